@@ -1,0 +1,114 @@
+"""Canonical shards: Parquet files of ShardRows beside a manifest that says what is whole.
+
+Layout of a shard folder: `manifest.json`, `shard-00000.parquet` …, `quarantine/*.parquet`, `index-<fingerprint>.parquet`.
+Only files named in the manifest count; it is written last.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smolray import storage
+from smolray.data.sample import Conversation, ShardRow
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("images", pa.list_(pa.binary())),
+        pa.field("conversations", pa.list_(pa.string())),  # Conversation.to_json
+    ]
+)
+# Rows of a group are read together, so a group holds one large row or up to eight small ones.
+ROW_GROUP_BYTES = 32 * 1024
+ROW_GROUP_ROWS = 8
+
+
+class ShardError(ValueError):
+    """A shard folder is absent, torn or of another version; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    name: str
+    rows: int
+    conversations: int
+    bytes: int
+    blake2b: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    schema_version: int
+    source_fingerprint: str
+    rows: int
+    conversations: int
+    images: int
+    quarantined: dict[str, int]  # reason -> rows
+    files: tuple[ShardFile, ...]
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the data: what an index, a plan or a checkpoint was made for."""
+        return hashlib.blake2b("".join(f.blake2b for f in self.files).encode(), digest_size=8).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of a shard folder. Raises ShardError where there is none or it is of another version."""
+    uri = storage.join(folder, MANIFEST)
+    try:
+        record = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError as error:
+        raise ShardError(f"{folder} holds no {MANIFEST}: no finished shards there; run `smolray prepare` first") from error
+    except json.JSONDecodeError as error:
+        raise ShardError(f"{uri} is not JSON ({error}); run `smolray prepare` again") from error
+    if record.get("schema_version") != SCHEMA_VERSION:
+        found = record.get("schema_version")
+        raise ShardError(f"{uri} has schema version {found}, expected {SCHEMA_VERSION}; run `smolray prepare` again")
+    return Manifest(**{**record, "files": tuple(ShardFile(**f) for f in record["files"])})
+
+
+def encode_shard(rows: Iterable[ShardRow]) -> bytes:
+    """The rows as one Parquet file in memory, in small row groups (<= 8 rows, closed once they hold 32 KiB)."""
+    sink = pa.BufferOutputStream()
+    # The images are compressed already; statistics would hold their bytes a second time.
+    options = {"compression": {"conversations": "zstd", "key": "none", "images": "none"}, "write_statistics": False, "use_dictionary": False}
+    with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
+        group: list[ShardRow] = []
+        size = 0
+        for row in rows:
+            group.append(row)
+            size += sum(map(len, row.images)) + 256 * len(row.conversations)
+            if len(group) == ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+                writer.write_batch(_to_batch(group))
+                group, size = [], 0
+        if group:
+            writer.write_batch(_to_batch(group))
+    return sink.getvalue().to_pybytes()
+
+
+def decode_rows(table: pa.Table) -> list[ShardRow]:
+    return [
+        ShardRow(key, tuple(images), tuple(Conversation.from_json(c) for c in conversations))
+        for key, images, conversations in zip(
+            table["key"].to_pylist(), table["images"].to_pylist(), table["conversations"].to_pylist(), strict=True
+        )
+    ]
+
+
+def _to_batch(rows: list[ShardRow]) -> pa.RecordBatch:
+    columns = [
+        pa.array([r.key for r in rows], pa.string()),
+        pa.array([list(r.images) for r in rows], pa.list_(pa.binary())),
+        pa.array([[c.to_json() for c in r.conversations] for r in rows], pa.list_(pa.string())),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

@@ -1,0 +1,114 @@
+"""One way to reach files: local paths, s3://, gs:// and hf:// through pyarrow and fsspec.
+
+In: a URI. Out: a `pyarrow.fs.FileSystem` with the path inside it, or whole small files. A write is seen whole or not at all.
+"""
+
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+
+class StorageError(OSError):
+    """A storage location cannot be read or written; the message names it."""
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
+
+
+def absolute(uri: str) -> str:
+    """`uri` as every worker of a cluster should see it: local paths made absolute, others as they are."""
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute()) if is_local(uri) else uri
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system that holds `uri` and the path inside it.
+
+    s3:// takes credentials and `AWS_ENDPOINT_URL` from the standard AWS environment; a URI that carries credentials is refused.
+    Raises StorageError where the scheme is unknown or the URI is malformed.
+    """
+    if is_local(uri):
+        return pafs.LocalFileSystem(), absolute(uri)
+    scheme, rest = uri.split("://", 1)
+    if "@" in rest.split("/", 1)[0]:
+        raise StorageError(f"credentials inside a storage URI ({scheme}://…@…) are refused: use the AWS environment or files of the node")
+    if scheme == "s3":
+        return _s3(), rest
+    if scheme == "hf":
+        from huggingface_hub import HfFileSystem
+
+        return pafs.PyFileSystem(pafs.FSSpecHandler(HfFileSystem())), rest
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (ValueError, OSError) as error:
+        raise StorageError(f"cannot open {uri}: {error}; expected a local path, s3://, gs:// or hf://") from error
+
+
+def _s3() -> pafs.FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint:
+        return pafs.S3FileSystem()
+    scheme, _, host = endpoint.rpartition("://")
+    return pafs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=os.environ.get("AWS_REGION", "us-east-1"))
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def list_files(uri: str, recursive: bool = False) -> list[pafs.FileInfo]:
+    """Files under the folder `uri`, sorted by path; an absent folder has none."""
+    fs, path = filesystem(uri)
+    found = fs.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    return sorted((f for f in found if f.type == pafs.FileType.File), key=lambda f: f.path)
+
+
+def list_dirs(uri: str) -> list[str]:
+    """Names of the folders directly under `uri`, sorted; an absent folder has none."""
+    fs, path = filesystem(uri)
+    found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises FileNotFoundError where there is none."""
+    fs, path = filesystem(uri)
+    with fs.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write the whole file so that a reader sees the old one, the new one, or none: never a part."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    with fs.open_output_stream(path) as stream:
+        stream.write(data)
+
+
+def delete(uri: str) -> None:
+    """Delete a file or a folder with all it holds; absent is fine."""
+    fs, path = filesystem(uri)
+    kind = fs.get_file_info(path).type
+    if kind == pafs.FileType.Directory:
+        fs.delete_dir(path)
+    elif kind == pafs.FileType.File:
+        fs.delete_file(path)
