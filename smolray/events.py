@@ -1,0 +1,73 @@
+"""The run's log: one JSON object a line in `<run>/events.jsonl`, the truth that status, TensorBoard and the report read.
+
+In: events of rank 0. Out: the surviving history, in which a resume takes back the steps after its checkpoint.
+
+Kinds: start (config, versions, workers, total_steps), resume (step), step (step, epoch, loss, grad_norm, learning_rate, samples, tokens,
+label_tokens, seconds, data_wait_seconds, memory_bytes, eta_seconds), evaluate (step, accuracy, samples), checkpoint (step, path), skipped
+(what, why), end (status: finished | stopped | failed, step, seconds). Every event has `time` (s since 1970) and `attempt` (1, 2, …).
+"""
+
+import json
+import time
+from typing import Any
+
+from smolray import storage
+
+FILE = "events.jsonl"
+Event = dict[str, Any]
+
+
+class EventLog:
+    """Appends events of one attempt. Remote storage has no append: the file is written anew, at most every `flush_seconds`."""
+
+    def __init__(self, run_dir: str, flush_seconds: float = 5.0):
+        self.uri = storage.join(run_dir, FILE)
+        self.flush_seconds = flush_seconds if not storage.is_local(run_dir) else 0.0
+        self._lines = [json.dumps(e) for e in read_events(run_dir)]
+        self.attempt = 1 + sum('"event": "start"' in line for line in self._lines)
+        self._flushed = 0.0
+        self._written = len(self._lines)
+
+    def write(self, event: str, **fields: Any) -> None:
+        self._lines.append(json.dumps({"event": event, "time": round(time.time(), 3), "attempt": self.attempt, **fields}))
+        if time.monotonic() - self._flushed >= self.flush_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._written == len(self._lines):
+            return
+        if storage.is_local(self.uri):
+            from pathlib import Path
+
+            path = Path(storage.absolute(self.uri))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in self._lines[self._written :])
+        else:
+            storage.write_bytes(self.uri, ("\n".join(self._lines) + "\n").encode())
+        self._written, self._flushed = len(self._lines), time.monotonic()
+
+
+def read_events(run_dir: str) -> list[Event]:
+    """All events as written, those that a later resume took back included; a torn last line is left out."""
+    try:
+        text = storage.read_bytes(storage.join(run_dir, FILE)).decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in text.splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the process died in the middle of this line
+    return events
+
+
+def surviving(events: list[Event]) -> list[Event]:
+    """The history that the newest weights have lived: a resume at step s takes back what came after s."""
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "resume":
+            kept = [e for e in kept if e.get("step", 0) <= event["step"] or e["event"] == "start"]
+        kept.append(event)
+    return kept
