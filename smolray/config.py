@@ -3,16 +3,17 @@
 Every wrong key, value or combination is named in a single ConfigError. Settings carry the names of TRL / transformers where they have one.
 """
 
-import difflib
 import hashlib
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from smolray import storage
+from smolray.config_errors import explain
 
 Group = Literal["vision", "connector", "text"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -23,28 +24,55 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes true for 1, YAML takes yes for true: neither is what was meant."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if not isinstance(value, bool) or annotation is bool:
+            return value
+        if {"yes", "no"} <= set(getattr(annotation, "__args__", ())):
+            return "yes" if value else "no"
+        raise ValueError("true and false are not allowed here")
 
 
 class ModelConfig(Section):
-    path: str = Field("HuggingFaceTB/SmolVLM-256M-Instruct", description="hub id, folder, or tiny | random-256m | random-500m | random-2.2b")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: DType = Field("bfloat16", description="compute type; optimizer states and master weights stay fp32")
+    path: str = Field(
+        default="HuggingFaceTB/SmolVLM-256M-Instruct", description="hub id, folder, or tiny | random-256m | random-500m | random-2.2b"
+    )
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    dtype: DType = Field(default="bfloat16", description="compute type; optimizer states and master weights stay fp32")
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     gradient_checkpointing: bool = False
-    load_in_4bit: bool = Field(False, description="nf4 with double quantisation (bitsandbytes)")
-    load_in_8bit: bool = Field(False, description="int8 (bitsandbytes)")
-    train: tuple[Group, ...] = Field(("vision", "connector", "text"), description="groups trained in full; with lora: in addition to it")
+    load_in_4bit: bool = Field(default=False, description="nf4 with double quantisation (bitsandbytes)")
+    load_in_8bit: bool = Field(default=False, description="int8 (bitsandbytes)")
+    train: tuple[Group, ...] = Field(
+        default=("vision", "connector", "text"), description="groups trained in full; with lora: in addition to it"
+    )
 
 
 class LoraConfig(Section):
     """Names as in peft.LoraConfig; `groups` limits `target_modules` to the part of the model that is meant."""
 
-    r: int = Field(8, ge=1)
-    lora_alpha: float = Field(8, gt=0)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    groups: tuple[Group, ...] = Field(("text",), min_length=1)
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2", "proj")
+    r: int = Field(default=8, ge=1)
+    lora_alpha: float = Field(default=8, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    groups: tuple[Group, ...] = Field(default=("text",), min_length=1)
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "out_proj",
+        "fc1",
+        "fc2",
+        "proj",
+    )
     init_lora_weights: Literal["default", "gaussian"] = "default"
 
 
@@ -54,58 +82,60 @@ class ColumnsConfig(Section):
     image: str = ""
     question: str = ""
     answer: str = ""
-    type: str = Field("", description="column with the question type, for tables by type")
+    type: str = Field(default="", description="column with the question type, for tables by type")
     id: str = ""
 
 
 class DataConfig(Section):
-    train: str = Field("", description="raw data or prepared shards: a path, URI or hub data set id")
+    train: str = Field(default="", description="raw data or prepared shards: a path, URI or hub data set id")
     validation: str = ""
-    shards: str = Field("", description="where prepared shards are kept; default: <storage>/shards")
+    shards: str = Field(default="", description="where prepared shards are kept; default: <storage>/shards")
     format: Literal["auto", "parquet", "webdataset", "jsonl", "hub"] = "auto"
     columns: ColumnsConfig = ColumnsConfig()
-    prompt: str = Field("", description="instruction put before a question, or the whole question for caption data")
-    split: str = Field("", description="split of a hub data set")
+    prompt: str = Field(default="", description="instruction put before a question, or the whole question for caption data")
+    split: str = Field(default="", description="split of a hub data set")
     revision: str | None = None
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of quarantined rows above which prepare stops")
-    max_image_pixels: int = Field(50_000_000, ge=1, description="larger images are refused as decompression bombs")
-    shard_bytes: int = Field(64 * 2**20, ge=2**16)
-    max_length: int = Field(2048, ge=8, description="longest packed sequence in tokens")
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1, description="share of quarantined rows above which prepare stops")
+    max_image_pixels: int = Field(default=50_000_000, ge=1, description="larger images are refused as decompression bombs")
+    shard_bytes: int = Field(default=64 * 2**20, ge=2**16)
+    max_length: int = Field(default=2048, ge=8, description="longest packed sequence in tokens")
     overlong: Literal["drop", "truncate_text", "error"] = "drop"
-    packing: Literal["none", "image"] = Field("image", description="image: all questions about one image share its tokens, exactly")
-    max_questions_per_image: int = Field(16, ge=1)
-    num_cpus_per_task: float = Field(0.25, gt=0)
-    prefetch_batches: int = Field(4, ge=0)
+    packing: Literal["none", "image"] = Field(default="image", description="image: all questions about one image share its tokens, exactly")
+    max_questions_per_image: int = Field(default=16, ge=1)
+    num_cpus_per_task: float = Field(default=0.25, gt=0)
+    prefetch_batches: int = Field(default=4, ge=0)
 
 
 class ImageConfig(Section):
-    longest_edge: int | None = Field(None, ge=1, description="default: the processor's")
-    max_tiles: int | None = Field(None, ge=1, description="upper limit of tiles an image, the global one included")
-    upscale: bool = Field(False, description="true: enlarge small images to longest_edge first, as the stock processor does")
+    longest_edge: int | None = Field(default=None, ge=1, description="default: the processor's")
+    max_tiles: int | None = Field(default=None, ge=1, description="upper limit of tiles an image, the global one included")
+    upscale: bool = Field(default=False, description="true: enlarge small images to longest_edge first, as the stock processor does")
 
 
 class OptimizerConfig(Section):
     name: Literal["adamw"] = "adamw"
-    learning_rate: float = Field(1e-4, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    learning_rate: float = Field(default=1e-4, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    warmup_ratio: float = Field(0.03, ge=0, le=1)
-    warmup_steps: int = Field(0, ge=0, description="above 0: takes the place of warmup_ratio")
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0, description="above 0: takes the place of warmup_ratio")
 
 
 class TrainConfig(Section):
-    num_train_epochs: int = Field(1, ge=1)
-    max_steps: int = Field(-1, ge=-1, description="-1: as many as the epochs have")
-    per_device_train_batch_size: int = Field(8, ge=1, description="conversations in a micro-batch, at most")
-    micro_batch_tokens: int | None = Field(None, ge=8, description="padded tokens in a micro-batch, at most; default: no limit but the count")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="with a fixed number of workers: global_batch / workers")
-    global_batch: int | None = Field(None, ge=1, description="micro-batches in an optimizer step, over all workers")
-    logging_steps: int = Field(10, ge=1)
-    audit: bool = Field(False, description="write the ids of the consumed samples per step")
+    num_train_epochs: int = Field(default=1, ge=1)
+    max_steps: int = Field(default=-1, ge=-1, description="-1: as many as the epochs have")
+    per_device_train_batch_size: int = Field(default=8, ge=1, description="conversations in a micro-batch, at most")
+    micro_batch_tokens: int | None = Field(
+        default=None, ge=8, description="padded tokens in a micro-batch, at most; default: no limit but the count"
+    )
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="with a fixed number of workers: global_batch / workers")
+    global_batch: int | None = Field(default=None, ge=1, description="micro-batches in an optimizer step, over all workers")
+    logging_steps: int = Field(default=10, ge=1)
+    audit: bool = Field(default=False, description="write the ids of the consumed samples per step")
 
 
 class EngineConfig(Section):
@@ -116,43 +146,49 @@ class EngineConfig(Section):
 
 
 class CheckpointConfig(Section):
-    save_steps: int = Field(500, ge=0, description="0: only at the end and on stop")
-    save_total_limit: int = Field(2, ge=1, description="newest checkpoints kept")
-    keep_best: bool = Field(True, description="keep the checkpoint of the best evaluation as well")
+    save_steps: int = Field(default=500, ge=0, description="0: only at the end and on stop")
+    save_total_limit: int = Field(default=2, ge=1, description="newest checkpoints kept")
+    keep_best: bool = Field(default=True, description="keep the checkpoint of the best evaluation as well")
 
 
 class EvalConfig(Section):
-    eval_epochs: int = Field(1, ge=0, description="evaluate after every so many epochs; 0: at the end only")
-    max_samples: int | None = Field(None, ge=1)
-    max_new_tokens: int = Field(16, ge=1)
-    batch_size: int = Field(64, ge=1, description="questions decoded together")
-    samples_in_report: int = Field(24, ge=0)
+    eval_epochs: int = Field(default=1, ge=0, description="evaluate after every so many epochs; 0: at the end only")
+    max_samples: int | None = Field(default=None, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=64, ge=1, description="questions decoded together")
+    samples_in_report: int = Field(default=24, ge=0)
 
 
 class ResourcesConfig(Section):
-    num_workers: int | Annotated[tuple[int, int], Field(min_length=2, max_length=2)] = Field(1, description="a number, or [min, max] for elastic")
+    num_workers: int | Annotated[tuple[int, int], Field(min_length=2, max_length=2)] = Field(
+        default=1, description="a number, or [min, max] for elastic"
+    )
     use_gpu: Literal["auto", "yes", "no"] = "auto"
-    cpus_per_worker: float = Field(1.0, ge=0)
-    gpus_per_worker: float = Field(1.0, gt=0)
-    max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: no limit")
+    cpus_per_worker: float = Field(default=1.0, ge=0)
+    gpus_per_worker: float = Field(default=1.0, gt=0)
+    max_failures: int = Field(default=3, ge=-1, description="restarts after a lost worker; -1: no limit")
     label_selector: dict[str, str] = Field(default_factory=dict)
-    omp_num_threads: int = Field(1, ge=1)
+    omp_num_threads: int = Field(default=1, ge=1)
 
     @property
     def workers(self) -> tuple[int, int]:
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
 
+# Sections that may be written as one word, and the key that the word stands for: `engine: zero` is `engine: {name: zero}`.
+SHORTHANDS = {"engine": "name"}
+
+
 def _engine_shorthand(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    return {SHORTHANDS["engine"]: value} if isinstance(value, str) else value
 
 
 class RunConfig(Section):
     """A whole run. `name` identifies it: submitting the same name again resumes it."""
 
-    name: str = Field("run", pattern=r"^[a-z0-9]([a-z0-9._-]{0,60}[a-z0-9])?$")
-    storage: str = Field("runs", description="folder or URI under which runs live")
-    seed: int = Field(0, ge=0)
+    name: str = Field(default="run", pattern=r"^[a-z0-9]([a-z0-9._-]{0,60}[a-z0-9])?$")
+    storage: str = Field(default="runs", description="folder or URI under which runs live")
+    seed: int = Field(default=0, ge=0)
     method: Literal["sft"] = "sft"
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
@@ -185,29 +221,26 @@ class RunConfig(Section):
 
 
 def load_config(path: str | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> RunConfig:
-    """Read a YAML file, lay dotted `key=value` overrides over it, and validate the whole.
+    """Lay a YAML file (path or URI) over `base`, dotted `key=value` overrides over both, and validate the whole.
 
     Raises ConfigError with one line per fault. Combinations are checked by `check_run`, which is called here.
     """
-    record = dict(base or {})
+    record = _merge({}, base or {})
     if path is not None:
-        try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except FileNotFoundError as error:
-            raise ConfigError(f"config file {path} does not exist") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
-        if not isinstance(loaded, dict):
-            raise ConfigError(f"config file {path} holds a {type(loaded).__name__}, expected keys and values")
-        record |= loaded
+        record = _merge(record, _read_yaml(path))
     for override in overrides:
         _apply_override(record, override)
     try:
         config = RunConfig.model_validate(record)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(fault) for fault in error.errors())) from None
+        raise ConfigError(explain(RunConfig, error)) from None
     check_run(config)
     return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved run as YAML that `load_config` reads back to an equal RunConfig."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def check_run(config: RunConfig) -> None:
@@ -229,7 +262,8 @@ def check_run(config: RunConfig) -> None:
     if engine.stage < 3 and engine.offload_param == "cpu":
         faults.append(f"engine.offload_param = cpu needs engine.stage = 3, found {engine.stage}")
     if model.dtype == "float16" and resources.use_gpu == "no":
-        faults.append("model.dtype = float16 with resources.use_gpu = no: there is no fp16 training on CPU; allowed: float32, bfloat16; nearest: bfloat16")
+        faults.append("model.dtype = float16 with resources.use_gpu = no: there is no fp16 training on CPU; "
+                      "allowed: float32, bfloat16; nearest: bfloat16")  # fmt: skip
     if not model.train and config.lora is None:
         faults.append("model.train = [] with lora = null: nothing would be trained; name a group of vision, connector, text, or set lora")
     low, high = resources.workers
@@ -240,12 +274,38 @@ def check_run(config: RunConfig) -> None:
                       f"(nearest: train.global_batch={high * config.train.gradient_accumulation_steps})")  # fmt: skip
     fixed = high * config.train.gradient_accumulation_steps
     if config.train.global_batch is not None and config.train.gradient_accumulation_steps > 1 and config.train.global_batch != fixed:
-        faults.append(f"train.global_batch = {config.train.global_batch} is not workers x gradient_accumulation_steps = {fixed}: set only one of the two")
+        faults.append(f"train.global_batch = {config.train.global_batch} is not workers x gradient_accumulation_steps = {fixed}: "
+                      "set only one of the two")  # fmt: skip
     if config.train.micro_batch_tokens is not None and config.train.micro_batch_tokens < config.data.max_length:
         faults.append(f"train.micro_batch_tokens = {config.train.micro_batch_tokens} is below data.max_length = {config.data.max_length}: "
                       "one sequence must fit; nearest: equal")  # fmt: skip
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(storage.read_bytes(path).decode("utf-8")) or {}
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"config file {path} does not exist or is a folder") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"config file {path} holds a {type(loaded).__name__}, expected keys and values")
+    return loaded
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both, section by section; `above` wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, dict):
+            old = {SHORTHANDS[key]: old} if key in SHORTHANDS and isinstance(old, str) else old
+            merged[key] = _merge(old if isinstance(old, dict) else {}, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _apply_override(record: dict[str, Any], override: str) -> None:
@@ -259,45 +319,8 @@ def _apply_override(record: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         child = record.get(parent)
+        if isinstance(child, str) and parent in SHORTHANDS:
+            child = {SHORTHANDS[parent]: child}
         record[parent] = child = dict(child) if isinstance(child, dict) else {}
         record = child
     record[last] = value
-
-
-def _explain(fault: Any) -> str:
-    """One line for a pydantic error: key, value, what is allowed, nearest valid choice."""
-    location = [str(part) for part in fault["loc"] if not str(part).startswith(("tuple[", "int", "constrained"))] or ["config"]
-    key = ".".join(location)
-    if fault["type"] == "extra_forbidden":
-        allowed = _fields_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5) or _elsewhere(location[-1])
-        hint = f"; did you mean {'.'.join([*location[:-1], near[0]]) if near[0] in allowed else near[0]}?" if near else ""
-        return f"{key} is not a setting; allowed here: {', '.join(sorted(allowed))}{hint}"
-    value, message = fault.get("input"), fault["msg"]
-    context = fault.get("ctx") or {}
-    hint = ""
-    if fault["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", context.get("expected", "")) or re.split(r", | or ", context.get("expected", ""))
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.3)
-        hint = f"; nearest: {near[0]}" if near else ""
-    for bound in ("ge", "le", "gt", "lt"):
-        if bound in context:
-            hint = f"; nearest: {context[bound]}" if bound in ("ge", "le") else f"; must be {'above' if bound == 'gt' else 'below'} {context[bound]}"
-    return f"{key} = {value!r}: {message[0].lower()}{message[1:]}{hint}"
-
-
-def _fields_at(location: Sequence[str]) -> list[str]:
-    section: type[BaseModel] = RunConfig
-    for part in location:
-        annotation = section.model_fields[part].annotation
-        options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not options:
-            return []
-        section = options[0]
-    return list(section.model_fields)
-
-
-def _elsewhere(name: str) -> list[str]:
-    """Where the setting `name` (or one spelt nearly so) stands, if another section holds it."""
-    places = {field: f"{section}.{field}" for section in RunConfig.model_fields for field in _fields_at([section])}
-    return [places[n] for n in difflib.get_close_matches(name, places, n=1, cutoff=0.7)]

@@ -1,0 +1,94 @@
+"""What pydantic says about a wrong setting, as one line for a person: key, value, what is allowed, the nearest valid choice.
+
+In: the root model and its ValidationError. Out: text.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+Model = type[BaseModel]
+
+
+def explain(root: Model, error: ValidationError) -> str:
+    """One line for each key at fault, however many faults pydantic finds in it."""
+    faults: dict[str, list[Any]] = {}
+    for fault in error.errors():
+        faults.setdefault(_key_of(root, fault), []).append(fault)
+    return "\n".join(_explain(root, key, of_key) for key, of_key in faults.items())
+
+
+def _key_of(root: Model, fault: Any) -> str:
+    """The dotted key at fault; pydantic adds the branch of a union (`int`, `tuple[…]`) to the place, which is no part of it."""
+    parts: list[str] = []
+    for part in fault["loc"]:
+        if (part == "int" or str(part).startswith("tuple[")) and _section_at(root, parts) is None:
+            break
+        parts.append(str(part))
+    return ".".join(parts) or "config"
+
+
+def _explain(root: Model, key: str, faults: list[Any]) -> str:
+    """One line for all that pydantic says about one key: value, what is allowed, nearest valid choice."""
+    fault, location = faults[0], key.split(".")
+    value, message, context = fault.get("input"), fault["msg"].removeprefix("Value error, "), fault.get("ctx") or {}
+    if fault["type"] == "extra_forbidden":
+        allowed = _fields_at(root, location[:-1])
+        near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.6) or _elsewhere(root, location[-1])
+        hint = f"; did you mean {'.'.join([*location[:-1], near[0]]) if near[0] in allowed else near[0]}?" if near else ""
+        return f"{key} = {value!r}: not a setting; allowed here: {', '.join(sorted(allowed))}{hint}"
+    if len(faults) > 1:  # every branch of a union refused it: the description of the setting says what is meant
+        return f"{key} = {value!r}: expected {_describe(root, location)}"
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{key} = {value!r}: expected a section with the keys {', '.join(_fields_at(root, location)) or 'of your choice'}"
+    return f"{key} = {value!r}: {message[0].lower()}{message[1:]}{_nearest(fault['type'], value, context)}"
+
+
+def _nearest(kind: str, value: Any, context: dict[str, Any]) -> str:
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"]) or re.split(r", | or ", context["expected"])
+        if isinstance(value, int | float) and all(c.isdigit() for c in choices):
+            return f"; nearest: {min(choices, key=lambda c: abs(int(c) - value))}"
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.3)
+        return f"; nearest: {near[0]}" if near else ""
+    if kind == "string_pattern_mismatch":
+        return f"; nearest: {re.sub(r'[^a-z0-9._-]+', '-', str(value).lower()).strip('-._')[:62] or 'run'}"
+    if kind == "tuple_type":
+        return f"; nearest: [{value}]"
+    if kind == "string_type" and isinstance(value, int | float):
+        return f'; nearest: "{value}", in quotes'
+    for bound, nearest in (("ge", "{}"), ("le", "{}"), ("gt", "just above {}"), ("lt", "just below {}")):
+        if bound in context:
+            return f"; nearest: {nearest.format(context[bound])}"
+    return ""
+
+
+def _section_at(root: Model, location: Sequence[str]) -> Model | None:
+    section: Model = root
+    for part in location:
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not options:
+            return None
+        section = options[0]
+    return section
+
+
+def _fields_at(root: Model, location: Sequence[str]) -> list[str]:
+    section = _section_at(root, location)
+    return list(section.model_fields) if section else []
+
+
+def _describe(root: Model, location: Sequence[str]) -> str:
+    section = _section_at(root, location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    return field.description if field and field.description else "another type"
+
+
+def _elsewhere(root: Model, name: str) -> list[str]:
+    """Where the setting `name` (or one spelt nearly so) stands, if another section holds it."""
+    places = {field: f"{section}.{field}" for section in root.model_fields for field in _fields_at(root, [section])}
+    return [places[n] for n in difflib.get_close_matches(name, places, n=1, cutoff=0.7)]
