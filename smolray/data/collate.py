@@ -1,0 +1,137 @@
+"""Packed sequences and tiles -> Batch, one micro-batch of tensors; and its bytes, in which a Ray Data task hands it over."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from smolray.data.encode import Encoded, Encoder
+from smolray.data.tiles import image_size
+from smolray.data.pack import pack
+from smolray.data.sample import Conversation, ShardRow
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. B sequences of length L, T tiles, N trained tokens, C conversations."""
+
+    input_ids: torch.Tensor  # (B, L) int64
+    position_ids: torch.Tensor  # (B, L) int64
+    branch: torch.Tensor  # (B, L) int64: 0 prefix or plain sequence, 1.. branches, -1 padding
+    pixel_values: torch.Tensor  # (T, 3, side, side) uint8: each distinct image once
+    tile_order: torch.Tensor  # (tiles placed,) int64: which tile fills the next image tokens
+    target_positions: torch.Tensor  # (N,) int64 into the B x L positions laid flat
+    target_ids: torch.Tensor  # (N,) int64
+    ends: torch.Tensor  # (C,) int64 into the flat positions: the last token of each conversation
+    meta: dict[str, Any] = field(default_factory=dict)  # ids and, for evaluation, questions and answers
+
+    @property
+    def label_tokens(self) -> int:
+        return len(self.target_ids)
+
+    @property
+    def samples(self) -> int:
+        return len(self.ends)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "meta"}
+        return replace(self, **moved)
+
+    def to_bytes(self) -> bytes:
+        arrays = {f.name: getattr(self, f.name).numpy() for f in fields(self) if f.name != "meta"}
+        arrays["meta"] = np.frombuffer(json.dumps(self.meta).encode(), np.uint8)
+        return safetensors.numpy.save(arrays)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Batch":
+        arrays = safetensors.numpy.load(data)
+        meta = json.loads(arrays.pop("meta").tobytes())
+        return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()}, meta=meta)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one sequence is made of: some conversations of one shard row."""
+
+    row: ShardRow
+    conversations: tuple[int, ...]
+
+    @property
+    def chosen(self) -> list[Conversation]:
+        return [self.row.conversations[i] for i in self.conversations]
+
+
+def collate_training(groups: Sequence[Group], encoder: Encoder) -> Batch:
+    """The micro-batch of `groups`, with the ids of its conversations in `meta`."""
+    encoded = []
+    for group in groups:
+        grids = [encoder.tiler.grid(*image_size(image)) for image in group.row.images]
+        encoded.append([e for c in group.chosen if (e := encoder.encode(c, grids)) is not None])
+    return _collate(groups, encoded, encoder, {"ids": [c.id for group in groups for c in group.chosen]})
+
+
+def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
+    """The prompts of `groups` for decoding, with id, key, type, question and reference answers of each conversation in `meta`."""
+    encoded, records = [], []
+    for group in groups:
+        grids = [encoder.tiler.grid(*image_size(image)) for image in group.row.images]
+        rows = []
+        for conversation in group.chosen:
+            ids = encoder.prompt(conversation, grids)
+            rows.append(Encoded(ids, np.zeros(len(ids), bool)))
+            records.append(_question(conversation) | {"key": group.row.key})
+        encoded.append(rows)
+    return _collate(groups, encoded, encoder, {"records": records})
+
+
+def _question(conversation: Conversation) -> dict[str, Any]:
+    turns = [m for m in conversation.messages if m.role != "assistant"]
+    answer = next((m.text for m in reversed(conversation.messages) if m.role == "assistant"), "").strip()
+    answers = list(conversation.answers) or [answer]
+    return {"id": conversation.id, "type": conversation.type, "question": turns[-1].text.strip() if turns else "", "answer": answer, "answers": answers}
+
+
+def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, meta: dict[str, Any]) -> Batch:
+    packed = [pack(rows) for rows in encoded]
+    length = max(len(p.input_ids) for p in packed)
+    input_ids = np.full((len(packed), length), encoder.pad_token_id, np.int64)
+    position_ids = np.zeros((len(packed), length), np.int64)
+    branch = np.full((len(packed), length), -1, np.int64)
+    tiles: list[np.ndarray] = []
+    ranges: dict[str, np.ndarray] = {}  # row key -> numbers of its tiles
+    order: list[np.ndarray] = []
+    count = 0
+    for i, (group, p) in enumerate(zip(groups, packed, strict=True)):
+        n = len(p.input_ids)
+        input_ids[i, :n], position_ids[i, :n], branch[i, :n] = p.input_ids, p.position_ids, p.branch
+        if not group.row.images:
+            continue
+        if group.row.key not in ranges:
+            tiles.append(np.concatenate([encoder.tiler.tiles(image) for image in group.row.images]))
+            ranges[group.row.key] = np.arange(count, count + len(tiles[-1]))
+            count += len(tiles[-1])
+        # A sequence without a common prefix holds the image tokens of each branch anew.
+        placed = int((p.input_ids == encoder.image_token_id).sum()) // encoder.processor.image_seq_len
+        order.append(np.tile(ranges[group.row.key], placed // len(ranges[group.row.key])))
+    side = encoder.tiler.side
+    offsets = np.arange(len(packed)) * length
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        branch=torch.from_numpy(branch),
+        pixel_values=torch.from_numpy(np.concatenate(tiles) if tiles else np.zeros((0, 3, side, side), np.uint8)),
+        tile_order=torch.from_numpy(np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)),
+        target_positions=_flat([p.target_positions for p in packed], offsets),
+        target_ids=torch.from_numpy(np.concatenate([p.target_ids for p in packed]).astype(np.int64)),
+        ends=_flat([p.ends for p in packed], offsets),
+        meta=meta,
+    )
+
+
+
+def _flat(positions: list[np.ndarray], offsets: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([p.astype(np.int64) + o for p, o in zip(positions, offsets, strict=True)]))

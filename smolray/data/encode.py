@@ -1,0 +1,212 @@
+"""Conversations -> token ids with a mark on the tokens that are trained. Pure text work: pixels are not touched.
+
+The processor's chat template is rendered once per structure of a conversation, with placeholders where a person's text goes, and cut at its
+special tokens. A person's text is then tokenised with special tokens switched off, so a literal "<image>" in it stays text.
+Trained are the assistant turns, from the end of the generation prompt to the end of the turn, as TRL's completion-only loss has it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from transformers import Idefics3Processor
+
+from smolray.config import DataConfig, ImageConfig, ModelConfig
+from smolray.data.tiles import Grid, Tiler
+from smolray.data.sample import Conversation, Message
+from smolray.model.load import load_processor
+
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a person's text
+_PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+
+class EncodeError(ValueError):
+    """A conversation cannot be turned into tokens; the message says why."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation: `input_ids` (length,) int32, `trained` (length,) bool, True where the token counts in the loss."""
+
+    input_ids: np.ndarray
+    trained: np.ndarray
+
+    @property
+    def label_tokens(self) -> int:
+        return int(self.trained[1:].sum())
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A piece of the template: a special token, the place of an image, or text made of literals and numbered texts of the person."""
+
+    special: int | None = None
+    image: bool = False
+    pieces: tuple[tuple[str, int, bool], ...] = ()  # (literal, number of the text or -1, trained)
+    trained: bool = False
+
+
+class Encoder:
+    """Encodes conversations with one processor and the settings that change token counts.
+
+    `max_length` and `overlong` decide what happens to a conversation that is too long.
+    """
+
+    def __init__(self, processor: Idefics3Processor, data: DataConfig, image: ImageConfig):
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.tiler = Tiler(processor.image_processor, image)
+        self.max_length = data.max_length
+        self.overlong = data.overlong
+        self.image_token_id = int(processor.image_token_id)
+        self.pad_token_id = int(self.tokenizer.pad_token_id)
+        self._special = {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items()}
+        self._cut = re.compile("|".join(re.escape(t) for t in sorted(self._special, key=len, reverse=True)))
+        self._templates: dict[tuple, tuple[_Span, ...]] = {}
+        self._text_ids: dict[str, np.ndarray] = {}
+        self._block = lru_cache(maxsize=256)(self._image_block)
+
+    def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Encoded | None:
+        """Tokens of an SFT conversation whose images have `grids`; None where it is too long and `overlong` is "drop".
+
+        Raises EncodeError where `overlong` is "error", and for preference data, which this method does not take.
+        """
+        if conversation.is_preference:
+            raise EncodeError(f"{conversation.id}: preference data (chosen / rejected) needs method: dpo, found method: sft")
+        ids, trained = self._tokens(conversation.messages, grids)
+        return self._fit(conversation.id, ids, trained)
+
+    def prompt(self, conversation: Conversation, grids: Sequence[Grid]) -> np.ndarray:
+        """Tokens up to the last assistant turn, generation prompt included: what decoding starts from. (length,) int32"""
+        messages = conversation.messages
+        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
+        return self._tokens(messages[:last], grids, generation_prompt=True)[0]
+
+    def _tokens(self, messages: Sequence[Message], grids: Sequence[Grid], generation_prompt: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        texts = [p.text for m in messages for p in m.content if p.type == "text"]
+        ids: list[np.ndarray] = []
+        trained: list[np.ndarray] = []
+        image = iter(grids)
+        for span in self._template(messages, generation_prompt):
+            if span.image:
+                new = self._block(next(image))
+                marks = np.zeros(len(new), bool)
+            elif span.special is not None:
+                new, marks = np.array([span.special], np.int32), np.array([span.trained])
+            else:
+                new, marks = self._span_tokens(span, texts)
+            ids.append(new)
+            trained.append(marks)
+        return np.concatenate(ids), np.concatenate(trained)
+
+    def _span_tokens(self, span: _Span, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        text, edges = "", []
+        for literal, number, trained in span.pieces:
+            text += literal if number < 0 else texts[number]
+            edges.append((len(text), trained))
+        if not text:
+            return np.zeros(0, np.int32), np.zeros(0, bool)
+        if len({trained for _, trained in edges}) == 1:
+            ids = self._text_ids.get(text)
+            if ids is None:
+                ids = np.array(self._tokenize(text)["input_ids"], np.int32)
+                if len(self._text_ids) < 20_000 and len(text) < 200:
+                    self._text_ids[text] = ids
+            return ids, np.full(len(ids), edges[0][1])
+        out = self._tokenize(text, offsets=True)
+        ends = np.array([end for end, _ in edges])
+        starts = np.array([start for start, _ in out["offset_mapping"]])
+        piece = np.searchsorted(ends, starts, side="right").clip(max=len(edges) - 1)
+        return np.array(out["input_ids"], np.int32), np.array([trained for _, trained in edges])[piece]
+
+    def _tokenize(self, text: str, offsets: bool = False):
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=offsets, return_attention_mask=False)
+
+    def _template(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[_Span, ...]:
+        structure = (*((m.role, tuple(p.type for p in m.content)) for m in messages), generation_prompt)
+        if structure not in self._templates:
+            self._templates[structure] = self._compile(messages, generation_prompt)
+        return self._templates[structure]
+
+    def _compile(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[_Span, ...]:
+        numbered, number = [], 0
+        for message in messages:
+            content = []
+            for part in message.content:
+                content.append({"type": "image"} if part.type == "image" else {"type": "text", "text": f"{_OPEN}{number}{_CLOSE}"})
+                number += part.type == "text"
+            numbered.append({"role": message.role, "content": content})
+        whole = self._render(numbered, generation_prompt)
+        if self._fill(whole, messages) != self._render([_plain(m) for m in messages], generation_prompt):
+            raise EncodeError("the chat template changes the text it is given (trim, replace …): it cannot be encoded exactly")
+        regions = []
+        for i, message in enumerate(numbered):
+            if message["role"] == "assistant":
+                start, end = self._render(numbered[:i], True), self._render(numbered[: i + 1], False)
+                if not whole.startswith(start) or not whole.startswith(end):
+                    raise EncodeError("the chat template is not prefix-preserving: where an assistant turn starts cannot be told")
+                regions.append((len(start), len(end)))
+        return tuple(self._spans(whole, regions))
+
+    def _spans(self, whole: str, regions: list[tuple[int, int]]):
+        position = 0
+        for match in self._cut.finditer(whole):
+            if match.start() > position:
+                yield _Span(pieces=tuple(_pieces(whole, position, match.start(), regions)))
+            token = self._special[match.group()]
+            yield _Span(image=True) if token == self.image_token_id else _Span(special=token, trained=_inside(match.start(), regions))
+            position = match.end()
+        if position < len(whole):
+            yield _Span(pieces=tuple(_pieces(whole, position, len(whole), regions)))
+
+    def _render(self, messages: list[dict], generation_prompt: bool) -> str:
+        if not messages:  # templates may look at messages[0]
+            return ""
+        return self.processor.apply_chat_template(messages, add_generation_prompt=generation_prompt, tokenize=False)
+
+    def _fill(self, whole: str, messages: Sequence[Message]) -> str:
+        texts = [p.text for m in messages for p in m.content if p.type == "text"]
+        return _PLACEHOLDER.sub(lambda match: texts[int(match.group(1))], whole)
+
+    def _image_block(self, grid: Grid) -> np.ndarray:
+        """Token ids that stand for one image (Idefics3Processor.replace_image_token)."""
+        text = self.processor.replace_image_token({"rows": [[grid.rows]], "cols": [[grid.columns]]}, 0)
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    def _fit(self, name: str, ids: np.ndarray, trained: np.ndarray) -> Encoded | None:
+        if len(ids) <= self.max_length:
+            return Encoded(ids, trained)
+        if self.overlong == "error":
+            raise EncodeError(f"{name}: {len(ids)} tokens, data.max_length = {self.max_length}; raise it, lower image.max_tiles, or set data.overlong")
+        last_image = int(np.flatnonzero(ids == self.image_token_id)[-1]) if (ids == self.image_token_id).any() else -1
+        kept = trained[: self.max_length]
+        if self.overlong == "truncate_text" and last_image < self.max_length - 1 and kept[1:].any():
+            return Encoded(ids[: self.max_length], kept)
+        return None
+
+
+@lru_cache(maxsize=2)
+def cached_encoder(model: ModelConfig, data: DataConfig, image: ImageConfig) -> Encoder:
+    """The encoder of a run, built once per process."""
+    return Encoder(load_processor(model), data, image)
+
+
+def _plain(message: Message) -> dict:
+    return {"role": message.role, "content": [{"type": p.type} | ({"text": p.text} if p.type == "text" else {}) for p in message.content]}
+
+
+def _inside(position: int, regions: list[tuple[int, int]]) -> bool:
+    return any(start <= position < end for start, end in regions)
+
+
+def _pieces(whole: str, start: int, end: int, regions: list[tuple[int, int]]):
+    """Cut whole[start:end] at placeholders and at the edges of trained regions."""
+    cuts = {start, end} | {e for region in regions for e in region if start < e < end}
+    for match in _PLACEHOLDER.finditer(whole, start, end):
+        cuts |= {match.start(), match.end()}
+    ordered = sorted(cuts)
+    for a, b in zip(ordered, ordered[1:], strict=False):
+        match = _PLACEHOLDER.fullmatch(whole, a, b)
+        yield ("", int(match.group(1)), _inside(a, regions)) if match else (whole[a:b], -1, _inside(a, regions))

@@ -1,0 +1,77 @@
+"""What a processor makes of the shards, counted once: tokens, trained tokens and tiles of every conversation.
+
+In: shards and an Encoder. Out: a table with one line per conversation, kept as `index-<fingerprint>.parquet` beside the shards; pixels are
+not decoded. The plan of an epoch is laid from this table alone.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smolray import storage
+from smolray.data.encode import Encoder
+from smolray.data.tiles import image_size
+from smolray.data.pack import common_prefix
+from smolray.data.shards import decode_rows
+
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("row_group", pa.int32()),
+        ("row", pa.int32()),  # inside the row group
+        ("conversation", pa.int32()),  # inside the row
+        ("tokens", pa.int32()),  # 0: left out, too long
+        ("prefix", pa.int32()),  # tokens that all conversations of the row share
+        ("label_tokens", pa.int32()),
+        ("tiles", pa.int32()),
+        ("row_bytes", pa.int64()),
+    ]
+)
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Identity of everything that token counts depend on."""
+    parts = [
+        encoder.tokenizer.backend_tokenizer.to_str(),
+        encoder.processor.chat_template,
+        json.dumps(encoder.processor.image_processor.to_dict(), sort_keys=True, default=str),
+        str(encoder.processor.image_seq_len),
+        encoder.tiler.config.model_dump_json(),
+        f"{encoder.max_length} {encoder.overlong}",
+    ]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+
+def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Table:
+    """The lines of one shard file (see SCHEMA)."""
+    fs, path = storage.filesystem(storage.join(folder, name))
+    columns: dict[str, list[int]] = {field.name: [] for field in SCHEMA}
+    with pq.ParquetFile(path, filesystem=fs) as file:
+        for group in range(file.num_row_groups):
+            for r, row in enumerate(decode_rows(file.read_row_group(group))):
+                grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
+                encoded = [encoder.encode(c, grids) for c in row.conversations]
+                prefix = common_prefix([e for e in encoded if e is not None])
+                size = sum(map(len, row.images)) + sum(len(c.to_json()) for c in row.conversations)
+                for c, e in enumerate(encoded):
+                    line = (number, group, r, c, len(e.input_ids) if e else 0, prefix, e.label_tokens if e else 0, sum(g.tiles for g in grids), size)
+                    for column, value in zip(columns.values(), line, strict=True):
+                        column.append(value)
+    return pa.table({name: np.array(values) for name, values in columns.items()}).cast(SCHEMA)
+
+
+def index_uri(folder: str, encoder: Encoder) -> str:
+    return storage.join(folder, f"index-{fingerprint(encoder)}.parquet")
+
+
+def write_index(uri: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def read_index(uri: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))

@@ -1,0 +1,78 @@
+"""Shared-image packing: all questions about one image in one sequence, exactly.
+
+In: the Encoded conversations of one row. Out: one Packed sequence: their common prefix (the same tokens and, being of one row, the same
+images) once, then each rest as a branch that sees the prefix and itself. Position ids of every branch go on from the prefix, so each
+token meets exactly the context it would meet alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from smolray.data.encode import Encoded
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One sequence. `branch`: 0 for the prefix, 1.. for the branches.
+
+    `targets` are (position whose hidden state predicts, token id) pairs: a position may predict several tokens (the last one of a
+    prefix predicts the first of each branch). `ends`: the last position of each conversation, from which decoding goes on.
+    """
+
+    input_ids: np.ndarray  # (length,) int32
+    position_ids: np.ndarray  # (length,) int32
+    branch: np.ndarray  # (length,) int32
+    target_positions: np.ndarray  # (targets,) int32
+    target_ids: np.ndarray  # (targets,) int32
+    ends: np.ndarray  # (conversations,) int32
+
+
+def common_prefix(encoded: Sequence[Encoded]) -> int:
+    """Tokens that all share and none trains: the length of the prefix. A single conversation has none to share."""
+    if len(encoded) < 2:
+        return 0
+    first = encoded[0]
+    shared = min(_first_trained(e) for e in encoded)
+    for other in encoded[1:]:
+        n = min(shared, len(other.input_ids), len(first.input_ids))
+        differs = np.flatnonzero(first.input_ids[:n] != other.input_ids[:n])
+        shared = int(differs[0]) if len(differs) else n
+    return shared
+
+
+def packed_length(lengths: Sequence[int], prefix: int) -> int:
+    """Tokens of the packed sequence of conversations of these lengths."""
+    return sum(lengths) - prefix * (len(lengths) - 1)
+
+
+def pack(encoded: Sequence[Encoded]) -> Packed:
+    """One sequence of the conversations of one row (at least one)."""
+    prefix = common_prefix(encoded)
+    ids, positions, branches, target_positions, target_ids, ends = [], [], [], [], [], []
+    if prefix:
+        ids.append(encoded[0].input_ids[:prefix])
+        positions.append(np.arange(prefix, dtype=np.int32))
+        branches.append(np.zeros(prefix, np.int32))
+    offset = prefix
+    for number, one in enumerate(encoded, start=1):
+        rest = len(one.input_ids) - prefix
+        ids.append(one.input_ids[prefix:])
+        positions.append(np.arange(prefix, prefix + rest, dtype=np.int32))
+        branches.append(np.full(rest, number if len(encoded) > 1 else 0, np.int32))
+        trained = np.flatnonzero(one.trained[1:]) + 1
+        before = trained - 1
+        target_positions.append(np.where(before < prefix, before, before - prefix + offset))
+        target_ids.append(one.input_ids[trained])
+        ends.append(offset + rest - 1 if rest else prefix - 1)
+        offset += rest
+    return Packed(
+        np.concatenate(ids), np.concatenate(positions), np.concatenate(branches),
+        np.concatenate(target_positions).astype(np.int32), np.concatenate(target_ids), np.array(ends, np.int32),
+    )  # fmt: skip
+
+
+def _first_trained(encoded: Encoded) -> int:
+    trained = np.flatnonzero(encoded.trained)
+    return int(trained[0]) if len(trained) else len(encoded.input_ids)

@@ -1,0 +1,149 @@
+"""The order of an epoch, laid before it starts and the same for any number of workers.
+
+In: the index, a seed and an epoch. Out: EpochPlan: micro-batches in one order, each a list of groups (conversations of one row that are
+packed together). An optimizer step takes `global_batch` of them; each worker a contiguous run of the step. A position in training is
+(epoch, micro-batches consumed), so nothing is lost or seen twice when the number of workers changes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from smolray.config import RunConfig
+from smolray.data.pack import packed_length
+
+
+class PlanError(ValueError):
+    """The data cannot be laid out as asked; the message says what is in the way."""
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """Conversations of one shard row, by where the row stands."""
+
+    shard: int
+    row_group: int
+    row: int
+    conversations: tuple[int, ...]
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class MicroBatchSpec:
+    number: int
+    groups: tuple[GroupSpec, ...]
+
+
+@dataclass(frozen=True)
+class PlanLimits:
+    """How micro-batches are filled."""
+
+    samples: int  # conversations in a micro-batch, at most
+    tokens: int | None  # padded tokens in a micro-batch, at most
+    group: int  # conversations packed into one sequence, at most
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "PlanLimits":
+        train, data = config.train, config.data
+        group = min(data.max_questions_per_image, train.per_device_train_batch_size) if data.packing == "image" else 1
+        return cls(train.per_device_train_batch_size, train.micro_batch_tokens, group)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Flat arrays: micro-batch m holds groups[batch_start[m]:batch_start[m+1]], group g lines[group_start[g]:group_start[g+1]] of the index."""
+
+    index: pa.Table
+    lines: np.ndarray
+    group_start: np.ndarray
+    batch_start: np.ndarray
+    label_tokens: np.ndarray  # per micro-batch
+    tokens: np.ndarray  # per micro-batch, padding included
+
+    def __len__(self) -> int:
+        return len(self.batch_start) - 1
+
+    @property
+    def samples(self) -> int:
+        return len(self.lines)
+
+    def steps(self, global_batch: int) -> int:
+        return -(-len(self) // global_batch)
+
+    def step(self, number: int, global_batch: int) -> range:
+        """Micro-batches of optimizer step `number` of the epoch; the last step may be short."""
+        return range(number * global_batch, min((number + 1) * global_batch, len(self)))
+
+    def micro_batch(self, number: int) -> MicroBatchSpec:
+        groups = []
+        for g in range(self.batch_start[number], self.batch_start[number + 1]):
+            lines = self.lines[self.group_start[g] : self.group_start[g + 1]]
+            groups.append(GroupSpec(*(int(self._column(c)[lines[0]]) for c in ("shard", "row_group", "row")),
+                                    conversations=tuple(int(c) for c in self._column("conversation")[lines]),
+                                    row_bytes=int(self._column("row_bytes")[lines[0]])))  # fmt: skip
+        return MicroBatchSpec(number, tuple(groups))
+
+    def _column(self, name: str) -> np.ndarray:
+        return self.index[name].chunk(0).to_numpy() if self.index[name].num_chunks == 1 else self.index[name].to_numpy()
+
+
+def share(micro_batches: range, rank: int, world_size: int) -> range:
+    """The contiguous run of a step that falls to `rank`; shares differ by at most one."""
+    n = len(micro_batches)
+    return micro_batches[n * rank // world_size : n * (rank + 1) // world_size]
+
+
+def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:
+    """Lay the micro-batches of one epoch.
+
+    Row groups are permuted (their rows were shuffled over the whole data set when the shards were made), rows inside a group and
+    conversations inside a row as well; micro-batches are filled from neighbours, so that each row group is read about once.
+    Raises PlanError where no conversation is left to train on.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    column = {name: index[name].to_numpy() for name in index.column_names}
+    kept = np.flatnonzero((column["tokens"] > 0) & (column["label_tokens"] > 0))
+    if not len(kept):
+        raise PlanError(f"none of {len(index)} conversations fits data.max_length; see `smolray preview`, raise data.max_length or lower image.max_tiles")
+    # One random number per row group, row and conversation orders the lines by all three at once.
+    group_id = _runs(column["shard"], column["row_group"])
+    row_id = _runs(column["shard"], column["row_group"], column["row"])
+    if shuffle:
+        keys = (rng.random(len(index)), rng.random(row_id[-1] + 1)[row_id], rng.random(group_id[-1] + 1)[group_id])
+        kept = kept[np.lexsort(tuple(key[kept] for key in keys))]
+    lines, rows = kept, row_id[kept]
+    tokens, labels, prefix = column["tokens"][kept], column["label_tokens"][kept], column["prefix"][kept]
+
+    group_start, batch_start, padded = [0], [0], []
+    longest = count = 0
+    position = 0
+    while position < len(lines):
+        end = position + 1
+        while end < len(lines) and end - position < limits.group and rows[end] == rows[position]:
+            end += 1
+        size = end - position
+        length = packed_length(tokens[position:end].tolist(), int(prefix[position]))
+        groups = len(group_start) - 1 - batch_start[-1]
+        too_many = count + size > limits.samples
+        too_long = limits.tokens is not None and max(longest, length) * (groups + 1) > limits.tokens
+        if groups and (too_many or too_long):
+            batch_start.append(len(group_start) - 1)
+            padded.append(longest * groups)
+            longest = count = 0
+        longest, count = max(longest, length), count + size
+        group_start.append(end)
+        position = end
+    padded.append(longest * (len(group_start) - 1 - batch_start[-1]))
+    batch_start.append(len(group_start) - 1)
+    starts = np.array(group_start)[np.array(batch_start)]
+    label_sums = np.add.reduceat(labels, starts[:-1])
+    return EpochPlan(index.combine_chunks(), lines, np.array(group_start), np.array(batch_start), label_sums, np.array(padded))
+
+
+def _runs(*columns: np.ndarray) -> np.ndarray:
+    """Number the runs of equal lines: (lines,) int64, starting at 0."""
+    changed = np.zeros(len(columns[0]), bool)
+    for column in columns:
+        changed[1:] |= column[1:] != column[:-1]
+    return np.cumsum(changed)

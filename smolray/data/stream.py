@@ -1,0 +1,82 @@
+"""One worker's micro-batches, in the order of the plan, through its own Ray Data pipeline: read -> decode -> collate, prefetched.
+
+In: a shard folder, the plan and the numbers of the worker's micro-batches. Out: Batches in that order, the time waited for them, and Ray
+Data's own statistics. Tasks run on the worker's node where they can, so decoded tiles stay there and only encoded bytes cross the network.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from smolray.config import RunConfig
+from smolray.data.collate import Batch, Group, collate_prompts, collate_training
+from smolray.data.encode import Encoder, cached_encoder
+from smolray.data.plan import EpochPlan
+from smolray.data.reader import ShardReader
+from smolray.data.shards import read_manifest
+from smolray.data.sidecar import quiet_context
+
+Collate = Callable[[Sequence[Group], Encoder], Batch]
+COLLATE: dict[str, Collate] = {"training": collate_training, "prompts": collate_prompts}
+BATCHES_PER_TASK = 4  # neighbours share row groups, and a task's own cost is spread
+
+
+class Stream:
+    """Iterates Batches. `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of the rows, so far."""
+
+    def __init__(self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str = "training"):
+        self.folder, self.plan, self.numbers, self.config, self.collate = folder, plan, list(numbers), config, collate
+        self.wait_seconds = 0.0
+        self.bytes_read = 0
+        self.bytes_needed = 0
+        self.statistics = ""
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not self.numbers:
+            return
+        dataset = self._dataset()
+        rows = iter(dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=self.config.data.prefetch_batches))
+        for expected in self.numbers:
+            start = time.perf_counter()
+            row = next(rows)
+            self.wait_seconds += time.perf_counter() - start
+            if (number := row["number"][0].as_py()) != expected:
+                raise RuntimeError(f"Ray Data delivered micro-batch {number}, expected {expected}: the pipeline did not preserve order")
+            self.bytes_read += row["bytes_read"][0].as_py()
+            self.bytes_needed += row["bytes_needed"][0].as_py()
+            yield Batch.from_bytes(row["batch"][0].as_buffer())
+        self.statistics = dataset.stats()
+
+    def _dataset(self) -> ray.data.Dataset:
+        context = quiet_context()
+        context.execution_options.preserve_order = True
+        config, collate = self.config, self.collate
+        settings = (config.model, config.data, config.image)
+        files = tuple(f.name for f in read_manifest(self.folder).files)
+        folder, plan = self.folder, ray.put(self.plan)
+
+        def run(batch: pa.Table) -> pa.Table:
+            encoder, reader = cached_encoder(*settings), _reader(folder, files)
+            read, needed = reader.bytes_read, reader.bytes_needed
+            specs = [ray.get(plan).micro_batch(n) for n in batch["item"].to_pylist()]
+            batches = [COLLATE[collate](groups, encoder).to_bytes() for groups in reader.groups(specs)]
+            share = [0] * (len(specs) - 1)
+            return pa.table({
+                "number": [s.number for s in specs], "batch": pa.array(batches, pa.large_binary()),
+                "bytes_read": [reader.bytes_read - read, *share], "bytes_needed": [reader.bytes_needed - needed, *share],
+            })  # fmt: skip
+
+        tasks = -(-len(self.numbers) // BATCHES_PER_TASK)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        return ray.data.from_items(self.numbers, override_num_blocks=tasks).map_batches(
+            run, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task, scheduling_strategy=here
+        )
+
+
+@lru_cache(maxsize=4)
+def _reader(folder: str, files: tuple[str, ...]) -> ShardReader:
+    return ShardReader(folder, files)

@@ -1,0 +1,93 @@
+"""Encoded images -> tiles, exactly as the Idefics3 image processor cuts them, left as bytes 0..255.
+
+The stock processor first enlarges every image to `longest_edge`; here small images keep their size unless `upscale` is set,
+and `max_tiles` bounds the tiles. Normalisation is left to the device (a quarter of the bytes on the way).
+"""
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+from smolray.config import ImageConfig
+
+MAX_IMAGE_SIZE = 4096  # the processor's own upper bound of an edge
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles of an image: `rows` x `columns` crops and the global view; 0 x 0 means the global view alone."""
+
+    rows: int
+    columns: int
+
+    @property
+    def tiles(self) -> int:
+        return self.rows * self.columns + 1
+
+
+class Tiler:
+    """Cuts images by the processor's settings and the run's ImageConfig."""
+
+    def __init__(self, processor: Idefics3ImageProcessorPil, config: ImageConfig):
+        self.processor = processor
+        self.config = config
+        self.side = int(processor.max_image_size["longest_edge"])
+        size = processor.size
+        self.longest_edge = config.longest_edge or int(size["longest_edge"] if isinstance(size, dict) else size.longest_edge)
+        self.splits = bool(processor.do_image_splitting)
+
+    def target(self, width: int, height: int) -> int:
+        """The longest edge in pixels to which an image of this size is scaled."""
+        edge = self.longest_edge
+        if not self.config.upscale:
+            edge = min(edge, math.ceil(max(width, height) / self.side) * self.side)
+        if self.config.max_tiles is not None:
+            while edge > self.side and self._grid(width, height, edge).tiles > self.config.max_tiles:
+                edge = (math.ceil(edge / self.side) - 1) * self.side
+        return edge
+
+    def grid(self, width: int, height: int) -> Grid:
+        return self._grid(width, height, self.target(width, height))
+
+    def _grid(self, width: int, height: int, edge: int) -> Grid:
+        """Rows and columns the processor makes of an image whose longest edge is scaled to `edge` (Idefics3ImageProcessor._preprocess)."""
+        if not self.splits:
+            return Grid(0, 0)
+        aspect = width / height
+        if width >= height:
+            width, height = edge, max(1, _even(int(edge / aspect)))
+        else:
+            height, width = edge, max(1, _even(int(edge * aspect)))
+        if max(width, height) > MAX_IMAGE_SIZE:
+            scale = MAX_IMAGE_SIZE / max(width, height)
+            width, height = max(1, int(width * scale)), max(1, int(height * scale))
+        aspect, side = width / height, self.side
+        if width >= height:
+            columns = math.ceil(width / side)
+            rows = math.ceil(int(columns * side / aspect) / side)
+        else:
+            rows = math.ceil(height / side)
+            columns = math.ceil(int(rows * side * aspect) / side)
+        return Grid(rows, columns) if rows > 1 or columns > 1 else Grid(0, 0)
+
+    def tiles(self, image: bytes) -> np.ndarray:
+        """Tiles of one encoded image: (tiles, 3, side, side) uint8, row by row, the global view last."""
+        picture = Image.open(io.BytesIO(image))
+        edge = self.target(*picture.size)
+        out = self.processor.preprocess(
+            [[picture.convert("RGB")]], size={"longest_edge": edge}, do_rescale=False, do_normalize=False, do_pad=False, return_tensors=None
+        )
+        return np.stack([np.asarray(tile).round().clip(0, 255).astype(np.uint8) for tile in out["pixel_values"][0]])
+
+
+def image_size(image: bytes) -> tuple[int, int]:
+    """(width, height) from the header, without decoding."""
+    return Image.open(io.BytesIO(image)).size
+
+
+def _even(value: int) -> int:
+    return value + value % 2
