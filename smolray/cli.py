@@ -1,0 +1,272 @@
+"""The command `smolray`: thin commands over the package. What needs Ray or torch imports them itself, so the rest starts at once.
+
+Errors of our own modules are one message and exit code 2; `--debug` shows where they come from.
+"""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from smolray import config as configs
+from smolray import status as runs
+from smolray.storage import join
+
+
+class _CleanErrors(TyperGroup):
+    """Prints an error that names its own remedy without a traceback; a fault in the program keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            cause = getattr(error, "cause", None) or error  # Ray wraps what a task raised
+            if ctx.params.get("debug") or not _is_told(cause):
+                raise
+            errors.print(f"[red]error:[/red] {_plain(str(cause) or type(cause).__name__)}", soft_wrap=True)
+            raise typer.Exit(2) from None
+
+
+def _is_told(error: BaseException) -> bool:
+    return isinstance(error, OSError) or any(c.__module__.split(".")[0] == "smolray" for c in type(error).__mro__)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+app = typer.Typer(cls=_CleanErrors, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+config_app = typer.Typer(no_args_is_help=True, help="Show a resolved run, or the schema of its settings.")
+app.add_typer(config_app, name="config")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="settings, such as optimizer.learning_rate=1e-4")]
+ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML file of the run")]
+Name = Annotated[str, typer.Argument(help="name of the run")]
+Storage = Annotated[str, typer.Option(envvar="SMOLRAY_STORAGE", help="folder or URI under which runs live")]
+Address = Annotated[str | None, typer.Option(help="job server of a cluster, such as http://head:8265")]
+
+
+@app.callback()
+def main(debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False) -> None:
+    """Fine-tune small vision-language models over whatever GPUs you own."""
+
+
+@app.command()
+def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Turn raw data into shards: smolray prepare data.train=/data/vqav2 out=s3://bucket/shards"""
+    settings = [f"data.shards={o.removeprefix('out=')}" if o.startswith("out=") else o for o in overrides or ()]
+    run = configs.load_config(config, settings)
+    if not run.data.train:
+        raise configs.ConfigError("data.train = '': nothing to prepare; give data.train=PATH, a URI or a hub data set id")
+    from smolray.data.prepare import prepare_run
+    from smolray.launch import connect
+    from smolray.render import manifests_table
+
+    connect(run)
+    manifests = prepare_run(run)
+    console.print(manifests_table(manifests))
+    console.print(f"shards: {_plain(run.shards_dir)}")
+
+
+@app.command()
+def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Train, evaluate and report; the same name again resumes the run."""
+    _launch(configs.load_config(config, overrides or ()))
+
+
+@app.command()
+def evaluate(
+    name: Name, checkpoint: Annotated[str | None, typer.Option(help="default: the best, else the newest")] = None, storage: Storage = "runs"
+) -> None:
+    """Decode the validation questions of a run and print the accuracy by type."""
+    run, _ = _stored_config(name, storage, ())
+    from smolray.launch import evaluate_run
+    from smolray.render import accuracy_table
+
+    console.print(accuracy_table(evaluate_run(run, checkpoint)))
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[str | None, typer.Option(help="default: <run>/export")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="default: the best, else the newest")] = None,
+    storage: Storage = "runs",
+) -> None:
+    """Write a folder that transformers loads."""
+    run_dir = runs.require_run(storage, name)
+    from smolray.export import export_run
+
+    console.print(_plain(export_run(run_dir, out, checkpoint)), soft_wrap=True)
+
+
+@app.command()
+def status(name: Annotated[str | None, typer.Argument(help="a run; without: all of them")] = None, storage: Storage = "runs") -> None:
+    """What the runs are doing."""
+    from smolray.render import run_details, runs_table
+
+    if name:
+        console.print(run_details(runs.run_status(runs.require_run(storage, name))))
+        return
+    found = runs.list_runs(storage)
+    console.print(runs_table(found) if found else f"no runs under {_plain(storage)}")
+
+
+@app.command()
+def logs(
+    name: Name, follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the run ends")] = False, storage: Storage = "runs"
+) -> None:
+    """The progress of a run, a line an event."""
+    from smolray.events import read_events
+    from smolray.progress import event_line
+
+    run_dir, total = runs.require_run(storage, name), None
+    for event in runs.follow_events(run_dir) if follow else read_events(run_dir):
+        total = event.get("total_steps", total)
+        typer.echo(event_line(event, total))
+
+
+@app.command()
+def stop(
+    name: Name,
+    wait: Annotated[float, typer.Option(min=0, help="seconds to wait until it has saved")] = 300.0,
+    address: Address = None,
+    storage: Storage = "runs",
+) -> None:
+    """Ask a run to save and stop; with --address end its Ray job after that."""
+    from smolray.events import read_events
+    from smolray.progress import duration
+
+    run_dir = runs.require_run(storage, name)
+    client = _jobs(address) if address else None
+    seen, before = len(read_events(run_dir)), runs.run_status(run_dir)
+    if before.ended:
+        console.print(f"{name} has {before.state} already, at step {before.step}")
+    else:
+        runs.request_stop(run_dir)
+        end = runs.wait_for_end(run_dir, seen, wait)
+        if end is None:
+            last = f"its last event is {duration(before.silent_seconds)} old" if before.silent_seconds else "it was running"
+            errors.print(
+                f"{name} has not stopped within {duration(wait)} ({last}). The request stays: it saves and stops when it looks next; "
+                f"`smolray resume {name}` takes it back.",
+                soft_wrap=True,
+            )
+            raise typer.Exit(1)
+        runs.clear_stop(run_dir)  # answered: a later launch of this name must not meet it
+        saved = runs.run_status(run_dir).last_checkpoint
+        console.print(
+            f"{name} {end.get('status')} at step {end.get('step')}{f', saved as {_plain(saved)}' if saved else ''}", soft_wrap=True
+        )
+    if client is not None:
+        from smolray.jobs_client import stop_jobs
+
+        for line in stop_jobs(client, name, storage) or [f"no job of {name} is active at {address}"]:
+            console.print(_plain(line))
+
+
+@app.command()
+def resume(name: Name, overrides: Overrides = None, address: Address = None, follow: bool = False, storage: Storage = "runs") -> None:
+    """Go on with a run from its newest whole checkpoint, here or with --address as a Ray job."""
+    client = _jobs(address) if address else None
+    run, arguments = _stored_config(name, storage, overrides or ())
+    if client is None:
+        runs.clear_stop(run.run_dir)
+        _launch(run)
+        return
+    from smolray.jobs_client import check_submission
+
+    check_submission(run, arguments)
+    _submit(client, run, arguments, follow)
+
+
+@app.command()
+def submit(
+    config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the run, inside the current folder")],
+    address: Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="job server of a cluster, such as http://head:8265")],
+    overrides: Overrides = None,
+    follow: bool = False,
+) -> None:
+    """Submit jobs/train.py of the current folder to a cluster as a Ray job."""
+    run = configs.load_config(config, overrides or ())
+    from smolray.jobs_client import check_submission
+
+    arguments = ["--config", config, *(overrides or ())]
+    check_submission(run, arguments)
+    _submit(_jobs(address), run, arguments, follow)
+
+
+@app.command()
+def report(name: Name, storage: Storage = "runs") -> None:
+    """Write the HTML report of a run anew."""
+    run_dir = runs.require_run(storage, name)
+    from smolray.evaluate.report import write_report
+
+    console.print(_plain(write_report(run_dir)), soft_wrap=True)
+
+
+@app.command()
+def tensorboard(name: Name, out: Annotated[str, typer.Option(help="a new local folder")], storage: Storage = "runs") -> None:
+    """Export the curves of a run for TensorBoard."""
+    points = runs.export_tensorboard(runs.require_run(storage, name), out)
+    console.print(f"{points:,} points in {_plain(out)}", soft_wrap=True)
+
+
+@config_app.command("show")
+def config_show(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """The resolved run as YAML."""
+    typer.echo(configs.to_yaml(configs.load_config(config, overrides or ())), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """JSON schema of a run, for editors."""
+    import json
+
+    typer.echo(json.dumps(configs.RunConfig.model_json_schema(), indent=1))
+
+
+def _stored_config(name: str, storage_uri: str, overrides: list[str] | tuple[()]) -> tuple[configs.RunConfig, list[str]]:
+    """The config that a run was launched with under `overrides`, and the arguments with which jobs/train.py builds the same."""
+    moved = [o for o in overrides if o.partition("=")[0] in ("name", "storage")]
+    if moved:
+        raise configs.ConfigError(f"{moved[0]}: a run keeps its name and storage; copy its config for a new run")
+    path = join(runs.require_run(storage_uri, name), "config.yaml")
+    # The folder may have been moved, or named by another path, since the config was written into it.
+    arguments = [*overrides, f"name={name}", f"storage={storage_uri}"]
+    return configs.load_config(path, arguments), ["--config", path, *arguments]
+
+
+def _launch(run: configs.RunConfig) -> None:
+    from smolray.launch import launch_run
+    from smolray.render import accuracy_table
+
+    result = launch_run(run)
+    console.print(accuracy_table(result))
+    console.print(f"{_plain(run.run_dir)}: {_plain(str(result.get('status', 'finished')))}", soft_wrap=True)
+
+
+def _jobs(address: str) -> Any:
+    from smolray.jobs_client import connect
+
+    return connect(address)
+
+
+def _submit(client: Any, run: configs.RunConfig, arguments: list[str], follow: bool) -> None:
+    from smolray import jobs_client
+
+    job_id = jobs_client.submit(client, run, arguments)
+    runs.clear_stop(run.run_dir)  # after the cluster took the job: a refused one leaves the request to its run
+    console.print(f"submitted {job_id}; `smolray status {run.name} --storage {_plain(run.storage)}` tells how it goes", soft_wrap=True)
+    if not follow:
+        return
+    for text in jobs_client.follow(client, job_id):
+        typer.echo(text, nl=False)
+    final = client.get_job_status(job_id).value
+    console.print(f"{job_id} {final}")
+    if final != "SUCCEEDED":
+        raise typer.Exit(1)
