@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from smolray import storage
-from smolray.config_errors import explain
+from smolray.config_errors import explain, is_text
 
 Group = Literal["vision", "connector", "text"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -315,7 +315,11 @@ def _apply_override(record: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key} = {text!r} is not a YAML value: {error}") from error
+        if not is_text(RunConfig, key.split(".")):
+            raise ConfigError(f"{key} = {text!r} is not a YAML value: {error}") from error
+        value = text
+    if value is not None and not isinstance(value, str) and is_text(RunConfig, key.split(".")):
+        value = text  # name=2024, revision=1234567 or data.prompt=Answer: yes or no
     *parents, last = key.split(".")
     for parent in parents:
         child = record.get(parent)

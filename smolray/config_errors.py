@@ -77,6 +77,13 @@ def _section_at(root: Model, location: Sequence[str]) -> Model | None:
     return section
 
 
+def is_text(root: Model, location: Sequence[str]) -> bool:
+    """Whether the setting at `location` takes free text, so that what is written for it needs no quotes."""
+    section = _section_at(root, location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    return field is not None and field.annotation in (str, str | None)
+
+
 def _fields_at(root: Model, location: Sequence[str]) -> list[str]:
     section = _section_at(root, location)
     return list(section.model_fields) if section else []

@@ -1,0 +1,154 @@
+"""Every wrong setting is refused in one line that names the key, the value, what is allowed and the nearest valid choice."""
+
+import json
+
+import jsonschema
+import pytest
+
+from smolray.config import ConfigError, RunConfig, load_config, to_yaml
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimzer.learning_rate=1", ["optimzer = ", "not a setting", "did you mean optimizer?"]),
+        ("learning_rate=1", ["learning_rate = 1", "did you mean optimizer.learning_rate?"]),
+        ("train.max_stepz=7", ["train.max_stepz = 7", "did you mean train.max_steps?", "num_train_epochs"]),
+        ("data.columns.imagee=a", ["data.columns.imagee = 'a'", "did you mean data.columns.image?"]),
+        ("model.dtype=bf16", ["model.dtype = 'bf16'", "'float32', 'bfloat16' or 'float16'", "nearest: bfloat16"]),
+        ("engine.stage=7", ["engine.stage = 7", "0, 1, 2 or 3", "nearest: 3"]),
+        ("engine=zerro", ["engine.name = 'zerro'", "nearest: zero"]),
+        ("optimizer.learning_rate=-1", ["optimizer.learning_rate = -1", "greater than or equal to 0", "nearest: 0"]),
+        ("optimizer.learning_rate=.inf", ["optimizer.learning_rate = inf", "finite"]),
+        ("lora.lora_dropout=1", ["lora.lora_dropout = 1", "nearest: just below 1"]),
+        ("train.max_steps=1.5", ["train.max_steps = 1.5", "integer"]),
+        ("train.max_steps=true", ["train.max_steps = True", "not allowed"]),
+        ("resources.num_workers=abc", ["resources.num_workers = 'abc'", "a number, or [min, max]"]),
+        ("resources.num_workers=[1]", ["resources.num_workers = [1]", "a number, or [min, max]"]),
+        ("resources.num_workers=true", ["resources.num_workers = True"]),
+        ("model.train=vision", ["model.train = 'vision'", "nearest: [vision]"]),
+        ("model.train=[vision,textt]", ["model.train.1 = 'textt'", "nearest: text"]),
+        ("name=My Run!", ["name = 'My Run!'", "nearest: my-run"]),
+        ("lora=3", ["lora = 3", "lora_alpha"]),
+        ("train.int=3", ["train.int = 3", "not a setting"]),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(override, told):
+    message = refusal(override)
+    assert "\n" not in message
+    for part in told:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.load_in_4bit=true", "model.train=[]", "engine.stage=3", "lora.r=4"], ["engine.stage = 3", "nearest: engine.stage=2"]),
+        (["model.load_in_4bit=true", "model.load_in_8bit=true", "lora.r=4", "model.train=[]"], ["both true"]),
+        (["model.load_in_8bit=true", "model.train=[]"], ["lora = null", "nearest: lora={r: 8}"]),
+        (["model.load_in_4bit=true", "lora.r=4"], ["nearest: model.train=[]"]),
+        (["engine.stage=0"], ["model.dtype = bfloat16", "nearest: engine.stage=1"]),
+        (["engine.offload_param=cpu"], ["needs engine.stage = 3, found 2"]),
+        (["engine.stage=0", "model.dtype=float32", "engine.offload_optimizer=cpu"], ["engine.offload_optimizer = cpu", "engine.stage=1"]),
+        (["model.dtype=float16", "resources.use_gpu=no"], ["model.dtype = float16", "nearest: bfloat16"]),
+        (["model.train=[]"], ["nothing would be trained"]),
+        (["resources.num_workers=[1,4]"], ["train.global_batch is not set", "nearest: train.global_batch=4"]),
+        (["resources.num_workers=[4,2]", "train.global_batch=4"], ["[4, 2]", "1 <= min <= max"]),
+        (["resources.num_workers=2", "train.gradient_accumulation_steps=2", "train.global_batch=5"], ["train.global_batch = 5", "= 4"]),
+        (["train.micro_batch_tokens=100"], ["train.micro_batch_tokens = 100", "data.max_length = 2048"]),
+    ],
+)
+def test_an_impossible_combination_is_refused(overrides, told):
+    message = refusal(*overrides)
+    for part in told:
+        assert part in message
+
+
+def test_all_faults_are_told_at_once():
+    assert len(refusal("seed=-1", "model.dtype=int4", "nope=1").splitlines()) == 3
+    assert len(refusal("engine.stage=0", "engine.offload_param=cpu").splitlines()) == 2
+
+
+@pytest.mark.parametrize("override", ["novalue", "a b=1", "=3", "a..b=1", "train.max_steps=[1"])
+def test_what_is_no_override_is_refused(override):
+    assert override.split("=")[0] in refusal(override)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_base(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 2\noptimizer:\n  learning_rate: 1e-3\n")
+    base = {"seed": 1, "method": "sft", "optimizer": {"learning_rate": 5.0, "weight_decay": 0.5}}
+    config = load_config(str(file), ["seed=3"], base)
+    assert (config.seed, config.optimizer.learning_rate, config.optimizer.weight_decay) == (3, 1e-3, 0.5)
+    assert base["seed"] == 1, "the caller's dictionary stays as it was"
+
+
+def test_an_engine_may_be_one_word_and_still_take_overrides(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("engine: zero\n")
+    assert load_config(str(file), ["engine.stage=1"]).engine.stage == 1
+    assert "zerro" in str(pytest.raises(ConfigError, load_config, None, ["engine.stage=1"], {"engine": "zerro"}).value)
+
+
+def test_yes_and_no_of_yaml_are_the_words(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("resources: {use_gpu: no}\n")
+    assert load_config(str(file)).resources.use_gpu == "no"
+    assert load_config(None, ["resources.use_gpu=yes"]).resources.use_gpu == "yes"
+
+
+def test_text_needs_no_quotes_in_an_override_and_does_in_yaml():
+    config = load_config(None, ["name=2024", "model.revision=1234567", "data.prompt=Answer: yes or [no"])
+    assert (config.name, config.model.revision, config.data.prompt) == ("2024", "1234567", "Answer: yes or [no")
+    assert load_config(None, ["data.validation='007'", "data.revision=null"]).data.validation == "007"
+    assert 'nearest: "3"' in str(pytest.raises(ConfigError, load_config, None, (), {"model": {"path": 3}}).value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "\x00\x01"])
+def test_a_file_that_is_no_settings_is_refused_by_name(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert str(file) in str(pytest.raises(ConfigError, load_config, str(file)).value)
+    assert "absent.yaml" in str(pytest.raises(ConfigError, load_config, str(tmp_path / "absent.yaml")).value)
+
+
+def test_the_resolved_yaml_reads_back_to_the_same_run(tmp_path):
+    overrides = ["lora.r=4", "resources.num_workers=[1,3]", "train.global_batch=6", "resources.label_selector={ray.io/type: A10G}"]
+    config = load_config(None, [*overrides, "data.prompt=Wähle: ja, nein"])
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(str(file)) == config
+
+
+def test_the_schema_is_valid_and_accepts_what_the_models_accept():
+    schema = json.loads(json.dumps(RunConfig.model_json_schema()))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert not list(validator.iter_errors(load_config(None, ["lora.r=4"]).model_dump(mode="json")))
+    assert list(validator.iter_errors({"engine": {"stage": 9}}))
+    assert list(validator.iter_errors({"nope": 1}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "global_batch"),
+    [
+        ([], 1),
+        (["resources.num_workers=3"], 3),
+        (["resources.num_workers=3", "train.gradient_accumulation_steps=2"], 6),
+        (["resources.num_workers=[1,4]", "train.global_batch=6"], 6),
+        (["resources.num_workers=2", "train.global_batch=3"], 3),
+    ],
+)
+def test_the_global_batch_is_said_or_follows_from_the_workers(overrides, global_batch):
+    assert load_config(None, overrides).global_batch == global_batch
+
+
+def test_a_fingerprint_changes_with_its_sections_alone():
+    plain, seeded, longer = load_config(), load_config(None, ["seed=1"]), load_config(None, ["data.max_length=99"])
+    assert plain.fingerprint("data") == seeded.fingerprint("data") != longer.fingerprint("data")
