@@ -70,9 +70,9 @@ def count(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g}{unit}" if abs(value) < 999.5 * scale else f"{value / scale:.0f}{unit}"
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+        if abs(value) >= 0.9995 * scale:  # what would round to 1000 takes the next unit
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def size(value: float) -> str:
