@@ -156,7 +156,7 @@ def _accuracy(history: list[Event], result: dict[str, Any]) -> str:
         f'<td class="bar"><i style="width:{100 * min(max(score, 0), 1):.1f}%"></i></td></tr>'
         for kind, score in scores.items()
     )
-    table = f"<table><thead><tr><th>Type<th>Questions<th>Accuracy<th></tr></thead><tbody>{rows}</tbody></table>"
+    table = f"<table><thead><tr><th>Type</th><th>Questions</th><th>Accuracy</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
     return f'<section><h2>Accuracy</h2><div class="top"><div>{headline}</div>{table}</div><div class="tiles">{numbers}</div></section>'
 
 
