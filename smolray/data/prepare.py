@@ -1,0 +1,251 @@
+"""Raw data -> canonical shards, as two Ray Data jobs: units of the source become sorted runs, slices of the order become shards.
+
+In: a source (path, URI, glob, hub id). Out: `<out>/shard-*.parquet`, `<out>/quarantine/*.parquet` and, last, `<out>/manifest.json`.
+Memory is bounded by a run or a shard a task, whatever the size of the source. Every piece of work has a marker: interrupted at any point,
+prepare goes on where it was, and the shards come out the same to the last byte.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from smolray import storage
+from smolray.config import ConfigError, DataConfig, RunConfig
+from smolray.data.images import ImageReader, folder_of
+from smolray.data.parsers import parse
+from smolray.data.sample import SampleError
+from smolray.data.shards import MANIFEST, SCHEMA_VERSION, Manifest, ShardError, ShardFile, read_manifest
+from smolray.data.sources import Source, is_hub, list_units, read_unit, resolve, units_fingerprint
+from smolray.data.staging import Staging, UnitResult, read_blocks, read_result, repeated_ids, run_unit, total_bytes, write_shard
+from smolray.data.units import UNIT_BYTES, SourceError, Unit
+
+Progress = Callable[[str, int, int], None]  # phase (read | write), pieces done, pieces in all
+SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
+READER_THREADS = 16
+
+
+def prepare_run(config: RunConfig, progress: Progress | None = None) -> dict[str, Manifest]:
+    """Prepare the train and validation data of a run into its shard folders; a source that is a shard folder already is read in place.
+
+    Returns the manifests by "train" and "validation". Raises ConfigError, SourceError, ShardError.
+    """
+    if not config.data.train:
+        raise ConfigError("data.train is not set: name raw data (a path, glob, URI or hub data set id) or a folder of prepared shards")
+    manifests = {}
+    for part in ("train", "validation"):
+        if source := getattr(config.data, part):
+            folder, data = shard_folder(config, part), _data_of(config, part)
+            manifests[part] = read_manifest(source) if folder == source else prepare(source, folder, data, config.seed, progress)
+    return manifests
+
+
+def shard_folder(config: RunConfig, part: str) -> str:
+    """Where the shards of "train" or "validation" are, or will be.
+
+    The source itself where it is a shard folder; else `<data.shards>/<part>`, or where that is not set
+    `<storage>/shards/<fingerprint>/<part>`, so that different sources do not meet. Raises SourceError where the source does not exist.
+    """
+    source, data = getattr(config.data, part), _data_of(config, part)
+    if not is_hub(source, data) and storage.exists(storage.join(source, MANIFEST)):
+        return source
+    base = config.data.shards or storage.join(config.shards_dir, source_fingerprint(resolve(source, data), data, config.seed))
+    return storage.absolute(storage.join(base, part))
+
+
+def prepare(
+    source: str, out: str, data: DataConfig, seed: int = 0, progress: Progress | None = None, unit_bytes: int = UNIT_BYTES
+) -> Manifest:
+    """Turn raw data into shards under `out`; returns at once where they are there and whole. Needs an initialised Ray to do work.
+
+    The result depends on the source's files (their names, sizes and times), the settings and the seed, not on `unit_bytes` or the cluster.
+    Raises SourceError (unreadable source, too many bad rows) and ShardError (`out` holds other shards).
+    """
+    out = storage.absolute(out)
+    found = resolve(source, data)
+    fingerprint = source_fingerprint(found, data, seed)
+    if (manifest := _whole(out, fingerprint)) is not None:
+        return manifest
+    _require_ray()
+    units = list_units(found, unit_bytes)
+    if not units:
+        raise SourceError(f"{source} holds no rows")
+    _check_layout(units[0], data)
+    staging = Staging(storage.join(out, ".staging", f"{fingerprint}-{units_fingerprint(units)}"), out)
+    results = _read_units(units, staging, data, seed, progress)
+    quarantined = _check_bad(source, results, staging, data)
+    records = _write_shards(len(units), staging, data, progress)
+    files = tuple(ShardFile(**r["file"]) for r in records if r["file"])
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        source_fingerprint=fingerprint,
+        rows=sum(f.rows for f in files),
+        conversations=sum(f.conversations for f in files),
+        images=sum(r["images"] for r in records),
+        quarantined=quarantined,
+        files=files,
+        seed=seed,
+    )
+    storage.write_bytes(storage.join(out, MANIFEST), manifest.to_json().encode())
+    _clean(out, manifest)
+    return manifest
+
+
+def source_fingerprint(source: Source, data: DataConfig, seed: int) -> str:
+    """Equal means the same shards: files of the source, the settings that shape rows, and the seed of the order."""
+    settings = data.model_dump(mode="json", include=SETTINGS_THAT_MATTER)
+    identity = [SCHEMA_VERSION, source.format, source.identity, source.split, source.revision, settings, seed]
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _data_of(config: RunConfig, part: str) -> DataConfig:
+    """data.split is meant for training data; a hub id for validation has its own `#split`, or the split of that name."""
+    if part == "train":
+        return config.data
+    split = "validation" if is_hub(config.data.validation, config.data) else ""
+    return config.data.model_copy(update={"split": split})
+
+
+def _whole(out: str, fingerprint: str) -> Manifest | None:
+    """The manifest of a finished prepare of the same source. Raises ShardError where `out` holds shards of another one."""
+    if not storage.exists(storage.join(out, MANIFEST)):
+        return None
+    manifest = read_manifest(out)
+    if manifest.source_fingerprint != fingerprint:
+        raise ShardError(
+            f"{out} already holds shards of another source, other settings or another seed (fingerprint {manifest.source_fingerprint}, "
+            f"wanted {fingerprint}); choose another folder with data.shards, or delete this one"
+        )
+    sizes = {info.base_name: info.size for info in storage.list_files(out)}
+    if all(sizes.get(file.name) == file.bytes for file in manifest.files):
+        return manifest
+    storage.delete(storage.join(out, MANIFEST))  # a shard is gone or torn: they are made again, and come out the same
+    return None
+
+
+def _require_ray() -> None:
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("prepare needs Ray: call ray.init() first (address='auto' on a cluster), or use `smolray prepare`")
+
+
+def _check_layout(unit: Unit, data: DataConfig) -> None:
+    """Fail now, not after hours, where the first rows all lack the columns or are no records. Raises SourceError."""
+    images = ImageReader(folder_of(unit.uri), unit.root, data.max_image_pixels)
+    faults = []
+    for raw in islice(read_unit(unit), 16):
+        try:
+            if raw.reason:
+                raise SampleError(raw.reason, raw.message)
+            parse(raw.record, "", data, images)
+            return
+        except SampleError as error:
+            faults.append(error)
+    if faults and all(f.reason in ("wrong_columns", "invalid_json") for f in faults):
+        raise SourceError(f"{unit.uri}: {faults[0]}")
+
+
+def _read_units(units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int, progress: Progress | None) -> list[UnitResult]:
+    """First pass: every unit without a marker is read into sorted runs."""
+    done = {info.base_name for info in storage.list_files(storage.join(staging.folder, "units"))}
+    todo = [n for n in range(len(units)) if f"unit-{n:05d}.json" not in done]
+    if len(todo) == len(units):
+        storage.delete(storage.join(staging.out, "quarantine"))  # of an earlier source
+    for count, _ in enumerate(
+        _over(_unit_task, todo, data.num_cpus_per_task, units=units, staging=staging, data=data, seed=seed), len(units) - len(todo) + 1
+    ):
+        if progress:
+            progress("read", count, len(units))
+    with ThreadPoolExecutor(READER_THREADS) as pool:
+        return list(pool.map(lambda n: read_result(staging, n), range(len(units))))
+
+
+def _check_bad(source: str, results: Sequence[UnitResult], staging: Staging, data: DataConfig) -> dict[str, int]:
+    """Rows quarantined by reason. Raises SourceError where nothing is left or their share is above data.max_bad_fraction."""
+    counts: Counter[str] = Counter()
+    for result in results:
+        counts.update(result.quarantined)
+    rows, bad = sum(r.rows for r in results), counts.total()
+    if rows == 0:
+        raise SourceError(f"{source} holds no rows")
+    if bad > data.max_bad_fraction * rows or bad == rows:
+        examples = [e for r in results for e in r.examples][:5]
+        raise SourceError(
+            f"{bad} of {rows} rows of {source} are bad, more than data.max_bad_fraction = {data.max_bad_fraction} allows\n"
+            + "".join(f"  {reason}: {count}\n" for reason, count in counts.most_common())
+            + "".join(f"  {row_id}: {reason}: {message}\n" for row_id, reason, message in examples)
+            + f"All of them are in {storage.join(staging.out, 'quarantine')}; mend the source or raise data.max_bad_fraction"
+        )
+    return dict(sorted(counts.items()))
+
+
+def _write_shards(units: int, staging: Staging, data: DataConfig, progress: Progress | None) -> list[dict[str, Any]]:
+    """Second pass: slices of the order-key space become shards of about data.shard_bytes."""
+    import ray
+
+    with ThreadPoolExecutor(READER_THREADS) as pool:
+        blocks = ray.put(np.concatenate(list(pool.map(lambda n: read_blocks(staging, n), range(units)))))
+    repeated = ray.put(repeated_ids(staging, units))
+    shards = max(1, round(total_bytes(staging, units) / data.shard_bytes))
+    records = {}
+    work = _over(_shard_task, range(shards), data.num_cpus_per_task, shards=shards, blocks=blocks, repeated=repeated, staging=staging)
+    for number, record in work:
+        records[number] = record
+        if progress:
+            progress("write", len(records), shards)
+    return [records[n] for n in range(shards)]
+
+
+def _unit_task(row: dict[str, Any], units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int) -> dict[str, Any]:
+    number = int(row["item"])
+    try:
+        run_unit(units[number], number, staging, data, seed)
+    except SourceError as error:  # a fault of the source is said in its own words, not as the trace of a worker
+        return {"item": number, "result": "", "error": str(error)}
+    return {"item": number, "result": "{}", "error": ""}
+
+
+def _shard_task(row: dict[str, Any], shards: int, blocks: Any, repeated: Any, staging: Staging) -> dict[str, Any]:
+    import ray
+
+    number = int(row["item"])
+    record = write_shard(number, shards, ray.get(blocks), ray.get(repeated), staging)
+    return {"item": number, "result": json.dumps(record), "error": ""}
+
+
+def _over(task: Callable[..., dict[str, Any]], items: Sequence[int], num_cpus: float, **shared: Any) -> Iterator[tuple[int, Any]]:
+    """Run `task` over the items as one Ray Data job, one item a task, and yield (item, result) as they finish."""
+    if not items:
+        return
+    import ray
+    from ray.data import DataContext, TaskPoolStrategy
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off is meant
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with DataContext.current(context):
+        pieces = ray.data.from_items([{"item": n} for n in items], override_num_blocks=len(items))
+        # The CPU share of a task lets prepare run beside other work; by itself it would start several busy processes a core.
+        at_once = max(1, min(len(items), int(ray.cluster_resources().get("CPU", 1))))
+        for row in pieces.map(task, fn_kwargs=shared, num_cpus=num_cpus, compute=TaskPoolStrategy(size=at_once)).iter_rows():
+            if row["error"]:
+                raise SourceError(row["error"])
+            yield row["item"], json.loads(row["result"])
+
+
+def _clean(out: str, manifest: Manifest) -> None:
+    """Delete the staging and the shards of an earlier, unfinished prepare."""
+    named = {file.name for file in manifest.files}
+    for info in storage.list_files(out):
+        if info.base_name.startswith("shard-") and info.base_name not in named:
+            storage.delete(storage.join(out, info.base_name))
+    storage.delete(storage.join(out, ".staging"))
