@@ -83,12 +83,13 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
         for conversation in group.chosen:
             ids = encoder.prompt(conversation, grids)
             rows.append(Encoded(ids, np.zeros(len(ids), bool)))
-            records.append(_question(conversation) | {"key": group.row.key})
+            records.append(question_record(conversation) | {"key": group.row.key})
         encoded.append(rows)
     return _collate(groups, encoded, encoder, {"records": records})
 
 
-def _question(conversation: Conversation) -> dict[str, Any]:
+def question_record(conversation: Conversation) -> dict[str, Any]:
+    """What an evaluation asks and compares with: the last question, the trained answer, all reference answers."""
     turns = [m for m in conversation.messages if m.role != "assistant"]
     answer = next((m.text for m in reversed(conversation.messages) if m.role == "assistant"), "").strip()
     answers = list(conversation.answers) or [answer]

@@ -1,0 +1,159 @@
+"""Checkpoints free of world size and engine: tensors by Hugging Face name in safetensors, and the position in training.
+
+In: an EngineState and Progress. Out: `<run>/checkpoints/step-00000100/`, whose manifest with sizes and hashes is written last; only a folder
+whose manifest holds is ever loaded, others are skipped with a message. No pickle.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import safetensors
+import safetensors.torch
+
+from smolray import storage
+from smolray.engine.base import EngineState
+
+MANIFEST = "manifest.json"
+TENSORS = ("weights", "exp_avg", "exp_avg_sq")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is torn, corrupted or of another run; the message names it and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. `consumed`: micro-batches of `epoch` that have been trained."""
+
+    step: int = 0
+    epoch: int = 0
+    consumed: int = 0
+    samples: int = 0
+    tokens: int = 0
+    data: str = ""  # fingerprint of shards, index and plan: the order that `consumed` counts in
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    uri: str
+    progress: Progress
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+
+def folder(run_dir: str, step: int) -> str:
+    return storage.join(run_dir, "checkpoints", f"step-{step:08d}")
+
+
+def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str, float], about: dict[str, Any]) -> Checkpoint:
+    """Write a checkpoint; `about` (config, versions) is kept beside it. A folder of the same step is written anew."""
+    uri = folder(run_dir, progress.step)
+    storage.delete(storage.join(uri, MANIFEST))  # a half-written folder must not carry the old manifest
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, data: bytes) -> None:
+        storage.write_bytes(storage.join(uri, name), data)
+        files[name] = {"bytes": len(data), "blake2b": _hash(data)}
+
+    for name in TENSORS:
+        write(f"{name}.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}))
+    extra = {"optimizer_step": state.optimizer_step, "loss_scale": state.loss_scale, "progress": asdict(progress)}
+    write("state.json", json.dumps(extra | {"about": about}, indent=1).encode())
+    record = {"progress": asdict(progress), "metrics": metrics, "files": files}
+    storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(record, indent=1).encode())
+    return Checkpoint(uri, progress, metrics)
+
+
+def verify(uri: str, contents: bool = True) -> Checkpoint:
+    """Check a checkpoint folder by its manifest: sizes always, hashes with `contents`. Raises CheckpointError."""
+    try:
+        record = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+    except FileNotFoundError:
+        raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{uri}/{MANIFEST} is not JSON: {error}") from None
+    for name, expected in record["files"].items():
+        try:
+            data = storage.read_bytes(storage.join(uri, name)) if contents else b""
+            size = len(data) if contents else _size(storage.join(uri, name))
+        except FileNotFoundError:
+            raise CheckpointError(f"{uri}/{name} is missing") from None
+        if size != expected["bytes"]:
+            raise CheckpointError(f"{uri}/{name} has {size} bytes, its manifest says {expected['bytes']}")
+        if contents and _hash(data) != expected["blake2b"]:
+            raise CheckpointError(f"{uri}/{name} does not have the hash in its manifest")
+    return Checkpoint(uri, Progress(**record["progress"]), record["metrics"])
+
+
+def load_state(checkpoint: Checkpoint) -> EngineState:
+    """The tensors of a checkpoint, verified by hash. Raises CheckpointError."""
+    verify(checkpoint.uri)
+    extra = json.loads(storage.read_bytes(storage.join(checkpoint.uri, "state.json")))
+    tensors = {name: safetensors.torch.load(storage.read_bytes(storage.join(checkpoint.uri, f"{name}.safetensors"))) for name in TENSORS}
+    return EngineState(**tensors, optimizer_step=extra["optimizer_step"], loss_scale=extra["loss_scale"])
+
+
+def list_steps(run_dir: str) -> list[int]:
+    names = storage.list_dirs(storage.join(run_dir, "checkpoints"))
+    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
+
+
+def latest(run_dir: str, skipped: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
+    """The newest checkpoint whose files all have their hashes; the others are reported through `skipped`."""
+    for step in reversed(list_steps(run_dir)):
+        try:
+            return verify(folder(run_dir, step))
+        except CheckpointError as error:
+            skipped(str(error))
+    return None
+
+
+def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
+    """The whole checkpoint with the highest `metric`; None where none was evaluated."""
+    found = []
+    for step in list_steps(run_dir):
+        try:
+            found.append(verify(folder(run_dir, step), contents=False))
+        except CheckpointError:
+            continue
+    return max((c for c in found if metric in c.metrics), key=lambda c: c.metrics[metric], default=None)
+
+
+def prune(run_dir: str, keep_last: int, keep_best: bool) -> list[int]:
+    """Delete all but the newest `keep_last` whole checkpoints and the best; torn ones older than the newest go too. Returns the steps deleted."""
+    steps = list_steps(run_dir)
+    whole = [s for s in steps if _is_whole(run_dir, s)]
+    kept = set(whole[-keep_last:])
+    if keep_best and (top := best(run_dir)) is not None:
+        kept.add(top.step)
+    gone = [s for s in steps if s not in kept and whole and s < whole[-1]]
+    for step in gone:
+        storage.delete(storage.join(folder(run_dir, step), MANIFEST))  # first, so that an interrupted delete leaves nothing that looks whole
+        storage.delete(folder(run_dir, step))
+    return gone
+
+
+def _is_whole(run_dir: str, step: int) -> bool:
+    try:
+        verify(folder(run_dir, step), contents=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _size(uri: str) -> int:
+    fs, path = storage.filesystem(uri)
+    info = fs.get_file_info(path)
+    if info.size is None:
+        raise FileNotFoundError(uri)
+    return int(info.size)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,86 @@
+"""What the loop asks of an engine: one optimizer step over a worker's micro-batches, and state by parameter name.
+
+An engine runs under plain `torchrun` as well: it needs an initialised process group and nothing of Ray.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from smolray.data.collate import Batch
+
+
+class NonFiniteLossError(RuntimeError):
+    """The unscaled loss is nan or infinite; the optimizer has not stepped."""
+
+
+@dataclass(frozen=True)
+class LocalSums:
+    """Sums over one worker's micro-batches of a step."""
+
+    loss: torch.Tensor  # () float64, on the device
+    correct_tokens: torch.Tensor  # () float64
+    samples: int = 0
+    tokens: int = 0  # padding left out
+    ids: tuple[tuple[int, tuple[str, ...]], ...] = ()  # (micro-batch, its sample ids)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    grad_norm: float  # of the mean loss over the step's tokens, before clipping
+    skipped: bool = False  # fp16 overflow: the samples are consumed, the weights unchanged
+    loss_scale: float | None = None
+
+
+@dataclass
+class EngineState:
+    """World-size-free and engine-free: fp32 tensors on the CPU by Hugging Face parameter name. Filled on rank 0 only."""
+
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    exp_avg: dict[str, torch.Tensor] = field(default_factory=dict)
+    exp_avg_sq: dict[str, torch.Tensor] = field(default_factory=dict)
+    optimizer_step: int = 0
+    loss_scale: float | None = None
+
+
+class Engine(Protocol):
+    model: nn.Module
+    device: torch.device
+
+    def accumulate(self, batches: Iterable[Batch], forwards: int, global_tokens: int) -> LocalSums:
+        """Backward of loss_sum / global_tokens over this worker's micro-batches; gradients are summed over all workers.
+
+        `forwards`: the most micro-batches any worker has in this step, for engines whose forward passes are collective.
+        """
+        ...
+
+    def step(self, learning_rate: float) -> StepResult:
+        """Clip and update the weights."""
+        ...
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside it the model holds whole weights on every worker, for evaluation."""
+        ...
+
+    def state(self) -> EngineState:
+        """Collective: every worker calls it; rank 0 receives the tensors."""
+        ...
+
+    def load_state(self, state: EngineState) -> None:
+        """Collective: every worker passes the same whole state."""
+        ...
+
+
+def canonical_name(name: str) -> str:
+    """The Hugging Face name of a parameter, without what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".default.", ".")
+
+
+def micro_batch_seed(seed: int, epoch: int, number: int) -> int:
+    """Seed of the dropout of one micro-batch: the same whichever worker runs it."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{number}".encode(), digest_size=7).digest(), "big")

@@ -1,0 +1,254 @@
+"""DeepSpeed ZeRO, stages 0 to 3, offload included, on NCCL or gloo as the process group is.
+
+In: a model ready for training and an objective. Out: exact optimizer steps. DeepSpeed averages gradients over workers and, by default, divides by
+its own accumulation count; `_backward` is the one place that undoes the first and declines the second.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import nn
+from torch.utils.cpp_extension import get_default_build_root
+
+from smolray.config import RunConfig
+from smolray.data.collate import Batch
+from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, micro_batch_seed
+from smolray.model.adapters import trainable
+from smolray.objectives import Objective
+from smolray.optim import build_optimizer
+
+STALE_LOCK_SECONDS = 600
+logger = logging.getLogger(__name__)
+
+
+class _ObjectiveModule(nn.Module):
+    """DeepSpeed wraps a module whose forward gives the loss."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Batch):
+        return self.objective(self.model, batch)
+
+
+class ZeroEngine:
+    """An Engine (engine/base.py) over deepspeed.initialize. `state`, when given, is restored before the first step."""
+
+    def __init__(self, model: nn.Module, objective: Objective, config: RunConfig, device: torch.device, state: EngineState | None = None):
+        self.model, self.config, self.device = model, config, device
+        self.stage = config.engine.stage
+        self.epoch = 0
+        self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
+        if state is not None:
+            self._load_weights(state)  # before DeepSpeed copies its fp32 masters
+        remove_stale_build_locks()
+        deepspeed.logger.setLevel(logging.WARNING)
+        # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.
+        self.engine, *_ = deepspeed.initialize(
+            model=_ObjectiveModule(model.to(device), objective), optimizer=build_optimizer(self.parameters, config.optimizer),
+            config=deepspeed_config(config, clip=self.stage > 0), dist_init_required=False,
+        )  # fmt: skip
+        self._first_step = True
+        if state is not None:
+            self.load_state(state)
+
+    def accumulate(self, batches: Iterable[Batch], forwards: int, global_tokens: int) -> LocalSums:
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.float64, device=self.device)
+        samples = tokens = done = 0
+        ids: list[tuple[int, tuple[str, ...]]] = []
+        coalesced = self.engine.coalesce_grad_reduction() if self.stage else nullcontext()
+        if self.stage == 0:
+            self.engine.set_gradient_accumulation_boundary(False)
+        with coalesced:
+            for batch in batches:
+                number = batch.meta["number"]
+                torch.manual_seed(micro_batch_seed(self.config.seed, self.epoch, number))
+                batch = batch.to(self.device)
+                loss_sum, metrics = self.engine(batch)
+                self._backward(loss_sum / global_tokens)
+                loss += loss_sum.detach().double()
+                correct += metrics["correct_tokens"].double()
+                samples, tokens, done = samples + batch.samples, tokens + int((batch.branch >= 0).sum()), done + 1
+                ids.append((number, tuple(batch.meta["ids"])))
+            # Collective passes: with ZeRO-3 as many forwards as the busiest worker, else one backward so that every gradient exists.
+            for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
+                self._backward(self.engine(dummy_batch(self.device))[0] * 0.0)
+            if self._first_step:
+                self._check_gradients()
+        if self.stage == 0:
+            self.engine.allreduce_gradients()
+        return LocalSums(loss, correct, samples, tokens, tuple(ids))
+
+    def step(self, learning_rate: float) -> StepResult:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = None
+        if self.stage == 0:
+            limit = self.config.optimizer.max_grad_norm or float("inf")
+            norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        self.engine.set_gradient_accumulation_boundary(True)
+        self.engine.step()
+        norm = norm if norm is not None else float(self.engine.get_global_grad_norm() or 0.0)
+        scale = float(self.engine.optimizer.loss_scale) if self.config.model.dtype == "float16" else None
+        return StepResult(norm, skipped=bool(getattr(self.engine.optimizer, "overflow", False)), loss_scale=scale)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(list(self.model.parameters()), enabled=self.stage == 3):
+            yield
+        self.model.train(training)
+
+    def state(self) -> EngineState:
+        keep = dist.get_rank() == 0
+        state = EngineState(optimizer_step=self._optimizer_step())
+        if self.config.model.dtype == "float16":
+            state.loss_scale = float(self.engine.optimizer.loss_scale)
+        for name, p in self.parameters.items():
+            for target, value in zip((state.weights, state.exp_avg, state.exp_avg_sq), self._full(p), strict=True):
+                if keep:
+                    target[name] = value.detach().to("cpu", torch.float32, copy=True)
+        return state
+
+    def load_state(self, state: EngineState) -> None:
+        self._load_weights(state)
+        if self.stage == 0:
+            for name, p in self.parameters.items():
+                self.engine.optimizer.state[p] = {
+                    "step": torch.tensor(float(state.optimizer_step)),
+                    "exp_avg": state.exp_avg[name].to(p.device, copy=True),
+                    "exp_avg_sq": state.exp_avg_sq[name].to(p.device, copy=True),
+                }
+            return
+        self._make_moments()
+        for name, p in self.parameters.items():
+            for key, values in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
+                self._set_moment(p, values[name].to(self.device), key)
+            self._set_master(p, state.weights[name].to(self.device))
+        for values in self._base_optimizer().state.values():
+            values["step"] = torch.tensor(float(state.optimizer_step))
+        if state.loss_scale is not None and hasattr(self.engine.optimizer, "loss_scaler"):
+            self.engine.optimizer.loss_scaler.cur_scale = state.loss_scale
+
+    def _backward(self, mean_loss: torch.Tensor) -> None:
+        """Backward of a loss already divided by the step's tokens: x world undoes DeepSpeed's mean over workers."""
+        self.engine.backward(mean_loss * dist.get_world_size(), scale_wrt_gas=False)
+
+    def _check_gradients(self) -> None:
+        missing = [n for n, p in self.parameters.items() if p.grad is None and getattr(p, "grad_accum", None) is None]
+        if missing:
+            raise RuntimeError(f"{len(missing)} trainable parameters got no gradient on the first step: {', '.join(missing[:5])} …")
+        self._first_step = False
+
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
+
+    def _optimizer_step(self) -> int:
+        steps = [int(s["step"]) for s in self._base_optimizer().state.values() if "step" in s]
+        return max(steps, default=0)
+
+    def _full(self, p: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.stage == 0:
+            own = self.engine.optimizer.state[p]
+            return p, own["exp_avg"], own["exp_avg_sq"]
+        return safe_get_full_fp32_param(p), safe_get_full_optimizer_state(p, "exp_avg"), safe_get_full_optimizer_state(p, "exp_avg_sq")
+
+    def _load_weights(self, state: EngineState) -> None:
+        if lost := sorted(self.parameters.keys() ^ state.weights.keys()):
+            raise ValueError(f"the checkpoint and the run train different parameters ({len(lost)}: {', '.join(lost[:3])} …): model.train or lora has changed")
+        if self.stage == 3 and hasattr(self, "engine"):
+            return  # the masters are set instead
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(state.weights[name].to(p.device))
+
+    def _make_moments(self) -> None:
+        """One step with lr = 0 and no decay: DeepSpeed makes the moments on the first step only, and setters need them."""
+        groups = self.engine.optimizer.param_groups
+        decay = [g["weight_decay"] for g in groups]
+        for g in groups:
+            g["lr"] = g["weight_decay"] = 0.0
+        self._first_step = False
+        self.accumulate((), 1, 1)
+        self.engine.set_gradient_accumulation_boundary(True)
+        self.engine.step()
+        for g, value in zip(groups, decay, strict=True):
+            g["weight_decay"] = value
+        self._first_step = True
+
+    def _set_moment(self, p: nn.Parameter, value: torch.Tensor, key: str) -> None:
+        if self.stage == 3:
+            safe_set_local_optimizer_state(p, local_slice(value), key)
+        else:
+            safe_set_full_optimizer_state(p, value, key)
+
+    def _set_master(self, p: nn.Parameter, value: torch.Tensor) -> None:
+        if self.stage == 3:
+            safe_set_local_fp32_param(p, local_slice(value))
+        else:
+            safe_set_full_fp32_param(p, value)
+
+
+def local_slice(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of `value` laid flat and padded to equal parts, as ZeRO-3 holds it; `safe_set_full_*` fails where nothing divides."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    size = -(-value.numel() // world)
+    flat = nn.functional.pad(value.flatten(), (0, size * world - value.numel()))
+    return flat[rank * size : (rank + 1) * size].contiguous()
+
+
+def dummy_batch(device: torch.device) -> Batch:
+    """A batch of two tokens and no image; the objective runs a dummy tile for it where the vision tower takes part."""
+    one, two = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
+    return Batch(
+        input_ids=two + 1, position_ids=torch.tensor([[0, 1]]), branch=two, pixel_values=torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
+        tile_order=one[:0], target_positions=one, target_ids=one + 1, ends=one + 1,
+    ).to(device)  # fmt: skip
+
+
+def deepspeed_config(config: RunConfig, clip: bool) -> dict[str, Any]:
+    """The DeepSpeed config of a run; batch sizes are 1 because the loop, not DeepSpeed, counts."""
+    engine = config.engine
+    zero: dict[str, Any] = {"stage": engine.stage, "overlap_comm": False, "contiguous_gradients": True}
+    if engine.offload_optimizer == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if engine.offload_param == "cpu":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "fp16": {"enabled": config.model.dtype == "float16", "initial_scale_power": 16, "loss_scale_window": 1000},
+        "gradient_clipping": config.optimizer.max_grad_norm if clip else 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def remove_stale_build_locks() -> None:
+    """A build of DeepSpeed's extension that was killed leaves a lock on which the next process would wait for ever."""
+    for lock in Path(get_default_build_root()).glob("**/lock"):
+        if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
+            logger.warning("removing %s, left by a build that was killed", lock)
+            lock.unlink(missing_ok=True)

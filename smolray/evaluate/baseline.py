@@ -1,0 +1,45 @@
+"""The score of never looking: each question answered with the commonest training answer to the same words.
+
+Only what lies above it shows that the model sees.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smolray import storage
+from smolray.data.collate import question_record
+from smolray.data.shards import decode_rows
+
+SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("count", pa.int64())])
+
+
+def count_answers(folder: str, name: str, number: int) -> pa.Table:
+    """How often each (question, answer) stands in one shard (SCHEMA); images are not read."""
+    fs, path = storage.filesystem(storage.join(folder, name))
+    counts: Counter[tuple[str, str]] = Counter()
+    table = pq.read_table(path, filesystem=fs, columns=["key", "conversations"])
+    for row in decode_rows(table.append_column("images", pa.array([[]] * len(table), pa.list_(pa.binary())))):
+        for conversation in row.conversations:
+            record = question_record(conversation)
+            counts[record["question"], record["answer"]] += 1
+    return pa.Table.from_pylist([{"question": q, "answer": a, "count": n} for (q, a), n in counts.items()], schema=SCHEMA)
+
+
+def blind_baseline(training: Iterable[pa.Table], validation: Iterable[pa.Table]) -> float:
+    """Share of the validation questions that the commonest answers get right (questions never seen: the commonest answer of all)."""
+    by_question: dict[str, Counter[str]] = {}
+    overall: Counter[str] = Counter()
+    for table in training:
+        for line in table.to_pylist():
+            by_question.setdefault(line["question"], Counter())[line["answer"]] += line["count"]
+            overall[line["answer"]] += line["count"]
+    right = total = 0
+    for table in validation:
+        for line in table.to_pylist():
+            guess = by_question.get(line["question"], overall).most_common(1)[0][0]
+            right += line["count"] * (guess == line["answer"])
+            total += line["count"]
+    return right / total if total else 0.0

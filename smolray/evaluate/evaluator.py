@@ -1,0 +1,74 @@
+"""Distributed evaluation: each worker decodes its share of the validation micro-batches, rank 0 gathers predictions and scores.
+
+In: an engine's model and a stream of prompts. Out: an EvalReport: exact match over all and by question type, and every prediction.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from smolray import storage
+from smolray.data.collate import Batch
+from smolray.evaluate.generate import greedy
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """`accuracy` and `counts` by question type, with "overall"; `predictions` hold id, key, type, question, prediction, answer, correct."""
+
+    accuracy: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    predictions: list[Record] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        return len(self.predictions)
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, device: torch.device
+) -> EvalReport:
+    """Collective: every worker passes its own batches, all receive the whole report."""
+    mine: list[Record] = []
+    for batch in batches:
+        ids = greedy(model, batch.to(device), max_new_tokens, int(tokenizer.eos_token_id))
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        mine += [score(record, text) for record, text in zip(batch.meta["records"], texts, strict=True)]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return summarize([record for part in parts for record in part])
+
+
+def score(record: Record, text: str) -> Record:
+    """Exact match with any reference answer, case and outer white space aside."""
+    prediction = text.strip()
+    correct = any(prediction.casefold() == answer.strip().casefold() for answer in record["answers"])
+    kept = {k: record[k] for k in ("id", "key", "type", "question", "answer")}
+    return kept | {"prediction": prediction, "correct": correct}
+
+
+def summarize(predictions: Sequence[Record]) -> EvalReport:
+    by_type: dict[str, list[bool]] = defaultdict(list)
+    for record in predictions:
+        by_type["overall"].append(record["correct"])
+        if record["type"]:
+            by_type[record["type"]].append(record["correct"])
+    accuracy = {name: sum(hits) / len(hits) for name, hits in by_type.items()}
+    return EvalReport(accuracy, {name: len(hits) for name, hits in by_type.items()}, list(predictions))
+
+
+def write_predictions(uri: str, predictions: Sequence[Record]) -> None:
+    schema = pa.schema([(n, pa.string()) for n in ("id", "key", "type", "question", "prediction", "answer")] + [("correct", pa.bool_())])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(predictions), schema=schema), sink, compression="zstd")
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())

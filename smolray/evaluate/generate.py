@@ -1,0 +1,62 @@
+"""Greedy decoding of packed prompts: the image and the common words are computed once, then every question of an image goes on side by side.
+
+In: a Batch of prompts. Out: token ids for each conversation, equal to decoding each prompt alone (a test holds this).
+"""
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from smolray.data.collate import Batch
+from smolray.model.adapters import base_model
+from smolray.objectives import branch_mask, image_features
+
+
+@torch.no_grad()
+def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int) -> list[list[int]]:
+    """New token ids of each conversation in the order of `batch.ends`, the end token left out."""
+    inner, head = base_model(model).model, base_model(model).lm_head
+    device, length = batch.input_ids.device, batch.input_ids.shape[1]
+    sequence, position = batch.ends // length, batch.ends % length
+    slot = _slots(sequence)
+    width = int(slot.max()) + 1
+    shape = (len(batch.input_ids), width)
+    # A token decoded for a conversation belongs to its branch; empty slots are branch -1, which no other looks at.
+    branch = torch.full(shape, -1, dtype=torch.int64, device=device)
+    branch[sequence, slot] = batch.branch[sequence, position]
+    next_position = torch.zeros(shape, dtype=torch.int64, device=device)
+    next_position[sequence, slot] = batch.position_ids[sequence, position] + 1
+
+    cache, keys = DynamicCache(config=base_model(model).config.text_config), batch.branch
+    features = image_features(model, batch)
+    extra = {} if features is None else {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features])}}
+    hidden = inner(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=branch_mask(batch.branch, keys, 0),
+        past_key_values=cache, use_cache=True, **extra,
+    ).last_hidden_state  # fmt: skip
+    token = head(hidden[sequence, position]).argmax(-1)
+    done = token == eos_token_id
+    tokens = [token]
+    while len(tokens) < max_new_tokens and not bool(done.all()):
+        step = torch.full(shape, eos_token_id, dtype=torch.int64, device=device)
+        step[sequence, slot] = token
+        keys = torch.cat([keys, branch], dim=1)
+        hidden = inner(
+            input_ids=step, position_ids=next_position, attention_mask=branch_mask(branch, keys, keys.shape[1] - width),
+            past_key_values=cache, use_cache=True,
+        ).last_hidden_state  # fmt: skip
+        token = head(hidden[sequence, slot]).argmax(-1)
+        done |= token == eos_token_id
+        tokens.append(token)
+        next_position += 1
+    rows = torch.stack(tokens, dim=1).tolist()
+    return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
+
+
+def _slots(sequence: torch.Tensor) -> torch.Tensor:
+    """Number of each conversation inside its sequence: [0, 0, 1, 0] for sequences [0, 1, 1, 2]."""
+    starts = torch.ones_like(sequence, dtype=torch.bool)
+    starts[1:] = sequence[1:] != sequence[:-1]
+    index = torch.arange(len(sequence), device=sequence.device)
+    return index - torch.cummax(torch.where(starts, index, 0), dim=0).values

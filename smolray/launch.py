@@ -1,0 +1,189 @@
+"""From a RunConfig to a finished run: shards, index, Ray Train, result.
+
+In: a validated config and a Ray cluster. Out: the run folder with result.json, and its record. The driver prepares and asks; workers train.
+"""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from smolray import storage
+from smolray.config import ConfigError, RunConfig
+from smolray.data.index import read_index
+from smolray.data.prepare import prepare_run
+from smolray.data.shards import read_manifest
+from smolray.data.sidecar import ensure_index, map_shards
+from smolray.evaluate.baseline import blind_baseline, count_answers
+from smolray.events import Event, EventLog, read_events, surviving
+from smolray.model.tiny import SHAPES, build_model
+from smolray.status import STOP_FLAG
+from smolray.worker import Folders, run_worker
+
+
+class ResourcesError(ConfigError):
+    """The cluster lacks what the run asks for; the message says what was asked, what is there, and the nearest that works."""
+
+
+def connect(config: RunConfig) -> None:
+    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="warning")
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level="warning")
+
+
+def launch_run(config: RunConfig) -> dict[str, Any]:
+    """Run to the end or to a stop, from the newest checkpoint if there is one. Returns what `result.json` holds.
+
+    Raises ResourcesError within seconds where the cluster is too small, and the worker's own error when its restarts are used up.
+    """
+    began = time.time()
+    connect(config)
+    config = with_absolute_paths(config)
+    check_resources(config, ray.cluster_resources())
+    storage.delete(storage.join(config.run_dir, STOP_FLAG))
+    config, folders = prepare_data(config)
+    storage.write_bytes(storage.join(config.run_dir, "config.yaml"), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    try:
+        record = trainer(config, folders).fit().return_value
+    except Exception as error:
+        EventLog(config.run_dir).write("end", status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+        raise
+    record = finish(config, folders, record, time.time() - began)
+    return record
+
+
+def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
+    """Shards, the offline model where one is asked for, and the indexes; each is made once and found again."""
+    if not config.data.train:
+        raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
+    manifests = prepare_run(config)
+    folders = Folders(manifests["train"].folder, manifests["validation"].folder if "validation" in manifests else "")
+    config = with_offline_model(config, folders.train)
+    for folder in (folders.train, folders.validation):
+        if folder:
+            ensure_index(folder, config)
+    return config, folders
+
+
+def with_offline_model(config: RunConfig, train_folder: str) -> RunConfig:
+    """For model.path = tiny or random-*: write that model once, its tokenizer trained on the data set's text, and point the run at it."""
+    shape = config.model.path
+    if shape not in SHAPES:
+        return config
+    manifest = read_manifest(train_folder)
+    target = storage.join(config.storage, "models", f"{shape}-{manifest.fingerprint}-{config.seed}")
+    if not storage.exists(storage.join(target, "config.json")):
+        tables = map_shards(train_folder, manifest, count_answers, config.data.num_cpus_per_task)
+        lines = sorted({(row["question"], row["answer"]) for table in tables[:8] for row in table.to_pylist()})
+        with tempfile.TemporaryDirectory() as local:
+            build_model(shape, [f"{q}\n {a}" for q, a in lines], local, config.seed)
+            for file in sorted(Path(local).iterdir(), key=lambda f: f.name == "config.json"):  # the file that is looked for comes last
+                storage.write_bytes(storage.join(target, file.name), file.read_bytes())
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": target})})
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Local paths made absolute: a worker's current folder is not the driver's."""
+    data = config.data.model_copy(update={k: _absolute(getattr(config.data, k)) for k in ("train", "validation", "shards")})
+    model = config.model.model_copy(update={"path": _absolute(config.model.path)})
+    return config.model_copy(update={"storage": storage.absolute(config.storage), "data": data, "model": model})
+
+
+def _absolute(path: str) -> str:
+    """Only what exists on this machine is a path: a bare name may be a hub id."""
+    return storage.absolute(path) if path and storage.is_local(path) and Path(path).expanduser().exists() else path
+
+
+def use_gpu(config: RunConfig, available: dict[str, float]) -> bool:
+    return config.resources.use_gpu == "yes" or (config.resources.use_gpu == "auto" and available.get("GPU", 0) > 0)
+
+
+def check_resources(config: RunConfig, available: dict[str, float]) -> None:
+    """Raise ResourcesError where the smallest worker group cannot start, or would leave no CPU for the data tasks that feed it."""
+    wanted, task = config.resources.workers[0], config.data.num_cpus_per_task
+    cpus, gpus, each = available.get("CPU", 0), available.get("GPU", 0), config.resources.cpus_per_worker
+    if use_gpu(config, available) and wanted * config.resources.gpus_per_worker > gpus:
+        fits = int(gpus // config.resources.gpus_per_worker)
+        nearest = f"resources.num_workers={fits}" if fits else "resources.use_gpu=no"
+        raise ResourcesError(f"asked for {wanted} workers x {config.resources.gpus_per_worker:g} GPU, the cluster has {gpus:g} GPU "
+                             f"({_cards(available)}); nearest: {nearest}")  # fmt: skip
+    if wanted * (each + task) > cpus:
+        spare = round(cpus / wanted - task, 2)
+        nearest = f"resources.cpus_per_worker={spare:g}" if spare > 0 else f"resources.num_workers={int(cpus // (each + task)) or 1}"
+        raise ResourcesError(f"asked for {wanted} workers x ({each:g} CPU + {task:g} CPU for their data tasks) = {wanted * (each + task):g} CPU, "
+                             f"the cluster has {cpus:g}: the data tasks would starve; nearest: {nearest}")  # fmt: skip
+
+
+def _cards(available: dict[str, float]) -> str:
+    cards = [f"{n:g}x {name.removeprefix('accelerator_type:')}" for name, n in available.items() if name.startswith("accelerator_type:")]
+    return ", ".join(cards) or "no card named"
+
+
+def trainer(config: RunConfig, folders: Folders) -> TorchTrainer:
+    """Ray Train's trainer of the run. Ray keeps only its own notes; checkpoints are ours, so nothing is uploaded twice."""
+    resources, available = config.resources, ray.cluster_resources()
+    gpu = use_gpu(config, available)
+    each: dict[str, float] = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if gpu else {})
+    low, high = resources.workers
+    scaling = ScalingConfig(
+        num_workers=high if low == high else (low, high), use_gpu=gpu, resources_per_worker=each, label_selector=resources.label_selector or None
+    )
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # an elastic run waits this long for a lost worker
+    run = TrainRunConfig(
+        name=f"{config.name}-{int(time.time())}", storage_path=storage.join(config.storage, ".ray"),
+        failure_config=FailureConfig(max_failures=resources.max_failures), worker_runtime_env={"env_vars": worker_environment(config, gpu)},
+    )  # fmt: skip
+    return TorchTrainer(
+        _train_function, train_loop_config={"config": config.model_dump(mode="json"), "folders": folders.__dict__},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"), scaling_config=scaling, run_config=run,
+    )  # fmt: skip
+
+
+def worker_environment(config: RunConfig, gpu: bool) -> dict[str, str]:
+    """No secrets here: these values can be read through Ray's API."""
+    return {"OMP_NUM_THREADS": str(config.resources.omp_num_threads), "TOKENIZERS_PARALLELISM": "false"} | ({} if gpu else {"DS_ACCELERATOR": "cpu"})
+
+
+def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
+    """Runs in each Train worker, its process group ready."""
+    import ray.train.torch
+
+    config = RunConfig.model_validate(settings["config"])
+    return run_worker(config, Folders(**settings["folders"]), ray.train.torch.get_device())
+
+
+def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Add what the driver knows, and write result.json and the report."""
+    history = surviving(read_events(config.run_dir))
+    steps = [e for e in history if e["event"] == "step"]
+    trained = sum(e["seconds"] for e in steps)
+    result = {
+        "name": config.name, **record, "seconds": round(seconds, 1), "train_seconds": round(trained, 1),
+        "data_wait_share": round(sum(e["data_wait_seconds"] for e in steps) / trained, 4) if trained else None,
+        "samples_per_second": round(sum(e["samples"] for e in steps) / trained, 1) if trained else None,
+        "peak_memory_bytes": max((e["memory_bytes"] for e in steps), default=0), "final_loss": steps[-1]["loss"] if steps else None,
+        "versions": _start(history).get("versions", {}),
+    }  # fmt: skip
+    if record["accuracy"]:
+        tables = {f: map_shards(f, read_manifest(f), count_answers, config.data.num_cpus_per_task) for f in (folders.train, folders.validation)}
+        result["blind_baseline"] = round(blind_baseline(tables[folders.train], tables[folders.validation]), 4)
+    storage.write_bytes(storage.join(config.run_dir, "result.json"), json.dumps(result, indent=1).encode())
+    return result
+
+
+def _start(history: list[Event]) -> Event:
+    return next((e for e in reversed(history) if e["event"] == "start"), {})

@@ -1,0 +1,174 @@
+"""The training loop: plan -> stream -> accumulate -> check -> step -> hooks, the same for every engine.
+
+In: an engine, the epoch plans and a stream for each epoch. Out: trained weights, events, checkpoints. Every worker runs it; what is written is
+written by rank 0. It knows nothing of Ray.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from smolray.checkpoint import Progress
+from smolray.config import RunConfig
+from smolray.data.collate import Batch
+from smolray.data.plan import EpochPlan, share
+from smolray.engine.base import Engine, LocalSums, NonFiniteLossError
+from smolray.optim import schedule
+
+STOP_POLL_SECONDS = 2.0
+
+
+class BatchStream(Protocol):
+    """A worker's micro-batches of an epoch, and the seconds its consumer stood still for them."""
+
+    wait_seconds: float
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimizer step over all workers. Losses are means over the trained tokens of the step."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    token_accuracy: float
+    grad_norm: float
+    learning_rate: float
+    samples: int
+    tokens: int
+    label_tokens: int
+    seconds: float
+    data_wait_seconds: float  # mean over workers
+    memory_bytes: int  # peak of the busiest worker
+    skipped: bool = False
+    loss_scale: float | None = None
+
+
+@dataclass
+class Moment:
+    """What a hook sees after a step. `local` and `numbers` are this worker's; everything else is the same on every worker."""
+
+    progress: Progress
+    metrics: StepMetrics
+    local: LocalSums
+    end_of_epoch: bool
+    last: bool
+    stopping: bool
+
+
+Hook = Callable[[Moment], None]
+
+
+@dataclass
+class Loop:
+    """`stop_requested` is asked on rank 0 every two seconds; the answer reaches all workers with the step's sums."""
+
+    config: RunConfig
+    engine: Engine
+    plans: Sequence[EpochPlan]
+    open_stream: Callable[[EpochPlan, Sequence[int]], BatchStream]
+    progress: Progress
+    hooks: Sequence[Hook] = ()
+    stop_requested: Callable[[], bool] = lambda: False
+    _polled: float = field(default=0.0, init=False)
+
+    @property
+    def total_steps(self) -> int:
+        steps = sum(plan.steps(self.config.global_batch) for plan in self.plans)
+        limit = self.config.train.max_steps
+        return min(steps, limit) if limit > 0 else steps
+
+    def run(self) -> Progress:
+        """Train to the end or to a stop. Raises NonFiniteLossError before the weights are touched by a bad step."""
+        rate = schedule(self.config.optimizer, self.total_steps)
+        for moment in self._steps(rate):
+            for hook in self.hooks:
+                hook(moment)
+            if moment.stopping or moment.last:
+                break
+        return self.progress
+
+    def _steps(self, rate: Callable[[int], float]) -> Iterator[Moment]:
+        rank, world, size = dist.get_rank(), dist.get_world_size(), self.config.global_batch
+        for epoch in range(self.progress.epoch, len(self.plans)):
+            plan, first = self.plans[epoch], self.progress.consumed
+            starts = range(first, len(plan), size)
+            if not starts or self.progress.step >= self.total_steps:
+                continue
+            runs = [range(s, min(s + size, len(plan))) for s in starts]
+            stream = self.open_stream(plan, [n for run in runs for n in share(run, rank, world)])
+            batches = iter(stream)
+            self.engine.epoch = epoch
+            for run in runs:
+                began, waited = time.perf_counter(), stream.wait_seconds
+                label_tokens = int(plan.label_tokens[run.start : run.stop].sum())
+                mine = share(run, rank, world)
+                most = max(len(share(run, r, world)) for r in range(world))
+                local = self.engine.accumulate(islice(batches, len(mine)), most, label_tokens)
+                sums = self._reduce(local, stream.wait_seconds - waited)
+                loss = sums["loss"] / label_tokens
+                if not torch.isfinite(torch.tensor(loss)):
+                    raise NonFiniteLossError(f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, micro-batches {run.start}..{run.stop - 1}); "
+                                             "the optimizer has not stepped; lower optimizer.learning_rate or look at the data")  # fmt: skip
+                learning_rate = rate(self.progress.step)
+                result = self.engine.step(learning_rate)
+                self._advance(epoch, run, int(sums["samples"]), int(sums["tokens"]), result.skipped)
+                metrics = StepMetrics(
+                    step=self.progress.step, total_steps=self.total_steps, epoch=epoch + run.stop / len(plan), loss=loss,
+                    token_accuracy=sums["correct"] / label_tokens, grad_norm=result.grad_norm, learning_rate=learning_rate,
+                    samples=int(sums["samples"]), tokens=int(sums["tokens"]), label_tokens=label_tokens, seconds=time.perf_counter() - began,
+                    data_wait_seconds=sums["waited"] / world, memory_bytes=int(sums["memory"]), skipped=result.skipped, loss_scale=result.loss_scale,
+                )  # fmt: skip
+                yield Moment(
+                    self.progress, metrics, local, end_of_epoch=run.stop == len(plan), stopping=sums["stop"] > 0,
+                    last=self.progress.step >= self.total_steps or (run.stop == len(plan) and epoch == len(self.plans) - 1),
+                )  # fmt: skip
+            if len(batches_left := list(islice(batches, 1))):
+                raise RuntimeError(f"the stream held {len(batches_left)} micro-batches more than the plan")
+
+    def _reduce(self, local: LocalSums, waited: float) -> dict[str, float]:
+        """Sums over all workers (the peak memory: maximum), in two small collectives a step."""
+        names = ("loss", "correct", "samples", "tokens", "waited", "stop")
+        values = [local.loss, local.correct_tokens, local.samples, local.tokens, waited, float(self._poll())]
+        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.engine.device) for v in values])
+        dist.all_reduce(sums)
+        memory = torch.tensor([float(peak_memory_bytes(self.engine.device))], dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+        return dict(zip(names, sums.tolist(), strict=True)) | {"memory": memory.item()}
+
+    def _poll(self) -> bool:
+        if dist.get_rank() or time.monotonic() - self._polled < STOP_POLL_SECONDS:
+            return False
+        self._polled = time.monotonic()
+        return self.stop_requested()
+
+    def _advance(self, epoch: int, run: range, samples: int, tokens: int, skipped: bool) -> None:
+        """An overflowed fp16 step consumes its samples and does not advance the schedule."""
+        done = run.stop == len(self.plans[epoch])
+        self.progress = replace(
+            self.progress, step=self.progress.step + (not skipped), epoch=epoch + done, consumed=0 if done else run.stop,
+            samples=self.progress.samples + samples, tokens=self.progress.tokens + tokens,
+        )  # fmt: skip
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak bytes: of the CUDA allocator on a GPU, of the resident process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def metrics_fields(metrics: StepMetrics) -> dict[str, Any]:
+    """The fields of a `step` event (events.py)."""
+    remaining = metrics.total_steps - metrics.step
+    return {**metrics.__dict__, "eta_seconds": round(remaining * metrics.seconds, 1)}

@@ -1,0 +1,214 @@
+"""One worker of a run: builds the engine, restores the newest checkpoint, and runs the loop with its hooks.
+
+In: the config and folders prepared by the launcher, inside an initialised process group. Out: on every rank, the record of the run.
+"""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from smolray import checkpoint, storage
+from smolray.audit import Audit
+from smolray.checkpoint import Checkpoint, Progress
+from smolray.config import ConfigError, RunConfig
+from smolray.data.encode import cached_encoder
+from smolray.data.index import fingerprint as index_fingerprint
+from smolray.data.plan import EpochPlan, PlanLimits, lay_epoch
+from smolray.data.shards import read_manifest
+from smolray.data.sidecar import load_index
+from smolray.data.stream import Stream
+from smolray.engine.base import Engine
+from smolray.evaluate.evaluator import EvalReport, evaluate, write_predictions
+from smolray.events import EventLog
+from smolray.model.adapters import prepare_for_training
+from smolray.model.load import load_model
+from smolray.objectives import OBJECTIVES
+from smolray.progress import progress_line
+from smolray.status import STOP_FLAG
+from smolray.train import Loop, Moment, metrics_fields
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the launcher has put the data; `validation` may be empty."""
+
+    train: str
+    validation: str = ""
+
+
+def run_worker(config: RunConfig, folders: Folders, device: torch.device) -> dict[str, Any]:
+    """Train, evaluate and save one run, or what is left of it. Collective over the process group."""
+    check_device(config, device)
+    worker = Worker(config, folders, device)
+    return worker.run()
+
+
+def check_device(config: RunConfig, device: torch.device) -> None:
+    """Raise ConfigError where this device cannot compute in the run's dtype."""
+    if config.model.dtype == "float16" and device.type != "cuda":
+        raise ConfigError("model.dtype = float16 needs a CUDA device, this worker has none; allowed here: float32, bfloat16; nearest: bfloat16")
+    if config.model.dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"model.dtype = bfloat16: {name} has no bf16 units; allowed there: float16, float32; nearest: float16")
+
+
+@dataclass
+class Worker:
+    config: RunConfig
+    folders: Folders
+    device: torch.device
+    log: EventLog | None = field(default=None, init=False)  # rank 0 only
+    reports: dict[int, EvalReport] = field(default_factory=dict, init=False)
+    statistics: str = field(default="", init=False)
+    bytes_read: int = field(default=0, init=False)
+    bytes_needed: int = field(default=0, init=False)
+    streams: list[Stream] = field(default_factory=list, init=False)
+
+    def run(self) -> dict[str, Any]:
+        config, run_dir, began = self.config, self.config.run_dir, time.time()
+        self.rank, world = dist.get_rank(), dist.get_world_size()
+        self.log = EventLog(run_dir) if self.rank == 0 else None
+        attempt, found = self._broadcast((self.log.attempt, self._newest()) if self.log else None)
+        self.plans = self._lay_plans()
+        self.data = self._data_fingerprint()
+        if found is not None and found.progress.data != self.data:
+            raise ConfigError(f"run {config.name!r} stands at step {found.step} of other data, seed, batch or length settings: its position means nothing here; "
+                              "choose another name, or put the settings back")  # fmt: skip
+        self.engine = self._build_engine(found)
+        self.audit = Audit(run_dir, attempt, self.rank) if config.train.audit else None
+        progress = found.progress if found else Progress(data=self.data)
+        loop = Loop(config, self.engine, self.plans, self._open_stream, progress, self._hooks(),
+                    stop_requested=lambda: storage.exists(storage.join(run_dir, STOP_FLAG)))  # fmt: skip
+        self._event("start", config=config.model_dump(mode="json"), versions=versions(), workers=world, total_steps=loop.total_steps,
+                    device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu")  # fmt: skip
+        if found is not None:
+            self._event("resume", step=found.step, epoch=found.progress.epoch, checkpoint=found.uri)
+        self.stopped = False
+        if progress.step < loop.total_steps and progress.epoch < len(self.plans):
+            progress = loop.run()
+        elif self.folders.validation:
+            self._evaluate(progress.step)  # resumed after the last step: only the report is missing
+        status = "stopped" if self.stopped else "finished"
+        self._event("end", status=status, step=progress.step, seconds=round(time.time() - began, 1))
+        if self.audit:
+            self.audit.flush()
+        if self.log:
+            self.log.flush()
+        return self._record(status, progress)
+
+    # What happens after a step, in this order.
+
+    def _hooks(self) -> list[Callable[[Moment], None]]:
+        return [h for h in (self._log_step, self.audit, self._save_and_evaluate) if h is not None]
+
+    def _log_step(self, moment: Moment) -> None:
+        if self.log is None:
+            return
+        fields = metrics_fields(moment.metrics)
+        self.log.write("step", **fields)
+        if moment.metrics.step % self.config.train.logging_steps == 0 or moment.last:
+            print(progress_line(fields), flush=True)
+
+    def _save_and_evaluate(self, moment: Moment) -> None:
+        config, step = self.config, moment.progress.step
+        every, epochs = config.checkpoint.save_steps, config.evaluate.eval_epochs
+        done_epochs = moment.progress.epoch
+        due = moment.last or (moment.end_of_epoch and epochs and done_epochs % epochs == 0)
+        metrics: dict[str, float] = {"loss": moment.metrics.loss}
+        if due and self.folders.validation and not moment.stopping:
+            metrics["accuracy"] = self._evaluate(step).accuracy["overall"]
+        if moment.stopping or moment.last or moment.end_of_epoch or (every and step % every == 0):
+            self._save(moment.progress, metrics)
+        self.stopped = moment.stopping and not moment.last
+
+    def _save(self, progress: Progress, metrics: dict[str, float]) -> None:
+        state = self.engine.state()
+        if self.log is not None:
+            about = {"config": self.config.model_dump(mode="json"), "versions": versions()}
+            saved = checkpoint.save(self.config.run_dir, state, progress, metrics, about)
+            checkpoint.prune(self.config.run_dir, self.config.checkpoint.save_total_limit, self.config.checkpoint.keep_best)
+            self._event("checkpoint", step=progress.step, path=saved.uri, **metrics)
+            self.log.flush()
+        if self.audit:
+            self.audit.flush()
+        dist.barrier()  # no worker goes on, and perhaps dies, before the checkpoint is whole
+
+    def _evaluate(self, step: int) -> EvalReport:
+        config = self.config
+        index = load_index(self.folders.validation, config)
+        group = min(config.data.max_questions_per_image, config.evaluate.batch_size) if config.data.packing == "image" else 1
+        plan = lay_epoch(index, PlanLimits(config.evaluate.batch_size, None, group), 0, 0, shuffle=False)
+        numbers = range(len(plan)) if config.evaluate.max_samples is None else range(min(len(plan), -(-config.evaluate.max_samples // config.evaluate.batch_size)))
+        stream = Stream(self.folders.validation, plan, numbers[self.rank :: dist.get_world_size()], config, collate="prompts")
+        tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
+        with self.engine.gathered():
+            report = evaluate(self.engine.model, stream, tokenizer, config.evaluate.max_new_tokens, self.device)
+        self.reports[step] = report
+        if self.log is not None:
+            write_predictions(storage.join(config.run_dir, "predictions", f"step-{step:08d}.parquet"), report.predictions)
+            self._event("evaluate", step=step, accuracy=report.accuracy, counts=report.counts, samples=report.samples)
+            self.log.flush()
+        return report
+
+    # Building blocks.
+
+    def _build_engine(self, found: Checkpoint | None) -> Engine:
+        from smolray.engine.zero import ZeroEngine  # DeepSpeed looks for its accelerator when it is imported
+
+        model = prepare_for_training(load_model(self.config.model), self.config)
+        state = checkpoint.load_state(found) if found else None
+        return ZeroEngine(model, OBJECTIVES[self.config.method], self.config, self.device, state)
+
+    def _lay_plans(self) -> list[EpochPlan]:
+        index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)
+        return [lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)]
+
+    def _open_stream(self, plan: EpochPlan, numbers: Sequence[int]) -> Stream:
+        stream = Stream(self.folders.train, plan, numbers, self.config)
+        self.streams.append(stream)
+        return stream
+
+    def _data_fingerprint(self) -> str:
+        config = self.config
+        encoder = cached_encoder(config.model, config.data, config.image)
+        parts = (read_manifest(self.folders.train).fingerprint, index_fingerprint(encoder), PlanLimits.of(config), config.seed)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    def _newest(self) -> Checkpoint | None:
+        return checkpoint.latest(self.config.run_dir, skipped=lambda why: self._event("skipped", what="checkpoint", why=why))
+
+    def _event(self, event: str, **fields: Any) -> None:
+        if self.log is not None:
+            self.log.write(event, **fields)
+
+    def _broadcast(self, value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _record(self, status: str, progress: Progress) -> dict[str, Any]:
+        report = self.reports[max(self.reports)] if self.reports else EvalReport()
+        mine = {
+            "ray_data": self.streams[-1].statistics if self.streams else "",
+            "bytes_read": sum(s.bytes_read for s in self.streams), "bytes_needed": sum(s.bytes_needed for s in self.streams),
+        }  # fmt: skip
+        workers: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(workers, mine)
+        return {
+            "status": status, "steps": progress.step, "samples": progress.samples, "tokens": progress.tokens,
+            "accuracy": report.accuracy, "accuracy_counts": report.counts, "workers": workers,
+        }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    from importlib.metadata import version
+
+    names = ("smolray", "ray", "torch", "transformers", "peft", "trl", "deepspeed", "bitsandbytes", "pyarrow", "datasets")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
