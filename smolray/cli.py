@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from smolray import config as configs
 from smolray import status as runs
-from smolray.storage import join
+from smolray.storage import absolute, join
 
 
 class _CleanErrors(TyperGroup):
@@ -165,7 +165,7 @@ def stop(
     if client is not None:
         from smolray.jobs_client import stop_jobs
 
-        for line in stop_jobs(client, name, storage) or [f"no job of {name} is active at {address}"]:
+        for line in stop_jobs(client, name, absolute(storage)) or [f"no job of {name} is active at {address}"]:
             console.print(_plain(line))
 
 
@@ -237,7 +237,7 @@ def _stored_config(name: str, storage_uri: str, overrides: list[str] | tuple[()]
         raise configs.ConfigError(f"{moved[0]}: a run keeps its name and storage; copy its config for a new run")
     path = join(runs.require_run(storage_uri, name), "config.yaml")
     # The folder may have been moved, or named by another path, since the config was written into it.
-    arguments = [*overrides, f"name={name}", f"storage={storage_uri}"]
+    arguments = [*overrides, f"name={name}", f"storage={absolute(storage_uri)}"]
     return configs.load_config(path, arguments), ["--config", path, *arguments]
 
 

@@ -12,7 +12,7 @@ def progress_line(event: dict[str, Any], total_steps: int | None = None) -> str:
     total = event.get("total_steps", total_steps)
     parts = [f"step {event.get('step', '?')}{f'/{total}' if total else ''}"]
     if "epoch" in event:
-        parts.append(f"epoch {event['epoch']:g}" if isinstance(event["epoch"], int | float) else f"epoch {event['epoch']}")
+        parts.append(f"epoch {event['epoch']:.3g}" if isinstance(event["epoch"], int | float) else f"epoch {event['epoch']}")
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.4f}")
     if event.get("learning_rate") is not None:
@@ -46,7 +46,9 @@ def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
     if kind == "skipped":
         return f"skipped {event.get('what', '?')}: {event.get('why', '?')}"
     if kind == "end":
-        return f"end     {event.get('status', '?')} at step {event.get('step', '?')} after {duration(event.get('seconds') or 0)}"
+        where = f" at step {event['step']} after {duration(event.get('seconds') or 0)}" if "step" in event else ""
+        why = f": {event['error']}" if event.get("error") else ""
+        return f"end     {event.get('status', '?')}{where}{why}"
     rest = ", ".join(f"{k}={v}" for k, v in event.items() if k not in ("event", "time", "attempt"))
     return f"{kind:7s} {rest}"
 

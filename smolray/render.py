@@ -31,6 +31,7 @@ def run_details(run: RunStatus) -> Table:
     by_type = ", ".join(f"{k} {percent(v)}" for k, v in (run.accuracy or {}).items() if k != "overall")
     rows = {
         "run": escape(run.name),
+        "error": f"[red]{escape(run.error)}[/]" if run.error else None,
         "folder": escape(run.run_dir),
         "state": _state(run),
         "step": _steps(run) + (f", epoch {run.epoch:g}" if run.epoch is not None else ""),

@@ -50,6 +50,7 @@ class RunStatus:
     started: float | None = None
     updated: float | None = None
     stop_requested: bool = False
+    error: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -77,7 +78,6 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
     checkpoint: Event = next((e for e in reversed(events) if e["event"] == "checkpoint"), {})
     evaluation: Event = next((e for e in reversed(events) if e["event"] == "evaluate"), {})
     state, silent = _state(written, time.time() if now is None else now)
-    running = state in ("running", "silent")
     known = [e["memory_bytes"] for e in steps if e.get("memory_bytes")]
     return RunStatus(
         name=run_dir.rstrip("/").rsplit("/", 1)[-1],
@@ -92,7 +92,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
         tokens_per_second=_rate(steps, "tokens"),
         data_wait_share=_rate(steps, "data_wait_seconds"),
         memory_bytes=max(known) if known else None,
-        eta_seconds=last.get("eta_seconds") if running else None,
+        eta_seconds=_eta(steps, start.get("total_steps")) if state in ("running", "silent") else None,
         last_checkpoint=checkpoint.get("path"),
         accuracy=accuracy_of(evaluation) or None,
         accuracy_step=evaluation.get("step"),
@@ -102,6 +102,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
         started=written[0]["time"] if written else None,
         updated=written[-1]["time"] if written else None,
         stop_requested=storage.exists(storage.join(run_dir, STOP_FLAG)),
+        error=written[-1].get("error") if state == "failed" else None,
     )
 
 
@@ -196,6 +197,17 @@ def _state(written: list[Event], now: float) -> tuple[State, float | None]:
     pauses = [b["time"] - a["time"] for a, b in zip(written[begun:], written[begun + 1 :], strict=False)] if begun >= 0 else []
     usual = statistics.median(pauses[-50:]) if pauses else 0.0
     return ("silent", quiet) if quiet > max(SILENT_SECONDS, 10 * usual) else ("running", None)
+
+
+def _eta(steps: list[Event], total: int | None) -> float | None:
+    """What is left at the mean pace of the newest steps; a single step says little."""
+    window = steps[-RATE_EVENTS - 1 :]
+    if not window or not total:
+        return None
+    done = window[-1]["step"] - window[0]["step"]
+    if done <= 0:
+        return window[-1].get("eta_seconds")
+    return (total - window[-1]["step"]) * sum(e.get("seconds") or 0 for e in window[1:]) / done
 
 
 def _rate(steps: list[Event], name: str) -> float | None:

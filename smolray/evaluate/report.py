@@ -148,7 +148,7 @@ def _accuracy(history: list[Event], result: dict[str, Any]) -> str:
     headline = f'<div class="headline"><b>{percent(scores.get("overall", 0.0))}</b><span>exact-match accuracy</span></div>'
     if isinstance(blind, int | float):
         headline += f'<div class="headline beside"><b>{percent(blind)}</b><span>from the question alone, without the image</span></div>'
-    counts = result.get("accuracy_counts") or {}
+    counts = result.get("accuracy_counts") or evaluated.get("counts") or {}
     counts = {**counts, "overall": counts.get("overall") or sum(n for t, n in counts.items() if t != "overall") or None}
     rows = "".join(
         f'<tr{" class=all" if kind == "overall" else ""}><th scope="row">{escape(kind)}</th>'

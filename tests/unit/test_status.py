@@ -40,7 +40,7 @@ def end(time, kind="finished", step=100, attempt=1):
         ([start(0), step(10, 5)], 500, "silent"),
         ([start(0), step(10, 200), step(20, 400)], 1000, "running"),  # its steps take long
         ([start(0), step(10, 5), end(6)], 9000, "finished"),
-        ([start(0), step(10, 5), end(6, "failed")], 9, "failed"),
+        ([start(0), step(10, 5), end(6, "failed") | {"error": "out of memory"}], 9, "failed"),
         ([start(0), step(10, 5), end(6, "stopped"), start(7, 2)], 9, "running"),
         (
             [start(0), step(10, 5), end(6, "stopped", 10), start(7, 2), {"event": "resume", "time": 7, "step": 10}, end(9, "stopped", 12)],
@@ -55,6 +55,7 @@ def test_the_state_follows_from_the_last_events(tmp_path, events, age, state):
     found = status.run_status(run, now=NOW + age)
     assert found.state == state
     assert (found.silent_seconds is not None) == (state == "silent")
+    assert found.error == ("out of memory" if state == "failed" else None)
 
 
 def test_numbers_are_those_of_the_surviving_history(tmp_path):
@@ -65,6 +66,7 @@ def test_numbers_are_those_of_the_surviving_history(tmp_path):
     found = status.run_status(write(tmp_path / "r", *events), now=NOW + 7)
     assert (found.step, found.total_steps, found.loss, found.epoch) == (25, 100, 0.125, 0.5)
     assert (found.samples_per_second, found.tokens_per_second, found.data_wait_share) == (40, 2000, pytest.approx(0.05))
+    assert found.eta_seconds == (100 - 25) * (2.0 + 2.0) / 15, "two events of 2 s cover steps 11 to 25"
     assert found.memory_bytes == 2**30 + 25
     assert (found.attempts, found.restarts, found.workers) == (2, 1, 2)
     assert (found.last_checkpoint, found.accuracy, found.accuracy_step) == ("checkpoints/step-00000020", {"overall": 0.5, "color": 1.0}, 25)
@@ -142,6 +144,7 @@ def test_a_progress_line_says_what_the_event_holds():
     assert progress_line({"event": "step", "step": 3}) == "step 3"
     assert progress_line({"event": "step", "step": 3, "loss": float("nan"), "seconds": 0, "samples": 4}) == "step 3  loss nan"
     assert "step 100" in event_line(end(NOW)) and "finished" in event_line(end(NOW))
+    assert event_line({"event": "end", "status": "failed", "error": "E: x"}) == "end     failed: E: x"
     assert event_line({"event": "drain", "time": 1, "node": "a"}) == "drain   node=a"
 
 

@@ -1,0 +1,174 @@
+"""The rules of the design as tests: who may import what, what is never called, how large and where things are."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "smolray").rglob("*.py"))
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+SOURCES = MODULES + JOBS
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+RAY_IMPORTERS = {
+    "launch",
+    "tune",
+    "doctor",
+    "cli",
+    "jobs_client",  # Ray Jobs over HTTP: kept out of cli.py, which stays a list of commands
+    "data.prepare",
+    "data.stream",
+    "data.sidecar",
+}
+# A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention says so.
+ENVIRONMENT_READERS = {"storage", "launch", "tune", "doctor", "cli", "engine.zero"}
+
+# jobs, cli -> launch, tune -> train -> {stream, engine, checkpoint, evaluate} -> {encode, pack, objectives, adapters} -> {sample, config}.
+# A module imports its own layer or lower ones; the longest matching name decides.
+LAYERS = {
+    "": 0,  # smolray/__init__.py: the version
+    "config": 0, "config_errors": 0, "storage": 0, "events": 0, "progress": 0,
+    "data": 1, "data.sample": 0, "model": 1, "objectives": 1, "optim": 1, "planner": 1,
+    "data.stream": 2, "data.prepare": 2, "data.sidecar": 2, "data.preview": 2,
+    "engine": 2, "checkpoint": 2, "evaluate": 2, "status": 2,
+    "train": 3, "audit": 3, "worker": 3, "export": 3,
+    "launch": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4,
+    "cli": 5, "jobs": 5,
+}  # fmt: skip
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "smolray" else parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports_of(path):
+    """Full names of what a module imports, anywhere in it; `from a import b` is both a and a.b."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the full name"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path):
+    """Modules of ours that `path` imports."""
+    known = {name_of(p) for p in MODULES}
+    for name in imports_of(path):
+        local = name.removeprefix("smolray.") if name.startswith("smolray.") else None
+        if local in known:
+            yield local
+
+
+def layer_of(name):
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        if (prefix := ".".join(parts[:length])) in LAYERS:
+            return LAYERS[prefix]
+    return LAYERS[""] if not name else None
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_go_one_way(path):
+    layer = layer_of(name_of(path))
+    assert layer is not None, f"{relative(path)} has no layer: place it in LAYERS"
+    above = {name: layer_of(name) for name in own_imports(path) if layer_of(name) > layer}
+    assert not above, f"{relative(path)} (layer {layer}) imports upwards: {above}"
+
+
+def test_imports_have_no_circle():
+    edges = {name_of(path): set(own_imports(path)) - {name_of(path)} for path in MODULES}
+    while edges:
+        free = {name for name, targets in edges.items() if not targets & set(edges)}
+        assert free, f"these import each other: {sorted(edges)}"
+        edges = {name: targets for name, targets in edges.items() if name not in free}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_only_named_modules_import_ray_and_deepspeed(path):
+    roots = {name.split(".")[0] for name in imports_of(path)}
+    if name_of(path) not in RAY_IMPORTERS:
+        assert "ray" not in roots, "an engine must run on a box without Ray"
+    if name_of(path) != "engine.zero":
+        assert "deepspeed" not in roots
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_nothing_from_outside_is_run_as_code(path):
+    pickles = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    assert not pickles & {name.split(".")[0] for name in imports_of(path)}
+    for node in ast.walk(tree_of(path)):
+        where = f"{relative(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{where}: bare except"
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in {"eval", "exec", "compile", "torch.load", "yaml.load", "yaml.unsafe_load", "os.system"}, f"{where}: {called}"
+        assert called.split(".")[-1] not in {"extractall", "full_load", "load_pickle"}, f"{where}: {called}"
+        for keyword in node.keywords:
+            risky = keyword.arg in {"trust_remote_code", "allow_pickle", "shell"} and not (
+                isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+            )
+            assert not risky, f"{where}: {keyword.arg}={ast.unparse(keyword.value)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_settings_are_not_read_from_the_environment_deep_inside(path):
+    if name_of(path) in ENVIRONMENT_READERS:
+        return
+    read = [
+        n.lineno
+        for n in ast.walk(tree_of(path))
+        if isinstance(n, ast.Attribute) and ast.unparse(n) in {"os.environ", "os.getenv", "os.environb"}
+    ]
+    assert not read, (
+        f"{relative(path)} reads the environment in lines {read}; pass it in, or name the module in ENVIRONMENT_READERS with a reason"
+    )
+    assert not {"os.environ", "os.getenv"} & set(imports_of(path))
+
+
+@pytest.mark.parametrize("path", SOURCES + TESTS, ids=relative)
+def test_a_file_is_small_enough_to_hold_in_the_head(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert path.name not in {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}, "name it by its idea"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_modules_and_public_functions_say_what_they_do(path):
+    tree = tree_of(path)
+    assert not tree.body or ast.get_docstring(tree), f"{relative(path)} opens without saying what flows in and out"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_") and len(node.body) > 1:
+            assert ast.get_docstring(node), f"{relative(path)}:{node.lineno} {node.name} has no docstring"
+
+
+def test_the_command_line_starts_without_ray_and_torch():
+    heavy = "{'ray', 'torch', 'transformers', 'deepspeed', 'pandas', 'tensorboardX'}"
+    code = f"import sys, smolray.cli; found = {heavy} & {{m.split('.')[0] for m in sys.modules}}; assert not found, found"
+    from sys import executable
+
+    done = subprocess.run([executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_top_level_is_as_designed():
+    allowed = {"cluster", "smolray", "jobs", "tests", "k8s", "README.md", "pyproject.toml", "constraints.txt", "Makefile", "LICENSE"}
+    allowed |= {".ci", ".gitignore", ".rayignore"}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout: what is tracked cannot be told from what was built here")
+    assert {line.split("/")[0] for line in listed.stdout.splitlines()} <= allowed
