@@ -1,0 +1,54 @@
+# venv: install · demo: the whole flow on a real data set · test: lint, types, fast tests · slow, faults: the long tests · bench: numbers
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+LOCK   := $(if $(shell command -v flock),flock .cache/venv.lock)
+TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
+
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+test slow faults demo bench: export HF_HUB_OFFLINE ?= 1
+
+.PHONY: venv demo test slow faults lint types bench clean
+
+venv: $(STAMP)
+
+# Installed again only when the requirements changed. The lock lets two makes start at once; the stamp comes last, so a broken install is repeated.
+# Torch first and by its range: a CPU build that an index offers is taken, a GPU machine gets CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "smolray needs Python 3.11 or newer, found " + sys.version)'
+	@mkdir -p .cache
+	@$(LOCK) sh -euc '\
+	  if [ -n "$$(find $@ -newer pyproject.toml -newer constraints.txt 2>/dev/null)" ]; then exit 0; fi; \
+	  [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt "$(TORCH)"; \
+	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[demo,dev]"; \
+	  touch $@'
+
+demo: venv
+	$(BIN)/python jobs/demo.py
+
+test: lint types
+	$(BIN)/python -m pytest -m "not slow and not faults" $(wildcard tests/unit tests/recipes tests/cluster) $(ARGS)
+
+slow: venv
+	$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)
+
+faults: venv
+	$(BIN)/python -m pytest -m faults $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+
+types: venv
+	$(BIN)/mypy
+
+bench: venv
+	$(BIN)/python jobs/benchmark.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist
