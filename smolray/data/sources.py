@@ -96,15 +96,14 @@ def _split_suffix(source: str, data: DataConfig) -> tuple[str, str]:
 def _files(source: str) -> tuple[list[tuple[str, int, int]], str]:
     """(uri, bytes, time of change) of the files behind a path or glob, sorted, and the folder they lie under."""
     patterns = _expand_braces(source)
-    if len(patterns) == 1 and not re.search(r"[*?\[]", source):
+    if patterns == [source] and not re.search(r"[*?\[]", source):
         fs, path = storage.filesystem(source)
         info = fs.get_file_info(path)
         if info.type == pafs.FileType.File:
             return [_entry(source, info)], folder_of(source)
-        if info.type == pafs.FileType.NotFound and not (found := _listed(source)):
+        if info.type == pafs.FileType.NotFound:
             raise SourceError(f"{source} does not exist; expected a file, a folder, a glob or a hub data set id (data.format=hub)")
-        found = _listed(source) if info.type != pafs.FileType.NotFound else found
-        return [f for f in found if not _hidden(f[0], source)], source
+        return [f for f in _listed(source) if not _hidden(f[0], source)], source
     found = []
     root = folder_of(re.split(r"[*?\[{]", source, maxsplit=1)[0] + "x")
     for entry in _listed(root):
