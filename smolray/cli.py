@@ -135,6 +135,7 @@ def stop(
     name: Name,
     wait: Annotated[float, typer.Option(min=0, help="seconds to wait until it has saved")] = 300.0,
     address: Address = None,
+    patience: Annotated[float, typer.Option(min=0, help="seconds the job may take to end by itself after that")] = 30.0,
     storage: Storage = "runs",
 ) -> None:
     """Ask a run to save and stop; with --address end its Ray job after that."""
@@ -165,7 +166,7 @@ def stop(
     if client is not None:
         from smolray.jobs_client import stop_jobs
 
-        for line in stop_jobs(client, name, absolute(storage)) or [f"no job of {name} is active at {address}"]:
+        for line in stop_jobs(client, name, absolute(storage), patience) or [f"no job of {name} is active at {address}"]:
             console.print(_plain(line))
 
 

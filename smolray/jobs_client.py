@@ -33,6 +33,7 @@ EXCLUDES = (
     "build",
     "dist",
 )
+STOP_SECONDS = 30.0  # Ray kills what has not ended 3 s after it was told
 RUN_KEY, STORAGE_KEY = "smolray_run", "smolray_storage"
 
 
@@ -133,15 +134,25 @@ def stop_jobs(client: "JobSubmissionClient", name: str, storage_uri: str, patien
     """Let the jobs of a run that has saved end by themselves for `patience` seconds, then stop them; a line for each says what happened."""
     told = []
     for job_id in [str(job.submission_id) for job in find_jobs(client, name, storage_uri) if not job.status.is_terminal()]:
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and not client.get_job_status(job_id).is_terminal():
-            time.sleep(0.5)
-        if client.get_job_status(job_id).is_terminal():
+        if _ends_within(client, job_id, patience):
             told.append(f"job {job_id} ended by itself")
-        else:
-            client.stop_job(job_id)
-            told.append(f"job {job_id} stopped")
+            continue
+        client.stop_job(job_id)  # returns at once; until the job is gone, the run's name is taken
+        told.append(
+            f"job {job_id} stopped"
+            if _ends_within(client, job_id, STOP_SECONDS)
+            else f"job {job_id} was told to stop and has not ended yet"
+        )
     return told
+
+
+def _ends_within(client: "JobSubmissionClient", job_id: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not client.get_job_status(job_id).is_terminal():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.0, attempts: int = 40) -> Iterator[str]:
