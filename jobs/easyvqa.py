@@ -24,6 +24,7 @@ ROW_GROUP_ROWS = 1000
 
 
 def question_type(answer: str) -> str:
+    """yes/no, shape or color."""
     if answer in ("yes", "no"):
         return "yes/no"
     return "shape" if answer in ("circle", "rectangle", "triangle") else "color"

@@ -28,6 +28,7 @@ def resolve_hub(name: str, split: str, revision: str | None) -> Source:
 
 
 def hub_units(source: Source) -> list[Unit]:
+    """One unit a shard (file) of the split."""
     shards = _load(source.root, source.split, source.revision).num_shards
     base = Unit("hub", source.root, "", source.root, 0, split=source.split, revision=source.revision)
     name = source.root.rstrip("/").rsplit("/", 1)[-1]
@@ -38,6 +39,7 @@ def hub_units(source: Source) -> list[Unit]:
 
 
 def read_hub(unit: Unit) -> Iterator[Raw]:
+    """The rows of one shard, images still encoded, class labels by their names. Raises SourceError."""
     data_set = _load(unit.uri, unit.split, unit.revision)
     labels = {name: feature for name, feature in (data_set.features or {}).items() if type(feature).__name__ == "ClassLabel"}
     row = -1

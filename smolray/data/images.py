@@ -17,8 +17,9 @@ from PIL import Image
 from smolray import storage
 from smolray.data.sample import SampleError
 
-# Only decoders that run inside PIL: EPS, for one, would start Ghostscript on a stranger's file.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
+Image.init()  # until every plug-in is there, open() fails on formats it has been told of and not yet loaded
+# Only decoders that run inside PIL: EPS, for one, would start Ghostscript on a stranger's file. And none for files without a signature.
+FORMATS = tuple(f for f in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO") if f in Image.OPEN)
 MAX_IMAGE_BYTES = 256 * 2**20
 # Rows about one image stand near each other in nearly every data set, so a short memory spares nearly every second decode.
 REMEMBERED = 4096

@@ -76,7 +76,7 @@ def prepare(
     units = list_units(found, unit_bytes)
     if not units:
         raise SourceError(f"{source} holds no rows")
-    _check_layout(units[0], data)
+    check_layout(units, data)
     staging = Staging(storage.join(out, ".staging", f"{fingerprint}-{units_fingerprint(units)}"), out)
     results = _read_units(units, staging, data, seed, progress)
     quarantined = _check_bad(source, results, staging, data)
@@ -136,11 +136,11 @@ def _require_ray() -> None:
         raise RuntimeError("prepare needs Ray: call ray.init() first (address='auto' on a cluster), or use `smolray prepare`")
 
 
-def _check_layout(unit: Unit, data: DataConfig) -> None:
+def check_layout(units: Sequence[Unit], data: DataConfig) -> None:
     """Fail now, not after hours, where the first rows all lack the columns or are no records. Raises SourceError."""
-    images = ImageReader(folder_of(unit.uri), unit.root, data.max_image_pixels)
     faults = []
-    for raw in islice(read_unit(unit), 16):
+    for unit, raw in islice(((u, r) for u in units for r in read_unit(u)), 16):
+        images = ImageReader(folder_of(unit.uri), unit.root, data.max_image_pixels)
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
@@ -149,7 +149,7 @@ def _check_layout(unit: Unit, data: DataConfig) -> None:
         except SampleError as error:
             faults.append(error)
     if faults and all(f.reason in ("wrong_columns", "invalid_json") for f in faults):
-        raise SourceError(f"{unit.uri}: {faults[0]}")
+        raise SourceError(f"{units[0].uri}: {faults[0]}")
 
 
 def _read_units(units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int, progress: Progress | None) -> list[UnitResult]:

@@ -56,6 +56,7 @@ def cut_parquet(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
 
 
 def read_parquet(unit: Unit) -> Iterator[Raw]:
+    """Rows of the unit's row groups, numbered through the file; where pages are damaged every lost row is a Raw of its own."""
     row = unit.first_row
     with _open(unit.uri) as stream:
         # pre_buffer would hold whole row groups; without it pages come as they are needed.
@@ -104,6 +105,7 @@ def _with_labels(raw: Raw, labels: dict[str, list[str]]) -> Raw:
 
 
 def cut_tar(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
+    """A tar can only be read from its beginning, so it is one unit."""
     yield replace(whole, reader="tar")
 
 
@@ -241,6 +243,7 @@ def _cut_list(whole: Unit, limit: int) -> Iterator[Unit]:
 
 
 def read_json(unit: Unit) -> Iterator[Raw]:
+    """The elements of the unit's part of a JSON list, numbered through the file."""
     for number, (_, value) in enumerate(_elements(unit)):
         if isinstance(value, dict):
             yield Raw(unit.first_row + number, value)

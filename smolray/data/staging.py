@@ -111,6 +111,7 @@ def run_unit(unit: Unit, number: int, staging: Staging, data: DataConfig, seed: 
 
 
 def read_result(staging: Staging, number: int) -> UnitResult:
+    """The marker of a unit, which is there once its work is whole."""
     record = json.loads(storage.read_bytes(staging.unit(number, "json")))
     return UnitResult(record["rows"], record["quarantined"], tuple((i, r, m) for i, r, m in record["examples"]))
 
