@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         overrides = [f"data.shards={o.removeprefix('out=')}" if o.startswith("out=") else o for o in options.overrides]
         config = load_config(options.config, overrides)
+        # Before Ray starts, so that a wrong path is told at once.
+        folders = {part: shard_folder(config, part) for part in ("train", "validation") if getattr(config.data, part)}
         connect(config)
         began = time.monotonic()
         manifests = prepare_run(config, _show)
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         bad = ", ".join(f"{reason}: {rows}" for reason, rows in manifest.quarantined.items()) or "none"
         print(
             f"{part}: {manifest.rows:,} rows, {manifest.conversations:,} conversations, {manifest.images:,} images "
-            f"in {len(manifest.files)} shards; quarantined: {bad}\n  {shard_folder(config, part)}"
+            f"in {len(manifest.files)} shards; quarantined: {bad}\n  {folders[part]}"
         )
     rows = sum(m.rows for m in manifests.values())
     print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s")
