@@ -11,7 +11,6 @@ from smolray.config import ConfigError, load_config
 from smolray.data.prepare import prepare_run, shard_folder
 from smolray.data.shards import ShardError
 from smolray.data.units import SourceError
-from smolray.launch import connect
 from smolray.storage import StorageError
 
 
@@ -28,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, overrides)
         # Before Ray starts, so that a wrong path is told at once.
         folders = {part: shard_folder(config, part) for part in ("train", "validation") if getattr(config.data, part)}
+        from smolray.launch import connect  # imports torch, which takes seconds
+
         connect(config)
         began = time.monotonic()
         manifests = prepare_run(config, _show)
@@ -41,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"{part}: {manifest.rows:,} rows, {manifest.conversations:,} conversations, {manifest.images:,} images "
             f"in {len(manifest.files)} shards; quarantined: {bad}\n  {folders[part]}"
         )
-    rows = sum(m.rows for m in manifests.values())
-    print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s")
+    conversations = sum(m.conversations for m in manifests.values())
+    print(f"{seconds:.1f} s, {conversations / seconds:,.0f} rows of the source/s" if seconds > 1 else "all of it was there already")
     return 0
 
 
