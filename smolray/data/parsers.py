@@ -22,7 +22,7 @@ QUESTION_COLUMNS = ("question", "query")
 ANSWER_COLUMNS = ("multiple_choice_answer", "answer", "answers", "label")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt")
 LABEL_COLUMNS = ("label", "cls")
-ID_COLUMNS = ("question_id", "id")
+ID_COLUMNS = ("question_id", "questionId", "id")
 TYPE_COLUMNS = ("answer_type", "question_type", "question_types", "type")
 EXPECTED = (
     "messages | conversations | texts | prompt + completion | [prompt +] chosen + rejected | question + answer(s) | "
