@@ -1,6 +1,6 @@
 """Write the easy-vqa data set (PyPI `easy-vqa`) as Parquet in the Hugging Face layout: a small real data set for demos and tests.
 
-    python jobs/easyvqa.py OUT    # OUT/train.parquet (38,575 questions, 4,000 images), OUT/test.parquet (9,673 questions)
+`python jobs/easyvqa.py OUT` writes OUT/train.parquet (38,575 questions, 4,000 images) and OUT/test.parquet (9,673 questions).
 """
 
 import sys

@@ -6,7 +6,10 @@ In: a validated config and a Ray cluster. Out: the run folder with result.json, 
 import json
 import os
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +20,30 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from smolray import storage
+from smolray.checkpoint import CheckpointError
 from smolray.config import ConfigError, RunConfig
-from smolray.data.index import read_index
-from smolray.data.prepare import prepare_run
+from smolray.data.plan import PlanError
+from smolray.data.prepare import prepare_run, shard_folder
+from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import ensure_index, map_shards
+from smolray.engine.base import NonFiniteLossError
 from smolray.evaluate.baseline import blind_baseline, count_answers
+from smolray.evaluate.report import write_report
 from smolray.events import Event, EventLog, read_events, surviving
+from smolray.export import chosen_checkpoint
 from smolray.model.tiny import SHAPES, build_model
+from smolray.progress import event_line
 from smolray.status import STOP_FLAG
-from smolray.worker import Folders, run_worker
+from smolray.worker import Folders, evaluate_worker, run_worker
 
 
 class ResourcesError(ConfigError):
     """The cluster lacks what the run asks for; the message says what was asked, what is there, and the nearest that works."""
+
+
+class RunError(ValueError):
+    """The run ended in a way that starting its workers again cannot mend, such as a non-finite loss."""
 
 
 def connect(config: RunConfig) -> None:
@@ -40,9 +53,9 @@ def connect(config: RunConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="warning")
+        ray.init(log_to_driver=False, logging_level="warning")
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level="warning")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="warning")
 
 
 def launch_run(config: RunConfig) -> dict[str, Any]:
@@ -57,21 +70,53 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     storage.delete(storage.join(config.run_dir, STOP_FLAG))
     config, folders = prepare_data(config)
     storage.write_bytes(storage.join(config.run_dir, "config.yaml"), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    with shown_progress(config):
+        try:
+            record = trainer(config, folders).fit().return_value
+        except Exception as error:
+            EventLog(config.run_dir).write("end", status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+            raise
+    if "error" in record:
+        raise RunError(record["error"])
+    return finish(config, folders, record, time.time() - began)
+
+
+@contextmanager
+def shown_progress(config: RunConfig) -> Iterator[None]:
+    """Print the run's events as lines while it goes on. The workers' own output stays in Ray's logs."""
+    over, run_dir = threading.Event(), config.run_dir
+
+    def follow() -> None:
+        seen, total = len(read_events(run_dir)), None
+        while True:
+            last = over.is_set()
+            events = read_events(run_dir)
+            for event in events[seen:]:
+                total = event.get("total_steps", total)
+                if event["event"] != "step" or event["step"] % config.train.logging_steps == 0:
+                    print(event_line(event, total), flush=True)
+            seen = len(events)
+            if last:
+                return
+            over.wait(1.0 if storage.is_local(run_dir) else 5.0)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
     try:
-        record = trainer(config, folders).fit().return_value
-    except Exception as error:
-        EventLog(config.run_dir).write("end", status="failed", error=f"{type(error).__name__}: {error}"[:2000])
-        raise
-    record = finish(config, folders, record, time.time() - began)
-    return record
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
     """Shards, the offline model where one is asked for, and the indexes; each is made once and found again."""
     if not config.data.train:
         raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
-    manifests = prepare_run(config)
-    folders = Folders(manifests["train"].folder, manifests["validation"].folder if "validation" in manifests else "")
+    prepare_run(config)
+    folders = Folders(shard_folder(config, "train"), shard_folder(config, "validation") if config.data.validation else "")
+    # From here on the run names its shards: a source that has moved or changed does not touch a run that has begun.
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train": folders.train, "validation": folders.validation})})
     config = with_offline_model(config, folders.train)
     for folder in (folders.train, folders.validation):
         if folder:
@@ -133,7 +178,7 @@ def _cards(available: dict[str, float]) -> str:
     return ", ".join(cards) or "no card named"
 
 
-def trainer(config: RunConfig, folders: Folders) -> TorchTrainer:
+def trainer(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None) -> TorchTrainer:
     """Ray Train's trainer of the run. Ray keeps only its own notes; checkpoints are ours, so nothing is uploaded twice."""
     resources, available = config.resources, ray.cluster_resources()
     gpu = use_gpu(config, available)
@@ -148,7 +193,7 @@ def trainer(config: RunConfig, folders: Folders) -> TorchTrainer:
         failure_config=FailureConfig(max_failures=resources.max_failures), worker_runtime_env={"env_vars": worker_environment(config, gpu)},
     )  # fmt: skip
     return TorchTrainer(
-        _train_function, train_loop_config={"config": config.model_dump(mode="json"), "folders": folders.__dict__},
+        _train_function, train_loop_config={"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {}),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"), scaling_config=scaling, run_config=run,
     )  # fmt: skip
 
@@ -162,8 +207,13 @@ def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
     """Runs in each Train worker, its process group ready."""
     import ray.train.torch
 
-    config = RunConfig.model_validate(settings["config"])
-    return run_worker(config, Folders(**settings["folders"]), ray.train.torch.get_device())
+    config, folders, device = RunConfig.model_validate(settings["config"]), Folders(**settings["folders"]), ray.train.torch.get_device()
+    if "evaluate" in settings:
+        return evaluate_worker(config, folders, device, settings["evaluate"])
+    try:
+        return run_worker(config, folders, device)
+    except (ConfigError, CheckpointError, PlanError, NonFiniteLossError) as error:
+        return {"error": str(error)}  # every worker meets it alike; raised, it would be tried again from the same place
 
 
 def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -182,7 +232,34 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
         tables = {f: map_shards(f, read_manifest(f), count_answers, config.data.num_cpus_per_task) for f in (folders.train, folders.validation)}
         result["blind_baseline"] = round(blind_baseline(tables[folders.train], tables[folders.validation]), 4)
     storage.write_bytes(storage.join(config.run_dir, "result.json"), json.dumps(result, indent=1).encode())
+    write_report(config.run_dir, report_images(config, folders))
     return result
+
+
+def report_images(config: RunConfig, folders: Folders) -> dict[str, bytes]:
+    """A few validation images by row key, whose predictions the report shows."""
+    if not folders.validation:
+        return {}
+    reader = ShardReader(folders.validation, tuple(f.name for f in read_manifest(folders.validation).files))
+    images: dict[str, bytes] = {}
+    for row_group in range(reader.row_groups(0)):
+        images |= {row.key: row.images[0] for row in reader.row_group(0, row_group) if row.images}
+        if len(images) >= config.evaluate.samples_in_report:
+            break
+    return dict(list(images.items())[: config.evaluate.samples_in_report])
+
+
+def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
+    """Decode the validation shards of a run with one of its checkpoints (default: the best, else the newest), over its workers."""
+    connect(config)
+    config = with_absolute_paths(config)
+    if not config.data.validation:
+        raise ConfigError("data.validation is not set: there is nothing to evaluate on")
+    chosen = chosen_checkpoint(config.run_dir, name)
+    check_resources(config, ray.cluster_resources())
+    folders = Folders(config.data.train, config.data.validation)
+    ensure_index(folders.validation, config)
+    return trainer(config, folders, {"evaluate": chosen.uri}).fit().return_value
 
 
 def _start(history: list[Event]) -> Event:

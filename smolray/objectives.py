@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from smolray.data.collate import Batch
 from smolray.model.adapters import base_model
@@ -32,19 +31,24 @@ OBJECTIVES: dict[str, Objective] = {"sft": sft}
 
 def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Last hidden states of the text model: (B, L, hidden)."""
+    return base_model(model).model.text_model(
+        inputs_embeds=embed(model, batch), position_ids=batch.position_ids, attention_mask=attention_mask(batch), use_cache=False
+    ).last_hidden_state
+
+
+def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Token embeddings with the image features in the places of the image tokens: (B, L, hidden).
+
+    Every worker must run the same modules in the same order, or ZeRO's collectives meet the wrong partner and hang: a batch of pure text
+    adds 0 x a dummy tile where the vision tower is trained or sharded, and the tiles always come before the tokens.
+    """
     inner = base_model(model).model
     features = image_features(model, batch)
-    extra = {}
+    nothing = 0.0 * _dummy_features(model, batch).sum() if features is None and _needs_vision(model) else None
+    embeds = inner.get_input_embeddings()(batch.input_ids)
     if features is not None:
-        extra["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features])}
-    embeds = None
-    if features is None and _needs_vision(model):
-        # Every rank must touch the same parameters in a step, or the reduction of gradients hangs: a batch of pure text adds 0 x a dummy tile.
-        embeds = inner.get_input_embeddings()(batch.input_ids) + 0.0 * _dummy_features(model, batch).sum().to(_embedding_dtype(model))
-    return inner(
-        input_ids=batch.input_ids if embeds is None else None, inputs_embeds=embeds, position_ids=batch.position_ids,
-        attention_mask=attention_mask(batch, model), use_cache=False, **extra,
-    ).last_hidden_state  # fmt: skip
+        return embeds.masked_scatter((batch.input_ids == inner.image_token_id)[..., None], features.to(embeds.dtype))
+    return embeds if nothing is None else embeds + nothing.to(embeds.dtype)
 
 
 def image_features(model: nn.Module, batch: Batch) -> torch.Tensor | None:
@@ -67,7 +71,7 @@ def tile_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
     return inner.connector(states)
 
 
-def attention_mask(batch: Batch, model: nn.Module) -> torch.Tensor | None:
+def attention_mask(batch: Batch) -> torch.Tensor | None:
     """(B, 1, L, L) bool, True = may look; None (plain causal, padding on the right is never looked at) where nothing is packed."""
     branch = batch.branch
     if int(branch.max()) <= 0:
@@ -92,6 +96,3 @@ def _dummy_features(model: nn.Module, batch: Batch) -> torch.Tensor:
     side = base_model(model).config.vision_config.image_size
     return tile_features(model, torch.full((1, 3, side, side), 127, dtype=torch.uint8, device=batch.input_ids.device))
 
-
-def _embedding_dtype(model: nn.Module) -> torch.dtype:
-    return base_model(model).get_input_embeddings().weight.dtype

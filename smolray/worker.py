@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from smolray import checkpoint, storage
 from smolray.audit import Audit
@@ -26,10 +27,10 @@ from smolray.data.stream import Stream
 from smolray.engine.base import Engine
 from smolray.evaluate.evaluator import EvalReport, evaluate, write_predictions
 from smolray.events import EventLog
+from smolray.export import trained_model
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.objectives import OBJECTIVES
-from smolray.progress import progress_line
 from smolray.status import STOP_FLAG
 from smolray.train import Loop, Moment, metrics_fields
 
@@ -47,6 +48,30 @@ def run_worker(config: RunConfig, folders: Folders, device: torch.device) -> dic
     check_device(config, device)
     worker = Worker(config, folders, device)
     return worker.run()
+
+
+def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, uri: str) -> dict[str, Any]:
+    """Decode the validation shards with one checkpoint; rank 0 writes the predictions beside it. Collective."""
+    chosen = checkpoint.verify(uri)
+    report = evaluate_shards(trained_model(config, chosen).to(device), config, folders.validation, device)
+    if dist.get_rank() == 0:
+        write_predictions(storage.join(config.run_dir, "predictions", f"step-{chosen.step:08d}.parquet"), report.predictions)
+    return {"step": chosen.step, "accuracy": report.accuracy, "accuracy_counts": report.counts}
+
+
+def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: torch.device) -> EvalReport:
+    """Greedy decoding of the prepared shards in `folder`, each worker every so-manieth micro-batch. Collective."""
+    settings = config.evaluate
+    group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing == "image" else 1
+    plan = lay_epoch(load_index(folder, config), PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
+    count = len(plan) if settings.max_samples is None else min(len(plan), -(-settings.max_samples // settings.batch_size))
+    stream = Stream(folder, plan, range(count)[dist.get_rank() :: dist.get_world_size()], config, collate="prompts")
+    tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
+    training = model.training
+    model.eval()
+    report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device)
+    model.train(training)
+    return report
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
@@ -108,12 +133,8 @@ class Worker:
         return [h for h in (self._log_step, self.audit, self._save_and_evaluate) if h is not None]
 
     def _log_step(self, moment: Moment) -> None:
-        if self.log is None:
-            return
-        fields = metrics_fields(moment.metrics)
-        self.log.write("step", **fields)
-        if moment.metrics.step % self.config.train.logging_steps == 0 or moment.last:
-            print(progress_line(fields), flush=True)
+        if self.log is not None:
+            self.log.write("step", **metrics_fields(moment.metrics))
 
     def _save_and_evaluate(self, moment: Moment) -> None:
         config, step = self.config, moment.progress.step
@@ -140,18 +161,11 @@ class Worker:
         dist.barrier()  # no worker goes on, and perhaps dies, before the checkpoint is whole
 
     def _evaluate(self, step: int) -> EvalReport:
-        config = self.config
-        index = load_index(self.folders.validation, config)
-        group = min(config.data.max_questions_per_image, config.evaluate.batch_size) if config.data.packing == "image" else 1
-        plan = lay_epoch(index, PlanLimits(config.evaluate.batch_size, None, group), 0, 0, shuffle=False)
-        numbers = range(len(plan)) if config.evaluate.max_samples is None else range(min(len(plan), -(-config.evaluate.max_samples // config.evaluate.batch_size)))
-        stream = Stream(self.folders.validation, plan, numbers[self.rank :: dist.get_world_size()], config, collate="prompts")
-        tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
         with self.engine.gathered():
-            report = evaluate(self.engine.model, stream, tokenizer, config.evaluate.max_new_tokens, self.device)
+            report = evaluate_shards(self.engine.model, self.config, self.folders.validation, self.device)
         self.reports[step] = report
         if self.log is not None:
-            write_predictions(storage.join(config.run_dir, "predictions", f"step-{step:08d}.parquet"), report.predictions)
+            write_predictions(storage.join(self.config.run_dir, "predictions", f"step-{step:08d}.parquet"), report.predictions)
             self._event("evaluate", step=step, accuracy=report.accuracy, counts=report.counts, samples=report.samples)
             self.log.flush()
         return report

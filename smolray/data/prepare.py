@@ -91,6 +91,7 @@ def prepare(
         quarantined=quarantined,
         files=files,
         seed=seed,
+        source=source,
     )
     storage.write_bytes(storage.join(out, MANIFEST), manifest.to_json().encode())
     _clean(out, manifest)

@@ -31,15 +31,20 @@ class ShardReader:
     def groups(self, specs: Sequence[MicroBatchSpec]) -> list[list[Group]]:
         """The groups of each micro-batch; a row group that several of them need is read once."""
         wanted = {(g.shard, g.row_group) for spec in specs for g in spec.groups}
-        rows = {place: self._row_group(*place) for place in sorted(wanted)}
+        rows = {place: self.row_group(*place) for place in sorted(wanted)}
         needed = {(g.shard, g.row_group, g.row): g.row_bytes for spec in specs for g in spec.groups}
         self.bytes_needed += sum(needed.values())
         return [[Group(rows[g.shard, g.row_group][g.row], g.conversations) for g in spec.groups] for spec in specs]
 
-    def _row_group(self, shard: int, row_group: int) -> list[ShardRow]:
+    def row_group(self, shard: int, row_group: int) -> list[ShardRow]:
+        """All rows of one row group."""
         rows = decode_rows(self._file(shard).read_row_group(row_group))
         self.bytes_read += sum(sum(map(len, r.images)) + sum(len(c.to_json()) for c in r.conversations) for r in rows)
         return rows
+
+    def row_groups(self, shard: int) -> int:
+        """How many row groups a shard has."""
+        return int(self._file(shard).num_row_groups)
 
     def _file(self, shard: int) -> pq.ParquetFile:
         if shard in self._open:

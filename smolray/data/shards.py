@@ -52,6 +52,7 @@ class Manifest:
     quarantined: dict[str, int]  # reason -> rows
     files: tuple[ShardFile, ...]
     seed: int = 0
+    source: str = ""  # where the data came from, for people
 
     @property
     def fingerprint(self) -> str:

@@ -48,7 +48,9 @@ class Stream:
                 raise RuntimeError(f"Ray Data delivered micro-batch {number}, expected {expected}: the pipeline did not preserve order")
             self.bytes_read += row["bytes_read"][0].as_py()
             self.bytes_needed += row["bytes_needed"][0].as_py()
-            yield Batch.from_bytes(row["batch"][0].as_buffer())
+            batch = Batch.from_bytes(row["batch"][0].as_py())
+            batch.meta["number"] = number
+            yield batch
         self.statistics = dataset.stats()
 
     def _dataset(self) -> ray.data.Dataset:

@@ -4,7 +4,7 @@ An engine runs under plain `torchrun` as well: it needs an initialised process g
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -51,6 +51,7 @@ class EngineState:
 class Engine(Protocol):
     model: nn.Module
     device: torch.device
+    epoch: int  # set by the loop; keys the dropout
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, global_tokens: int) -> LocalSums:
         """Backward of loss_sum / global_tokens over this worker's micro-batches; gradients are summed over all workers.
@@ -71,10 +72,6 @@ class Engine(Protocol):
         """Collective: every worker calls it; rank 0 receives the tensors."""
         ...
 
-    def load_state(self, state: EngineState) -> None:
-        """Collective: every worker passes the same whole state."""
-        ...
-
 
 def canonical_name(name: str) -> str:
     """The Hugging Face name of a parameter, without what PEFT puts around it."""
@@ -84,3 +81,12 @@ def canonical_name(name: str) -> str:
 def micro_batch_seed(seed: int, epoch: int, number: int) -> int:
     """Seed of the dropout of one micro-batch: the same whichever worker runs it."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{number}".encode(), digest_size=7).digest(), "big")
+
+
+def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy a checkpoint's weights into parameters of the same canonical names. Raises ValueError where the names differ."""
+    if lost := sorted(parameters.keys() ^ weights.keys()):
+        raise ValueError(f"the checkpoint and the run train different parameters ({len(lost)}: {', '.join(lost[:3])} …): model.train or lora has changed")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name].to(parameter.device))

@@ -15,6 +15,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
@@ -24,10 +25,11 @@ from deepspeed.utils import (
 )
 from torch import nn
 from torch.utils.cpp_extension import get_default_build_root
+from trl.models.utils import add_hooks, remove_hooks
 
 from smolray.config import RunConfig
 from smolray.data.collate import Batch
-from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, micro_batch_seed
+from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, load_weights, micro_batch_seed
 from smolray.model.adapters import trainable
 from smolray.objectives import Objective
 from smolray.optim import build_optimizer
@@ -57,7 +59,7 @@ class ZeroEngine:
         self.epoch = 0
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
         if state is not None:
-            self._load_weights(state)  # before DeepSpeed copies its fp32 masters
+            load_weights(self.parameters, state.weights)  # before DeepSpeed copies its fp32 masters
         remove_stale_build_locks()
         deepspeed.logger.setLevel(logging.WARNING)
         # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.
@@ -67,7 +69,7 @@ class ZeroEngine:
         )  # fmt: skip
         self._first_step = True
         if state is not None:
-            self.load_state(state)
+            self._load_state(state)
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, global_tokens: int) -> LocalSums:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -93,6 +95,7 @@ class ZeroEngine:
                 self._backward(self.engine(dummy_batch(self.device))[0] * 0.0)
             if self._first_step:
                 self._check_gradients()
+        self.engine.set_gradient_accumulation_boundary(True)
         if self.stage == 0:
             self.engine.allreduce_gradients()
         return LocalSums(loss, correct, samples, tokens, tuple(ids))
@@ -104,7 +107,6 @@ class ZeroEngine:
         if self.stage == 0:
             limit = self.config.optimizer.max_grad_norm or float("inf")
             norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
-        self.engine.set_gradient_accumulation_boundary(True)
         self.engine.step()
         norm = norm if norm is not None else float(self.engine.get_global_grad_norm() or 0.0)
         scale = float(self.engine.optimizer.loss_scale) if self.config.model.dtype == "float16" else None
@@ -112,14 +114,18 @@ class ZeroEngine:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), deepspeed.zero.GatheredParameters(list(self.model.parameters()), enabled=self.stage == 3):
+        if self.stage < 3:
             yield
-        self.model.train(training)
+            return
+        # Evaluation has no equal number of passes on every worker, so DeepSpeed's collective hooks must be off while weights are whole.
+        remove_hooks(self.engine)
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+            yield
+        add_hooks(self.engine)
 
     def state(self) -> EngineState:
         keep = dist.get_rank() == 0
+        self._link_moments()
         state = EngineState(optimizer_step=self._optimizer_step())
         if self.config.model.dtype == "float16":
             state.loss_scale = float(self.engine.optimizer.loss_scale)
@@ -129,8 +135,8 @@ class ZeroEngine:
                     target[name] = value.detach().to("cpu", torch.float32, copy=True)
         return state
 
-    def load_state(self, state: EngineState) -> None:
-        self._load_weights(state)
+    def _load_state(self, state: EngineState) -> None:
+        """Moments, masters and step counts; the working weights were set before DeepSpeed took them over."""
         if self.stage == 0:
             for name, p in self.parameters.items():
                 self.engine.optimizer.state[p] = {
@@ -140,6 +146,7 @@ class ZeroEngine:
                 }
             return
         self._make_moments()
+        self._link_moments()
         for name, p in self.parameters.items():
             for key, values in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
                 self._set_moment(p, values[name].to(self.device), key)
@@ -172,15 +179,6 @@ class ZeroEngine:
             return p, own["exp_avg"], own["exp_avg_sq"]
         return safe_get_full_fp32_param(p), safe_get_full_optimizer_state(p, "exp_avg"), safe_get_full_optimizer_state(p, "exp_avg_sq")
 
-    def _load_weights(self, state: EngineState) -> None:
-        if lost := sorted(self.parameters.keys() ^ state.weights.keys()):
-            raise ValueError(f"the checkpoint and the run train different parameters ({len(lost)}: {', '.join(lost[:3])} …): model.train or lora has changed")
-        if self.stage == 3 and hasattr(self, "engine"):
-            return  # the masters are set instead
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                p.copy_(state.weights[name].to(p.device))
-
     def _make_moments(self) -> None:
         """One step with lr = 0 and no decay: DeepSpeed makes the moments on the first step only, and setters need them."""
         groups = self.engine.optimizer.param_groups
@@ -189,11 +187,17 @@ class ZeroEngine:
             g["lr"] = g["weight_decay"] = 0.0
         self._first_step = False
         self.accumulate((), 1, 1)
-        self.engine.set_gradient_accumulation_boundary(True)
         self.engine.step()
         for g, value in zip(groups, decay, strict=True):
             g["weight_decay"] = value
         self._first_step = True
+
+    def _link_moments(self) -> None:
+        """DeepSpeed 0.19 links the moments of all parameter groups after stepping the first, when the others have none yet: link again."""
+        zero = self.engine.optimizer
+        if self.stage in (1, 2):
+            for group, master in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(group, master, zero.optimizer.state)
 
     def _set_moment(self, p: nn.Parameter, value: torch.Tensor, key: str) -> None:
         if self.stage == 3:

@@ -6,17 +6,16 @@ In: a Batch of prompts. Out: token ids for each conversation, equal to decoding 
 import torch
 from torch import nn
 from transformers import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from smolray.data.collate import Batch
 from smolray.model.adapters import base_model
-from smolray.objectives import branch_mask, image_features
+from smolray.objectives import branch_mask, embed
 
 
 @torch.no_grad()
 def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int) -> list[list[int]]:
     """New token ids of each conversation in the order of `batch.ends`, the end token left out."""
-    inner, head = base_model(model).model, base_model(model).lm_head
+    text_model, head = base_model(model).model.text_model, base_model(model).lm_head
     device, length = batch.input_ids.device, batch.input_ids.shape[1]
     sequence, position = batch.ends // length, batch.ends % length
     slot = _slots(sequence)
@@ -29,11 +28,9 @@ def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
     next_position[sequence, slot] = batch.position_ids[sequence, position] + 1
 
     cache, keys = DynamicCache(config=base_model(model).config.text_config), batch.branch
-    features = image_features(model, batch)
-    extra = {} if features is None else {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[features])}}
-    hidden = inner(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=branch_mask(batch.branch, keys, 0),
-        past_key_values=cache, use_cache=True, **extra,
+    hidden = text_model(
+        inputs_embeds=embed(model, batch), position_ids=batch.position_ids, attention_mask=branch_mask(batch.branch, keys, 0),
+        past_key_values=cache, use_cache=True,
     ).last_hidden_state  # fmt: skip
     token = head(hidden[sequence, position]).argmax(-1)
     done = token == eos_token_id
@@ -42,7 +39,7 @@ def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
         step = torch.full(shape, eos_token_id, dtype=torch.int64, device=device)
         step[sequence, slot] = token
         keys = torch.cat([keys, branch], dim=1)
-        hidden = inner(
+        hidden = text_model(
             input_ids=step, position_ids=next_position, attention_mask=branch_mask(branch, keys, keys.shape[1] - width),
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip

@@ -1,0 +1,119 @@
+"""A trained run -> a folder that plain transformers loads, checked before it is called finished.
+
+In: a run folder and one of its checkpoints. Out: 16-bit (or, of an fp32 run, fp32) weights with LoRA merged, processor and model card; its logits
+have been compared with the trained model's.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from smolray import checkpoint, storage
+from smolray.checkpoint import Checkpoint, CheckpointError
+from smolray.config import RunConfig
+from smolray.data.collate import Batch, Group, collate_training
+from smolray.data.encode import cached_encoder
+from smolray.data.reader import ShardReader
+from smolray.data.shards import read_manifest
+from smolray.engine.base import canonical_name, load_weights
+from smolray.model.adapters import base_model, prepare_for_training, trainable
+from smolray.model.load import DTYPES, load_model, load_processor
+from smolray.objectives import hidden_states
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
+COMPARED_ROWS = COMPARED_QUESTIONS = 4
+
+
+class ExportError(ValueError):
+    """The exported folder does not say what the trained model says; nothing was left at the target."""
+
+
+def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
+    """The checkpoint called `name` ("step-00000100", "latest", a URI); without a name the best evaluated, else the newest whole one."""
+    if name and name != "latest":
+        uri = name if "/" in name else storage.join(run_dir, "checkpoints", name)
+        return checkpoint.verify(uri)
+    found = (None if name else checkpoint.best(run_dir)) or checkpoint.latest(run_dir)
+    if found is None:
+        raise CheckpointError(f"{run_dir} has no whole checkpoint to take")
+    return found
+
+
+def trained_model(config: RunConfig, chosen: Checkpoint) -> nn.Module:
+    """The model of a run with the weights of a checkpoint, ready to look at data."""
+    model = prepare_for_training(load_model(config.model), config)
+    load_weights({canonical_name(n): p for n, p in trainable(model).items()}, checkpoint.load_state(chosen).weights)
+    return model.eval()
+
+
+def export_run(run_dir: str, out: str | None = None, name: str | None = None) -> str:
+    """Write the folder and return its URI. Raises CheckpointError and ExportError; a failed export leaves no folder."""
+    config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml"))))
+    chosen, target = chosen_checkpoint(run_dir, name), out or storage.join(run_dir, "export")
+    merged = merged_model(config, chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        merged.config.use_cache = True
+        merged.save_pretrained(folder)
+        load_processor(config.model).save_pretrained(folder)
+        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen), encoding="utf-8")
+        compare(trained_model(unquantised(config), chosen), folder, config)
+        storage.delete(target)
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == "config.json"):  # what makes it look like a model comes last
+            storage.write_bytes(storage.join(target, file.name), file.read_bytes())
+    return target
+
+
+def unquantised(config: RunConfig) -> RunConfig:
+    """The run with 16-bit weights in place of 4- or 8-bit ones: adapters are merged into those only."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})})
+
+
+def merged_model(config: RunConfig, chosen: Checkpoint) -> Any:
+    model = trained_model(unquantised(config), chosen)
+    return model.merge_and_unload() if config.lora is not None else base_model(model)
+
+
+def compare(trained: nn.Module, folder: str, config: RunConfig) -> float:
+    """Largest difference of the logits on a few samples, as a share of the largest logit. Raises ExportError above the dtype's tolerance."""
+    AutoProcessor.from_pretrained(folder)
+    loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[config.model.dtype]).eval()
+    with torch.no_grad():
+        batch = few_samples(config)
+        want, got = (base_model(m).lm_head(hidden_states(m, batch)).float() for m in (trained, loaded))
+    difference = float((want - got).abs().max() / want.abs().max())
+    if not difference <= TOLERANCE[config.model.dtype]:
+        raise ExportError(f"the exported model's logits differ from the trained model's by {difference:.3g} of the largest; "
+                          f"allowed for {config.model.dtype}: {TOLERANCE[config.model.dtype]}")  # fmt: skip
+    return difference
+
+
+def few_samples(config: RunConfig) -> Batch:
+    """The first rows of the prepared training data as one batch."""
+    folder = config.data.train
+    encoder = cached_encoder(config.model, config.data, config.image)
+    reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
+    rows = reader.row_group(0, 0)[:COMPARED_ROWS]
+    return collate_training([Group(row, tuple(range(len(row.conversations[:COMPARED_QUESTIONS])))) for row in rows], encoder)
+
+
+def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint) -> str:
+    """README.md of the folder: what it is, from which data and settings, and how good it is."""
+    try:
+        result = json.loads(storage.read_bytes(storage.join(run_dir, "result.json")))
+    except FileNotFoundError:
+        result = {}
+    scores = "\n".join(f"| {name} | {value:.4f} | {result['accuracy_counts'][name]} |" for name, value in result.get("accuracy", {}).items())
+    method = f"LoRA r={config.lora.r} on {', '.join(config.lora.groups)}, merged" if config.lora else f"full fine-tuning of {', '.join(config.model.train)}"
+    source = read_manifest(config.data.train).source or config.data.train
+    table = f"\n## Accuracy (exact match, greedy decoding)\n\n| type | accuracy | samples |\n|---|---|---|\n{scores}\n" if scores else ""
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n# {config.name}\n\n"
+        f"{config.model.path}, {method}, trained with smolray to step {chosen.step} ({chosen.progress.samples} samples) on `{source}`.\n"
+        f"{table}\n## Settings\n\n```yaml\n{yaml.safe_dump(config.model_dump(mode='json'), sort_keys=False)}```\n"
+    )
