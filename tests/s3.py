@@ -33,6 +33,7 @@ def running_s3(folder: Path):
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     command = [
         weed(),
+        f"-logdir={folder}",
         "server",
         f"-dir={folder}",
         "-ip=127.0.0.1",
@@ -55,6 +56,10 @@ def running_s3(folder: Path):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             process.kill()
+            for port in (master, volume, filer, s3):  # the server leaves its sockets behind
+                for number in (port, port + 10000):
+                    for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                        left.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -240,9 +240,14 @@ def test_a_run_finds_its_shards_and_reads_a_shard_folder_in_place(ray_cluster, q
     assert prepare_run(ready) == {"train": read_manifest(str(shards))}
 
 
-def job(*arguments, **environment):
-    """jobs/prepare.py as a process with a Ray of its own, whose workers have this environment."""
-    folder = tempfile.mkdtemp(prefix="sr")
+@pytest.fixture
+def job():
+    """Starts jobs/prepare.py as a process with a Ray of its own, whose workers have the given environment."""
+    with tempfile.TemporaryDirectory(prefix="sr", ignore_cleanup_errors=True) as folder:  # short: socket paths have a limit
+        yield lambda *arguments, **environment: start_job(folder, *arguments, **environment)
+
+
+def start_job(folder, *arguments, **environment):
     command = [sys.executable, str(ROOT / "jobs" / "prepare.py"), f"data.shard_bytes={SMALL.shard_bytes}", *arguments]
     return subprocess.Popen(
         command,
@@ -254,7 +259,7 @@ def job(*arguments, **environment):
     )
 
 
-def test_the_job_prepares_from_s3_to_s3(questions, shards, s3_server):  # noqa: F811
+def test_the_job_prepares_from_s3_to_s3(job, questions, shards, s3_server):  # noqa: F811
     storage.write_bytes("s3://bucket/raw/train.parquet", (questions / "train.parquet").read_bytes())
     process = job("data.train=s3://bucket/raw/train.parquet", "out=s3://bucket/shards", **s3_server)
     out, err = process.communicate(timeout=300)
@@ -266,7 +271,7 @@ def test_the_job_prepares_from_s3_to_s3(questions, shards, s3_server):  # noqa: 
 
 
 @pytest.mark.faults
-def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(questions, shards, tmp_path):
+def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(job, questions, shards, tmp_path):
     arguments = [f"data.train={questions / 'train.parquet'}", f"out={tmp_path / 'out'}"]
     process = job(*arguments)
     deadline = time.monotonic() + 120
@@ -281,7 +286,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(questions, shards, tm
     assert shard_bytes(tmp_path / "out" / "train") == shard_bytes(shards)
 
 
-def test_the_job_says_what_is_wrong_and_exits_with_2(tmp_path):
+def test_the_job_says_what_is_wrong_and_exits_with_2(job, tmp_path):
     process = job(f"data.train={tmp_path / 'nothing'}", f"out={tmp_path / 'out'}")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and "does not exist; expected a file, a folder, a glob" in err and "Traceback" not in err
