@@ -9,6 +9,7 @@ label_tokens, seconds, data_wait_seconds, memory_bytes, eta_seconds), evaluate (
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from smolray import storage
@@ -37,11 +38,11 @@ class EventLog:
         if self._written == len(self._lines):
             return
         if storage.is_local(self.uri):
-            from pathlib import Path
-
             path = Path(storage.absolute(self.uri))
             path.parent.mkdir(parents=True, exist_ok=True)
+            torn = path.exists() and not path.read_bytes().endswith(b"\n")  # the process before died in the middle of a line
             with path.open("a", encoding="utf-8") as file:
+                file.write("\n" if torn else "")
                 file.writelines(line + "\n" for line in self._lines[self._written :])
         else:
             storage.write_bytes(self.uri, ("\n".join(self._lines) + "\n").encode())

@@ -53,9 +53,9 @@ def connect(config: RunConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="warning")
+        ray.init(log_to_driver=False, logging_level="error")
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="warning")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
 
 
 def launch_run(config: RunConfig) -> dict[str, Any]:

@@ -75,7 +75,10 @@ def read_manifest(folder: str) -> Manifest:
     if record.get("schema_version") != SCHEMA_VERSION:
         found = record.get("schema_version")
         raise ShardError(f"{uri} has schema version {found}, expected {SCHEMA_VERSION}; run `smolray prepare` again")
-    return Manifest(**{**record, "files": tuple(ShardFile(**f) for f in record["files"])})
+    try:
+        return Manifest(**{**record, "files": tuple(ShardFile(**f) for f in record["files"])})
+    except (KeyError, TypeError) as error:
+        raise ShardError(f"{uri} is not a manifest of version {SCHEMA_VERSION} ({error}); run `smolray prepare` again") from None
 
 
 def encode_shard(rows: Iterable[ShardRow]) -> bytes:

@@ -1,0 +1,43 @@
+"""What the recipe tests run inside gloo workers: training curves, gradients, and save and resume."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch.distributed as dist
+
+from smolray import checkpoint
+from smolray.checkpoint import Progress
+from smolray.config import load_config
+from smolray.data.plan import EpochPlan
+from smolray.train import Loop
+from tests.gloo import LocalStream, build_engine, local_plan
+
+
+def curve(shards: str, overrides: list[str], steps: int, run_dir: str = "", resume: bool = False, separate: bool = False) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of each step. With `run_dir` the end is saved there; with `resume` the start is read from there.
+
+    `separate`: every conversation is a sequence of its own, in the micro-batches of the packed plan.
+    """
+    config = load_config(None, [*overrides, f"train.max_steps={steps}"])
+    found = checkpoint.latest(run_dir) if resume else None
+    engine = build_engine(config, checkpoint.load_state(found) if found else None)
+    out: list[tuple[float, float]] = []
+    plans = [local_plan(shards, config, epoch) for epoch in range(config.train.num_train_epochs)]
+    if separate:
+        plans = [unpacked(plan) for plan in plans]
+    loop = Loop(
+        config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), found.progress if found else Progress(),
+        [lambda moment: out.append((moment.metrics.loss, moment.metrics.grad_norm))],
+    )  # fmt: skip
+    progress = loop.run()
+    if run_dir and not resume:
+        state = engine.state()
+        if dist.get_rank() == 0:
+            checkpoint.save(run_dir, state, progress, {}, {"config": asdict(progress)})
+        dist.barrier()
+    return out
+
+
+def unpacked(plan: EpochPlan) -> EpochPlan:
+    """The same micro-batches, their groups cut into single conversations."""
+    return replace(plan, group_start=np.arange(len(plan.lines) + 1), batch_start=plan.group_start[plan.batch_start])
