@@ -1,16 +1,16 @@
 """Checkpoints free of world size and engine: tensors by Hugging Face name in safetensors, and the position in training.
 
-In: an EngineState and Progress. Out: `<run>/checkpoints/step-00000100/`, whose manifest with sizes and hashes is written last; only a folder
-whose manifest holds is ever loaded, others are skipped with a message. No pickle.
+In: an EngineState and Progress. Out: `<run>/checkpoints/step-00000100/`, whose manifest with sizes and hashes is written last; only a
+folder whose manifest holds is ever loaded, others are skipped with a message. No pickle.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import safetensors
 import safetensors.torch
 
 from smolray import storage
@@ -18,6 +18,8 @@ from smolray.engine.base import EngineState
 
 MANIFEST = "manifest.json"
 TENSORS = ("weights", "exp_avg", "exp_avg_sq")
+STATE = "state.json"
+FILES = (*(f"{name}.safetensors" for name in TENSORS), STATE)
 
 
 class CheckpointError(ValueError):
@@ -64,7 +66,7 @@ def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str
     for name in TENSORS:
         write(f"{name}.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}))
     extra = {"optimizer_step": state.optimizer_step, "loss_scale": state.loss_scale, "progress": asdict(progress)}
-    write("state.json", json.dumps(extra | {"about": about}, indent=1).encode())
+    write(STATE, json.dumps(extra | {"about": about}, indent=1).encode())
     record = {"progress": asdict(progress), "metrics": metrics, "files": files}
     storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(record, indent=1).encode())
     return Checkpoint(uri, progress, metrics)
@@ -74,34 +76,38 @@ def verify(uri: str, contents: bool = True) -> Checkpoint:
     """Check a checkpoint folder by its manifest: sizes always, hashes with `contents`. Raises CheckpointError."""
     try:
         record = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+        found = Checkpoint(uri, Progress(**record["progress"]), dict(record["metrics"]))
+        files = {name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"])) for name in FILES}
     except FileNotFoundError:
         raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{uri}/{MANIFEST} is not JSON: {error}") from None
-    for name, expected in record["files"].items():
+    except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text at all
+        raise CheckpointError(f"{uri}/{MANIFEST} is damaged: {type(error).__name__}: {error}") from None
+    for name, (size, digest) in files.items():
         try:
             data = storage.read_bytes(storage.join(uri, name)) if contents else b""
-            size = len(data) if contents else _size(storage.join(uri, name))
+            there = len(data) if contents else _size(storage.join(uri, name))
         except FileNotFoundError:
             raise CheckpointError(f"{uri}/{name} is missing") from None
-        if size != expected["bytes"]:
-            raise CheckpointError(f"{uri}/{name} has {size} bytes, its manifest says {expected['bytes']}")
-        if contents and _hash(data) != expected["blake2b"]:
+        if there != size:
+            raise CheckpointError(f"{uri}/{name} has {there} bytes, its manifest says {size}")
+        if contents and _hash(data) != digest:
             raise CheckpointError(f"{uri}/{name} does not have the hash in its manifest")
-    return Checkpoint(uri, Progress(**record["progress"]), record["metrics"])
+        if contents and name == STATE and json.loads(data)["progress"] != record["progress"]:
+            raise CheckpointError(f"{uri}/{MANIFEST} is damaged: its progress is not that of {STATE}")
+    return found
 
 
 def load_state(checkpoint: Checkpoint) -> EngineState:
     """The tensors of a checkpoint, verified by hash. Raises CheckpointError."""
     verify(checkpoint.uri)
-    extra = json.loads(storage.read_bytes(storage.join(checkpoint.uri, "state.json")))
+    extra = json.loads(storage.read_bytes(storage.join(checkpoint.uri, STATE)))
     tensors = {name: safetensors.torch.load(storage.read_bytes(storage.join(checkpoint.uri, f"{name}.safetensors"))) for name in TENSORS}
     return EngineState(**tensors, optimizer_step=extra["optimizer_step"], loss_scale=extra["loss_scale"])
 
 
 def list_steps(run_dir: str) -> list[int]:
     names = storage.list_dirs(storage.join(run_dir, "checkpoints"))
-    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
+    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{8,}", name))
 
 
 def latest(run_dir: str, skipped: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
@@ -126,7 +132,10 @@ def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
 
 
 def prune(run_dir: str, keep_last: int, keep_best: bool) -> list[int]:
-    """Delete all but the newest `keep_last` whole checkpoints and the best; torn ones older than the newest go too. Returns the steps deleted."""
+    """Delete all but the newest `keep_last` whole checkpoints and the best; torn ones older than the newest go too.
+
+    Returns the steps deleted.
+    """
     steps = list_steps(run_dir)
     whole = [s for s in steps if _is_whole(run_dir, s)]
     kept = set(whole[-keep_last:])
@@ -134,7 +143,7 @@ def prune(run_dir: str, keep_last: int, keep_best: bool) -> list[int]:
         kept.add(top.step)
     gone = [s for s in steps if s not in kept and whole and s < whole[-1]]
     for step in gone:
-        storage.delete(storage.join(folder(run_dir, step), MANIFEST))  # first, so that an interrupted delete leaves nothing that looks whole
+        storage.delete(storage.join(folder(run_dir, step), MANIFEST))  # first: an interrupted delete leaves nothing that looks whole
         storage.delete(folder(run_dir, step))
     return gone
 

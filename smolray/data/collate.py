@@ -10,9 +10,9 @@ import safetensors.numpy
 import torch
 
 from smolray.data.encode import Encoded, Encoder
-from smolray.data.tiles import image_size
 from smolray.data.pack import pack
 from smolray.data.sample import Conversation, ShardRow
+from smolray.data.tiles import image_size
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Batch:
         return replace(self, **moved)
 
     def to_bytes(self) -> bytes:
-        arrays = {f.name: getattr(self, f.name).numpy() for f in fields(self) if f.name != "meta"}
+        # safetensors writes memory as it lies: of an array that is not contiguous, other values come back.
+        arrays = {f.name: np.ascontiguousarray(getattr(self, f.name).numpy()) for f in fields(self) if f.name != "meta"}
         arrays["meta"] = np.frombuffer(json.dumps(self.meta).encode(), np.uint8)
         return safetensors.numpy.save(arrays)
 
@@ -93,7 +94,8 @@ def question_record(conversation: Conversation) -> dict[str, Any]:
     turns = [m for m in conversation.messages if m.role != "assistant"]
     answer = next((m.text for m in reversed(conversation.messages) if m.role == "assistant"), "").strip()
     answers = list(conversation.answers) or [answer]
-    return {"id": conversation.id, "type": conversation.type, "question": turns[-1].text.strip() if turns else "", "answer": answer, "answers": answers}
+    question = turns[-1].text.strip() if turns else ""
+    return {"id": conversation.id, "type": conversation.type, "question": question, "answer": answer, "answers": answers}
 
 
 def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, meta: dict[str, Any]) -> Batch:
@@ -103,7 +105,7 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
     position_ids = np.zeros((len(packed), length), np.int64)
     branch = np.full((len(packed), length), -1, np.int64)
     tiles: list[np.ndarray] = []
-    ranges: dict[str, np.ndarray] = {}  # row key -> numbers of its tiles
+    numbers: dict[bytes, np.ndarray] = {}  # image -> numbers of its tiles
     order: list[np.ndarray] = []
     count = 0
     for i, (group, p) in enumerate(zip(groups, packed, strict=True)):
@@ -111,13 +113,16 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
         input_ids[i, :n], position_ids[i, :n], branch[i, :n] = p.input_ids, p.position_ids, p.branch
         if not group.row.images:
             continue
-        if group.row.key not in ranges:
-            tiles.append(np.concatenate([encoder.tiler.tiles(image) for image in group.row.images]))
-            ranges[group.row.key] = np.arange(count, count + len(tiles[-1]))
-            count += len(tiles[-1])
-        # A sequence without a common prefix holds the image tokens of each branch anew.
-        placed = int((p.input_ids == encoder.image_token_id).sum()) // encoder.processor.image_seq_len
-        order.append(np.tile(ranges[group.row.key], placed // len(ranges[group.row.key])))
+        for image in group.row.images:
+            if image not in numbers:
+                tiles.append(encoder.tiler.tiles(image))
+                numbers[image] = np.arange(count, count + len(tiles[-1]))
+                count += len(tiles[-1])
+        whole = np.concatenate([numbers[image] for image in group.row.images])
+        # The prefix holds the first of the row's tiles; every branch goes on behind it, with as many as it has tokens for.
+        placed = np.bincount(p.branch[p.input_ids == encoder.image_token_id], minlength=1) // encoder.processor.image_seq_len
+        order.append(whole[: placed[0]])
+        order += [whole[placed[0] : placed[0] + rest] for rest in placed[1:]]
     side = encoder.tiler.side
     offsets = np.arange(len(packed)) * length
     return Batch(
@@ -131,7 +136,6 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
         ends=_flat([p.ends for p in packed], offsets),
         meta=meta,
     )
-
 
 
 def _flat(positions: list[np.ndarray], offsets: np.ndarray) -> torch.Tensor:

@@ -1,25 +1,29 @@
 """Conversations -> token ids with a mark on the tokens that are trained. Pure text work: pixels are not touched.
 
 The processor's chat template is rendered once per structure of a conversation, with placeholders where a person's text goes, and cut at its
-special tokens. A person's text is then tokenised with special tokens switched off, so a literal "<image>" in it stays text.
+special tokens. A person's text is then tokenised by the bare model without any added token, so a literal "<image>" in it stays text.
 Trained are the assistant turns, from the end of the generation prompt to the end of the turn, as TRL's completion-only loss has it.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
+from tokenizers import Encoding, Tokenizer
 from transformers import Idefics3Processor
 
 from smolray.config import DataConfig, ImageConfig, ModelConfig
-from smolray.data.tiles import Grid, Tiler
 from smolray.data.sample import Conversation, Message
+from smolray.data.tiles import Grid, Tiler
 from smolray.model.load import load_processor
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a person's text
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+_PROBE = " \t Ab \n<b>&amp;' \n"  # what a template that trims, escapes or recases would change
 
 
 class EncodeError(ValueError):
@@ -63,6 +67,7 @@ class Encoder:
         self.image_token_id = int(processor.image_token_id)
         self.pad_token_id = int(self.tokenizer.pad_token_id)
         self._special = {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items()}
+        self._plain = _without_added_tokens(self.tokenizer.backend_tokenizer)
         self._cut = re.compile("|".join(re.escape(t) for t in sorted(self._special, key=len, reverse=True)))
         self._templates: dict[tuple, tuple[_Span, ...]] = {}
         self._text_ids: dict[str, np.ndarray] = {}
@@ -82,6 +87,9 @@ class Encoder:
         """Tokens up to the last assistant turn, generation prompt included: what decoding starts from. (length,) int32"""
         messages = conversation.messages
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
+        if last == 0:  # nothing was asked: only the head of the turn is given
+            ids, trained = self._tokens(messages[:1], grids)
+            return ids[: int(trained.argmax())]
         return self._tokens(messages[:last], grids, generation_prompt=True)[0]
 
     def _tokens(self, messages: Sequence[Message], grids: Sequence[Grid], generation_prompt: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -111,18 +119,18 @@ class Encoder:
         if len({trained for _, trained in edges}) == 1:
             ids = self._text_ids.get(text)
             if ids is None:
-                ids = np.array(self._tokenize(text)["input_ids"], np.int32)
+                ids = np.array(self._tokenize(text).ids, np.int32)
                 if len(self._text_ids) < 20_000 and len(text) < 200:
                     self._text_ids[text] = ids
             return ids, np.full(len(ids), edges[0][1])
-        out = self._tokenize(text, offsets=True)
+        out = self._tokenize(text)
         ends = np.array([end for end, _ in edges])
-        starts = np.array([start for start, _ in out["offset_mapping"]])
+        starts = np.array([start for start, _ in out.offsets])
         piece = np.searchsorted(ends, starts, side="right").clip(max=len(edges) - 1)
-        return np.array(out["input_ids"], np.int32), np.array([trained for _, trained in edges])[piece]
+        return np.array(out.ids, np.int32), np.array([trained for _, trained in edges])[piece]
 
-    def _tokenize(self, text: str, offsets: bool = False):
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=offsets, return_attention_mask=False)
+    def _tokenize(self, text: str) -> Encoding:
+        return self._plain.encode(text, add_special_tokens=False)
 
     def _template(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[_Span, ...]:
         structure = (*((m.role, tuple(p.type for p in m.content)) for m in messages), generation_prompt)
@@ -139,12 +147,14 @@ class Encoder:
                 number += part.type == "text"
             numbered.append({"role": message.role, "content": content})
         whole = self._render(numbered, generation_prompt)
-        if self._fill(whole, messages) != self._render([_plain(m) for m in messages], generation_prompt):
+        # With a probe in place of the text at hand: that may be one which a template leaves alone, and the next one not.
+        probes = [{**m, "content": [p | {"text": _PROBE} if "text" in p else p for p in m["content"]]} for m in numbered]
+        if _PLACEHOLDER.sub(lambda _: _PROBE, whole) != self._render(probes, generation_prompt):
             raise EncodeError("the chat template changes the text it is given (trim, replace …): it cannot be encoded exactly")
         regions = []
         for i, message in enumerate(numbered):
             if message["role"] == "assistant":
-                start, end = self._render(numbered[:i], True), self._render(numbered[: i + 1], False)
+                start, end = self._before_answer(numbered[:i], whole), self._render(numbered[: i + 1], False)
                 if not whole.startswith(start) or not whole.startswith(end):
                     raise EncodeError("the chat template is not prefix-preserving: where an assistant turn starts cannot be told")
                 regions.append((len(start), len(end)))
@@ -162,13 +172,16 @@ class Encoder:
             yield _Span(pieces=tuple(_pieces(whole, position, len(whole), regions)))
 
     def _render(self, messages: list[dict], generation_prompt: bool) -> str:
-        if not messages:  # templates may look at messages[0]
-            return ""
         return self.processor.apply_chat_template(messages, add_generation_prompt=generation_prompt, tokenize=False)
 
-    def _fill(self, whole: str, messages: Sequence[Message]) -> str:
-        texts = [p.text for m in messages for p in m.content if p.type == "text"]
-        return _PLACEHOLDER.sub(lambda match: texts[int(match.group(1))], whole)
+    def _before_answer(self, messages: list[dict], whole: str) -> str:
+        """The rendering up to where an assistant turn after `messages` begins."""
+        if messages:
+            return self._render(messages, True)
+        asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]  # templates may look at messages[0]
+        header = self._render(asked, True).removeprefix(self._render(asked, False))
+        before, found, _ = whole.partition(header) if header else ("", "", "")
+        return before + found
 
     def _image_block(self, grid: Grid) -> np.ndarray:
         """Token ids that stand for one image (Idefics3Processor.replace_image_token)."""
@@ -179,7 +192,8 @@ class Encoder:
         if len(ids) <= self.max_length:
             return Encoded(ids, trained)
         if self.overlong == "error":
-            raise EncodeError(f"{name}: {len(ids)} tokens, data.max_length = {self.max_length}; raise it, lower image.max_tiles, or set data.overlong")
+            remedy = "raise it, lower image.max_tiles, or set data.overlong"
+            raise EncodeError(f"{name}: {len(ids)} tokens, data.max_length = {self.max_length}; {remedy}")
         last_image = int(np.flatnonzero(ids == self.image_token_id)[-1]) if (ids == self.image_token_id).any() else -1
         kept = trained[: self.max_length]
         if self.overlong == "truncate_text" and last_image < self.max_length - 1 and kept[1:].any():
@@ -193,8 +207,10 @@ def cached_encoder(model: ModelConfig, data: DataConfig, image: ImageConfig) -> 
     return Encoder(load_processor(model), data, image)
 
 
-def _plain(message: Message) -> dict:
-    return {"role": message.role, "content": [{"type": p.type} | ({"text": p.text} if p.type == "text" else {}) for p in message.content]}
+def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """The same model without added tokens, special or not, and with offsets as they are."""
+    record = json.loads(tokenizer.to_str()) | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(record))
 
 
 def _inside(position: int, regions: list[tuple[int, int]]) -> bool:
@@ -207,6 +223,6 @@ def _pieces(whole: str, start: int, end: int, regions: list[tuple[int, int]]):
     for match in _PLACEHOLDER.finditer(whole, start, end):
         cuts |= {match.start(), match.end()}
     ordered = sorted(cuts)
-    for a, b in zip(ordered, ordered[1:], strict=False):
+    for a, b in pairwise(ordered):
         match = _PLACEHOLDER.fullmatch(whole, a, b)
         yield ("", int(match.group(1)), _inside(a, regions)) if match else (whole[a:b], -1, _inside(a, regions))

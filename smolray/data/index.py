@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from smolray import storage
 from smolray.data.encode import Encoder
-from smolray.data.tiles import image_size
 from smolray.data.pack import common_prefix
 from smolray.data.shards import decode_rows
+from smolray.data.tiles import image_size
 
 SCHEMA = pa.schema(
     [
@@ -57,7 +57,8 @@ def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Tab
                 prefix = common_prefix([e for e in encoded if e is not None])
                 size = sum(map(len, row.images)) + sum(len(c.to_json()) for c in row.conversations)
                 for c, e in enumerate(encoded):
-                    line = (number, group, r, c, len(e.input_ids) if e else 0, prefix, e.label_tokens if e else 0, sum(g.tiles for g in grids), size)
+                    tokens, label_tokens = (len(e.input_ids), e.label_tokens) if e else (0, 0)
+                    line = (number, group, r, c, tokens, prefix, label_tokens, sum(g.tiles for g in grids), size)
                     for column, value in zip(columns.values(), line, strict=True):
                         column.append(value)
     return pa.table({name: np.array(values) for name, values in columns.items()}).cast(SCHEMA)

@@ -42,17 +42,18 @@ class PlanLimits:
     samples: int  # conversations in a micro-batch, at most
     tokens: int | None  # padded tokens in a micro-batch, at most
     group: int  # conversations packed into one sequence, at most
+    length: int | None = None  # tokens of a packed sequence, at most
 
     @classmethod
     def of(cls, config: RunConfig) -> "PlanLimits":
         train, data = config.train, config.data
         group = min(data.max_questions_per_image, train.per_device_train_batch_size) if data.packing == "image" else 1
-        return cls(train.per_device_train_batch_size, train.micro_batch_tokens, group)
+        return cls(train.per_device_train_batch_size, train.micro_batch_tokens, group, data.max_length)
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Flat arrays: micro-batch m holds groups[batch_start[m]:batch_start[m+1]], group g lines[group_start[g]:group_start[g+1]] of the index."""
+    """Flat arrays: micro-batch m holds groups batch_start[m]:batch_start[m+1], group g the lines group_start[g]:group_start[g+1]."""
 
     index: pa.Table
     lines: np.ndarray
@@ -105,25 +106,33 @@ def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffl
     column = {name: index[name].to_numpy() for name in index.column_names}
     kept = np.flatnonzero((column["tokens"] > 0) & (column["label_tokens"] > 0))
     if not len(kept):
-        raise PlanError(f"none of {len(index)} conversations fits data.max_length; see `smolray preview`, raise data.max_length or lower image.max_tiles")
+        raise PlanError(
+            f"none of {len(index)} conversations fits data.max_length; "
+            "see `smolray preview`, raise data.max_length or lower image.max_tiles"
+        )
     # One random number per row group, row and conversation orders the lines by all three at once.
     group_id = _runs(column["shard"], column["row_group"])
     row_id = _runs(column["shard"], column["row_group"], column["row"])
     if shuffle:
         keys = (rng.random(len(index)), rng.random(row_id[-1] + 1)[row_id], rng.random(group_id[-1] + 1)[group_id])
         kept = kept[np.lexsort(tuple(key[kept] for key in keys))]
-    lines, rows = kept, row_id[kept]
-    tokens, labels, prefix = column["tokens"][kept], column["label_tokens"][kept], column["prefix"][kept]
+    lines = kept
+    labels = column["label_tokens"][kept]
+    # Lists, for the loop below is plain Python.
+    rows, tokens, prefix = row_id[kept].tolist(), column["tokens"][kept].tolist(), column["prefix"][kept].tolist()
+    allowed = min((n for n in (limits.length, limits.tokens) if n is not None), default=None)
 
     group_start, batch_start, padded = [0], [0], []
     longest = count = 0
     position = 0
     while position < len(lines):
-        end = position + 1
+        end, length = position + 1, tokens[position]
         while end < len(lines) and end - position < limits.group and rows[end] == rows[position]:
-            end += 1
+            longer = packed_length((length, tokens[end]), prefix[position])
+            if allowed is not None and longer > allowed:
+                break
+            end, length = end + 1, longer
         size = end - position
-        length = packed_length(tokens[position:end].tolist(), int(prefix[position]))
         groups = len(group_start) - 1 - batch_start[-1]
         too_many = count + size > limits.samples
         too_long = limits.tokens is not None and max(longest, length) * (groups + 1) > limits.tokens

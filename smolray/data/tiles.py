@@ -9,12 +9,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smolray.config import ImageConfig
 
 MAX_IMAGE_SIZE = 4096  # the processor's own upper bound of an edge
+# What turns a picture of each EXIF orientation upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,53 @@ class Tiler:
 
     def tiles(self, image: bytes) -> np.ndarray:
         """Tiles of one encoded image: (tiles, 3, side, side) uint8, row by row, the global view last."""
-        picture = Image.open(io.BytesIO(image))
+        picture = decode(image)
         edge = self.target(*picture.size)
         out = self.processor.preprocess(
-            [[picture.convert("RGB")]], size={"longest_edge": edge}, do_rescale=False, do_normalize=False, do_pad=False, return_tensors=None
+            [[picture]], size={"longest_edge": edge}, do_rescale=False, do_normalize=False, do_pad=False, return_tensors=None
         )
-        return np.stack([np.asarray(tile).round().clip(0, 255).astype(np.uint8) for tile in out["pixel_values"][0]])
+        tiles = np.stack([np.asarray(tile).round().clip(0, 255).astype(np.uint8) for tile in out["pixel_values"][0]])
+        return np.ascontiguousarray(tiles)  # the processor hands out views of channels-last pictures
 
 
 def image_size(image: bytes) -> tuple[int, int]:
-    """(width, height) from the header, without decoding."""
-    return Image.open(io.BytesIO(image)).size
+    """(width, height) of what `decode` yields, from the header alone."""
+    picture = Image.open(io.BytesIO(image))
+    width, height = picture.size
+    return (height, width) if _orientation(picture) >= 5 else (width, height)
+
+
+def decode(image: bytes) -> Image.Image:
+    """The picture as a viewer shows it, in RGB: upright, on white where transparent, 16 and 32 bits a channel scaled to 8."""
+    picture = Image.open(io.BytesIO(image))
+    if (orientation := _orientation(picture)) in UPRIGHT:
+        picture = picture.transpose(UPRIGHT[orientation])
+    if picture.mode.startswith(("I", "F")):  # convert() would clip these at 255: a 16-bit picture comes out white
+        picture = Image.fromarray(_eight_bits(np.asarray(picture), picture.mode))
+    if picture.has_transparency_data:  # convert() would show what lies hidden under transparent pixels
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
+    return picture.convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 for none. Only what the header has told: to ask further decodes a PNG; PIL turns TIFF by itself."""
+    if "exif" not in picture.info:
+        return 1
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # odd metadata raises anything at all, and is no reason to lose the picture
+        return 1
+    return value if value in UPRIGHT else 1
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values of 16- and 32-bit modes as bytes: mode I;16 has 65535 for white, in I and F the largest value tells."""
+    values = np.nan_to_num(values.astype(np.float64))
+    peak = 65535.0
+    if not mode.startswith("I;16"):
+        peak = 1.0 if mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else max(65535.0, values.max())
+    return (values / peak * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def _even(value: int) -> int:

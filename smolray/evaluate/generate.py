@@ -1,4 +1,4 @@
-"""Greedy decoding of packed prompts: the image and the common words are computed once, then every question of an image goes on side by side.
+"""Greedy decoding of packed prompts: the image and the common words are computed once, then its questions go on side by side.
 
 In: a Batch of prompts. Out: token ids for each conversation, equal to decoding each prompt alone (a test holds this).
 """
@@ -21,9 +21,10 @@ def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
     slot = _slots(sequence)
     width = int(slot.max()) + 1
     shape = (len(batch.input_ids), width)
-    # A token decoded for a conversation belongs to its branch; empty slots are branch -1, which no other looks at.
+    # A token decoded for a conversation belongs to its branch, also where the prompt is all prefix (the same question twice);
+    # empty slots are branch -1, which no other looks at.
     branch = torch.full(shape, -1, dtype=torch.int64, device=device)
-    branch[sequence, slot] = batch.branch[sequence, position]
+    branch[sequence, slot] = slot + 1
     next_position = torch.zeros(shape, dtype=torch.int64, device=device)
     next_position[sequence, slot] = batch.position_ids[sequence, position] + 1
 

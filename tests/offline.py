@@ -1,0 +1,81 @@
+"""Models and data made on the spot: tiny models in a temp folder, pictures of any size and mode, conversations in one line.
+
+def test_x(tiny_path): ...   # import the fixtures: from tests.offline import tiny_path
+"""
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smolray.config import DataConfig, ImageConfig, ModelConfig
+from smolray.data.encode import Encoder
+from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
+from smolray.model.load import load_processor
+from smolray.model.tiny import build_model
+
+TEXTS = [
+    "what shape is in the image? circle", "is there a red triangle in the picture? yes no", "what colour is it? blue green black",
+    "does the first image hold the same thing as the second? it does", "Please describe both of them in a few words. A small grey box.",
+]  # fmt: skip
+
+WORDS = ["what", "is", "the", "red", "blue", "box", "?", "image", "of", "a", "Zebra,", "naïve", "—", "漢字", "🙂", "42"]
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> str:
+    """Folder of a tiny model with its processor."""
+    return str(build_model("tiny", TEXTS, tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_path):
+    return load_processor(ModelConfig(path=tiny_path))
+
+
+def encoder_of(processor, image: dict | None = None, **data) -> Encoder:
+    return Encoder(processor, DataConfig(**data), ImageConfig(**image or {}))
+
+
+def picture(width: int, height: int, seed: int = 0, mode: str = "RGB", form: str = "PNG", **options) -> bytes:
+    """Smooth colours and some noise, so that scaling matters and no two seeds look alike."""
+    rng = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    waves = [np.sin((i + 1) * 3 * x + rng.random() * 6) * np.cos((i + 1) * 2 * y + rng.random() * 6) for i in range(3)]
+    values = np.stack(waves, -1) * 100 + 128 + rng.normal(0, 12, (height, width, 3))
+    sink = io.BytesIO()
+    Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert(mode).save(sink, form, **options)
+    return sink.getvalue()
+
+
+def message(role: str, *parts: str | None) -> Message:
+    """A message of texts and images; None stands for an image."""
+    return Message(role, tuple(Part("image") if p is None else Part("text", p) for p in parts))
+
+
+def asked(question: str, answer: str, images: int = 1, name: str = "") -> Conversation:
+    turns = (message("user", *[None] * images, question), message("assistant", answer))
+    return Conversation(name or f"{question}/{answer}", turns, answers=(answer,))
+
+
+def shard_row(images: list[bytes], *conversations: Conversation) -> ShardRow:
+    return ShardRow(image_key(images, conversations[0]), tuple(images), conversations)
+
+
+def hf_messages(conversation: Conversation) -> list[dict]:
+    """The same turns as the chat template takes them."""
+    return [
+        {"role": m.role, "content": [{"type": p.type} | ({"text": p.text} if p.type == "text" else {}) for p in m.content]}
+        for m in conversation.messages
+    ]
+
+
+def words(rng: random.Random, most: int = 8) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, most)))
+
+
+def files_under(folder: str | Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())

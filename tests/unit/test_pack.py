@@ -1,0 +1,187 @@
+"""Packed sequences say exactly what their conversations say apart: the same loss, the same gradients, each picture looked at once."""
+
+import random
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from smolray.config import ModelConfig, RunConfig
+from smolray.data.collate import Batch, Group, collate_prompts, collate_training
+from smolray.data.encode import Encoded
+from smolray.data.pack import common_prefix, pack, packed_length
+from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.sample import Conversation
+from smolray.model.load import load_model
+from smolray.objectives import attention_mask, sft
+from tests.gloo import local_index
+from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path, words  # noqa: F401
+from tests.shards import vqa_rows, write_shards
+
+
+@pytest.fixture(scope="module")
+def model(tiny_path):  # noqa: F811
+    torch.manual_seed(0)
+    return load_model(ModelConfig(path=tiny_path, dtype="float32")).train()
+
+
+@pytest.fixture(scope="module")
+def encoder(processor):  # noqa: F811
+    return encoder_of(processor, {"longest_edge": 128}, max_length=4096)
+
+
+def row(images, *conversations):
+    return shard_row([picture(*size, seed=hash(size) % 1000 + i) for i, size in enumerate(images)], *conversations)
+
+
+def turns(*texts, images=1):
+    """user, assistant, user, …; the images stand before the first question."""
+    parts = [(*[None] * images, texts[0]), *((t,) for t in texts[1:])]
+    return Conversation("/".join(texts), tuple(message("assistant" if i % 2 else "user", *p) for i, p in enumerate(parts)))
+
+
+SQUARE, WIDE = (64, 64), (120, 60)
+BOTH = Conversation("second first", (message("user", None, "and then", None, "what is it?"), message("assistant", "a box")))
+BETWEEN = Conversation("x", (message("user", None, "and now", None, "?"), message("assistant", "no")))
+LATE = Conversation("late", (message("user", "look:", None), message("assistant", "c")))
+SURE = turns("what?", "a box", "sure?", "yes")
+CASES = {
+    "one image": [row([SQUARE], asked("what shape?", "circle"), asked("what colour?", "blue"), asked("is there a box?", "yes it is"))],
+    "split image": [row([WIDE], asked("what shape?", "circle"), asked("what colour?", "blue"))],
+    "text only": [row([], asked("two and two?", "four", 0))],
+    "single": [row([SQUARE], asked("what?", "box"))],
+    "several images": [row([SQUARE, WIDE, SQUARE], asked("which?", "the first", 3), asked("which two?", "both", 3))],
+    "images in the branches": [row([SQUARE, WIDE], asked("what is it?", "a dog", 2), BOTH, BETWEEN)],
+    "the same picture twice": [row([SQUARE, SQUARE], asked("the same?", "yes", 2), BOTH)],
+    "identical questions": [row([SQUARE], asked("what?", "a box"), asked("what?", "a box", name="again"), asked("what?", "a ball"))],
+    "a prefix of the other": [row([SQUARE], turns("what?", "a box"), SURE, turns("what?", "a box of wood"))],
+    "many turns": [
+        row([SQUARE], turns("what?", "a box", "what colour?", "red"), turns("where?", "here", "why?", "it is so", "and?", "no"))
+    ],
+    "nothing shared but the beginning": [row([SQUARE], asked("a?", "b"), LATE)],
+}
+CASES["mixed"] = [r for name in ("one image", "text only", "several images", "single", "identical questions", "many turns", "split image")
+                  for r in CASES[name]] + [row([], asked("three?", "3", 0))]  # fmt: skip
+
+
+def loss_and_gradients(model, batches):
+    model.zero_grad(set_to_none=True)
+    total = 0.0
+    for batch in batches:
+        loss, _ = sft(model, batch)
+        loss.backward()
+        total += float(loss.detach())
+    return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def whole(rows, encoder):
+    return collate_training([Group(r, tuple(range(len(r.conversations)))) for r in rows], encoder)
+
+
+def apart(rows, encoder):
+    return [collate_training([Group(r, (c,))], encoder) for r in rows for c in range(len(r.conversations))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_packed_equals_separate_in_loss_and_gradients(model, encoder, name):
+    rows = CASES[name]
+    packed, separate = whole(rows, encoder), apart(rows, encoder)
+    assert packed.label_tokens == sum(b.label_tokens for b in separate) > 0
+    loss, gradients = loss_and_gradients(model, [packed])
+    want_loss, want = loss_and_gradients(model, separate)
+    assert loss == pytest.approx(want_loss, rel=1e-6)
+    norm = torch.sqrt(sum((g**2).sum() for g in want.values()))
+    none = torch.zeros(())
+    for parameter in want.keys() | gradients.keys():  # a text-only batch runs a dummy tile of weight zero
+        difference = float((want.get(parameter, none) - gradients.get(parameter, none)).norm() / norm)
+        assert difference < 1e-5, parameter
+
+
+def test_the_loss_is_that_of_transformers_itself(model, encoder):
+    """Not only packed = separate by our own forward: the stock forward with labels says the same."""
+    for case in ("one image", "several images", "many turns", "text only"):
+        for batch in apart(CASES[case], encoder):
+            labels = torch.full_like(batch.input_ids, -100)
+            labels.view(-1)[batch.target_positions + 1] = batch.target_ids
+            pixels = ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order][None] if len(batch.pixel_values) else None
+            out = model(input_ids=batch.input_ids, attention_mask=torch.ones_like(batch.input_ids), pixel_values=pixels, labels=labels)
+            assert float(out.loss.detach()) * batch.label_tokens == pytest.approx(float(sft(model, batch)[0].detach()), rel=1e-5)
+
+
+def test_a_branch_sees_the_prefix_and_itself_and_no_neighbour(encoder):
+    batch = whole(CASES["one image"], encoder)
+    mask, branch = attention_mask(batch)[0, 0], batch.branch[0]
+    for query in range(len(branch)):
+        seen = torch.nonzero(mask[query]).flatten()
+        assert (seen <= query).all() and query in seen
+        assert set(branch[seen].tolist()) <= {0, int(branch[query])}
+        assert len(seen) == int(batch.position_ids[0, query]) + 1  # as many as it would see alone
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_picture_goes_through_the_vision_tower_once(encoder, name):
+    rows = CASES[name]
+    distinct = {image for r in rows for image in r.images}
+    batch = whole(rows, encoder)
+    assert len(batch.pixel_values) == sum(len(encoder.tiler.tiles(image)) for image in distinct)
+    placed = int((batch.input_ids == encoder.image_token_id).sum())
+    assert len(batch.tile_order) * encoder.processor.image_seq_len == placed
+
+
+def test_a_picture_in_two_rows_of_a_micro_batch_is_looked_at_once(encoder, model):
+    shared = picture(*WIDE, seed=1)
+    rows = [
+        shard_row([shared], asked("a?", "b")),
+        shard_row([picture(64, 64), shared], asked("c?", "d", 2)),
+        shard_row([shared], asked("e?", "f")),
+    ]
+    batch = whole(rows, encoder)
+    assert len(batch.pixel_values) == len(encoder.tiler.tiles(shared)) + 1
+    assert float(sft(model, batch)[0].detach()) == pytest.approx(
+        sum(float(sft(model, b)[0].detach()) for b in apart(rows, encoder)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_survives_its_bytes(encoder, name):
+    batch = whole(CASES[name], encoder)
+    again = Batch.from_bytes(batch.to_bytes())
+    for f in fields(Batch):
+        want, got = getattr(batch, f.name), getattr(again, f.name)
+        assert want == got if f.name == "meta" else (torch.equal(want, got) and want.dtype == got.dtype), f.name
+    prompts = collate_prompts([Group(r, tuple(range(len(r.conversations)))) for r in CASES[name]], encoder)
+    assert Batch.from_bytes(prompts.to_bytes()).meta == prompts.meta
+    assert len(prompts.ends) == len(prompts.meta["records"]) and prompts.label_tokens == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_packing_keeps_every_token_its_context_and_its_targets(seed):
+    """Unrolled again, each branch is the conversation that went in: tokens, positions, targets."""
+    rng = random.Random(seed)
+    start = [rng.randrange(5) for _ in range(rng.randrange(6))]
+    encoded = []
+    for _ in range(rng.randint(1, 5)):
+        ids = start[: rng.randint(0, len(start))] + [rng.randrange(3) for _ in range(rng.randint(1, 6))]
+        trained = np.array([i >= rng.randint(0, len(ids) - 1) for i in range(len(ids))])
+        encoded.append(Encoded(np.array(ids, np.int32), trained))
+    packed, prefix = pack(encoded), common_prefix(encoded)
+    assert len(packed.input_ids) == packed_length([len(e.input_ids) for e in encoded], prefix)
+    pairs = iter(zip(packed.target_positions.tolist(), packed.target_ids.tolist(), strict=True))
+    for number, one in enumerate(encoded, start=1):
+        mine = np.flatnonzero((packed.branch == 0) | (packed.branch == number)) if len(encoded) > 1 else np.arange(len(packed.input_ids))
+        assert packed.input_ids[mine].tolist() == one.input_ids.tolist()
+        assert packed.position_ids[mine].tolist() == list(range(len(one.input_ids)))
+        assert packed.ends[number - 1] == mine[-1]
+        for token in np.flatnonzero(one.trained[1:]) + 1:
+            assert next(pairs) == (mine[token - 1], one.input_ids[token])
+    assert next(pairs, None) is None
+
+
+def test_nothing_is_packed_where_packing_is_none(tmp_path, tiny_path):  # noqa: F811
+    folder = write_shards(str(tmp_path), vqa_rows("train", 8))
+    for packing, most in (("none", 1), ("image", 9)):
+        config = RunConfig(model={"path": tiny_path}, data={"packing": packing}, train={"per_device_train_batch_size": 9})
+        plan = lay_epoch(local_index(folder, config), PlanLimits.of(config), 0, 0)
+        sizes = np.diff(plan.group_start)
+        assert sizes.max() == most and sizes.sum() == plan.samples == sum(len(r.conversations) for r in vqa_rows("train", 8))
