@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 import yaml
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
@@ -190,7 +191,7 @@ def trainer(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # an elastic run waits this long for a lost worker
     run = TrainRunConfig(
         name=f"{config.name}-{int(time.time())}", storage_path=storage.join(config.storage, ".ray"),
-        failure_config=FailureConfig(max_failures=resources.max_failures), worker_runtime_env={"env_vars": worker_environment(config, gpu)},
+        failure_config=FailureConfig(max_failures=resources.max_failures),
     )  # fmt: skip
     return TorchTrainer(
         _train_function, train_loop_config={"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {}),
@@ -198,16 +199,16 @@ def trainer(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = 
     )  # fmt: skip
 
 
-def worker_environment(config: RunConfig, gpu: bool) -> dict[str, str]:
-    """No secrets here: these values can be read through Ray's API."""
-    return {"OMP_NUM_THREADS": str(config.resources.omp_num_threads), "TOKENIZERS_PARALLELISM": "false"} | ({} if gpu else {"DS_ACCELERATOR": "cpu"})
-
-
 def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
     """Runs in each Train worker, its process group ready."""
     import ray.train.torch
 
     config, folders, device = RunConfig.model_validate(settings["config"]), Folders(**settings["folders"]), ray.train.torch.get_device()
+    # Set here and not through a runtime_env: the data tasks then share worker processes with the driver's, and start at once.
+    torch.set_num_threads(config.resources.omp_num_threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
     if "evaluate" in settings:
         return evaluate_worker(config, folders, device, settings["evaluate"])
     try:

@@ -131,8 +131,6 @@ class Loop:
                     self.progress, metrics, local, end_of_epoch=run.stop == len(plan), stopping=sums["stop"] > 0,
                     last=self.progress.step >= self.total_steps or (run.stop == len(plan) and epoch == len(self.plans) - 1),
                 )  # fmt: skip
-            if len(batches_left := list(islice(batches, 1))):
-                raise RuntimeError(f"the stream held {len(batches_left)} micro-batches more than the plan")
 
     def _reduce(self, local: LocalSums, waited: float) -> dict[str, float]:
         """Sums over all workers (the peak memory: maximum), in two small collectives a step."""

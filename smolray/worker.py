@@ -65,7 +65,7 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: to
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing == "image" else 1
     plan = lay_epoch(load_index(folder, config), PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
     count = len(plan) if settings.max_samples is None else min(len(plan), -(-settings.max_samples // settings.batch_size))
-    stream = Stream(folder, plan, range(count)[dist.get_rank() :: dist.get_world_size()], config, collate="prompts")
+    stream = Stream(folder, plan, range(count)[dist.get_rank() :: dist.get_world_size()], config, collate="prompts", consumers=dist.get_world_size())
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
     training = model.training
     model.eval()
@@ -184,7 +184,7 @@ class Worker:
         return [lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)]
 
     def _open_stream(self, plan: EpochPlan, numbers: Sequence[int]) -> Stream:
-        stream = Stream(self.folders.train, plan, numbers, self.config)
+        stream = Stream(self.folders.train, plan, numbers, self.config, consumers=dist.get_world_size())
         self.streams.append(stream)
         return stream
 

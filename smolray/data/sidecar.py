@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 import ray
+from ray.data import TaskPoolStrategy
 
 from smolray import storage
 from smolray.config import RunConfig
@@ -25,6 +26,12 @@ def quiet_context() -> ray.data.DataContext:
     return context
 
 
+def at_once(consumers: int, tasks: int) -> TaskPoolStrategy:
+    """As many tasks at a time as the cluster has cores for each of `consumers` pipelines: a share of a CPU lets tasks run beside other
+    work, but by itself it would start several busy processes a core."""
+    return TaskPoolStrategy(size=max(1, min(tasks, int(ray.cluster_resources().get("CPU", 1)) // consumers)))
+
+
 def map_shards(folder: str, manifest: Manifest, function: ShardFunction, num_cpus: float) -> list[pa.Table]:
     """`function` of every shard, as Ray Data tasks; tables in shard order."""
     quiet_context()
@@ -40,7 +47,8 @@ def map_shards(folder: str, manifest: Manifest, function: ShardFunction, num_cpu
         return pa.table({"number": batch["number"], "table": pa.array(sinks, pa.large_binary())})
 
     items = [{"number": i, "name": f.name} for i, f in enumerate(manifest.files)]
-    rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(run, batch_format="pyarrow", num_cpus=num_cpus).take_all()
+    pieces = ray.data.from_items(items, override_num_blocks=len(items))
+    rows = pieces.map_batches(run, batch_format="pyarrow", num_cpus=num_cpus, compute=at_once(1, len(items))).take_all()
     return [pa.ipc.open_stream(row["table"]).read_all() for row in sorted(rows, key=lambda r: r["number"])]
 
 

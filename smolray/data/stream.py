@@ -18,7 +18,7 @@ from smolray.data.encode import Encoder, cached_encoder
 from smolray.data.plan import EpochPlan
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
-from smolray.data.sidecar import quiet_context
+from smolray.data.sidecar import at_once, quiet_context
 
 Collate = Callable[[Sequence[Group], Encoder], Batch]
 COLLATE: dict[str, Collate] = {"training": collate_training, "prompts": collate_prompts}
@@ -28,8 +28,9 @@ BATCHES_PER_TASK = 4  # neighbours share row groups, and a task's own cost is sp
 class Stream:
     """Iterates Batches. `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of the rows, so far."""
 
-    def __init__(self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str = "training"):
+    def __init__(self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str = "training", consumers: int = 1):
         self.folder, self.plan, self.numbers, self.config, self.collate = folder, plan, list(numbers), config, collate
+        self.consumers = consumers  # pipelines that share the cluster
         self.wait_seconds = 0.0
         self.bytes_read = 0
         self.bytes_needed = 0
@@ -40,7 +41,7 @@ class Stream:
             return
         dataset = self._dataset()
         rows = iter(dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=self.config.data.prefetch_batches))
-        for expected in self.numbers:
+        for position, expected in enumerate(self.numbers):
             start = time.perf_counter()
             row = next(rows)
             self.wait_seconds += time.perf_counter() - start
@@ -50,8 +51,11 @@ class Stream:
             self.bytes_needed += row["bytes_needed"][0].as_py()
             batch = Batch.from_bytes(row["batch"][0].as_py())
             batch.meta["number"] = number
+            if position == len(self.numbers) - 1:
+                for _ in rows:  # ends the pipeline before the last batch is handed out: nobody asks for one more
+                    raise RuntimeError("Ray Data delivered more micro-batches than the plan has")
+                self.statistics = dataset.stats()
             yield batch
-        self.statistics = dataset.stats()
 
     def _dataset(self) -> ray.data.Dataset:
         context = quiet_context()
@@ -75,7 +79,7 @@ class Stream:
         tasks = -(-len(self.numbers) // BATCHES_PER_TASK)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         return ray.data.from_items(self.numbers, override_num_blocks=tasks).map_batches(
-            run, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task, scheduling_strategy=here
+            run, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task, compute=at_once(self.consumers, tasks), scheduling_strategy=here,
         )
 
 

@@ -1,0 +1,141 @@
+"""Whole runs through Ray Data and Ray Train: each sample once whatever happens, and the same loss curve."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+
+import psutil
+import pytest
+
+from smolray import checkpoint, storage
+from smolray.audit import consumed
+from smolray.data.reader import ShardReader
+from smolray.data.shards import read_manifest
+from smolray.events import read_events, surviving
+from smolray.launch import launch_run, prepare_data, with_absolute_paths
+from smolray.status import request_stop
+
+
+def losses(config):
+    """Step -> loss of the surviving history."""
+    return {e["step"]: e["loss"] for e in surviving(read_events(config.run_dir)) if e["event"] == "step"}
+
+
+def training_ids(config):
+    _, folders = prepare_data(with_absolute_paths(config))
+    reader = ShardReader(folders.train, tuple(f.name for f in read_manifest(folders.train).files))
+    rows = [row for shard in range(len(reader.files)) for group in range(reader.row_groups(shard)) for row in reader.row_group(shard, group)]
+    return sorted(c.id for row in rows for c in row.conversations)
+
+
+def assert_every_sample_once(config):
+    history = consumed(config.run_dir)
+    assert sorted(history) == list(range(config.train.num_train_epochs))
+    for epoch, rows in history.items():
+        twice = [i for i, n in Counter(i for _, i in rows).items() if n > 1]
+        assert not twice, f"epoch {epoch}: {len(twice)} samples more than once, such as {twice[:3]}"
+        assert sorted(i for _, i in rows) == training_ids(config), f"epoch {epoch}"
+
+
+def assert_same_curve(config, reference, tolerance=1e-5):
+    got = losses(config)
+    assert got.keys() == reference.keys()
+    worst = max(abs(got[step] - reference[step]) for step in reference)
+    assert worst <= tolerance, f"losses differ by up to {worst}"
+
+
+def when_step(config, step, action):
+    """Call `action` from a thread once the run's log has reached `step` in its newest attempt."""
+
+    def wait():
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            if any(e["event"] == "step" and e["step"] >= step for e in read_events(config.run_dir)):
+                action()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def train_workers():
+    return [p for p in psutil.process_iter(["cmdline"]) if any("RayTrainWorker" in part for part in p.info["cmdline"] or ())]
+
+
+@pytest.fixture(scope="module")
+def reference(ray_cluster, small_vqa, tmp_path_factory):
+    """The uninterrupted run on two workers: (config, result, losses by step)."""
+    from tests.cluster.conftest import make_run
+
+    config = make_run.__wrapped__(ray_cluster, small_vqa, tmp_path_factory)("reference")
+    result = launch_run(config)
+    return config, result, losses(config)
+
+
+def test_a_run_trains_evaluates_and_reports(reference):
+    config, result, curve = reference
+    assert result["status"] == "finished" and result["steps"] == len(curve)
+    assert curve[max(curve)] < 0.5 * curve[1]
+    assert result["accuracy_counts"]["overall"] > 32 and 0 <= result["accuracy"]["overall"] <= 1
+    assert 0 < result["blind_baseline"] < 1
+    for name in ("result.json", "report.html", "events.jsonl", "config.yaml", "predictions"):
+        assert storage.exists(storage.join(config.run_dir, name)), name
+    assert all("MapBatches" in worker["ray_data"] for worker in result["workers"]), "Ray Data's own statistics of each worker"
+    assert_every_sample_once(config)
+
+
+def test_one_worker_gives_the_curve_of_two(make_run, reference):
+    config = make_run("one-worker", "resources.num_workers=1", "engine.stage=0", "train.global_batch=3")
+    launch_run(config)
+    assert_same_curve(config, reference[2])
+    assert_every_sample_once(config)
+
+
+def test_a_worker_killed_in_the_middle_of_an_epoch_costs_nothing(make_run, reference):
+    config = make_run("killed")
+    killed = []
+
+    def kill():
+        victim = train_workers()[0]
+        killed.append(victim.pid)
+        os.kill(victim.pid, signal.SIGKILL)
+
+    thread = when_step(config, 14, kill)
+    result = launch_run(config)
+    thread.join(timeout=5)
+    assert killed, "no worker was there to kill"
+    attempts = [e["attempt"] for e in read_events(config.run_dir) if e["event"] == "start"]
+    assert attempts == [1, 2], "the run was not started again"
+    assert result["status"] == "finished"
+    assert_same_curve(config, reference[2])
+    assert_every_sample_once(config)
+
+
+def test_a_stopped_run_resumes_with_other_workers_and_another_stage(make_run, reference):
+    config = make_run("stopped")
+    thread = when_step(config, 5, lambda: request_stop(config.run_dir))
+    stopped = launch_run(config)
+    thread.join(timeout=5)
+    assert stopped["status"] == "stopped"
+    saved = checkpoint.latest(config.run_dir)
+    assert saved is not None and saved.step == stopped["steps"] < len(reference[2])
+    # on one worker under ZeRO-3, stopped again in the second epoch …
+    alone = make_run("stopped", "resources.num_workers=1", "engine.stage=3")
+    thread = when_step(alone, max(saved.step + 3, len(reference[2]) // 2 + 3), lambda: request_stop(alone.run_dir))
+    assert launch_run(alone)["status"] == "stopped"
+    thread.join(timeout=5)
+    # … and to the end on two.
+    assert launch_run(make_run("stopped", "engine.stage=3"))["status"] == "finished"
+    assert_same_curve(config, reference[2])
+    assert_every_sample_once(config)
+
+
+def test_a_finished_run_is_not_trained_again(make_run, reference):
+    before = len([e for e in read_events(reference[0].run_dir) if e["event"] == "step"])
+    result = launch_run(make_run("reference"))
+    assert result["status"] == "finished" and result["accuracy"] == reference[1]["accuracy"]
+    assert len([e for e in read_events(reference[0].run_dir) if e["event"] == "step"]) == before
