@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  touch $@'
 
 demo: venv
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m jobs.demo
 
 test: lint types
 	$(BIN)/python -m pytest -m "not slow and not faults" $(wildcard tests/unit tests/recipes tests/cluster) $(ARGS)

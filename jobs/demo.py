@@ -6,14 +6,10 @@ In: nothing but the installed packages. Out: runs/demo with result.json, report.
 import argparse
 from pathlib import Path
 
+from jobs.easyvqa import export_easy_vqa
 from smolray.config import load_config
 from smolray.export import export_run
 from smolray.launch import launch_run
-
-try:  # as a script its own folder is on the path, as a module the project's
-    from easyvqa import export_easy_vqa
-except ImportError:
-    from jobs.easyvqa import export_easy_vqa
 
 
 def main() -> None:
@@ -31,8 +27,9 @@ def main() -> None:
     print(f"\n{'type':10} {'questions':>9} {'accuracy':>9}")
     for name, value in result["accuracy"].items():
         print(f"{name:10} {result['accuracy_counts'][name]:>9,} {value:>9.1%}")
-    print(f"{'blind':10} {result['samples'] and result['accuracy_counts']['overall']:>9,} {result['blind_baseline']:>9.1%}   (answers without looking)")
-    print(f"\n{result['steps']} steps, {result['train_seconds']:.0f} s of training, {result['seconds']:.0f} s in all; {result['samples_per_second']} samples/s")
+    print(f"{'blind':10} {result['accuracy_counts']['overall']:>9,} {result['blind_baseline']:>9.1%}   (answers without looking)")
+    rate = result["samples_per_second"]
+    print(f"\n{result['steps']} steps, {result['train_seconds']:.0f} s of training, {result['seconds']:.0f} s in all; {rate} samples/s")
     print(f"report:   {config.run_dir}/report.html\nexported: {folder}")
 
 

@@ -1,7 +1,7 @@
 """A trained run -> a folder that plain transformers loads, checked before it is called finished.
 
-In: a run folder and one of its checkpoints. Out: 16-bit (or, of an fp32 run, fp32) weights with LoRA merged, processor and model card; its logits
-have been compared with the trained model's.
+In: a run folder and one of its checkpoints. Out: 16-bit (or, of an fp32 run, fp32) weights with LoRA merged, processor and model card; its
+logits have been compared with the trained model's.
 """
 
 import json
@@ -45,7 +45,7 @@ def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
     return found
 
 
-def trained_model(config: RunConfig, chosen: Checkpoint) -> nn.Module:
+def trained_model(config: RunConfig, chosen: Checkpoint) -> Any:
     """The model of a run with the weights of a checkpoint, ready to look at data."""
     model = prepare_for_training(load_model(config.model), config)
     load_weights({canonical_name(n): p for n, p in trainable(model).items()}, checkpoint.load_state(chosen).weights)
@@ -80,7 +80,7 @@ def merged_model(config: RunConfig, chosen: Checkpoint) -> Any:
 
 
 def compare(trained: nn.Module, folder: str, config: RunConfig) -> float:
-    """Largest difference of the logits on a few samples, as a share of the largest logit. Raises ExportError above the dtype's tolerance."""
+    """Largest difference of the logits on a few samples, as a share of the largest. Raises ExportError above the dtype's tolerance."""
     AutoProcessor.from_pretrained(folder)
     loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[config.model.dtype]).eval()
     with torch.no_grad():
@@ -108,8 +108,10 @@ def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint) -> str:
         result = json.loads(storage.read_bytes(storage.join(run_dir, "result.json")))
     except FileNotFoundError:
         result = {}
-    scores = "\n".join(f"| {name} | {value:.4f} | {result['accuracy_counts'][name]} |" for name, value in result.get("accuracy", {}).items())
-    method = f"LoRA r={config.lora.r} on {', '.join(config.lora.groups)}, merged" if config.lora else f"full fine-tuning of {', '.join(config.model.train)}"
+    counts = result.get("accuracy_counts", {})
+    scores = "\n".join(f"| {name} | {value:.4f} | {counts[name]} |" for name, value in result.get("accuracy", {}).items())
+    lora, groups = config.lora, ", ".join(config.model.train)
+    method = f"LoRA r={lora.r} on {', '.join(lora.groups)}, merged" if lora else f"full fine-tuning of {groups}"
     source = read_manifest(config.data.train).source or config.data.train
     table = f"\n## Accuracy (exact match, greedy decoding)\n\n| type | accuracy | samples |\n|---|---|---|\n{scores}\n" if scores else ""
     return (

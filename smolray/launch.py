@@ -4,6 +4,7 @@ In: a validated config and a Ray cluster. Out: the run folder with result.json, 
 """
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -54,9 +55,9 @@ def connect(config: RunConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="error")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def launch_run(config: RunConfig) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     storage.write_bytes(storage.join(config.run_dir, "config.yaml"), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     with shown_progress(config):
         try:
-            record = trainer(config, folders).fit().return_value
+            record = fit(config, folders)
         except Exception as error:
             EventLog(config.run_dir).write("end", status="failed", error=f"{type(error).__name__}: {error}"[:2000])
             raise
@@ -179,24 +180,29 @@ def _cards(available: dict[str, float]) -> str:
     return ", ".join(cards) or "no card named"
 
 
-def trainer(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None) -> TorchTrainer:
-    """Ray Train's trainer of the run. Ray keeps only its own notes; checkpoints are ours, so nothing is uploaded twice."""
+def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run the workers under Ray Train and return rank 0's record. Ray keeps only its own notes: checkpoints are ours, nothing is uploaded twice."""
     resources, available = config.resources, ray.cluster_resources()
     gpu = use_gpu(config, available)
     each: dict[str, float] = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if gpu else {})
     low, high = resources.workers
-    scaling = ScalingConfig(
-        num_workers=high if low == high else (low, high), use_gpu=gpu, resources_per_worker=each, label_selector=resources.label_selector or None
-    )
+    # Ray's stubs still describe Train v1, hence the untyped settings.
+    scaling: dict[str, Any] = {"num_workers": high if low == high else (low, high), "use_gpu": gpu, "resources_per_worker": each}
+    if resources.label_selector:
+        scaling["label_selector"] = resources.label_selector
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # an elastic run waits this long for a lost worker
     run = TrainRunConfig(
         name=f"{config.name}-{int(time.time())}", storage_path=storage.join(config.storage, ".ray"),
         failure_config=FailureConfig(max_failures=resources.max_failures),
     )  # fmt: skip
-    return TorchTrainer(
-        _train_function, train_loop_config={"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {}),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"), scaling_config=scaling, run_config=run,
+    settings = {"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {})
+    function: Any = _train_function
+    trainer = TorchTrainer(
+        function, train_loop_config=settings, torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(**scaling), run_config=run,
     )  # fmt: skip
+    result: Any = trainer.fit()
+    return result.return_value
 
 
 def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +266,7 @@ def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
     check_resources(config, ray.cluster_resources())
     folders = Folders(config.data.train, config.data.validation)
     ensure_index(folders.validation, config)
-    return trainer(config, folders, {"evaluate": chosen.uri}).fit().return_value
+    return fit(config, folders, {"evaluate": chosen.uri})
 
 
 def _start(history: list[Event]) -> Event:

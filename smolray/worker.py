@@ -103,8 +103,8 @@ class Worker:
         self.plans = self._lay_plans()
         self.data = self._data_fingerprint()
         if found is not None and found.progress.data != self.data:
-            raise ConfigError(f"run {config.name!r} stands at step {found.step} of other data, seed, batch or length settings: its position means nothing here; "
-                              "choose another name, or put the settings back")  # fmt: skip
+            raise ConfigError(f"run {config.name!r} stands at step {found.step} of other data, seed, batch or length settings: "
+                              "its position means nothing here; choose another name, or put the settings back")  # fmt: skip
         self.engine = self._build_engine(found)
         self.audit = Audit(run_dir, attempt, self.rank) if config.train.audit else None
         progress = found.progress if found else Progress(data=self.data)

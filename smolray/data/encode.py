@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -139,7 +140,8 @@ class Encoder:
         return self._templates[structure]
 
     def _compile(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[_Span, ...]:
-        numbered, number = [], 0
+        numbered: list[dict[str, Any]] = []
+        number = 0
         for message in messages:
             content = []
             for part in message.content:
@@ -152,8 +154,8 @@ class Encoder:
         if _PLACEHOLDER.sub(lambda _: _PROBE, whole) != self._render(probes, generation_prompt):
             raise EncodeError("the chat template changes the text it is given (trim, replace …): it cannot be encoded exactly")
         regions = []
-        for i, message in enumerate(numbered):
-            if message["role"] == "assistant":
+        for i, turn in enumerate(numbered):
+            if turn["role"] == "assistant":
                 start, end = self._before_answer(numbered[:i], whole), self._render(numbered[: i + 1], False)
                 if not whole.startswith(start) or not whole.startswith(end):
                     raise EncodeError("the chat template is not prefix-preserving: where an assistant turn starts cannot be told")
@@ -224,5 +226,5 @@ def _pieces(whole: str, start: int, end: int, regions: list[tuple[int, int]]):
         cuts |= {match.start(), match.end()}
     ordered = sorted(cuts)
     for a, b in pairwise(ordered):
-        match = _PLACEHOLDER.fullmatch(whole, a, b)
-        yield ("", int(match.group(1)), _inside(a, regions)) if match else (whole[a:b], -1, _inside(a, regions))
+        found = _PLACEHOLDER.fullmatch(whole, a, b)
+        yield ("", int(found.group(1)), _inside(a, regions)) if found else (whole[a:b], -1, _inside(a, regions))

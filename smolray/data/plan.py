@@ -80,7 +80,8 @@ class EpochPlan:
         groups = []
         for g in range(self.batch_start[number], self.batch_start[number + 1]):
             lines = self.lines[self.group_start[g] : self.group_start[g + 1]]
-            groups.append(GroupSpec(*(int(self._column(c)[lines[0]]) for c in ("shard", "row_group", "row")),
+            shard, row_group, row = (int(self._column(c)[lines[0]]) for c in ("shard", "row_group", "row"))
+            groups.append(GroupSpec(shard, row_group, row,
                                     conversations=tuple(int(c) for c in self._column("conversation")[lines]),
                                     row_bytes=int(self._column("row_bytes")[lines[0]])))  # fmt: skip
         return MicroBatchSpec(number, tuple(groups))

@@ -85,7 +85,8 @@ def encode_shard(rows: Iterable[ShardRow]) -> bytes:
     """The rows as one Parquet file in memory, in small row groups (<= 8 rows, closed once they hold 32 KiB)."""
     sink = pa.BufferOutputStream()
     # The images are compressed already; statistics would hold their bytes a second time.
-    options = {"compression": {"conversations": "zstd", "key": "none", "images": "none"}, "write_statistics": False, "use_dictionary": False}
+    compression = {"conversations": "zstd", "key": "none", "images": "none"}
+    options = {"compression": compression, "write_statistics": False, "use_dictionary": False}
     with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
         group: list[ShardRow] = []
         size = 0

@@ -26,7 +26,7 @@ BATCHES_PER_TASK = 4  # neighbours share row groups, and a task's own cost is sp
 
 
 class Stream:
-    """Iterates Batches. `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of the rows, so far."""
+    """Iterates Batches. `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of rows."""
 
     def __init__(self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str = "training", consumers: int = 1):
         self.folder, self.plan, self.numbers, self.config, self.collate = folder, plan, list(numbers), config, collate
@@ -79,8 +79,9 @@ class Stream:
         tasks = -(-len(self.numbers) // BATCHES_PER_TASK)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         return ray.data.from_items(self.numbers, override_num_blocks=tasks).map_batches(
-            run, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task, compute=at_once(self.consumers, tasks), scheduling_strategy=here,
-        )
+            run, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task,
+            compute=at_once(self.consumers, tasks), scheduling_strategy=here,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=4)

@@ -99,7 +99,7 @@ def image_size(image: bytes) -> tuple[int, int]:
 
 def decode(image: bytes) -> Image.Image:
     """The picture as a viewer shows it, in RGB: upright, on white where transparent, 16 and 32 bits a channel scaled to 8."""
-    picture = Image.open(io.BytesIO(image))
+    picture: Image.Image = Image.open(io.BytesIO(image))
     if (orientation := _orientation(picture)) in UPRIGHT:
         picture = picture.transpose(UPRIGHT[orientation])
     if picture.mode.startswith(("I", "F")):  # convert() would clip these at 255: a 16-bit picture comes out white

@@ -86,7 +86,8 @@ def micro_batch_seed(seed: int, epoch: int, number: int) -> int:
 def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torch.Tensor]) -> None:
     """Copy a checkpoint's weights into parameters of the same canonical names. Raises ValueError where the names differ."""
     if lost := sorted(parameters.keys() ^ weights.keys()):
-        raise ValueError(f"the checkpoint and the run train different parameters ({len(lost)}: {', '.join(lost[:3])} …): model.train or lora has changed")
+        named = f"{len(lost)}: {', '.join(lost[:3])} …"
+        raise ValueError(f"the checkpoint and the run train different parameters ({named}): model.train or lora has changed")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name].to(parameter.device))

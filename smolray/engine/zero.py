@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO, stages 0 to 3, offload included, on NCCL or gloo as the process group is.
 
-In: a model ready for training and an objective. Out: exact optimizer steps. DeepSpeed averages gradients over workers and, by default, divides by
-its own accumulation count; `_backward` is the one place that undoes the first and declines the second.
+In: a model ready for training and an objective. Out: exact optimizer steps. DeepSpeed averages gradients over workers and, by default,
+divides by its own accumulation count; `_backward` is the one place that undoes the first and declines the second.
 """
 
 import logging
@@ -213,7 +213,7 @@ class ZeroEngine:
 
 
 def local_slice(value: torch.Tensor) -> torch.Tensor:
-    """This rank's part of `value` laid flat and padded to equal parts, as ZeRO-3 holds it; `safe_set_full_*` fails where nothing divides."""
+    """This rank's part of `value`, flat and padded to equal parts, as ZeRO-3 holds it; `safe_set_full_*` fails where nothing divides."""
     world, rank = dist.get_world_size(), dist.get_rank()
     size = -(-value.numel() // world)
     flat = nn.functional.pad(value.flatten(), (0, size * world - value.numel()))

@@ -4,6 +4,7 @@ In: a loaded model and the run. Out: the model (a PeftModel with LoRA) whose `re
 """
 
 import re
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -14,7 +15,7 @@ from smolray.config import ConfigError, LoraConfig, RunConfig
 from smolray.model.load import freeze, group_of
 
 
-def base_model(model: nn.Module) -> nn.Module:
+def base_model(model: nn.Module) -> Any:
     """The transformers model inside a PeftModel, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -47,7 +48,8 @@ def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
         if not any(group_of(name) == group for name in targets):
             raise ConfigError(f"lora.groups names {group!r}, but lora.target_modules = {list(lora.target_modules)} matches none of its linear layers")
     return PeftLoraConfig(
-        r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, target_modules=targets,
+        r=lora.r, lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT takes a float too
+        lora_dropout=lora.lora_dropout, target_modules=targets,
         init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True, task_type="CAUSAL_LM",
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def resolve(path: str) -> str:
 
 def load_processor(model: ModelConfig) -> Idefics3Processor:
     """The processor with the PIL image backend; for images of SmolVLM2 too, whose own processor wants a video backend."""
-    path, revision = resolve(model.path), model.revision
+    path, revision = resolve(model.path), model.revision or "main"
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     settings = _processor_settings(path, revision)
     image_processor = Idefics3ImageProcessorPil.from_pretrained(path, revision=revision)

@@ -13,7 +13,9 @@ from smolray.train import Loop
 from tests.gloo import LocalStream, build_engine, local_plan
 
 
-def curve(shards: str, overrides: list[str], steps: int, run_dir: str = "", resume: bool = False, separate: bool = False) -> list[tuple[float, float]]:
+def curve(
+    shards: str, overrides: list[str], steps: int, run_dir: str = "", resume: bool = False, separate: bool = False
+) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step. With `run_dir` the end is saved there; with `resume` the start is read from there.
 
     `separate`: every conversation is a sequence of its own, in the micro-batches of the packed plan.

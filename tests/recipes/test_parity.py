@@ -1,4 +1,4 @@
-"""The same loss curve whatever runs it: 1, 2 or 3 workers, accumulation, ZeRO 0 to 3, packed or not, resumed anywhere; and TRL's own curve."""
+"""The same loss curve whatever runs it: 1, 2 or 3 workers, accumulation, ZeRO 0 to 3, packed or not, resumed anywhere."""
 
 import pytest
 
@@ -67,8 +67,11 @@ def test_a_checkpoint_of_two_workers_resumes_on_three_where_nothing_divides(reci
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("method", [["lora={r: 4, lora_dropout: 0.1}", "model.train=[]"], ["model.train=[text]"], ["model.gradient_checkpointing=true"]],
-                         ids=["lora", "frozen_vision", "gradient_checkpointing"])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [["lora={r: 4, lora_dropout: 0.1}", "model.train=[]"], ["model.train=[text]"], ["model.gradient_checkpointing=true"]],
+    ids=["lora", "frozen_vision", "gradient_checkpointing"],
+)
 def test_methods_give_the_same_curve_on_two_workers(recipe, method, stage):
     """Dropout included: it is keyed by the micro-batch, not by the worker."""
     shards, overrides = recipe

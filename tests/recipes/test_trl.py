@@ -51,14 +51,14 @@ def trl_losses(shards, overrides, folder):
         lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, bf16=False, gradient_checkpointing=False, max_length=None,
         completion_only_loss=True, report_to=[], save_strategy="no", use_cpu=True, logging_steps=1000, disable_tqdm=True,
     )  # fmt: skip
-    trainer = Recorder(model=load_model(config.model), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=load_processor(config.model))
-    trainer.train()
+    data, processor = Dataset.from_list(rows), load_processor(config.model)
+    Recorder(model=load_model(config.model), args=arguments, train_dataset=data, processing_class=processor).train()
     return losses
 
 
 def test_losses_are_those_of_trl(recipe, tmp_path):
     shards, overrides = recipe
-    overrides = [*overrides, "data.packing=none", f"train.per_device_train_batch_size={BATCH}", "train.global_batch=1", "optimizer.weight_decay=0"]
+    overrides = [*overrides, "data.packing=none", "train.global_batch=1", "optimizer.weight_decay=0"]
     ours = [loss for loss, _ in run_workers(curve, 1, shards, overrides, STEPS)]
     theirs = trl_losses(shards, overrides, tmp_path)
     assert ours == pytest.approx(theirs, abs=1e-4)
