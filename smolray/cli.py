@@ -73,6 +73,20 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
 
 @app.command()
+def preview(
+    overrides: Overrides = None, config: ConfigFile = None, count: Annotated[int, typer.Option("--count", "-n", min=0, help="samples shown")] = 5
+) -> None:
+    """Samples as the model will meet them, the «trained tokens» marked, and the lengths of the prepared data; takes no GPU."""
+    run = configs.load_config(config, overrides or ())
+    from smolray.data import preview as previews
+
+    for item in previews.preview(run, count):
+        console.print(previews.item_text(item), soft_wrap=True)
+        console.print()
+    console.print(previews.lengths_table(previews.lengths(run)))
+
+
+@app.command()
 def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Train, evaluate and report; the same name again resumes the run."""
     _launch(configs.load_config(config, overrides or ()))

@@ -72,7 +72,7 @@ class Encoder:
         self._cut = re.compile("|".join(re.escape(t) for t in sorted(self._special, key=len, reverse=True)))
         self._templates: dict[tuple, tuple[_Span, ...]] = {}
         self._text_ids: dict[str, np.ndarray] = {}
-        self._block = lru_cache(maxsize=256)(self._image_block)
+        self.image_block = lru_cache(maxsize=256)(self._image_block)
 
     def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Encoded | None:
         """Tokens of an SFT conversation whose images have `grids`; None where it is too long and `overlong` is "drop".
@@ -100,7 +100,7 @@ class Encoder:
         image = iter(grids)
         for span in self._template(messages, generation_prompt):
             if span.image:
-                new = self._block(next(image))
+                new = self.image_block(next(image))
                 marks = np.zeros(len(new), bool)
             elif span.special is not None:
                 new, marks = np.array([span.special], np.int32), np.array([span.trained])
