@@ -150,7 +150,7 @@ def test_raw_data_without_shards_says_prepare_first(tmp_path, tiny_path):  # noq
     raw.write_text('{"question": "a?", "answer": "b"}\n')
     with pytest.raises(ShardError, match=r"run `smolray prepare` first"):
         list(preview(config_of(tiny_path, str(raw), storage=str(tmp_path / "runs")), 1))
-    with pytest.raises(ConfigError, match="data.train is not set"):
+    with pytest.raises(ConfigError, match=r"data\.train is not set"):
         list(preview(config_of(tiny_path, ""), 1))
 
 
