@@ -106,6 +106,7 @@ def load_state(checkpoint: Checkpoint) -> EngineState:
 
 
 def list_steps(run_dir: str) -> list[int]:
+    """Steps of the checkpoint folders, whole or not, ascending."""
     names = storage.list_dirs(storage.join(run_dir, "checkpoints"))
     return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{8,}", name))
 

@@ -75,6 +75,7 @@ def unquantised(config: RunConfig) -> RunConfig:
 
 
 def merged_model(config: RunConfig, chosen: Checkpoint) -> Any:
+    """The transformers model of a checkpoint, LoRA merged into unquantised weights."""
     model = trained_model(unquantised(config), chosen)
     return model.merge_and_unload() if config.lora is not None else base_model(model)
 

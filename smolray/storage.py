@@ -59,6 +59,7 @@ def _s3() -> pafs.FileSystem:
 
 
 def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
     fs, path = filesystem(uri)
     return fs.get_file_info(path).type != pafs.FileType.NotFound
 

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import Idefics3Processor
 
-from smolray.config import DataConfig, ImageConfig, ModelConfig
+from smolray.config import ConfigError, DataConfig, ImageConfig, ModelConfig
 from smolray.data.sample import Conversation, Message
 from smolray.data.tiles import Grid, Tiler
 from smolray.model.load import load_processor
@@ -73,6 +73,9 @@ class Encoder:
         self._templates: dict[tuple, tuple[_Span, ...]] = {}
         self._text_ids: dict[str, np.ndarray] = {}
         self.image_block = lru_cache(maxsize=256)(self._image_block)
+        if (least := len(self.image_block(Grid(0, 0)))) >= self.max_length:
+            raise ConfigError(f"data.max_length = {self.max_length} is shorter than one image of one tile ({least} tokens) and a word; "
+                              f"nearest: data.max_length={2 * least}")  # fmt: skip
 
     def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Encoded | None:
         """Tokens of an SFT conversation whose images have `grids`; None where it is too long and `overlong` is "drop".

@@ -69,6 +69,7 @@ def index_uri(folder: str, encoder: Encoder) -> str:
 
 
 def write_index(uri: str, table: pa.Table) -> None:
+    """Write the table (see SCHEMA) whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(uri, sink.getvalue().to_pybytes())

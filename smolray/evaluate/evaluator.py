@@ -58,6 +58,7 @@ def score(record: Record, text: str) -> Record:
 
 
 def summarize(predictions: Sequence[Record]) -> EvalReport:
+    """Accuracy and counts over all and by question type."""
     by_type: dict[str, list[bool]] = defaultdict(list)
     for record in predictions:
         by_type["overall"].append(record["correct"])
@@ -68,6 +69,7 @@ def summarize(predictions: Sequence[Record]) -> EvalReport:
 
 
 def write_predictions(uri: str, predictions: Sequence[Record]) -> None:
+    """Keep predictions as Parquet: id, key, type, question, prediction, answer, correct."""
     schema = pa.schema([(n, pa.string()) for n in ("id", "key", "type", "question", "prediction", "answer")] + [("correct", pa.bool_())])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(predictions), schema=schema), sink, compression="zstd")

@@ -60,6 +60,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1000) -> PreTrainedT
 
 
 def build_processor(shape: str, texts: Iterable[str]) -> Idefics3Processor:
+    """SmolVLM's processor for a shape, its tokenizer trained on `texts`."""
     spec = SHAPES[shape]
     vision = spec["vision"]
     side = vision["image_size"]
@@ -72,6 +73,7 @@ def build_processor(shape: str, texts: Iterable[str]) -> Idefics3Processor:
 
 
 def build_config(shape: str, processor: Idefics3Processor) -> Idefics3Config:
+    """The model config of a shape; the tiny one takes its vocabulary from the tokenizer."""
     spec, tokenizer = SHAPES[shape], processor.tokenizer
     vocab_size = spec["vocab_size"] or len(tokenizer)
     token = tokenizer.convert_tokens_to_ids
