@@ -191,8 +191,9 @@ def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None
     if resources.label_selector:
         scaling["label_selector"] = resources.label_selector
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # an elastic run waits this long for a lost worker
+    notes, path = storage.filesystem(storage.join(config.storage, ".ray"))  # Ray's own reading of a URI knows no AWS_ENDPOINT_URL
     run = TrainRunConfig(
-        name=f"{config.name}-{int(time.time())}", storage_path=storage.join(config.storage, ".ray"),
+        name=f"{config.name}-{int(time.time())}", storage_path=path, storage_filesystem=notes,
         failure_config=FailureConfig(max_failures=resources.max_failures),
     )  # fmt: skip
     settings = {"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {})
