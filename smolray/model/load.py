@@ -42,10 +42,13 @@ def load_processor(model: ModelConfig) -> Idefics3Processor:
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     settings = _processor_settings(path, revision)
     image_processor = Idefics3ImageProcessorPil.from_pretrained(path, revision=revision)
+    if {*image_processor.image_mean, *image_processor.image_std} != {0.5}:  # what objectives.tile_features undoes
+        found = f"mean {image_processor.image_mean}, deviation {image_processor.image_std}"
+        raise ConfigError(f"model.path = {model.path}: images are normalised with {found}; expected 0.5 for all, as SmolVLM has it")
     template = tokenizer.chat_template or settings.get("chat_template") or _chat_template(path, revision)
     if not template:
         raise ConfigError(f"model.path = {model.path}: the processor has no chat template; expected chat_template.jinja or .json beside it")
-    return Idefics3Processor(image_processor, tokenizer, image_seq_len=int(settings.get("image_seq_len", 169)), chat_template=template)
+    return Idefics3Processor(image_processor, tokenizer, image_seq_len=settings.get("image_seq_len") or _image_seq_len(path, revision), chat_template=template)
 
 
 def load_model(model: ModelConfig) -> PreTrainedModel:
@@ -81,6 +84,12 @@ def group_of(name: str) -> Group:
 def freeze(model: nn.Module, train: tuple[Group, ...]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(group_of(name) in train and parameter.is_floating_point())
+
+
+def _image_seq_len(path: str, revision: str | None) -> int:
+    """Tokens of a tile, by the model's own shape (Idefics3Model.image_seq_len)."""
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2 // config.scale_factor**2)
 
 
 def _processor_settings(path: str, revision: str | None) -> dict[str, Any]:

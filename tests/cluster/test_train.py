@@ -1,5 +1,6 @@
 """Whole runs through Ray Data and Ray Train: each sample once whatever happens, and the same loss curve."""
 
+import io
 import os
 import signal
 import threading
@@ -7,14 +8,19 @@ import time
 from collections import Counter
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from smolray import checkpoint, storage
 from smolray.audit import consumed
+from smolray.config import load_config
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.events import read_events, surviving
-from smolray.launch import launch_run, prepare_data, with_absolute_paths
+from smolray.export import export_run
+from smolray.launch import evaluate_run, launch_run, prepare_data, with_absolute_paths
 from smolray.status import request_stop
 
 
@@ -139,3 +145,26 @@ def test_a_finished_run_is_not_trained_again(make_run, reference):
     result = launch_run(make_run("reference"))
     assert result["status"] == "finished" and result["accuracy"] == reference[1]["accuracy"]
     assert len([e for e in read_events(reference[0].run_dir) if e["event"] == "step"]) == before
+
+
+def test_a_checkpoint_evaluated_again_gives_the_same_accuracy(reference):
+    config, result, _ = reference
+    stored = load_config(storage.join(config.run_dir, "config.yaml"))
+    again = evaluate_run(stored, "latest")
+    assert again["accuracy"] == result["accuracy"] and again["step"] == result["steps"]
+
+
+def test_the_exported_folder_answers_in_plain_transformers_as_the_run_predicted(reference):
+    config, result, _ = reference
+    folder = export_run(config.run_dir, name="latest")
+    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder).eval()
+    predictions = pq.read_table(f"{config.run_dir}/predictions/step-{result['steps']:08d}.parquet").to_pylist()[:20]
+    stored = load_config(storage.join(config.run_dir, "config.yaml"))
+    reader = ShardReader(stored.data.validation, tuple(f.name for f in read_manifest(stored.data.validation).files))
+    images = {row.key: row.images[0] for group in range(reader.row_groups(0)) for row in reader.row_group(0, group)}
+    for record in predictions:
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": record["question"]}]}]
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+        inputs = processor(text=prompt, images=[Image.open(io.BytesIO(images[record["key"]]))], return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, inputs.input_ids.shape[1] :]
+        assert processor.decode(tokens, skip_special_tokens=True).strip() == record["prediction"]
