@@ -96,9 +96,9 @@ def test_shares_are_contiguous_and_differ_by_at_most_one(count):
 def test_a_resume_sees_the_rest_exactly_once_with_any_number_of_workers(index, plan):
     order, whole = seen(plan, range(len(plan))), every(index)
     again = lay_epoch(synthetic_index(), LIMITS, 0, 0)  # laid anew after the restart
-    for consumed in (0, 1, 13, len(plan) // 2, len(plan) - 1, len(plan)):
+    for consumed in (0, 13, len(plan) // 2, len(plan) - 1):
         before = seen(plan, range(consumed))
-        for world, global_batch in ((1, 4), (3, 7), (5, 5)):
+        for world, global_batch in ((1, 4), (3, 7)):
             numbers = [n for rank in range(world) for n in worker_numbers(again, rank, world, global_batch, consumed)]
             after = seen(again, sorted(numbers))
             assert before + after == order and len(set(before) | set(after)) == len(before) + len(after) == len(whole)
