@@ -40,6 +40,11 @@ def curve(
     return out
 
 
+def curves(shards: str, jobs: dict[str, tuple[list[str], int] | tuple[list[str], int, bool]]) -> dict[str, list[tuple[float, float]]]:
+    """A curve for each (overrides, steps[, separate]), one after another in the same workers."""
+    return {name: curve(shards, overrides, steps, separate=bool(separate)) for name, (overrides, steps, *separate) in jobs.items()}
+
+
 def unpacked(plan: EpochPlan) -> EpochPlan:
     """The same micro-batches, their groups cut into single conversations."""
     return replace(plan, group_start=np.arange(len(plan.lines) + 1), batch_start=plan.group_start[plan.batch_start])

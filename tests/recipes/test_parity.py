@@ -3,15 +3,14 @@
 import pytest
 
 from tests.gloo import run_workers
-from tests.recipes.curves import curve
+from tests.recipes.curves import curve, curves
 
-STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def reference(recipe):
-    """One worker, stage 0."""
-    return run_workers(curve, 1, *recipe, STEPS)
+STEPS, FEW = 20, 8
+METHODS = {
+    "lora": ["lora={r: 4, lora_dropout: 0.1}", "model.train=[]"],  # dropout is keyed by the micro-batch, not by the worker
+    "frozen_vision": ["model.train=[text]"],
+    "gradient_checkpointing": ["model.gradient_checkpointing=true"],
+}
 
 
 def assert_same(got, want, loss=1e-5, gradient=1e-5):
@@ -21,65 +20,75 @@ def assert_same(got, want, loss=1e-5, gradient=1e-5):
         assert abs(x - y) <= gradient * max(y, 1.0), f"step {step}: gradient norm {x} against {y}"
 
 
+@pytest.fixture(scope="module")
+def alone(recipe):
+    """Curves of one worker by name: the reference of every other test. (Starting processes costs more than training: one start for all.)"""
+    shards, overrides = recipe
+    jobs = {"reference": (overrides, STEPS), "separate": (overrides, STEPS, True), "stage1": ([*overrides, "engine.stage=1"], STEPS)}
+    return run_workers(curves, 1, shards, jobs | {name: ([*overrides, *method], FEW) for name, method in METHODS.items()})
+
+
+@pytest.fixture(scope="module")
+def reference(alone):
+    """One worker, stage 0."""
+    return alone["reference"]
+
+
+@pytest.fixture(scope="module")
+def two(recipe):
+    """Curves of two workers by name."""
+    shards, overrides = recipe
+    jobs = {f"stage{stage}": ([*overrides, f"engine.stage={stage}"], STEPS) for stage in range(4)}
+    for stage in (2, 3):
+        jobs |= {f"{name}{stage}": ([*overrides, *method, f"engine.stage={stage}"], FEW) for name, method in METHODS.items()}
+    return run_workers(curves, 2, shards, jobs | {"bf16": ([*overrides, "model.dtype=bfloat16", "engine.stage=2"], FEW)})
+
+
 def test_the_reference_curve_learns(reference):
     assert reference[-1][0] < 0.5 * reference[0][0]
 
 
-@pytest.mark.parametrize(("workers", "stage"), [(2, 0), (1, 1), (2, 1), (2, 2), (2, 3)])
-def test_stages_and_workers_give_the_same_curve(recipe, reference, workers, stage):
-    shards, overrides = recipe
-    assert_same(run_workers(curve, workers, shards, [*overrides, f"engine.stage={stage}"], STEPS), reference)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_on_two_workers_gives_the_curve_of_one(two, reference, stage):
+    assert_same(two[f"stage{stage}"], reference)
+
+
+def test_zero_on_a_single_worker_gives_the_same_curve(alone, reference):
+    assert_same(alone["stage1"], reference)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_three_workers_give_the_same_curve(recipe, reference, stage):
+def test_three_workers_give_the_same_curve(recipe, reference):
     shards, overrides = recipe
-    assert_same(run_workers(curve, 3, shards, [*overrides, f"engine.stage={stage}"], STEPS), reference)
+    three = run_workers(curves, 3, shards, {str(stage): ([*overrides, f"engine.stage={stage}"], STEPS) for stage in (0, 2, 3)})
+    for got in three.values():
+        assert_same(got, reference)
 
 
-def test_packed_and_separate_give_the_same_curve(recipe, reference):
+def test_packed_and_separate_give_the_same_curve(alone, reference):
     """The same micro-batches, with and without sharing the tokens of an image: only the arithmetic differs."""
-    shards, overrides = recipe
-    assert_same(run_workers(curve, 1, shards, overrides, STEPS, "", False, True), reference)
-
-
-@pytest.mark.parametrize(
-    ("first", "then"),
-    [(["engine.stage=2"], ["engine.stage=3"]), (["engine.stage=3"], ["engine.stage=0"]), (["engine.stage=0"], ["engine.stage=1"])],
-    ids=lambda o: o[0].removeprefix("engine."),
-)
-def test_a_run_resumed_under_another_stage_and_world_goes_on_as_if_nothing_had_been(recipe, reference, tmp_path, first, then):
-    shards, overrides = recipe
-    run_dir, half = str(tmp_path / "run"), STEPS // 2
-    before = run_workers(curve, 2, shards, [*overrides, *first], half, run_dir)
-    after = run_workers(curve, 1 if then == ["engine.stage=0"] else 2, shards, [*overrides, *then], STEPS, run_dir, True)
-    assert_same([*before, *after], reference)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_two_workers_resumes_on_three_where_nothing_divides(recipe, reference, tmp_path):
-    shards, overrides = recipe
-    run_dir, half = str(tmp_path / "run"), STEPS // 2
-    before = run_workers(curve, 2, shards, [*overrides, "engine.stage=2"], half, run_dir)
-    after = run_workers(curve, 3, shards, [*overrides, "engine.stage=3"], STEPS, run_dir, True)
-    assert_same([*before, *after], reference)
+    assert_same(alone["separate"], reference)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_give_the_same_curve_on_two_workers(alone, two, method, stage):
+    assert_same(two[f"{method}{stage}"], alone[method])
+
+
+def test_bf16_follows_fp32(two, reference):
+    assert [loss for loss, _ in two["bf16"]] == pytest.approx([loss for loss, _ in reference[:FEW]], rel=5e-2)
+
+
 @pytest.mark.parametrize(
-    "method",
-    [["lora={r: 4, lora_dropout: 0.1}", "model.train=[]"], ["model.train=[text]"], ["model.gradient_checkpointing=true"]],
-    ids=["lora", "frozen_vision", "gradient_checkpointing"],
+    ("first", "then", "workers"), [(2, 3, 2), (3, 0, 1), pytest.param(0, 1, 2, marks=pytest.mark.slow), pytest.param(2, 3, 3, marks=pytest.mark.slow)]
 )
-def test_methods_give_the_same_curve_on_two_workers(recipe, method, stage):
-    """Dropout included: it is keyed by the micro-batch, not by the worker."""
+def test_a_run_of_two_workers_resumed_under_another_stage_and_world_goes_on_as_if_nothing_had_been(
+    recipe, reference, tmp_path, first, then, workers
+):
+    """Three workers: nothing divides there."""
     shards, overrides = recipe
-    alone = run_workers(curve, 1, shards, [*overrides, *method], 8)
-    assert_same(run_workers(curve, 2, shards, [*overrides, *method, f"engine.stage={stage}"], 8), alone)
-
-
-def test_bf16_follows_fp32(recipe, reference):
-    shards, overrides = recipe
-    got = run_workers(curve, 2, shards, [*overrides, "model.dtype=bfloat16", "engine.stage=2"], 8)
-    assert [loss for loss, _ in got] == pytest.approx([loss for loss, _ in reference[:8]], rel=5e-2)
+    run_dir, half = str(tmp_path / "run"), STEPS // 2
+    before = run_workers(curve, 2, shards, [*overrides, f"engine.stage={first}"], half, run_dir)
+    after = run_workers(curve, workers, shards, [*overrides, f"engine.stage={then}"], STEPS, run_dir, True)
+    assert_same([*before, *after], reference)
