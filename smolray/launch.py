@@ -168,11 +168,32 @@ def check_resources(config: RunConfig, available: dict[str, float]) -> None:
         nearest = f"resources.num_workers={fits}" if fits else "resources.use_gpu=no"
         raise ResourcesError(f"asked for {wanted} workers x {config.resources.gpus_per_worker:g} GPU, the cluster has {gpus:g} GPU "
                              f"({_cards(available)}); nearest: {nearest}")  # fmt: skip
-    if wanted * (each + task) > cpus:
-        spare = round(cpus / wanted - task, 2)
-        nearest = f"resources.cpus_per_worker={spare:g}" if spare > 0 else f"resources.num_workers={int(cpus // (each + task)) or 1}"
-        raise ResourcesError(f"asked for {wanted} workers x ({each:g} CPU + {task:g} CPU for their data tasks) = {wanted * (each + task):g} CPU, "
-                             f"the cluster has {cpus:g}: the data tasks would starve; nearest: {nearest}")  # fmt: skip
+    # An elastic group grows as far as its own CPUs reach; its data tasks must still find some then.
+    room = [config.resources.workers[1], *([int(cpus // each)] if each else [])]
+    room += [int(gpus // config.resources.gpus_per_worker)] if use_gpu(config, available) else []
+    largest = max(wanted, min(room))
+    if largest * (each + task) > cpus + 1e-9:
+        up_to = "up to " if largest > wanted else ""
+        raise ResourcesError(f"asked for {up_to}{largest} workers x ({each:g} CPU + {task:g} CPU for their data tasks) = {largest * (each + task):g} CPU, "
+                             f"the cluster has {cpus:g}: the data tasks would starve; nearest: {_nearest_cpus(wanted, largest, each, task, cpus)}")  # fmt: skip
+
+
+def _nearest_cpus(smallest: int, largest: int, each: float, task: float, cpus: float) -> str:
+    """Settings with which workers and their data tasks fit into `cpus`: smaller shares first, then fewer workers."""
+
+    def floor(value: float) -> float:
+        return int(value * 100 + 1e-9) / 100  # rounded up, it would not fit
+
+    fits = int((cpus + 1e-9) // (each + task))
+    if smallest < largest and fits >= smallest:
+        return f"resources.num_workers=[{smallest},{fits}]"
+    if (spare := floor(cpus / largest - task)) > 0:
+        return f"resources.cpus_per_worker={spare:g}"
+    if fits:
+        return f"resources.num_workers={fits}"
+    if (spare := floor(cpus - task)) > 0:
+        return f"resources.num_workers=1 resources.cpus_per_worker={spare:g}"
+    return f"resources.num_workers=1 resources.cpus_per_worker={floor(cpus / 2):g} data.num_cpus_per_task={floor(cpus / 2):g}"
 
 
 def _cards(available: dict[str, float]) -> str:
