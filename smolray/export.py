@@ -27,6 +27,7 @@ from smolray.model.load import DTYPES, load_model, load_processor
 from smolray.objectives import hidden_states
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
+CARD_MARK = "trained with smolray"
 COMPARED_ROWS = COMPARED_QUESTIONS = 4
 
 
@@ -56,6 +57,7 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
     """Write the folder and return its URI. Raises CheckpointError and ExportError; a failed export leaves no folder."""
     config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml"))))
     chosen, target = chosen_checkpoint(run_dir, name), out or storage.join(run_dir, "export")
+    require_replaceable(target)
     merged = merged_model(config, chosen)
     with tempfile.TemporaryDirectory() as folder:
         merged.config.use_cache = True
@@ -67,6 +69,15 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
         for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == "config.json"):  # what makes it look like a model comes last
             storage.write_bytes(storage.join(target, file.name), file.read_bytes())
     return target
+
+
+def require_replaceable(target: str) -> None:
+    """Raise ExportError unless `target` is absent, empty, or an earlier export: what is not ours is not deleted."""
+    if not storage.list_dirs(target) and not storage.list_files(target):
+        return
+    card = storage.join(target, "README.md")
+    if not storage.exists(card) or CARD_MARK not in storage.read_bytes(card).decode("utf-8", errors="replace"):
+        raise ExportError(f"{target} holds files that are not an export of smolray; choose an absent or empty folder")
 
 
 def unquantised(config: RunConfig) -> RunConfig:
@@ -117,6 +128,6 @@ def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint) -> str:
     table = f"\n## Accuracy (exact match, greedy decoding)\n\n| type | accuracy | samples |\n|---|---|---|\n{scores}\n" if scores else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n# {config.name}\n\n"
-        f"{config.model.path}, {method}, trained with smolray to step {chosen.step} ({chosen.progress.samples} samples) on `{source}`.\n"
+        f"{config.model.path}, {method}, {CARD_MARK} to step {chosen.step} ({chosen.progress.samples} samples) on `{source}`.\n"
         f"{table}\n## Settings\n\n```yaml\n{yaml.safe_dump(config.model_dump(mode='json'), sort_keys=False)}```\n"
     )

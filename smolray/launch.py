@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import ensure_index, map_shards
 from smolray.engine.base import NonFiniteLossError
-from smolray.evaluate.baseline import blind_baseline, count_answers
+from smolray.evaluate.baseline import TEXT_SHARDS, blind_baseline, count_answers, distinct_texts
 from smolray.evaluate.report import write_report
 from smolray.events import Event, EventLog, read_events, surviving
 from smolray.export import chosen_checkpoint
@@ -53,6 +54,8 @@ def connect(config: RunConfig) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns in every process that it found no card
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -134,10 +137,10 @@ def with_offline_model(config: RunConfig, train_folder: str) -> RunConfig:
     manifest = read_manifest(train_folder)
     target = storage.join(config.storage, "models", f"{shape}-{manifest.fingerprint}-{config.seed}")
     if not storage.exists(storage.join(target, "config.json")):
-        tables = map_shards(train_folder, manifest, count_answers, config.data.num_cpus_per_task)
-        lines = sorted({(row["question"], row["answer"]) for table in tables[:8] for row in table.to_pylist()})
+        few = replace(manifest, files=manifest.files[:TEXT_SHARDS])
+        texts = distinct_texts(map_shards(train_folder, few, count_answers, config.data.num_cpus_per_task))
         with tempfile.TemporaryDirectory() as local:
-            build_model(shape, [f"{q}\n {a}" for q, a in lines], local, config.seed)
+            build_model(shape, texts, local, config.seed)
             for file in sorted(Path(local).iterdir(), key=lambda f: f.name == "config.json"):  # the file that is looked for comes last
                 storage.write_bytes(storage.join(target, file.name), file.read_bytes())
     return config.model_copy(update={"model": config.model.model_copy(update={"path": target})})

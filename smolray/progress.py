@@ -40,7 +40,8 @@ def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
         return f"resume  from step {event['step']}"
     if kind == "evaluate":
         scores = [f"{name} {percent(value)}" for name, value in accuracy_of(event).items()]
-        return f"eval    step {event.get('step', '?')}  accuracy {', '.join(scores) or '?'}  ({event.get('samples', '?')} samples)"
+        left = f", {event['left_out']} left out as too long" if event.get("left_out") else ""
+        return f"eval    step {event.get('step', '?')}  accuracy {', '.join(scores) or '?'}  ({event.get('samples', '?')} samples{left})"
     if kind == "checkpoint":
         return f"saved   step {event.get('step', '?')}  {event.get('path', '')}"
     if kind == "skipped":

@@ -7,7 +7,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: to
     """Greedy decoding of the prepared shards in `folder`, each worker every so-manieth micro-batch. Collective."""
     settings = config.evaluate
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing == "image" else 1
-    plan = lay_epoch(load_index(folder, config), PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
+    index = load_index(folder, config)
+    plan = lay_epoch(index, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
     count = len(plan) if settings.max_samples is None else min(len(plan), -(-settings.max_samples // settings.batch_size))
     stream = Stream(folder, plan, range(count)[dist.get_rank() :: dist.get_world_size()], config, collate="prompts", consumers=dist.get_world_size())
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
@@ -71,7 +72,7 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: to
     model.eval()
     report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device)
     model.train(training)
-    return report
+    return replace(report, left_out=int((index["tokens"].to_numpy() == 0).sum()))
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
@@ -166,7 +167,7 @@ class Worker:
         self.reports[step] = report
         if self.log is not None:
             write_predictions(storage.join(self.config.run_dir, "predictions", f"step-{step:08d}.parquet"), report.predictions)
-            self._event("evaluate", step=step, accuracy=report.accuracy, counts=report.counts, samples=report.samples)
+            self._event("evaluate", step=step, accuracy=report.accuracy, counts=report.counts, samples=report.samples, left_out=report.left_out)
             self.log.flush()
         return report
 
@@ -216,7 +217,7 @@ class Worker:
         dist.all_gather_object(workers, mine)
         return {
             "status": status, "steps": progress.step, "samples": progress.samples, "tokens": progress.tokens,
-            "accuracy": report.accuracy, "accuracy_counts": report.counts, "workers": workers,
+            "accuracy": report.accuracy, "accuracy_counts": report.counts, "left_out": report.left_out, "workers": workers,
         }  # fmt: skip
 
 

@@ -25,11 +25,10 @@ from smolray.data.reader import ShardReader
 from smolray.data.sample import Conversation, ShardRow
 from smolray.data.shards import Manifest, read_manifest
 from smolray.data.tiles import Grid, image_size
-from smolray.evaluate.baseline import count_answers
+from smolray.evaluate.baseline import TEXT_SHARDS, count_answers, distinct_texts
 from smolray.model.load import load_processor
 from smolray.model.tiny import SHAPES, build_processor
 
-TEXT_SHARDS = 8  # as many as the tokenizer of an offline model is trained on
 BINS, BAR = 12, 40
 
 
@@ -87,9 +86,8 @@ def preview_encoder(config: RunConfig, folder: str, manifest: Manifest) -> Encod
     """The run's encoder; of an offline model (tiny, random-*) only the processor is made, as training will make it, and nothing is kept."""
     if config.model.path not in SHAPES:
         return Encoder(load_processor(config.model), config.data, config.image)
-    tables = [count_answers(folder, f.name, i) for i, f in enumerate(manifest.files[:TEXT_SHARDS])]
-    lines = sorted({(line["question"], line["answer"]) for table in tables for line in table.to_pylist()})
-    return Encoder(build_processor(config.model.path, [f"{q}\n {a}" for q, a in lines]), config.data, config.image)
+    texts = distinct_texts(count_answers(folder, f.name, i) for i, f in enumerate(manifest.files[:TEXT_SHARDS]))
+    return Encoder(build_processor(config.model.path, texts), config.data, config.image)
 
 
 def preview_item(row: ShardRow, conversation: Conversation, encoder: Encoder) -> PreviewItem:

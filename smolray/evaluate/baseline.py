@@ -13,6 +13,7 @@ from smolray import storage
 from smolray.data.collate import question_record
 from smolray.data.shards import decode_rows
 
+TEXT_SHARDS = 8  # enough for the tokenizer of an offline model
 SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("count", pa.int64())])
 
 
@@ -26,6 +27,11 @@ def count_answers(folder: str, name: str, number: int) -> pa.Table:
             record = question_record(conversation)
             counts[record["question"], record["answer"]] += 1
     return pa.Table.from_pylist([{"question": q, "answer": a, "count": n} for (q, a), n in counts.items()], schema=SCHEMA)
+
+
+def distinct_texts(tables: Iterable[pa.Table]) -> list[str]:
+    """Every question with its answer once, sorted: what the tokenizer of an offline model is trained on."""
+    return [f"{q}\n {a}" for q, a in sorted({(line["question"], line["answer"]) for table in tables for line in table.to_pylist()})]
 
 
 def blind_baseline(training: Iterable[pa.Table], validation: Iterable[pa.Table]) -> float:

@@ -29,6 +29,7 @@ class EvalReport:
     accuracy: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     predictions: list[Record] = field(default_factory=list)
+    left_out: int = 0  # questions too long for data.max_length: they are in no figure
 
     @property
     def samples(self) -> int:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig, Idefics3Processor, PreTrainedModel
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smolray import storage
 from smolray.config import ConfigError, Group, ModelConfig
+
+transformers.utils.logging.disable_progress_bar()  # a bar for each worker tells nobody anything
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

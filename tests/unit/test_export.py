@@ -118,6 +118,18 @@ def test_a_tampered_weight_stops_the_export_and_leaves_no_folder(tmp_path, tiny_
     assert not (tmp_path / "out").exists() and not (Path(run) / "export").exists()
 
 
+def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, tiny_path, shards):  # noqa: F811
+    run = write_run(tmp_path, run_config(tmp_path, tiny_path, shards))
+    mine = tmp_path / "home"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="holds files that are not an export"):
+        export_run(run, str(mine))
+    assert (mine / "thesis.txt").exists()
+    folder = export_run(run, str(tmp_path / "out"))
+    assert export_run(run, folder) == folder  # an earlier export is replaced
+
+
 def test_a_model_that_says_nothing_but_nan_is_not_exported(tmp_path, tiny_path, shards):  # noqa: F811
     config = run_config(tmp_path, tiny_path, shards)
     weights = {
