@@ -1,19 +1,28 @@
 """The command line against a real job server that wants a token: submit, follow, stop, resume.
 
-The job is a stand-in loop, so that this shows the client alone and takes seconds; it logs and answers the stop flag as the real one does.
+In most tests the job is a stand-in loop, so that they show the client alone and take seconds; it logs and answers the stop flag as the real
+one does. The last ones upload the project and train.
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from jobs.easyvqa import export_easy_vqa
+from smolray.audit import consumed
+from smolray.events import read_events, surviving
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS = 300
 TOKEN = "0123456789abcdef" * 4
 TRAIN = """
 import argparse, time
@@ -49,6 +58,8 @@ def free_port():
 def environment(folder, token=TOKEN):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SMOLRAY_"))}
     extra = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "HOME": folder, "COLUMNS": "160"}
+    # What DeepSpeed once built for this machine is found again, though the home is another.
+    extra["TORCH_EXTENSIONS_DIR"] = kept.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
     extra |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
     return kept | extra | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}
 
@@ -59,7 +70,7 @@ def head():
     with tempfile.TemporaryDirectory(prefix="sj", ignore_cleanup_errors=True) as folder:
         ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")}
         flags = [f"--{name}={port}" for name, port in ports.items()]
-        flags += ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}/r"]
+        flags += ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={folder}/r"]
         ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *flags]
         with (Path(folder) / "head.log").open("w") as log:
             process = subprocess.Popen(ray, env=environment(folder), stdout=log, stderr=log, start_new_session=True)
@@ -84,7 +95,7 @@ def wait_for(ready, folder, seconds=90):
 
 def smolray(folder, *arguments, cwd=None, token=TOKEN):
     command = [sys.executable, "-c", "from smolray.cli import app; app()", *arguments]
-    return subprocess.run(command, env=environment(folder, token), cwd=cwd or folder, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, env=environment(folder, token), cwd=cwd or folder, capture_output=True, text=True, timeout=400)
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +153,91 @@ def test_a_run_is_submitted_once_stopped_politely_and_resumed_by_name(head, chec
     assert resumed.returncode == 0, resumed.stderr + resumed.stdout
     assert resumed.stdout.count("loop at step") == 3
     assert '"attempt": 2' in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def project(head):
+    """The project as a fresh checkout has it: what git tracks or would, copied. Its package says where its code was taken from."""
+    folder = Path(head[1]) / "project"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    with (folder / "smolray" / "launch.py").open("a") as file:
+        file.write('\nprint("code of the job:", __file__, flush=True)\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(head):
+    """Overrides of a small real run: 300 questions, two workers, two epochs of some 40 steps, every sample audited."""
+    raw = Path(head[1]) / "raw"
+    export_easy_vqa(raw, limit=QUESTIONS)
+    return [
+        f"storage={head[1]}/runs", f"data.train={raw}/train.parquet", f"data.validation={raw}/test.parquet", "model.path=tiny",
+        "train.per_device_train_batch_size=4", "train.global_batch=2", "train.num_train_epochs=2", "train.audit=true",
+        "checkpoint.save_steps=10", "evaluate.eval_epochs=0", "evaluate.max_samples=16", "evaluate.batch_size=16",
+        "evaluate.max_new_tokens=3", "resources.num_workers=2", "resources.cpus_per_worker=0.5",
+    ]  # fmt: skip
+
+
+def ray_job_submit(head, project, *arguments, token=TOKEN):
+    """The command of the README, Ray's own."""
+    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", head[0], "--working-dir", "."]
+    return subprocess.run(
+        [*command, *arguments], env=environment(head[1], token), cwd=project, capture_output=True, text=True, timeout=300
+    )
+
+
+def train_command(settings, *overrides):
+    return ["--", "python", "jobs/train.py", "--config", "jobs/configs/demo.yaml", *settings, *overrides]
+
+
+def test_ray_job_submit_trains_the_uploaded_project(head, project, settings):
+    done = ray_job_submit(head, project, *train_command(settings, "name=plain", "train.max_steps=3"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "finished at step 3" in done.stdout
+    [code] = [line for line in done.stdout.splitlines() if line.startswith("code of the job:")]
+    assert "working_dir_files" in code, "the job ran the code of this machine and not the uploaded one"
+    assert [e["step"] for e in read_events(f"{head[1]}/runs/plain") if e["event"] == "step"] == [1, 2, 3]
+    uploaded = [path for path in Path(code.split(": ", 1)[1]).parents[1].rglob("*") if path.is_file()]
+    assert uploaded and sum(path.stat().st_size for path in uploaded) < 5 * 2**20
+    assert not any("tests" in path.parts or ".git" in path.parts for path in uploaded)
+
+
+@pytest.mark.parametrize("token", [None, "f" * 64], ids=["none", "wrong"])
+def test_ray_job_submit_without_the_token_is_refused(head, project, settings, token):
+    done = ray_job_submit(head, project, *train_command(settings, "name=untrusted"), token=token)
+    assert done.returncode != 0
+    assert TOKEN not in done.stdout + done.stderr
+    assert not (Path(head[1]) / "runs" / "untrusted").exists()
+
+
+@pytest.mark.slow
+def test_a_real_run_is_stopped_and_resumed_by_name_and_sees_every_sample_once(head, project, settings):
+    address, folder = head
+    run_dir, place = f"{folder}/runs/real", ["--address", address, "--storage", f"{folder}/runs"]
+    done = smolray(folder, "submit", "--address", address, "--config", "jobs/configs/demo.yaml", *settings, "name=real", cwd=project)
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 180
+    while not any(e["event"] == "step" and e["step"] >= 5 for e in read_events(run_dir)):
+        assert time.monotonic() < deadline, read_events(run_dir)[-3:]
+        time.sleep(0.2)
+    stopped = smolray(folder, "stop", "real", *place)
+    assert stopped.returncode == 0, stopped.stderr
+    first = read_events(run_dir)
+    assert (first[-1]["event"], first[-1]["status"]) == ("end", "stopped"), "it came to its end before it was stopped"
+    assert first[-2]["event"] == "checkpoint" and first[-2]["step"] == first[-1]["step"] < 70
+    assert "ended by itself" in stopped.stdout, "a run that has saved ends its job"
+    resumed = smolray(folder, "resume", "real", *place, "--follow", cwd=project)
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    events = read_events(run_dir)
+    assert events[-1]["status"] == "finished"
+    assert [e["step"] for e in events if e["event"] == "resume"] == [first[-1]["step"]]
+    steps = [e["step"] for e in surviving(events) if e["event"] == "step"]
+    assert len(steps) >= 30 and steps == list(range(1, len(steps) + 1))
+    history = consumed(run_dir)
+    assert sorted(history) == [0, 1]
+    for rows in history.values():
+        assert Counter(i for _, i in rows) == Counter(f"train-{i}" for i in range(QUESTIONS))

@@ -111,12 +111,11 @@ def test_two_runs_at_a_time_on_one_machine_do_not_meet(small_vqa, tmp_path):
         "train.max_steps=5", "resources.num_workers=2", "resources.cpus_per_worker=0.5",
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     both = [
-        subprocess.Popen(
-            [sys.executable, "jobs/train.py", f"name={name}", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        subprocess.Popen([sys.executable, "jobs/train.py", f"name={name}", *arguments], cwd=ROOT, env=environment, **piped)
         for name in ("one", "two")
-    ]  # fmt: skip
+    ]
     told = [run.communicate(timeout=500)[0] for run in both]
     for run, text, name in zip(both, told, ("one", "two"), strict=True):
         assert run.returncode == 0, text[-3000:]

@@ -1,0 +1,77 @@
+"""Measure smolray against what one would use without it: `python jobs/benchmark.py [--only NAME] [--json FILE]`.
+
+In: nothing but this machine; the data is generated. Out: a table of medians with min..max, and a JSON list of the same.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it finds its own folder only; its cases are beside it
+
+from jobs.bench_data import prepare_case, stream_case
+from jobs.measure import Result
+
+# A case: (scale of the work, repetitions) -> Results; the first has the case's name.
+CASES: dict[str, Callable[[float, int], list[Result]]] = {"prepare": prepare_case, "stream": stream_case}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the cases, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=sorted(CASES), action="append", help="a case to run, may be repeated; default: all")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the usual amount of work")
+    options = parser.parse_args(arguments)
+    _start_ray()
+    records = []
+    for name in options.only or CASES:
+        began = time.monotonic()
+        records += [result.to_json() for result in CASES[name](options.scale, options.repetitions)]
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    _print(records)
+    if options.json:
+        Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+def _start_ray() -> None:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's workers step back behind all else, which the peer's do not
+    if not ray.is_initialized():
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _print(records: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("case", "seconds", "ours", "peer's", "ours / peer's"):
+        table.add_column(column, justify="left" if column in ("case", "seconds") else "right")
+    for record in records:
+        table.add_row(record["name"], "wall", *(_span(record, f"{side}_s") for side in ("ours", "peer")), f"{record['ratio']:.2f}")
+        table.add_row("", "CPU", *(_span(record, f"{side}_cpu_s") for side in ("ours", "peer")), f"{record['cpu_ratio']:.2f}")
+    console = Console(highlight=False)
+    console.print(table)
+    for record in records:
+        work = f"{record['measured']}; {record['items']:,} {record['unit']}s; peer: {record['peer']}"
+        console.print(f"{record['name']}: {work}", style="dim", soft_wrap=True)
+
+
+def _span(record: dict[str, Any], key: str) -> str:
+    low, high = record[f"{key}_range"]
+    return f"{record[key]:.1f} ({low:.1f}..{high:.1f})"
+
+
+if __name__ == "__main__":
+    main()
