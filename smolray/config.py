@@ -276,6 +276,9 @@ def check_run(config: RunConfig) -> None:
     if config.train.global_batch is not None and config.train.gradient_accumulation_steps > 1 and config.train.global_batch != fixed:
         faults.append(f"train.global_batch = {config.train.global_batch} is not workers x gradient_accumulation_steps = {fixed}: "
                       "set only one of the two")  # fmt: skip
+    if config.global_batch < high:
+        faults.append(f"train.global_batch = {config.global_batch} is below the {high} workers of resources.num_workers: "
+                      f"some would never have a micro-batch; nearest: train.global_batch={high}")  # fmt: skip
     if config.train.micro_batch_tokens is not None and config.train.micro_batch_tokens < config.data.max_length:
         faults.append(f"train.micro_batch_tokens = {config.train.micro_batch_tokens} is below data.max_length = {config.data.max_length}: "
                       "one sequence must fit; nearest: equal")  # fmt: skip

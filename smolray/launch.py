@@ -81,8 +81,9 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
         except Exception as error:
             EventLog(config.run_dir).write("end", status="failed", error=f"{type(error).__name__}: {error}"[:2000])
             raise
-    if "error" in record:
-        raise RunError(record["error"])
+        if "error" in record:
+            EventLog(config.run_dir).write("end", status="failed", error=record["error"])
+            raise RunError(record["error"])
     return finish(config, folders, record, time.time() - began)
 
 

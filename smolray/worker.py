@@ -91,9 +91,6 @@ class Worker:
     device: torch.device
     log: EventLog | None = field(default=None, init=False)  # rank 0 only
     reports: dict[int, EvalReport] = field(default_factory=dict, init=False)
-    statistics: str = field(default="", init=False)
-    bytes_read: int = field(default=0, init=False)
-    bytes_needed: int = field(default=0, init=False)
     streams: list[Stream] = field(default_factory=list, init=False)
 
     def run(self) -> dict[str, Any]:
@@ -113,8 +110,8 @@ class Worker:
                     stop_requested=lambda: storage.exists(storage.join(run_dir, STOP_FLAG)))  # fmt: skip
         self._event("start", config=config.model_dump(mode="json"), versions=versions(), workers=world, total_steps=loop.total_steps,
                     device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu")  # fmt: skip
-        if found is not None:
-            self._event("resume", step=found.step, epoch=found.progress.epoch, checkpoint=found.uri)
+        if attempt > 1:  # an attempt that died before its first checkpoint is taken back whole
+            self._event("resume", step=progress.step, epoch=progress.epoch, checkpoint=found.uri if found else None)
         self.stopped = False
         if progress.step < loop.total_steps and progress.epoch < len(self.plans):
             progress = loop.run()

@@ -61,6 +61,7 @@ def test_a_wrong_setting_is_named_in_one_line(override, told):
         (["resources.num_workers=[1,4]"], ["train.global_batch is not set", "nearest: train.global_batch=4"]),
         (["resources.num_workers=[4,2]", "train.global_batch=4"], ["[4, 2]", "1 <= min <= max"]),
         (["resources.num_workers=2", "train.gradient_accumulation_steps=2", "train.global_batch=5"], ["train.global_batch = 5", "= 4"]),
+        (["resources.num_workers=4", "train.global_batch=3"], ["train.global_batch = 3", "below the 4 workers", "nearest: train.global_batch=4"]),
         (["train.micro_batch_tokens=100"], ["train.micro_batch_tokens = 100", "data.max_length = 2048"]),
     ],
 )
