@@ -132,7 +132,7 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
     from smolray.data.stream import Stream
     from smolray.model.tiny import build_processor
 
-    pictures = max(8, int(600 * scale))
+    pictures = max(8, int(1000 * scale))
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         # The processor of SmolVLM-256M: tiles of 512 pixels; its weights are not needed.
         build_processor("random-256m", ["what is in part of it? thing 1234567890"]).save_pretrained(f"{folder}/processor")

@@ -60,6 +60,7 @@ def environment(folder, token=TOKEN):
     extra = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "HOME": folder, "COLUMNS": "160"}
     # What DeepSpeed once built for this machine is found again, though the home is another.
     extra["TORCH_EXTENSIONS_DIR"] = kept.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
+    extra["RAY_worker_niceness"] = "0"  # or on a busy machine Ray's workers wait for all else
     extra |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
     return kept | extra | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}
 
