@@ -43,13 +43,13 @@ class Audit:
 
 def consumed(run_dir: str) -> dict[int, list[tuple[int, str]]]:
     """Epoch -> (step, sample id) of the surviving history, in the order of steps."""
-    resumes = {e["attempt"]: e["step"] for e in read_events(run_dir) if e["event"] == "resume"}
+    resumes = {e["attempt"]: tuple(e["position"]) for e in read_events(run_dir) if e["event"] == "resume"}
     history: dict[int, list[tuple[int, str]]] = defaultdict(list)
     for info in storage.list_files(storage.join(run_dir, "audit")):
         attempt = int(info.base_name.split("-")[1])
-        limit = min((step for later, step in resumes.items() if later > attempt), default=None)
+        limit = min((position for later, position in resumes.items() if later > attempt), default=None)
         for line in storage.read_bytes(storage.join(run_dir, "audit", info.base_name)).decode().splitlines():
             record = json.loads(line)
-            if limit is None or record["step"] <= limit:
+            if limit is None or (record["epoch"], record["micro_batch"]) < limit:
                 history[record["epoch"]] += [(record["step"], one) for one in record["ids"]]
     return {epoch: sorted(rows) for epoch, rows in sorted(history.items())}

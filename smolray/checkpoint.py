@@ -132,14 +132,14 @@ def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
     return max((c for c in found if metric in c.metrics), key=lambda c: c.metrics[metric], default=None)
 
 
-def prune(run_dir: str, keep_last: int, keep_best: bool) -> list[int]:
+def prune(run_dir: str, keep_last: int, keep_best: bool, saved: int | None = None) -> list[int]:
     """Delete all but the newest `keep_last` whole checkpoints and the best; torn ones older than the newest go too.
 
     Returns the steps deleted.
     """
     steps = list_steps(run_dir)
     whole = [s for s in steps if _is_whole(run_dir, s)]
-    kept = set(whole[-keep_last:])
+    kept = {*whole[-keep_last:], saved}  # a newer one may be damaged inside: what was just saved stays in any case
     if keep_best and (top := best(run_dir)) is not None:
         kept.add(top.step)
     gone = [s for s in steps if s not in kept and whole and s < whole[-1]]

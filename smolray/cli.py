@@ -250,7 +250,7 @@ def _stored_config(name: str, storage_uri: str, overrides: list[str] | tuple[()]
     moved = [o for o in overrides if o.partition("=")[0] in ("name", "storage")]
     if moved:
         raise configs.ConfigError(f"{moved[0]}: a run keeps its name and storage; copy its config for a new run")
-    path = join(runs.require_run(storage_uri, name), "config.yaml")
+    path = join(absolute(runs.require_run(storage_uri, name)), "config.yaml")
     # The folder may have been moved, or named by another path, since the config was written into it.
     arguments = [*overrides, f"name={name}", f"storage={absolute(storage_uri)}"]
     return configs.load_config(path, arguments), ["--config", path, *arguments]

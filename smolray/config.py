@@ -44,7 +44,7 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     dtype: DType = Field(default="bfloat16", description="compute type; optimizer states and master weights stay fp32")
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    attn_implementation: Literal["sdpa"] = "sdpa"  # eager attention adds a boolean mask instead of applying it
     gradient_checkpointing: bool = False
     load_in_4bit: bool = Field(default=False, description="nf4 with double quantisation (bitsandbytes)")
     load_in_8bit: bool = Field(default=False, description="int8 (bitsandbytes)")
@@ -267,6 +267,9 @@ def check_run(config: RunConfig) -> None:
     if not model.train and config.lora is None:
         faults.append("model.train = [] with lora = null: nothing would be trained; name a group of vision, connector, text, or set lora")
     low, high = resources.workers
+    if resources.gpus_per_worker < 1 < high:
+        faults.append(f"resources.gpus_per_worker = {resources.gpus_per_worker:g} with {high} workers: NCCL refuses two workers on one card; "
+                      "nearest: resources.gpus_per_worker=1")  # fmt: skip
     if not 1 <= low <= high:
         faults.append(f"resources.num_workers = [{low}, {high}]: expected 1 <= min <= max")
     if low != high and config.train.global_batch is None:

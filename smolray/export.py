@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3Processor
 
 from smolray import checkpoint, storage
 from smolray.checkpoint import Checkpoint, CheckpointError
@@ -21,6 +21,7 @@ from smolray.data.collate import Batch, Group, collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
+from smolray.data.tiles import image_size
 from smolray.engine.base import canonical_name, load_weights
 from smolray.model.adapters import base_model, prepare_for_training, trainable
 from smolray.model.load import DTYPES, load_model, load_processor
@@ -40,7 +41,11 @@ def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
     if name and name != "latest":
         uri = name if "/" in name else storage.join(run_dir, "checkpoints", name)
         return checkpoint.verify(uri)
-    found = (None if name else checkpoint.best(run_dir)) or checkpoint.latest(run_dir)
+    found = None if name else checkpoint.best(run_dir)
+    try:
+        found = checkpoint.verify(found.uri) if found else checkpoint.latest(run_dir)
+    except CheckpointError:
+        found = checkpoint.latest(run_dir)
     if found is None:
         raise CheckpointError(f"{run_dir} has no whole checkpoint to take")
     return found
@@ -62,7 +67,7 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
     with tempfile.TemporaryDirectory() as folder:
         merged.config.use_cache = True
         merged.save_pretrained(folder)
-        load_processor(config.model).save_pretrained(folder)
+        run_processor(config).save_pretrained(folder)
         Path(folder, "README.md").write_text(model_card(config, run_dir, chosen), encoding="utf-8")
         compare(trained_model(unquantised(config), chosen), folder, config)
         storage.delete(target)
@@ -91,6 +96,17 @@ def merged_model(config: RunConfig, chosen: Checkpoint) -> Any:
     return model.merge_and_unload() if config.lora is not None else base_model(model)
 
 
+def run_processor(config: RunConfig) -> Idefics3Processor:
+    """The processor with the run's image settings, as far as its own can say them: it has none against enlarging small images."""
+    processor = load_processor(config.model)
+    images = processor.image_processor
+    if config.image.longest_edge is not None:
+        images.size = {"longest_edge": config.image.longest_edge}
+    if config.image.max_tiles == 1:
+        images.size, images.do_image_splitting = {"longest_edge": images.max_image_size["longest_edge"]}, False
+    return processor
+
+
 def compare(trained: nn.Module, folder: str, config: RunConfig) -> float:
     """Largest difference of the logits on a few samples, as a share of the largest. Raises ExportError above the dtype's tolerance."""
     AutoProcessor.from_pretrained(folder)
@@ -110,8 +126,28 @@ def few_samples(config: RunConfig) -> Batch:
     folder = config.data.train
     encoder = cached_encoder(config.model, config.data, config.image)
     reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
-    rows = reader.row_group(0, 0)[:COMPARED_ROWS]
-    return collate_training([Group(row, tuple(range(len(row.conversations[:COMPARED_QUESTIONS])))) for row in rows], encoder)
+    groups: list[Group] = []
+    for shard in range(len(reader.files)):
+        for row_group in range(reader.row_groups(shard)):
+            for row in reader.row_group(shard, row_group):
+                grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
+                fitting = [i for i, c in enumerate(row.conversations) if encoder.encode(c, grids) is not None]
+                if fitting:
+                    groups.append(Group(row, tuple(fitting[:COMPARED_QUESTIONS])))
+                if len(groups) == COMPARED_ROWS:
+                    return collate_training(groups, encoder)
+    return collate_training(groups, encoder)
+
+
+def image_note(config: RunConfig) -> str:
+    """What a user of the folder must know to show images as training did."""
+    notes = []
+    if not config.image.upscale:
+        notes.append("Training did not enlarge small images, the stock processor scales every image to `size.longest_edge`: "
+                     "pass `size={'longest_edge': N}` with N = the next multiple of the tile's side above the image's longer edge.")  # fmt: skip
+    if config.image.max_tiles not in (None, 1):
+        notes.append(f"Training used at most {config.image.max_tiles} tiles an image; the stock processor has no such limit.")
+    return " ".join(notes) or "As the processor in this folder does it."
 
 
 def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint) -> str:
@@ -129,5 +165,5 @@ def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint) -> str:
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n# {config.name}\n\n"
         f"{config.model.path}, {method}, {CARD_MARK} to step {chosen.step} ({chosen.progress.samples} samples) on `{source}`.\n"
-        f"{table}\n## Settings\n\n```yaml\n{yaml.safe_dump(config.model_dump(mode='json'), sort_keys=False)}```\n"
+        f"{table}\n## Images\n\n{image_note(config)}\n\n## Settings\n\n```yaml\n{yaml.safe_dump(config.model_dump(mode='json'), sort_keys=False)}```\n"
     )

@@ -17,28 +17,26 @@ from typing import Any
 
 import ray
 import torch
-import yaml
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from smolray import storage
-from smolray.checkpoint import CheckpointError
-from smolray.config import ConfigError, RunConfig
-from smolray.data.plan import PlanError
+from smolray.config import ConfigError, RunConfig, check_run, load_config, to_yaml
 from smolray.data.prepare import prepare_run, shard_folder
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import ensure_index, map_shards
-from smolray.engine.base import NonFiniteLossError
+from smolray.engine.base import NonFiniteLossError, StateMismatchError
 from smolray.evaluate.baseline import TEXT_SHARDS, blind_baseline, count_answers, distinct_texts
+from smolray.evaluate.evaluator import read_predictions
 from smolray.evaluate.report import write_report
-from smolray.events import Event, EventLog, read_events, surviving
+from smolray.events import Event, EventLog, EventTail, read_events, surviving
 from smolray.export import chosen_checkpoint
 from smolray.model.tiny import SHAPES, build_model
 from smolray.progress import event_line
 from smolray.status import STOP_FLAG
-from smolray.worker import Folders, evaluate_worker, run_worker
+from smolray.worker import SETUP_ERRORS, Folders, evaluate_worker, run_worker
 
 
 class ResourcesError(ConfigError):
@@ -69,12 +67,13 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     Raises ResourcesError within seconds where the cluster is too small, and the worker's own error when its restarts are used up.
     """
     began = time.time()
+    refuse_lost_storage(config)
     connect(config)
-    config = with_absolute_paths(config)
+    config = with_fixed_batch(with_absolute_paths(config))
     check_resources(config, ray.cluster_resources())
     storage.delete(storage.join(config.run_dir, STOP_FLAG))
     config, folders = prepare_data(config)
-    storage.write_bytes(storage.join(config.run_dir, "config.yaml"), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    storage.write_bytes(storage.join(config.run_dir, "config.yaml"), to_yaml(config).encode())
     with shown_progress(config):
         try:
             record = fit(config, folders)
@@ -90,18 +89,16 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
 @contextmanager
 def shown_progress(config: RunConfig) -> Iterator[None]:
     """Print the run's events as lines while it goes on. The workers' own output stays in Ray's logs."""
-    over, run_dir = threading.Event(), config.run_dir
+    over, run_dir, tail = threading.Event(), config.run_dir, EventTail(config.run_dir, skip=True)
 
     def follow() -> None:
-        seen, total = len(read_events(run_dir)), None
+        total = None
         while True:
             last = over.is_set()
-            events = read_events(run_dir)
-            for event in events[seen:]:
+            for event in tail.new():
                 total = event.get("total_steps", total)
                 if event["event"] != "step" or event["step"] % config.train.logging_steps == 0:
                     print(event_line(event, total), flush=True)
-            seen = len(events)
             if last:
                 return
             over.wait(1.0 if storage.is_local(run_dir) else 5.0)
@@ -113,6 +110,25 @@ def shown_progress(config: RunConfig) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def refuse_lost_storage(config: RunConfig) -> None:
+    """Raise ConfigError where a Ray job would write its run into Ray's copy of the working directory, which is deleted with the job."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and storage.is_local(config.storage) and not Path(config.storage).expanduser().is_absolute():
+        raise ConfigError(f"storage = {config.storage!r} in a submitted job is a folder of its temporary working directory; "
+                          "expected an absolute path that all boxes share, or s3://bucket/runs")  # fmt: skip
+
+
+def with_fixed_batch(config: RunConfig) -> RunConfig:
+    """The run with its global batch spelt out. A run that began keeps the one it has, whatever the number of workers now."""
+    stored = storage.join(config.run_dir, "config.yaml")
+    global_batch = config.global_batch
+    if config.train.global_batch is None and storage.exists(stored):
+        global_batch = load_config(stored).global_batch
+    train = config.train.model_copy(update={"global_batch": global_batch, "gradient_accumulation_steps": 1})
+    config = config.model_copy(update={"train": train})
+    check_run(config)
+    return config
 
 
 def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
@@ -245,7 +261,7 @@ def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
         return evaluate_worker(config, folders, device, settings["evaluate"])
     try:
         return run_worker(config, folders, device)
-    except (ConfigError, CheckpointError, PlanError, NonFiniteLossError) as error:
+    except (*SETUP_ERRORS, StateMismatchError, NonFiniteLossError) as error:
         return {"error": str(error)}  # every worker meets it alike; raised, it would be tried again from the same place
 
 
@@ -262,8 +278,9 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
         "versions": _start(history).get("versions", {}),
     }  # fmt: skip
     if record["accuracy"]:
-        tables = {f: map_shards(f, read_manifest(f), count_answers, config.data.num_cpus_per_task) for f in (folders.train, folders.validation)}
-        result["blind_baseline"] = round(blind_baseline(tables[folders.train], tables[folders.validation]), 4)
+        training = map_shards(folders.train, read_manifest(folders.train), count_answers, config.data.num_cpus_per_task)
+        step = max(e["step"] for e in history if e["event"] == "evaluate")
+        result["blind_baseline"] = round(blind_baseline(training, read_predictions(config.run_dir, step)), 4)
     storage.write_bytes(storage.join(config.run_dir, "result.json"), json.dumps(result, indent=1).encode())
     write_report(config.run_dir, report_images(config, folders))
     return result

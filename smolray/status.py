@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from smolray import storage
-from smolray.events import FILE, Event, read_events, surviving
+from smolray.events import FILE, Event, EventTail, read_events, surviving
 from smolray.progress import accuracy_of
 
 State = Literal["waiting", "running", "silent", "finished", "stopped", "failed"]
@@ -135,12 +135,12 @@ def wait_for_end(run_dir: str, seen: int, timeout: float, poll: float | None = N
 
 def follow_events(run_dir: str, poll: float | None = None) -> Iterator[Event]:
     """Events as they are written, from the first on; returns after the `end` event that no later start takes back."""
-    pause, seen = poll or (0.5 if storage.is_local(run_dir) else 3.0), 0
+    pause, tail, last = poll or (0.5 if storage.is_local(run_dir) else 3.0), EventTail(run_dir), ""
     while True:
-        events = read_events(run_dir)
-        yield from events[seen:]
-        seen = max(seen, len(events))
-        if events and events[-1]["event"] == "end":
+        for event in tail.new():
+            yield event
+            last = event["event"]
+        if last == "end":
             return
         time.sleep(pause)
 

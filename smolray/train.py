@@ -37,6 +37,7 @@ class StepMetrics:
 
     step: int
     total_steps: int
+    position: tuple[int, int]  # (epoch, micro-batches of it consumed) after this step
     epoch: float
     loss: float
     token_accuracy: float
@@ -122,7 +123,7 @@ class Loop:
                 result = self.engine.step(learning_rate)
                 self._advance(epoch, run, int(sums["samples"]), int(sums["tokens"]), result.skipped)
                 metrics = StepMetrics(
-                    step=self.progress.step, total_steps=self.total_steps, epoch=epoch + run.stop / len(plan), loss=loss,
+                    step=self.progress.step, total_steps=self.total_steps, position=(epoch, run.stop), epoch=epoch + run.stop / len(plan), loss=loss,
                     token_accuracy=sums["correct"] / label_tokens, grad_norm=result.grad_norm, learning_rate=learning_rate,
                     samples=int(sums["samples"]), tokens=int(sums["tokens"]), label_tokens=label_tokens, seconds=time.perf_counter() - began,
                     data_wait_seconds=sums["waited"] / world, memory_bytes=int(sums["memory"]), skipped=result.skipped, loss_scale=result.loss_scale,

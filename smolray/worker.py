@@ -10,22 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from smolray import checkpoint, storage
 from smolray.audit import Audit
-from smolray.checkpoint import Checkpoint, Progress
+from smolray.checkpoint import Checkpoint, CheckpointError, Progress
 from smolray.config import ConfigError, RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint as index_fingerprint
-from smolray.data.plan import EpochPlan, PlanLimits, lay_epoch
-from smolray.data.shards import read_manifest
+from smolray.data.plan import EpochPlan, PlanError, PlanLimits, lay_epoch
+from smolray.data.shards import ShardError, read_manifest
 from smolray.data.sidecar import load_index
 from smolray.data.stream import Stream
-from smolray.engine.base import Engine
-from smolray.evaluate.evaluator import EvalReport, evaluate, write_predictions
+from smolray.engine.base import Engine, EngineState
+from smolray.evaluate.evaluator import EvalReport, evaluate, predictions_uri, write_predictions
 from smolray.events import EventLog
 from smolray.export import trained_model
 from smolray.model.adapters import prepare_for_training
@@ -33,6 +34,8 @@ from smolray.model.load import load_model
 from smolray.objectives import OBJECTIVES
 from smolray.status import STOP_FLAG
 from smolray.train import Loop, Moment, metrics_fields
+
+SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError)
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,7 @@ class Folders:
 
 def run_worker(config: RunConfig, folders: Folders, device: torch.device) -> dict[str, Any]:
     """Train, evaluate and save one run, or what is left of it. Collective over the process group."""
-    check_device(config, device)
-    worker = Worker(config, folders, device)
-    return worker.run()
+    return Worker(config, folders, device).run()
 
 
 def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, uri: str) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
     chosen = checkpoint.verify(uri)
     report = evaluate_shards(trained_model(config, chosen).to(device), config, folders.validation, device)
     if dist.get_rank() == 0:
-        write_predictions(storage.join(config.run_dir, "predictions", f"step-{chosen.step:08d}.parquet"), report.predictions)
+        write_predictions(predictions_uri(config.run_dir, chosen.step), report.predictions)
     return {"step": chosen.step, "accuracy": report.accuracy, "accuracy_counts": report.counts}
 
 
@@ -64,9 +65,12 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: to
     settings = config.evaluate
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing == "image" else 1
     index = load_index(folder, config)
-    plan = lay_epoch(index, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
-    count = len(plan) if settings.max_samples is None else min(len(plan), -(-settings.max_samples // settings.batch_size))
-    stream = Stream(folder, plan, range(count)[dist.get_rank() :: dist.get_world_size()], config, collate="prompts", consumers=dist.get_world_size())
+    asked = index.filter(pc.greater(index["tokens"], 0))
+    if settings.max_samples is not None:
+        asked = asked.slice(0, settings.max_samples)
+    plan = lay_epoch(asked, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    stream = Stream(folder, plan, range(len(plan))[rank::world], config, collate="prompts", consumers=world)
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
     training = model.training
     model.eval()
@@ -98,12 +102,8 @@ class Worker:
         self.rank, world = dist.get_rank(), dist.get_world_size()
         self.log = EventLog(run_dir) if self.rank == 0 else None
         attempt, found = self._broadcast((self.log.attempt, self._newest()) if self.log else None)
-        self.plans = self._lay_plans()
-        self.data = self._data_fingerprint()
-        if found is not None and found.progress.data != self.data:
-            raise ConfigError(f"run {config.name!r} stands at step {found.step} of other data, seed, batch or length settings: "
-                              "its position means nothing here; choose another name, or put the settings back")  # fmt: skip
-        self.engine = self._build_engine(found)
+        model, state = self._agree(lambda: self._load(found))
+        self.engine = self._build_engine(model, state)
         self.audit = Audit(run_dir, attempt, self.rank) if config.train.audit else None
         progress = found.progress if found else Progress(data=self.data)
         loop = Loop(config, self.engine, self.plans, self._open_stream, progress, self._hooks(),
@@ -111,7 +111,7 @@ class Worker:
         self._event("start", config=config.model_dump(mode="json"), versions=versions(), workers=world, total_steps=loop.total_steps,
                     device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu")  # fmt: skip
         if attempt > 1:  # an attempt that died before its first checkpoint is taken back whole
-            self._event("resume", step=progress.step, epoch=progress.epoch, checkpoint=found.uri if found else None)
+            self._event("resume", step=progress.step, position=(progress.epoch, progress.consumed), checkpoint=found.uri if found else None)
         self.stopped = False
         if progress.step < loop.total_steps and progress.epoch < len(self.plans):
             progress = loop.run()
@@ -142,7 +142,8 @@ class Worker:
         metrics: dict[str, float] = {"loss": moment.metrics.loss}
         if due and self.folders.validation and not moment.stopping:
             metrics["accuracy"] = self._evaluate(step).accuracy["overall"]
-        if moment.stopping or moment.last or moment.end_of_epoch or (every and step % every == 0):
+        periodic = every and step % every == 0 and not moment.metrics.skipped
+        if moment.stopping or moment.last or moment.end_of_epoch or periodic:
             self._save(moment.progress, metrics)
         self.stopped = moment.stopping and not moment.last
 
@@ -151,7 +152,7 @@ class Worker:
         if self.log is not None:
             about = {"config": self.config.model_dump(mode="json"), "versions": versions()}
             saved = checkpoint.save(self.config.run_dir, state, progress, metrics, about)
-            checkpoint.prune(self.config.run_dir, self.config.checkpoint.save_total_limit, self.config.checkpoint.keep_best)
+            checkpoint.prune(self.config.run_dir, self.config.checkpoint.save_total_limit, self.config.checkpoint.keep_best, progress.step)
             self._event("checkpoint", step=progress.step, path=saved.uri, **metrics)
             self.log.flush()
         if self.audit:
@@ -163,18 +164,40 @@ class Worker:
             report = evaluate_shards(self.engine.model, self.config, self.folders.validation, self.device)
         self.reports[step] = report
         if self.log is not None:
-            write_predictions(storage.join(self.config.run_dir, "predictions", f"step-{step:08d}.parquet"), report.predictions)
+            write_predictions(predictions_uri(self.config.run_dir, step), report.predictions)
             self._event("evaluate", step=step, accuracy=report.accuracy, counts=report.counts, samples=report.samples, left_out=report.left_out)
             self.log.flush()
         return report
 
     # Building blocks.
 
-    def _build_engine(self, found: Checkpoint | None) -> Engine:
+    def _load(self, found: Checkpoint | None) -> tuple[nn.Module, EngineState | None]:
+        """What one worker does by itself: look at its device, lay the plans, read the model and the checkpoint."""
+        check_device(self.config, self.device)
+        self.plans = self._lay_plans()
+        self.data = self._data_fingerprint()
+        if found is not None and found.progress.data != self.data:
+            raise ConfigError(f"run {self.config.name!r} stands at step {found.step} of other data, seed, batch or length settings: "
+                              "its position means nothing here; choose another name, or put the settings back")  # fmt: skip
+        model = prepare_for_training(load_model(self.config.model), self.config)
+        return model, checkpoint.load_state(found) if found else None
+
+    def _agree(self, work: Callable[[], Any]) -> Any:
+        """The result of `work`; where it fails on one worker all raise its error, instead of waiting for the one that is gone."""
+        result, error = None, None
+        try:
+            result = work()
+        except SETUP_ERRORS as fault:
+            error = f"worker {self.rank}: {fault}"
+        errors: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+        if first := next((e for e in errors if e), None):
+            raise ConfigError(first)
+        return result
+
+    def _build_engine(self, model: nn.Module, state: EngineState | None) -> Engine:
         from smolray.engine.zero import ZeroEngine  # DeepSpeed looks for its accelerator when it is imported
 
-        model = prepare_for_training(load_model(self.config.model), self.config)
-        state = checkpoint.load_state(found) if found else None
         return ZeroEngine(model, OBJECTIVES[self.config.method], self.config, self.device, state)
 
     def _lay_plans(self) -> list[EpochPlan]:

@@ -83,11 +83,18 @@ def micro_batch_seed(seed: int, epoch: int, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{number}".encode(), digest_size=7).digest(), "big")
 
 
+class StateMismatchError(ValueError):
+    """A checkpoint's weights do not fit the run's parameters; the message says which."""
+
+
 def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torch.Tensor]) -> None:
-    """Copy a checkpoint's weights into parameters of the same canonical names. Raises ValueError where the names differ."""
+    """Copy a checkpoint's weights into parameters of the same canonical names. Raises StateMismatchError where names or shapes differ."""
     if lost := sorted(parameters.keys() ^ weights.keys()):
         named = f"{len(lost)}: {', '.join(lost[:3])} …"
-        raise ValueError(f"the checkpoint and the run train different parameters ({named}): model.train or lora has changed")
+        raise StateMismatchError(f"the checkpoint and the run train different parameters ({named}): model.train or lora has changed")
+    for name, parameter in parameters.items():
+        if weights[name].numel() != (numel := getattr(parameter, "ds_numel", parameter.numel())):
+            raise StateMismatchError(f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: lora.r or the model has changed")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name].to(parameter.device))

@@ -125,6 +125,8 @@ class ZeroEngine:
 
     def state(self) -> EngineState:
         keep = dist.get_rank() == 0
+        if self.stage and not self._optimizer_step():  # before the first real step, as after an fp16 overflow
+            self._make_moments()
         self._link_moments()
         state = EngineState(optimizer_step=self._optimizer_step())
         if self.config.model.dtype == "float16":
@@ -140,7 +142,7 @@ class ZeroEngine:
         if self.stage == 0:
             for name, p in self.parameters.items():
                 self.engine.optimizer.state[p] = {
-                    "step": torch.tensor(float(state.optimizer_step)),
+                    "step": torch.tensor(float(state.optimizer_step), device=p.device if p.is_cuda else "cpu"),  # fused AdamW reads it there
                     "exp_avg": state.exp_avg[name].to(p.device, copy=True),
                     "exp_avg_sq": state.exp_avg_sq[name].to(p.device, copy=True),
                 }
@@ -152,7 +154,7 @@ class ZeroEngine:
                 self._set_moment(p, values[name].to(self.device), key)
             self._set_master(p, state.weights[name].to(self.device))
         for values in self._base_optimizer().state.values():
-            values["step"] = torch.tensor(float(state.optimizer_step))
+            values["step"] = torch.full_like(values["step"], float(state.optimizer_step))
         if state.loss_scale is not None and hasattr(self.engine.optimizer, "loss_scaler"):
             self.engine.optimizer.loss_scaler.cur_scale = state.loss_scale
 
@@ -176,7 +178,7 @@ class ZeroEngine:
     def _full(self, p: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if self.stage == 0:
             own = self.engine.optimizer.state[p]
-            return p, own["exp_avg"], own["exp_avg_sq"]
+            return p, own.get("exp_avg", torch.zeros_like(p)), own.get("exp_avg_sq", torch.zeros_like(p))
         return safe_get_full_fp32_param(p), safe_get_full_optimizer_state(p, "exp_avg"), safe_get_full_optimizer_state(p, "exp_avg_sq")
 
     def _make_moments(self) -> None:

@@ -4,7 +4,7 @@ Only what lies above it shows that the model sees.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from smolray import storage
 from smolray.data.collate import question_record
 from smolray.data.shards import decode_rows
+from smolray.evaluate.evaluator import Record, is_correct
 
 TEXT_SHARDS = 8  # enough for the tokenizer of an offline model
 SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("count", pa.int64())])
@@ -34,18 +35,17 @@ def distinct_texts(tables: Iterable[pa.Table]) -> list[str]:
     return [f"{q}\n {a}" for q, a in sorted({(line["question"], line["answer"]) for table in tables for line in table.to_pylist()})]
 
 
-def blind_baseline(training: Iterable[pa.Table], validation: Iterable[pa.Table]) -> float:
-    """Share of the validation questions that the commonest answers get right (questions never seen: the commonest answer of all)."""
+def blind_baseline(training: Iterable[pa.Table], predictions: Sequence[Record]) -> float:
+    """Share of the evaluated questions that the commonest answers get right, by the same rule as the model's own answers.
+
+    Questions never seen in training get the commonest answer of all.
+    """
     by_question: dict[str, Counter[str]] = {}
     overall: Counter[str] = Counter()
     for table in training:
         for line in table.to_pylist():
             by_question.setdefault(line["question"], Counter())[line["answer"]] += line["count"]
             overall[line["answer"]] += line["count"]
-    right = total = 0
-    for table in validation:
-        for line in table.to_pylist():
-            guess = by_question.get(line["question"], overall).most_common(1)[0][0]
-            right += line["count"] * (guess == line["answer"])
-            total += line["count"]
-    return right / total if total else 0.0
+    guesses = (by_question.get(record["question"], overall).most_common(1)[0][0] for record in predictions)
+    right = sum(is_correct(guess, record["answers"]) for guess, record in zip(guesses, predictions, strict=True))
+    return right / len(predictions) if predictions else 0.0

@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class EvalReport:
-    """`accuracy` and `counts` by question type, with "overall"; `predictions` hold id, key, type, question, prediction, answer, correct."""
+    """`accuracy` and `counts` by question type, with "overall"; `predictions` hold id, key, type, question, prediction, answer, answers, correct."""
 
     accuracy: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -50,12 +50,15 @@ def evaluate(
     return summarize([record for part in parts for record in part])
 
 
-def score(record: Record, text: str) -> Record:
+def is_correct(text: str, answers: Sequence[str]) -> bool:
     """Exact match with any reference answer, case and outer white space aside."""
-    prediction = text.strip()
-    correct = any(prediction.casefold() == answer.strip().casefold() for answer in record["answers"])
-    kept = {k: record[k] for k in ("id", "key", "type", "question", "answer")}
-    return kept | {"prediction": prediction, "correct": correct}
+    return any(text.strip().casefold() == answer.strip().casefold() for answer in answers)
+
+
+def score(record: Record, text: str) -> Record:
+    """What is kept of one question: its record, the prediction, and whether that is correct."""
+    kept = {k: record[k] for k in ("id", "key", "type", "question", "answer", "answers")}
+    return kept | {"prediction": text.strip(), "correct": is_correct(text, record["answers"])}
 
 
 def summarize(predictions: Sequence[Record]) -> EvalReport:
@@ -69,9 +72,21 @@ def summarize(predictions: Sequence[Record]) -> EvalReport:
     return EvalReport(accuracy, {name: len(hits) for name, hits in by_type.items()}, list(predictions))
 
 
+def read_predictions(run_dir: str, step: int) -> list[Record]:
+    """The predictions that an evaluation at `step` kept. Raises FileNotFoundError."""
+    data = storage.read_bytes(predictions_uri(run_dir, step))
+    return pq.read_table(pa.BufferReader(data)).to_pylist()
+
+
+def predictions_uri(run_dir: str, step: int) -> str:
+    """Where the predictions of an evaluation at `step` are kept."""
+    return storage.join(run_dir, "predictions", f"step-{step:08d}.parquet")
+
+
 def write_predictions(uri: str, predictions: Sequence[Record]) -> None:
-    """Keep predictions as Parquet: id, key, type, question, prediction, answer, correct."""
-    schema = pa.schema([(n, pa.string()) for n in ("id", "key", "type", "question", "prediction", "answer")] + [("correct", pa.bool_())])
+    """Keep predictions as Parquet: id, key, type, question, prediction, answer, answers, correct."""
+    text = [(n, pa.string()) for n in ("id", "key", "type", "question", "prediction", "answer")]
+    schema = pa.schema([*text, ("answers", pa.list_(pa.string())), ("correct", pa.bool_())])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(predictions), schema=schema), sink, compression="zstd")
     storage.write_bytes(uri, sink.getvalue().to_pybytes())

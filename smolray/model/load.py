@@ -29,8 +29,9 @@ def resolve(path: str) -> str:
     """A local folder or hub id for `path`; a folder in object storage is copied to this node once."""
     if storage.is_local(path) or "://" not in path:
         return storage.absolute(path) if Path(path).expanduser().is_dir() else path
-    target = Path(tempfile.gettempdir()) / "smolray-models" / hashlib.blake2b(path.encode(), digest_size=8).hexdigest()
     files = storage.list_files(path)
+    identity = repr([path, *((f.base_name, f.size, f.mtime_ns) for f in files)])
+    target = Path(tempfile.gettempdir()) / "smolray-models" / hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
     if not files:
         raise ConfigError(f"model.path = {path}: no files there")
     for info in files:

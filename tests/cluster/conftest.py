@@ -24,7 +24,7 @@ def make_run(ray_cluster, small_vqa, tmp_path_factory):
             "model.path=tiny", "model.dtype=float32", "engine.stage=2", "optimizer.learning_rate=1e-3", "data.max_length=1024",
             "train.per_device_train_batch_size=8", "train.global_batch=3", "train.num_train_epochs=2", "train.audit=true",
             "checkpoint.save_steps=10", "evaluate.eval_epochs=0", "evaluate.max_samples=64", "evaluate.max_new_tokens=3",
-            "resources.num_workers=2", "resources.cpus_per_worker=0.5", "resources.max_failures=2", *overrides,
+            "resources.num_workers=2", "resources.use_gpu=no", "resources.cpus_per_worker=0.5", "resources.max_failures=2", *overrides,
         ])  # fmt: skip
 
     return make

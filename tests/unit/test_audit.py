@@ -9,7 +9,7 @@ from smolray.events import EventLog, read_events, surviving
 def write(run, attempt, rank, *lines):
     folder = run / "audit"
     folder.mkdir(exist_ok=True)
-    records = [{"step": step, "epoch": 0, "micro_batch": step, "ids": ids} for step, ids in lines]
+    records = [{"step": step, "epoch": 0, "micro_batch": step - 1, "ids": ids} for step, ids in lines]
     (folder / f"attempt-{attempt:05d}-rank-{rank:04d}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
 
 
@@ -17,7 +17,7 @@ def restart(run, step):
     log = EventLog(str(run))
     log.write("start", workers=2)
     if log.attempt > 1:
-        log.write("resume", step=step)
+        log.write("resume", step=step, position=(0, step))
 
 
 def test_a_resume_takes_back_what_was_consumed_after_its_checkpoint(tmp_path):
