@@ -60,6 +60,10 @@ class Stream:
     def _dataset(self) -> ray.data.Dataset:
         context = quiet_context()
         context.execution_options.preserve_order = True
+        # Ray Data 2.60 splits the CPUs that are left among its pipelines in whole numbers (`amount // pipelines`): 1 CPU left for two is 0
+        # for each, and its scheduling loop then spins beside the training thread. One CPU more in its own account (the tasks still wait
+        # for real ones) keeps it from that: on two cores steps took 0.35 s in place of 0.12 s.
+        context.execution_options.exclude_resources = ray.data.ExecutionResources(cpu=-1)
         config, collate = self.config, self.collate
         settings = (config.model, config.data, config.image)
         files = tuple(f.name for f in read_manifest(self.folder).files)
