@@ -95,7 +95,9 @@ class Worker:
     device: torch.device
     log: EventLog | None = field(default=None, init=False)  # rank 0 only
     reports: dict[int, EvalReport] = field(default_factory=dict, init=False)
-    streams: list[Stream] = field(default_factory=list, init=False)
+    stream: Stream | None = field(default=None, init=False)  # of the epoch at hand
+    bytes_read: int = field(default=0, init=False)  # of the epochs before it
+    bytes_needed: int = field(default=0, init=False)
 
     def run(self) -> dict[str, Any]:
         config, run_dir, began = self.config, self.config.run_dir, time.time()
@@ -205,9 +207,14 @@ class Worker:
         return [lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)]
 
     def _open_stream(self, plan: EpochPlan, numbers: Sequence[int]) -> Stream:
-        stream = Stream(self.folders.train, plan, numbers, self.config, consumers=dist.get_world_size())
-        self.streams.append(stream)
-        return stream
+        self._count_bytes()
+        self.stream = Stream(self.folders.train, plan, numbers, self.config, consumers=dist.get_world_size())
+        return self.stream
+
+    def _count_bytes(self) -> None:
+        if self.stream is not None:
+            self.bytes_read += self.stream.bytes_read
+            self.bytes_needed += self.stream.bytes_needed
 
     def _data_fingerprint(self) -> str:
         config = self.config
@@ -229,10 +236,9 @@ class Worker:
 
     def _record(self, status: str, progress: Progress) -> dict[str, Any]:
         report = self.reports[max(self.reports)] if self.reports else EvalReport()
-        mine = {
-            "ray_data": self.streams[-1].statistics if self.streams else "",
-            "bytes_read": sum(s.bytes_read for s in self.streams), "bytes_needed": sum(s.bytes_needed for s in self.streams),
-        }  # fmt: skip
+        self._count_bytes()
+        statistics = self.stream.statistics if self.stream else ""
+        mine = {"ray_data": statistics, "bytes_read": self.bytes_read, "bytes_needed": self.bytes_needed}
         workers: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(workers, mine)
         return {
