@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import torch.distributed as dist
+from safetensors.torch import save_file
 
 from smolray import checkpoint
 from smolray.checkpoint import Progress
@@ -43,6 +44,17 @@ def curve(
 def curves(shards: str, jobs: dict[str, tuple[list[str], int] | tuple[list[str], int, bool]]) -> dict[str, list[tuple[float, float]]]:
     """A curve for each (overrides, steps[, separate]), one after another in the same workers."""
     return {name: curve(shards, overrides, steps, separate=bool(separate)) for name, (overrides, steps, *separate) in jobs.items()}
+
+
+def first_gradients(shards: str, jobs: dict[str, list[str]], folder: str) -> None:
+    """The gradient of every parameter on step 1, as `folder/<name>.safetensors`: Adam's first moment after one step is (1 - beta1) x gradient."""
+    for name, overrides in jobs.items():
+        config = load_config(None, [*overrides, "train.max_steps=1", "optimizer.max_grad_norm=0"])
+        engine = build_engine(config)
+        Loop(config, engine, [local_plan(shards, config)], lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()).run()
+        state = engine.state()
+        if dist.get_rank() == 0:
+            save_file({k: v / (1 - config.optimizer.adam_beta1) for k, v in state.exp_avg.items()}, f"{folder}/{name}.safetensors")
 
 
 def unpacked(plan: EpochPlan) -> EpochPlan:

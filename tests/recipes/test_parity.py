@@ -1,9 +1,11 @@
 """The same loss curve whatever runs it: 1, 2 or 3 workers, accumulation, ZeRO 0 to 3, packed or not, resumed anywhere."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.gloo import run_workers
-from tests.recipes.curves import curve, curves
+from tests.recipes.curves import curve, curves, first_gradients
 
 STEPS, FEW = 20, 8
 METHODS = {
@@ -55,6 +57,20 @@ def test_every_stage_on_two_workers_gives_the_curve_of_one(two, reference, stage
 
 def test_zero_on_a_single_worker_gives_the_same_curve(alone, reference):
     assert_same(alone["stage1"], reference)
+
+
+def test_every_parameter_has_the_same_gradient_on_one_worker_and_on_two_under_every_stage(recipe, tmp_path):
+    """To 1e-5 of the global norm."""
+    shards, overrides = recipe
+    run_workers(first_gradients, 1, shards, {"alone": overrides}, str(tmp_path))
+    run_workers(first_gradients, 2, shards, {f"stage{s}": [*overrides, f"engine.stage={s}"] for s in range(4)}, str(tmp_path))
+    alone = load_file(tmp_path / "alone.safetensors")
+    norm = torch.cat([g.flatten() for g in alone.values()]).norm()
+    for stage in range(4):
+        got = load_file(tmp_path / f"stage{stage}.safetensors")
+        assert got.keys() == alone.keys()
+        worst = max((got[name] - alone[name]).norm() / norm for name in alone)
+        assert worst <= 1e-5, f"stage {stage}: {worst}"
 
 
 @pytest.mark.slow
