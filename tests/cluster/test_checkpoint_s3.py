@@ -4,7 +4,6 @@ import torch
 
 from smolray import checkpoint, storage
 from smolray.checkpoint import Progress
-from tests.s3 import s3_server  # noqa: F401
 from tests.unit.test_checkpoint import state_of
 
 RUN = "s3://bucket/runs/one"
@@ -14,7 +13,7 @@ def save(step, **metrics):
     return checkpoint.save(RUN, state_of(step), Progress(step=step, data="abc"), metrics, {}).uri
 
 
-def test_checkpoints_on_s3_behave_as_on_a_disk(s3_server):  # noqa: F811
+def test_checkpoints_on_s3_behave_as_on_a_disk(s3_server):
     assert checkpoint.latest(RUN) is None and checkpoint.prune(RUN, 1, True) == []
     for step, accuracy in ((1, 0.9), (2, 0.1), (3, 0.2), (4, 0.3), (5, 0.4)):
         save(step, accuracy=accuracy)

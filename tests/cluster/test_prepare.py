@@ -21,7 +21,6 @@ from smolray.config import DataConfig, RunConfig, load_config
 from smolray.data.prepare import prepare, prepare_run, shard_folder
 from smolray.data.shards import ROW_GROUP_ROWS, Manifest, ShardError, decode_rows, read_manifest
 from smolray.data.units import SourceError
-from tests.s3 import s3_server  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 1500
@@ -259,7 +258,7 @@ def start_job(folder, *arguments, **environment):
     )
 
 
-def test_the_job_prepares_from_s3_to_s3(job, questions, shards, s3_server):  # noqa: F811
+def test_the_job_prepares_from_s3_to_s3(job, questions, shards, s3_server):
     storage.write_bytes("s3://bucket/raw/train.parquet", (questions / "train.parquet").read_bytes())
     process = job("data.train=s3://bucket/raw/train.parquet", "out=s3://bucket/shards", **s3_server)
     out, err = process.communicate(timeout=300)

@@ -17,7 +17,7 @@ from smolray import checkpoint, storage
 from smolray.audit import consumed
 from smolray.events import read_events, surviving
 from smolray.status import list_runs
-from tests.s3 import KEYS, s3_server  # noqa: F401
+from tests.s3 import KEYS
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 240
@@ -49,7 +49,7 @@ def smolray(*arguments):
 
 
 @pytest.fixture(scope="module")
-def launched(s3_server, tmp_path_factory):  # noqa: F811
+def launched(s3_server, tmp_path_factory):
     """(run folder, what was printed) of a run of 6 steps. After it the source is gone, and so are the temporary files of its machine."""
     raw, name = tmp_path_factory.mktemp("raw"), f"run-{uuid.uuid4().hex[:6]}"
     export_easy_vqa(raw, limit=QUESTIONS)
