@@ -42,7 +42,8 @@ def running_s3(folder: Path):
         "-s3",
         f"-s3.config={folder / 's3.json'}",
     ]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=64", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]  # fixed ports: two servers would collide
+    command += ["-master.volumeSizeLimitMB=64", "-volume.max=64", f"-s3.port={s3}", "-s3.port.iceberg=0"]
+    command += ["-s3.port.lance=0"]  # a fixed port, on which two servers would collide
     for name, port in (("master", master), ("volume", volume), ("filer", filer)):
         command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 10000}"]
     command += [f"-s3.port.grpc={s3 + 10000}"]
