@@ -19,6 +19,8 @@ from smolray.events import read_events, surviving
 from smolray.status import list_runs
 from tests.s3 import KEYS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 240
 SETTINGS = [
