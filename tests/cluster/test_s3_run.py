@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 240
 SETTINGS = [
-    "model.path=tiny", "model.dtype=float32", "data.max_length=1024", "data.shards=s3://bucket/shards", "train.per_device_train_batch_size=8",
+    "model.path=tiny", "model.dtype=float32", "data.max_length=1024", "data.shards=s3://bucket/run-shards", "train.per_device_train_batch_size=8",
     "train.global_batch=2", "train.num_train_epochs=2", "train.audit=true", "optimizer.learning_rate=1e-3", "checkpoint.save_steps=5",
     "evaluate.eval_epochs=0", "evaluate.max_samples=16", "evaluate.max_new_tokens=3", "resources.num_workers=2",
     "resources.cpus_per_worker=0.5", "resources.use_gpu=no",
@@ -74,7 +74,7 @@ def test_a_run_on_s3_leaves_there_all_that_a_run_leaves(launched):
     assert "finished at step 6" in printed
     model = [info.path for info in storage.list_files("s3://bucket/runs/models", recursive=True)]
     assert any(path.endswith("model.safetensors") for path in model), "the offline model is kept in the storage of the run"
-    assert storage.exists("s3://bucket/shards/train/manifest.json")
+    assert storage.exists("s3://bucket/run-shards/train/manifest.json")
 
 
 def test_credentials_stand_nowhere_in_what_a_run_on_s3_writes(launched):
