@@ -13,14 +13,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from smolray import storage
-from smolray.config_errors import explain, is_text
+from smolray.config_errors import ConfigError, explain, is_text
+from smolray.config_rules import faults
 
 Group = Literal["vision", "connector", "text"]
 DType = Literal["float32", "bfloat16", "float16"]
-
-
-class ConfigError(ValueError):
-    """The run as written cannot work. One line per fault: key, value, what is allowed, the nearest valid choice."""
 
 
 class Section(BaseModel):
@@ -31,7 +28,7 @@ class Section(BaseModel):
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Python takes true for 1, YAML takes yes for true: neither is what was meant."""
         annotation = cls.model_fields[info.field_name or ""].annotation
-        if not isinstance(value, bool) or annotation is bool:
+        if not isinstance(value, bool) or annotation is bool or bool in getattr(annotation, "__args__", ()):
             return value
         if {"yes", "no"} <= set(getattr(annotation, "__args__", ())):
             return "yes" if value else "no"
@@ -45,7 +42,12 @@ class ModelConfig(Section):
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     dtype: DType = Field(default="bfloat16", description="compute type; optimizer states and master weights stay fp32")
     attn_implementation: Literal["sdpa"] = "sdpa"  # eager attention adds a boolean mask instead of applying it
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
+        default=False, description="true: every layer; a number: so many layers of the vision tower and of the text model each"
+    )
+    vision_features: Literal["compute", "precompute"] = Field(
+        default="compute", description="precompute: the output of a frozen vision tower is written beside the shards once and read in place of images"
+    )
     load_in_4bit: bool = Field(default=False, description="nf4 with double quantisation (bitsandbytes)")
     load_in_8bit: bool = Field(default=False, description="int8 (bitsandbytes)")
     train: tuple[Group, ...] = Field(
@@ -57,6 +59,9 @@ class LoraConfig(Section):
     """Names as in peft.LoraConfig; `groups` limits `target_modules` to the part of the model that is meant."""
 
     r: int = Field(default=8, ge=1)
+    ranks: dict[Group, Annotated[int, Field(ge=1)]] = Field(default_factory=dict, description="rank of a group, where it is not `r`")
+    use_dora: bool = False
+    use_rslora: bool = False
     lora_alpha: float = Field(default=8, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     groups: tuple[Group, ...] = Field(default=("text",), min_length=1)
@@ -100,7 +105,9 @@ class DataConfig(Section):
     shard_bytes: int = Field(default=64 * 2**20, ge=2**16)
     max_length: int = Field(default=2048, ge=8, description="longest packed sequence in tokens")
     overlong: Literal["drop", "truncate_text", "error"] = "drop"
-    packing: Literal["none", "image"] = Field(default="image", description="image: all questions about one image share its tokens, exactly")
+    packing: Literal["none", "image", "full"] = Field(
+        default="full", description="image: all questions about one image share its tokens, exactly; full: and sequences lie end to end, without padding"
+    )
     max_questions_per_image: int = Field(default=16, ge=1)
     num_cpus_per_task: float = Field(default=0.25, gt=0)
     prefetch_batches: int = Field(default=4, ge=0)
@@ -113,14 +120,21 @@ class ImageConfig(Section):
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(default="adamw", description="*_8bit: bitsandbytes")
     learning_rate: float = Field(default=1e-4, ge=0)
+    learning_rates: dict[Group, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="learning rate of a group, where it is not `learning_rate`"
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_min_lr",
+        "warmup_stable_decay",
+    ] = "cosine"  # fmt: skip
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict, description="as transformers.get_scheduler takes them")
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     warmup_steps: int = Field(default=0, ge=0, description="above 0: takes the place of warmup_ratio")
 
@@ -138,9 +152,24 @@ class TrainConfig(Section):
     audit: bool = Field(default=False, description="write the ids of the consumed samples per step")
 
 
+class DPOConfig(Section):
+    """Names and defaults as in trl.DPOConfig; `reference` says where the reference model's log-probabilities come from."""
+
+    beta: float = Field(default=0.1, gt=0)
+    loss_type: tuple[Literal["sigmoid", "ipo", "hinge", "robust", "sft"], ...] = Field(default=("sigmoid",), min_length=1)
+    loss_weights: tuple[float, ...] | None = Field(default=None, description="one for each loss_type; default: 1 each")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="robust: probability that a pair is the wrong way round")
+    reference: Literal["auto", "adapter", "copy", "precompute"] = Field(
+        default="auto", description="adapter: LoRA switched off; copy: a frozen copy; precompute: once, beside the shards; auto: adapter, else copy"
+    )
+
+
 class EngineConfig(Section):
-    name: Literal["zero"] = "zero"
-    stage: Literal[0, 1, 2, 3] = 2
+    name: Literal["zero", "pipeline", "trl"] = "zero"
+    stage: Literal[0, 1, 2, 3] = Field(default=2, description="of ZeRO")
+    pipeline_stages: int | None = Field(default=None, ge=1, description="pipeline: stages; default: one for each worker")
+    cut: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="pipeline: units in each stage; default: even by cost")
+    schedule: Literal["interleaved_1f1b", "gpipe"] = "interleaved_1f1b"
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_param: Literal["none", "cpu"] = "none"
 
@@ -189,13 +218,14 @@ class RunConfig(Section):
     name: str = Field(default="run", pattern=r"^[a-z0-9]([a-z0-9._-]{0,60}[a-z0-9])?$")
     storage: str = Field(default="runs", description="folder or URI under which runs live")
     seed: int = Field(default=0, ge=0)
-    method: Literal["sft"] = "sft"
+    method: Literal["sft", "dpo"] = "sft"
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    dpo: DPOConfig = DPOConfig()
     engine: Annotated[EngineConfig, BeforeValidator(_engine_shorthand)] = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvalConfig = EvalConfig()
@@ -245,48 +275,8 @@ def to_yaml(config: RunConfig) -> str:
 
 def check_run(config: RunConfig) -> None:
     """Refuse combinations that cannot work, all of them in one ConfigError."""
-    model, engine, resources, faults = config.model, config.engine, config.resources, []
-    quantised = model.load_in_4bit or model.load_in_8bit
-    if model.load_in_4bit and model.load_in_8bit:
-        faults.append("model.load_in_4bit and model.load_in_8bit are both true: choose one")
-    if quantised and config.lora is None:
-        faults.append("model.load_in_*bit = true with lora = null: quantised weights are not trained; set lora (nearest: lora={r: 8})")
-    if quantised and config.lora is not None and model.train:
-        faults.append(f"model.train = {list(model.train)} with quantised weights: they stay frozen; nearest: model.train=[]")
-    if quantised and engine.stage == 3:
-        faults.append("engine.stage = 3 with quantised weights: ZeRO-3 cannot shard them; allowed: 0, 1, 2; nearest: engine.stage=2")
-    if engine.stage == 0 and model.dtype != "float32":
-        faults.append(f"engine.stage = 0 with model.dtype = {model.dtype}: stage 0 keeps no fp32 masters; nearest: engine.stage=1")
-    if engine.stage < 1 and engine.offload_optimizer == "cpu":
-        faults.append("engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1")
-    if engine.stage < 3 and engine.offload_param == "cpu":
-        faults.append(f"engine.offload_param = cpu needs engine.stage = 3, found {engine.stage}")
-    if model.dtype == "float16" and resources.use_gpu == "no":
-        faults.append("model.dtype = float16 with resources.use_gpu = no: there is no fp16 training on CPU; "
-                      "allowed: float32, bfloat16; nearest: bfloat16")  # fmt: skip
-    if not model.train and config.lora is None:
-        faults.append("model.train = [] with lora = null: nothing would be trained; name a group of vision, connector, text, or set lora")
-    low, high = resources.workers
-    if resources.gpus_per_worker < 1 < high:
-        faults.append(f"resources.gpus_per_worker = {resources.gpus_per_worker:g} with {high} workers: NCCL refuses two workers on one card; "
-                      "nearest: resources.gpus_per_worker=1")  # fmt: skip
-    if not 1 <= low <= high:
-        faults.append(f"resources.num_workers = [{low}, {high}]: expected 1 <= min <= max")
-    if low != high and config.train.global_batch is None:
-        faults.append("resources.num_workers is elastic and train.global_batch is not set: say how many micro-batches a step has "
-                      f"(nearest: train.global_batch={high * config.train.gradient_accumulation_steps})")  # fmt: skip
-    fixed = high * config.train.gradient_accumulation_steps
-    if config.train.global_batch is not None and config.train.gradient_accumulation_steps > 1 and config.train.global_batch != fixed:
-        faults.append(f"train.global_batch = {config.train.global_batch} is not workers x gradient_accumulation_steps = {fixed}: "
-                      "set only one of the two")  # fmt: skip
-    if config.global_batch < high:
-        faults.append(f"train.global_batch = {config.global_batch} is below the {high} workers of resources.num_workers: "
-                      f"some would never have a micro-batch; nearest: train.global_batch={high}")  # fmt: skip
-    if config.train.micro_batch_tokens is not None and config.train.micro_batch_tokens < config.data.max_length:
-        faults.append(f"train.micro_batch_tokens = {config.train.micro_batch_tokens} is below data.max_length = {config.data.max_length}: "
-                      "one sequence must fit; nearest: equal")  # fmt: skip
-    if faults:
-        raise ConfigError("\n".join(faults))
+    if found := faults(config):
+        raise ConfigError("\n".join(found))
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -13,6 +13,10 @@ from pydantic import BaseModel, ValidationError
 Model = type[BaseModel]
 
 
+class ConfigError(ValueError):
+    """The run as written cannot work. One line per fault: key, value, what is allowed, the nearest valid choice."""
+
+
 def explain(root: Model, error: ValidationError) -> str:
     """One line for each key at fault, however many faults pydantic finds in it."""
     faults: dict[str, list[Any]] = {}

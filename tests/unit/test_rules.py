@@ -29,8 +29,8 @@ ENVIRONMENT_READERS = {"storage", "launch", "tune", "doctor", "cli", "engine.zer
 # A module imports its own layer or lower ones; the longest matching name decides.
 LAYERS = {
     "": 0,  # smolray/__init__.py: the version
-    "config": 0, "config_errors": 0, "storage": 0, "events": 0, "progress": 0,
-    "data": 1, "data.sample": 0, "model": 1, "objectives": 1, "optim": 1, "planner": 1,
+    "config": 0, "config_errors": 0, "config_rules": 0, "storage": 0, "events": 0, "progress": 0,
+    "data": 1, "data.sample": 0, "model": 1, "forward": 1, "objectives": 1, "optim": 1, "planner": 1,
     "data.stream": 2, "data.prepare": 2, "data.sidecar": 2, "data.preview": 2,
     "engine": 2, "checkpoint": 2, "evaluate": 2, "status": 2,
     "train": 3, "audit": 3, "worker": 3, "export": 3,

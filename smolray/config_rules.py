@@ -1,0 +1,101 @@
+"""Combinations of settings that cannot work, each said in one line before anything starts: key, value, why, the nearest that works.
+
+In: a RunConfig whose single values are valid. Out: the lines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smolray.config import RunConfig
+
+
+def faults(config: RunConfig) -> list[str]:
+    """One line for each combination that cannot work; empty: the run may start."""
+    return [*_model(config), *_method(config), *_engine(config), *_resources(config)]
+
+
+def _model(config: RunConfig) -> list[str]:
+    model, optimizer, found = config.model, config.optimizer, []
+    quantised = model.load_in_4bit or model.load_in_8bit
+    if model.load_in_4bit and model.load_in_8bit:
+        found.append("model.load_in_4bit and model.load_in_8bit are both true: choose one")
+    if quantised and config.lora is None:
+        found.append("model.load_in_*bit = true with lora = null: quantised weights are not trained; set lora (nearest: lora={r: 8})")
+    if quantised and config.lora is not None and model.train:
+        found.append(f"model.train = {list(model.train)} with quantised weights: they stay frozen; nearest: model.train=[]")
+    if not model.train and config.lora is None:
+        found.append("model.train = [] with lora = null: nothing would be trained; name a group of vision, connector, text, or set lora")
+    if config.lora is not None and (stray := set(config.lora.ranks) - set(config.lora.groups)):
+        found.append(f"lora.ranks names {sorted(stray)}, lora.groups = {list(config.lora.groups)} has no adapters there; name the groups in both")
+    trained = {*model.train, *(config.lora.groups if config.lora else ())}
+    if stray := set(optimizer.learning_rates) - trained:
+        found.append(f"optimizer.learning_rates names {sorted(stray)}, which are frozen; trained are {sorted(trained)}: see model.train and lora.groups")
+    if model.vision_features == "precompute" and "vision" in trained:
+        found.append("model.vision_features = precompute with a trained vision tower: its features change every step; "
+                     f"nearest: model.train=[{','.join(g for g in model.train if g != 'vision')}]")  # fmt: skip
+    return found
+
+
+def _method(config: RunConfig) -> list[str]:
+    dpo, found = config.dpo, []
+    if config.method != "dpo":
+        return []
+    if dpo.loss_weights is not None and len(dpo.loss_weights) != len(dpo.loss_type):
+        found.append(f"dpo.loss_weights has {len(dpo.loss_weights)} weights, dpo.loss_type {len(dpo.loss_type)} losses: expected one for each")
+    if config.data.overlong == "truncate_text":
+        found.append("data.overlong = truncate_text with method = dpo: a pair cut short compares other texts; allowed: drop, error; nearest: drop")
+    if dpo.reference == "adapter" and (config.lora is None or config.model.train):
+        found.append("dpo.reference = adapter needs lora and model.train = []: without the adapters the model must be the one training began with; "
+                     "nearest: dpo.reference=copy")  # fmt: skip
+    if dpo.reference == "copy" and config.engine.name == "zero" and config.engine.stage == 3:
+        found.append("dpo.reference = copy with engine.stage = 3: the copy would not be sharded; nearest: dpo.reference=precompute")
+    return found
+
+
+def _engine(config: RunConfig) -> list[str]:
+    model, engine, found = config.model, config.engine, []
+    quantised = model.load_in_4bit or model.load_in_8bit
+    if engine.name == "zero":
+        if quantised and engine.stage == 3:
+            found.append("engine.stage = 3 with quantised weights: ZeRO-3 cannot shard them; allowed: 0, 1, 2; nearest: engine.stage=2")
+        if engine.stage == 0 and model.dtype != "float32" and (config.lora is None or model.train):
+            found.append(f"engine.stage = 0 with model.dtype = {model.dtype}: stage 0 keeps no fp32 masters; nearest: engine.stage=1")
+        if engine.stage > 0 and config.optimizer.name != "adamw":
+            found.append(f"optimizer.name = {config.optimizer.name} with engine.stage = {engine.stage}: ZeRO flattens and cuts the parameters, "
+                         "so 8-bit states could not be saved by name; nearest: engine.stage=0 (with lora, or model.dtype=float32) or optimizer.name=adamw")  # fmt: skip
+        if engine.stage < 1 and engine.offload_optimizer == "cpu":
+            found.append("engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1")
+        if engine.stage < 3 and engine.offload_param == "cpu":
+            found.append(f"engine.offload_param = cpu needs engine.stage = 3, found {engine.stage}")
+    if engine.name == "pipeline" and model.dtype == "float16":
+        found.append("model.dtype = float16 with engine = pipeline: one loss scale for all stages does not exist; nearest: model.dtype=bfloat16")
+    if model.dtype == "float16" and config.resources.use_gpu == "no":
+        found.append("model.dtype = float16 with resources.use_gpu = no: there is no fp16 training on CPU; "
+                     "allowed: float32, bfloat16; nearest: bfloat16")  # fmt: skip
+    return found
+
+
+def _resources(config: RunConfig) -> list[str]:
+    resources, found = config.resources, []
+    low, high = resources.workers
+    if resources.gpus_per_worker < 1 < high:
+        found.append(f"resources.gpus_per_worker = {resources.gpus_per_worker:g} with {high} workers: NCCL refuses two workers on one card; "
+                     "nearest: resources.gpus_per_worker=1")  # fmt: skip
+    if not 1 <= low <= high:
+        found.append(f"resources.num_workers = [{low}, {high}]: expected 1 <= min <= max")
+    if low != high and config.train.global_batch is None:
+        found.append("resources.num_workers is elastic and train.global_batch is not set: say how many micro-batches a step has "
+                     f"(nearest: train.global_batch={high * config.train.gradient_accumulation_steps})")  # fmt: skip
+    fixed = high * config.train.gradient_accumulation_steps
+    if config.train.global_batch is not None and config.train.gradient_accumulation_steps > 1 and config.train.global_batch != fixed:
+        found.append(f"train.global_batch = {config.train.global_batch} is not workers x gradient_accumulation_steps = {fixed}: "
+                     "set only one of the two")  # fmt: skip
+    if config.global_batch < high and config.engine.name != "pipeline":
+        found.append(f"train.global_batch = {config.global_batch} is below the {high} workers of resources.num_workers: "
+                     f"some would never have a micro-batch; nearest: train.global_batch={high}")  # fmt: skip
+    if config.train.micro_batch_tokens is not None and config.train.micro_batch_tokens < config.data.max_length:
+        found.append(f"train.micro_batch_tokens = {config.train.micro_batch_tokens} is below data.max_length = {config.data.max_length}: "
+                     "one sequence must fit; nearest: equal")  # fmt: skip
+    return found
