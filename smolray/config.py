@@ -180,9 +180,13 @@ class CheckpointConfig(Section):
     keep_best: bool = Field(default=True, description="keep the checkpoint of the best evaluation as well")
 
 
+Metric = Literal["exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "bleu", "rouge_l", "cider"]
+
+
 class EvalConfig(Section):
     eval_epochs: int = Field(default=1, ge=0, description="evaluate after every so many epochs; 0: at the end only")
     max_samples: int | None = Field(default=None, ge=1)
+    metrics: tuple[Metric, ...] = Field(default=("exact_match",), description="figures to compute, each with its interval")
     max_new_tokens: int = Field(default=16, ge=1)
     batch_size: int = Field(default=64, ge=1, description="questions decoded together")
     samples_in_report: int = Field(default=24, ge=0)
