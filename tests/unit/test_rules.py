@@ -34,7 +34,7 @@ LAYERS = {
     "data.stream": 2, "data.prepare": 2, "data.sidecar": 2, "data.preview": 2,
     "engine": 2, "checkpoint": 2, "evaluate": 2, "status": 2,
     "train": 3, "audit": 3, "worker": 3, "export": 3,
-    "launch": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4,
+    "launch": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4, "k8s": 4,
     "cli": 5, "jobs": 5,
 }  # fmt: skip
 

@@ -1,0 +1,177 @@
+"""A run as Kubernetes manifests: in go a RunConfig and the objects of an overlay of k8s/, out come a RayJob with a cluster of its own and what it needs.
+
+The overlay says what a cluster looks like; the run says how much of it there is. Applied again under its name, a run resumes.
+"""
+
+import copy
+import hashlib
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from smolray import storage
+from smolray.config import RunConfig, to_yaml
+
+Manifest = dict[str, Any]
+RAYJOB_NAME, CRONJOB_NAME = 47, 36  # what KubeRay 1.7 allows: longer ones would not fit into the names it makes of them
+CONFIG_FOLDER = "/etc/smolray"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+
+class K8sError(ValueError):
+    """The run does not fit the overlay, or the overlay cannot be read; the message says what was found and what would do."""
+
+
+def overlay_objects(folder: str) -> list[Manifest]:
+    """The objects of a kustomize overlay. Raises K8sError where neither kustomize nor kubectl is there, or it refuses the folder."""
+    if not (Path(folder) / "kustomization.yaml").is_file():
+        near = sorted(p.parent.name for p in Path(folder).parent.glob("*/kustomization.yaml"))
+        raise K8sError(f"{folder} has no kustomization.yaml; there: {', '.join(near) or 'none'}. Give a folder such as k8s/overlays/home")
+    tool = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
+    if shutil.which(tool[0]) is None:
+        raise K8sError("neither kustomize nor kubectl is on the PATH: install one of them")
+    done = subprocess.run([*tool, folder], capture_output=True, text=True)
+    if done.returncode:
+        raise K8sError(f"{' '.join(tool)} {folder} failed: {done.stderr.strip()}")
+    return [m for m in yaml.safe_load_all(done.stdout) if m]
+
+
+def render(
+    config: RunConfig,
+    objects: Iterable[Manifest],
+    kind: Literal["train", "tune"] = "train",
+    image: str | None = None,
+    schedule: str | None = None,
+) -> list[Manifest]:
+    """The run's RayJob (with `schedule`, in cron's format, a RayCronJob) and ConfigMap, and of the overlay all that is not a cluster or a template.
+
+    Raises K8sError where the overlay has no room for the run's workers, or its pods do not see the run's storage.
+    """
+    objects = [copy.deepcopy(o) for o in objects]
+    wanted = ("RayCronJob", "nightly") if schedule else ("RayJob", kind)
+    template = next((o for o in objects if (o["kind"], o["metadata"]["name"]) == wanted), None)
+    pool = next((o for o in objects if o["kind"] == "RayCluster"), None)
+    if template is None or pool is None:
+        raise K8sError(f"the overlay has no {' '.join(wanted)} or no RayCluster: expected one made of k8s/base and k8s/jobs")
+    spec = template["spec"]["jobTemplate"] if schedule else template["spec"]
+    name = object_name(config.name, CRONJOB_NAME if schedule else RAYJOB_NAME)
+    labels = {"app.kubernetes.io/part-of": "smolray", "smolray.io/run": config.name}
+    if queue := pool["metadata"].get("labels", {}).get(QUEUE_LABEL):
+        labels[QUEUE_LABEL] = queue
+    template["metadata"] = {"name": name, "namespace": pool["metadata"].get("namespace", "default"), "labels": labels}
+    template["spec"].pop("suspend", None)
+    if schedule:
+        template["spec"]["schedule"] = schedule
+        spec["entrypoint"] += f" name={config.name}-$(date -u +%Y%m%d)"  # one run a day, not one that resumes and has ended
+    cluster = spec["rayClusterSpec"]
+    _check_paths(config, cluster)
+    _fit_workers(config, cluster)
+    _mount_config(cluster, f"{name}-config")
+    settings = {
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": f"{name}-config", "namespace": template["metadata"]["namespace"], "labels": labels},
+        "data": {"run.yaml": to_yaml(config)},
+    }  # fmt: skip
+    if image:
+        for container in _containers(spec):
+            container["image"] = image
+    return [*(o for o in objects if o["kind"] not in ("RayCluster", "RayJob", "RayCronJob")), settings, template]
+
+
+def to_manifests(objects: Iterable[Manifest]) -> str:
+    """The objects as one YAML stream for `kubectl apply -f -`."""
+    return yaml.safe_dump_all(objects, sort_keys=False)
+
+
+def object_name(name: str, limit: int) -> str:
+    """A run's name as a DNS label of at most `limit` characters; what had to be changed carries a hash, so that no two runs meet."""
+    label = re.sub(r"[^a-z0-9-]", "-", name)
+    if label == name and label[0].isalpha() and len(label) <= limit:
+        return label
+    digest = hashlib.blake2b(name.encode(), digest_size=3).hexdigest()
+    return f"{('' if label[0].isalpha() else 'run-') + label}"[: limit - 7].rstrip("-") + f"-{digest}"
+
+
+def _containers(spec: Manifest) -> Iterable[Manifest]:
+    cluster = spec["rayClusterSpec"]
+    for template in (spec["submitterPodTemplate"], *(g["template"] for g in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]))):
+        yield from template["spec"]["containers"]
+
+
+def _mount_config(cluster: Manifest, name: str) -> None:
+    """The driver runs on the head and reads the run's settings there."""
+    pod = cluster["headGroupSpec"]["template"]["spec"]
+    pod["volumes"].append({"name": "run", "configMap": {"name": name}})
+    pod["containers"][0]["volumeMounts"].append({"name": "run", "mountPath": CONFIG_FOLDER, "readOnly": True})
+
+
+def _check_paths(config: RunConfig, cluster: Manifest) -> None:
+    """Raise K8sError for paths that the pods do not share: their own folders end with them."""
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    claims = [_claimed(group["template"]["spec"]) for group in groups]
+    shared = set.intersection(*claims)
+    paths = {
+        "storage": config.storage,
+        "data.shards": config.data.shards,
+        "data.train": config.data.train,
+        "data.validation": config.data.validation,
+    }
+    if not config.data.train:
+        raise K8sError("data.train is not set: expected a URI or a path with training data")
+    hub = config.data.format == "hub"
+    lost = [
+        f"{key} = {value!r}"
+        for key, value in paths.items()
+        if value and storage.is_local(value) and not (hub and key in ("data.train", "data.validation"))
+        and not any(value == mount or value.startswith(f"{mount}/") for mount in shared)
+    ]  # fmt: skip
+    if lost:
+        there = f"or a path under {', '.join(sorted(shared))}" if shared else "(the overlay has no volume; k8s/pvc adds one)"
+        raise K8sError(f"{', '.join(lost)}: not seen by all pods; expected s3://… {there}")
+
+
+def _claimed(pod: Manifest) -> set[str]:
+    """Mount paths of the pod that lie on a persistent volume."""
+    volumes = {v["name"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+    return {m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if m["name"] in volumes}
+
+
+def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
+    """As many pods of each group as the run's workers need; where an autoscaler decides, only see that they could be had."""
+    low, high = config.resources.workers
+    groups, left, room, seen = cluster["workerGroupSpecs"], high, 0, []
+    known = {key for group in groups for key in group.get("labels", {})}
+    chosen = {k: v for k, v in config.resources.label_selector.items() if k in known}
+    for group in groups:
+        fits = all(group.get("labels", {}).get(key) == value for key, value in chosen.items())
+        each, most = (_workers_per_pod(config, group) if fits else 0), group["maxReplicas"]
+        room += each * most
+        seen.append(f"{group['groupName']}: {most} pods x {each}")
+        pods = min(most, math.ceil(left / each)) if each else 0
+        left = max(0, left - pods * each)
+        if not cluster.get("enableInTreeAutoscaling"):
+            group["replicas"], group["minReplicas"] = pods, min(group["minReplicas"], pods)
+    if room < low:
+        nearest = f"nearest: resources.num_workers={room}" if room else "none fits; see resources.* and the pods' limits"
+        raise K8sError(f"asked for {low} workers, the overlay has room for {room} ({'; '.join(seen)}); {nearest}")
+
+
+def _workers_per_pod(config: RunConfig, group: Manifest) -> int:
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    resources, gpus = config.resources, float(limits.get("nvidia.com/gpu", 0))
+    each = resources.cpus_per_worker + config.data.num_cpus_per_task  # a worker's own, and its data tasks'
+    by_cpu = int((math.ceil(_cpus(limits["cpu"])) + 1e-9) // each)  # KubeRay tells Ray of whole CPUs
+    if resources.use_gpu == "no" or (resources.use_gpu == "auto" and not gpus):
+        return by_cpu
+    return min(by_cpu, int(gpus // resources.gpus_per_worker))
+
+
+def _cpus(quantity: str | int) -> float:
+    text = str(quantity)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)

