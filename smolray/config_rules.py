@@ -3,20 +3,17 @@
 In: a RunConfig whose single values are valid. Out: the lines.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from smolray.config import RunConfig
+Run = Any  # config.RunConfig, which asks this module
 
 
-def faults(config: RunConfig) -> list[str]:
+def faults(config: Run) -> list[str]:
     """One line for each combination that cannot work; empty: the run may start."""
     return [*_model(config), *_method(config), *_engine(config), *_resources(config)]
 
 
-def _model(config: RunConfig) -> list[str]:
+def _model(config: Run) -> list[str]:
     model, optimizer, found = config.model, config.optimizer, []
     quantised = model.load_in_4bit or model.load_in_8bit
     if model.load_in_4bit and model.load_in_8bit:
@@ -38,7 +35,7 @@ def _model(config: RunConfig) -> list[str]:
     return found
 
 
-def _method(config: RunConfig) -> list[str]:
+def _method(config: Run) -> list[str]:
     dpo, found = config.dpo, []
     if config.method != "dpo":
         return []
@@ -54,7 +51,7 @@ def _method(config: RunConfig) -> list[str]:
     return found
 
 
-def _engine(config: RunConfig) -> list[str]:
+def _engine(config: Run) -> list[str]:
     model, engine, found = config.model, config.engine, []
     quantised = model.load_in_4bit or model.load_in_8bit
     if engine.name == "zero":
@@ -63,8 +60,8 @@ def _engine(config: RunConfig) -> list[str]:
         if engine.stage == 0 and model.dtype != "float32" and (config.lora is None or model.train):
             found.append(f"engine.stage = 0 with model.dtype = {model.dtype}: stage 0 keeps no fp32 masters; nearest: engine.stage=1")
         if engine.stage > 0 and config.optimizer.name != "adamw":
-            found.append(f"optimizer.name = {config.optimizer.name} with engine.stage = {engine.stage}: ZeRO flattens and cuts the parameters, "
-                         "so 8-bit states could not be saved by name; nearest: engine.stage=0 (with lora, or model.dtype=float32) or optimizer.name=adamw")  # fmt: skip
+            found.append(f"optimizer.name = {config.optimizer.name} with engine.stage = {engine.stage}: ZeRO flattens and cuts the parameters, so "
+                         "8-bit states could not be saved by name; nearest: optimizer.name=adamw, or engine.stage=0 (fp32, or lora)")  # fmt: skip
         if engine.stage < 1 and engine.offload_optimizer == "cpu":
             found.append("engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1")
         if engine.stage < 3 and engine.offload_param == "cpu":
@@ -77,7 +74,7 @@ def _engine(config: RunConfig) -> list[str]:
     return found
 
 
-def _resources(config: RunConfig) -> list[str]:
+def _resources(config: Run) -> list[str]:
     resources, found = config.resources, []
     low, high = resources.workers
     if resources.gpus_per_worker < 1 < high:

@@ -23,9 +23,9 @@ from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.tiles import image_size
 from smolray.engine.base import canonical_name, load_weights
+from smolray.forward import hidden_states
 from smolray.model.adapters import base_model, prepare_for_training, trainable
 from smolray.model.load import DTYPES, load_model, load_processor
-from smolray.objectives import hidden_states
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
 CARD_MARK = "trained with smolray"
@@ -122,16 +122,16 @@ def compare(trained: nn.Module, folder: str, config: RunConfig) -> float:
 
 
 def few_samples(config: RunConfig) -> Batch:
-    """The first rows of the prepared training data as one batch."""
+    """The first rows of the prepared training data as one batch, in rows of their own: stock attention knows no sequences laid end to end."""
     folder = config.data.train
-    encoder = cached_encoder(config.model, config.data, config.image)
+    encoder = cached_encoder(config.model, config.data.model_copy(update={"packing": "image"}), config.image)
     reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
     groups: list[Group] = []
     for shard in range(len(reader.files)):
         for row_group in range(reader.row_groups(shard)):
             for row in reader.row_group(shard, row_group):
                 grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
-                fitting = [i for i, c in enumerate(row.conversations) if encoder.encode(c, grids) is not None]
+                fitting = [i for i, c in enumerate(row.conversations) if encoder.branches(c, grids) is not None]
                 if fitting:
                     groups.append(Group(row, tuple(fitting[:COMPARED_QUESTIONS])))
                 if len(groups) == COMPARED_ROWS:

@@ -1,98 +1,109 @@
-"""What is minimised: (model, Batch) -> (loss_sum, metrics). Pure; the division by the step's tokens is the loop's.
+"""What is minimised: (head, last hidden states, Batch, Totals) -> this micro-batch's share of the step's loss and metrics. Pure.
 
-The language-model head is applied only at positions that predict a trained token (TRL's completion-only loss, summed).
+Every share is already divided by the total of the whole step over all workers, so shares simply add up. The language-model head is applied
+only at positions that predict a trained token. DPO's losses and metrics are those of trl.DPOTrainer (1.16).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from smolray.config import DPOConfig, RunConfig
 from smolray.data.collate import Batch
-from smolray.model.adapters import base_model
 
-Metrics = Mapping[str, torch.Tensor]
-Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, Metrics]]
+Head = Callable[[torch.Tensor], torch.Tensor]  # (N, hidden) -> logits (N, vocabulary)
+Shares = dict[str, torch.Tensor]
 
 
-def sft(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-    """Sum of the cross entropies of the trained tokens: () float32."""
-    hidden = hidden_states(model, batch).flatten(0, 1)[batch.target_positions]
-    logits = base_model(model).lm_head(hidden).float()
-    loss_sum = F.cross_entropy(logits, batch.target_ids, reduction="sum")
+@dataclass(frozen=True)
+class Totals:
+    """What an optimizer step holds over all workers: the divisors of its means."""
+
+    samples: int  # conversations, or pairs
+    label_tokens: int  # trained tokens
+    chosen_tokens: int = 0  # of the preferred answers
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`metrics`: the names that `loss` gives a share of, the same for every batch. `pairs`: it compares chosen with rejected answers."""
+
+    metrics: tuple[str, ...]
+    loss: Callable[[Head, torch.Tensor, Batch, Totals], tuple[torch.Tensor, Shares]]
+    pairs: bool = False
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """The objective of a run's method."""
+    if config.method == "sft":
+        return Objective(("token_accuracy",), sft)
+    settings = config.dpo
+    return Objective(DPO_METRICS, lambda head, hidden, batch, totals: dpo(head, hidden, batch, totals, settings), pairs=True)
+
+
+def sft(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tuple[torch.Tensor, Shares]:
+    """Cross entropy of the trained tokens (TRL's completion-only loss). `hidden`: (B, L, hidden)."""
+    logits = target_logits(head, hidden, batch)
+    loss = F.cross_entropy(logits, batch.target_ids, reduction="sum") / totals.label_tokens
     with torch.no_grad():
         correct = (logits.argmax(-1) == batch.target_ids).sum()
-    return loss_sum, {"correct_tokens": correct}
+    return loss, {"token_accuracy": correct / totals.label_tokens}
 
 
-OBJECTIVES: dict[str, Objective] = {"sft": sft}
+def target_logits(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Logits at the positions that predict a trained token: (N, vocabulary) float32."""
+    return head(hidden.flatten(0, 1)[batch.target_positions]).float()
 
 
-def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Last hidden states of the text model: (B, L, hidden)."""
-    return base_model(model).model.text_model(
-        inputs_embeds=embed(model, batch), position_ids=batch.position_ids, attention_mask=attention_mask(batch), use_cache=False
-    ).last_hidden_state
+def token_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Log-probability of each trained token: (N,) float32."""
+    return -F.cross_entropy(target_logits(head, hidden, batch), batch.target_ids, reduction="none")
 
 
-def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Token embeddings with the image features in the places of the image tokens: (B, L, hidden).
+def completion_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Log-probability of each completion, summed over its trained tokens: (C,) float32."""
+    return sum_by_completion(token_logps(head, hidden, batch), batch)
 
-    Every worker must run the same modules in the same order, or ZeRO's collectives meet the wrong partner and hang: a batch of pure text
-    adds 0 x a dummy tile where the vision tower is trained or sharded, and the tiles always come before the tokens.
+
+def sum_by_completion(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(N,) -> (C,): sums over the trained tokens of each completion."""
+    return torch.zeros(len(batch.ends), dtype=values.dtype, device=values.device).index_add(0, batch.target_completion, values)
+
+
+DPO_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+
+
+def dpo(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals, settings: DPOConfig) -> tuple[torch.Tensor, Shares]:
+    """The loss types of `settings`, weighted. Completions alternate: chosen, rejected; `batch.reference_logps` (C,) are the reference model's.
+
+    Sources: DPO arXiv:2305.18290; IPO 2310.12036 (per token, as TRL has it); hinge 2305.10425; robust 2403.00409.
     """
-    inner = base_model(model).model
-    features = image_features(model, batch)
-    nothing = 0.0 * _dummy_features(model, batch).sum() if features is None and _needs_vision(model) else None
-    embeds = inner.get_input_embeddings()(batch.input_ids)
-    if features is not None:
-        return embeds.masked_scatter((batch.input_ids == inner.image_token_id)[..., None], features.to(embeds.dtype))
-    return embeds if nothing is None else embeds + nothing.to(embeds.dtype)
-
-
-def image_features(model: nn.Module, batch: Batch) -> torch.Tensor | None:
-    """Features that fill the image tokens of the batch in order, each distinct tile computed once: (image tokens, hidden), None without images."""
-    if not len(batch.pixel_values):
-        return None
-    features = tile_features(model, batch.pixel_values)
-    if len(batch.tile_order) != len(features) or not torch.equal(batch.tile_order, torch.arange(len(features), device=features.device)):
-        features = features[batch.tile_order]
-    return features.flatten(0, 1)
-
-
-def tile_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
-    """Tiles (T, 3, side, side) uint8 -> connector output (T, tokens of a tile, hidden); SmolVLM's mean and deviation are 0.5."""
-    inner = base_model(model).model
-    trains_vision = any(p.requires_grad for p in inner.vision_model.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and trains_vision):
-        pixels = (tiles.float() / 255 - 0.5) / 0.5
-        states = inner.vision_model(pixel_values=pixels.to(inner.vision_model.embeddings.patch_embedding.weight.dtype)).last_hidden_state
-    return inner.connector(states)
-
-
-def attention_mask(batch: Batch) -> torch.Tensor | None:
-    """(B, 1, L, L) bool, True = may look; None (plain causal, padding on the right is never looked at) where nothing is packed."""
-    branch = batch.branch
-    if int(branch.max()) <= 0:
-        return None
-    return branch_mask(branch, branch, causal_offset=0)
-
-
-def branch_mask(query: torch.Tensor, key: torch.Tensor, causal_offset: int) -> torch.Tensor:
-    """(B, 1, Q, K) bool: a query sees the prefix (branch 0) and its own branch, up to itself. `causal_offset`: index of the first query among the keys."""
-    sees = (key[:, None, :] == 0) | (key[:, None, :] == query[:, :, None])
-    ones = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device)
-    return (sees & ones.tril(diagonal=causal_offset))[:, None]
-
-
-def _needs_vision(model: nn.Module) -> bool:
-    inner = base_model(model).model
-    parameters = [*inner.vision_model.parameters(), *inner.connector.parameters()]
-    return any(p.requires_grad for p in parameters) or any(hasattr(p, "ds_id") for p in parameters)
-
-
-def _dummy_features(model: nn.Module, batch: Batch) -> torch.Tensor:
-    side = base_model(model).config.vision_config.image_size
-    return tile_features(model, torch.full((1, 3, side, side), 127, dtype=torch.uint8, device=batch.input_ids.device))
-
+    per_token = token_logps(head, hidden, batch)
+    logps = sum_by_completion(per_token, batch)
+    length = sum_by_completion(torch.ones_like(per_token), batch)
+    ratio = logps - batch.reference_logps
+    delta = ratio[0::2] - ratio[1::2]
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    for kind, weight in zip(settings.loss_type, settings.loss_weights or [1.0] * len(settings.loss_type), strict=True):
+        if kind == "sft":
+            loss = loss - weight * per_token[batch.target_completion % 2 == 0].sum() / totals.chosen_tokens
+            continue
+        if kind == "sigmoid":
+            each = -F.logsigmoid(settings.beta * delta)
+        elif kind == "hinge":
+            each = torch.relu(1 - settings.beta * delta)
+        elif kind == "ipo":
+            mean = ratio / length.clamp(min=1.0)
+            each = (mean[0::2] - mean[1::2] - 1 / (2 * settings.beta)) ** 2
+        else:
+            flipped = settings.label_smoothing
+            each = (-(1 - flipped) * F.logsigmoid(settings.beta * delta) + flipped * F.logsigmoid(-settings.beta * delta)) / (1 - 2 * flipped)
+        loss = loss + weight * each.sum() / totals.samples
+    with torch.no_grad():
+        rewards = settings.beta * ratio
+        chosen, rejected = rewards[0::2], rewards[1::2]
+        values = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, logps[0::2], logps[1::2])
+        shares = {name: value.sum() / totals.samples for name, value in zip(DPO_METRICS, values, strict=True)}
+    return loss, shares

@@ -18,6 +18,7 @@ from smolray.config import RunConfig
 from smolray.data.collate import Batch
 from smolray.data.plan import EpochPlan, share
 from smolray.engine.base import Engine, LocalSums, NonFiniteLossError
+from smolray.objectives import Totals
 from smolray.optim import schedule
 
 STOP_POLL_SECONDS = 2.0
@@ -33,14 +34,13 @@ class BatchStream(Protocol):
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimizer step over all workers. Losses are means over the trained tokens of the step."""
+    """One optimizer step over all workers. Losses and metrics are means over the trained tokens (DPO: the pairs) of the step."""
 
     step: int
     total_steps: int
     position: tuple[int, int]  # (epoch, micro-batches of it consumed) after this step
     epoch: float
     loss: float
-    token_accuracy: float
     grad_norm: float
     learning_rate: float
     samples: int
@@ -51,6 +51,7 @@ class StepMetrics:
     memory_bytes: int  # peak of the busiest worker
     skipped: bool = False
     loss_scale: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # of the objective
 
 
 @dataclass
@@ -110,12 +111,12 @@ class Loop:
             self.engine.epoch = epoch
             for run in runs:
                 began, waited = time.perf_counter(), stream.wait_seconds
-                label_tokens = int(plan.label_tokens[run.start : run.stop].sum())
+                totals = totals_of(plan, run)
                 mine = share(run, rank, world)
                 most = max(len(share(run, r, world)) for r in range(world))
-                local = self.engine.accumulate(islice(batches, len(mine)), most, label_tokens)
+                local = self.engine.accumulate(islice(batches, len(mine)), most, totals)
                 sums = self._reduce(local, stream.wait_seconds - waited)
-                loss = sums["loss"] / label_tokens
+                loss = sums["loss"]
                 if not torch.isfinite(torch.tensor(loss)):
                     raise NonFiniteLossError(f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, micro-batches {run.start}..{run.stop - 1}); "
                                              "the optimizer has not stepped; lower optimizer.learning_rate or look at the data")  # fmt: skip
@@ -124,8 +125,8 @@ class Loop:
                 self._advance(epoch, run, int(sums["samples"]), int(sums["tokens"]), result.skipped)
                 metrics = StepMetrics(
                     step=self.progress.step, total_steps=self.total_steps, position=(epoch, run.stop), epoch=epoch + run.stop / len(plan), loss=loss,
-                    token_accuracy=sums["correct"] / label_tokens, grad_norm=result.grad_norm, learning_rate=learning_rate,
-                    samples=int(sums["samples"]), tokens=int(sums["tokens"]), label_tokens=label_tokens, seconds=time.perf_counter() - began,
+                    metrics={name: sums[name] for name in self.engine.objective.metrics}, grad_norm=result.grad_norm, learning_rate=learning_rate,
+                    samples=int(sums["samples"]), tokens=int(sums["tokens"]), label_tokens=totals.label_tokens, seconds=time.perf_counter() - began,
                     data_wait_seconds=sums["waited"] / world, memory_bytes=int(sums["memory"]), skipped=result.skipped, loss_scale=result.loss_scale,
                 )  # fmt: skip
                 yield Moment(
@@ -135,8 +136,8 @@ class Loop:
 
     def _reduce(self, local: LocalSums, waited: float) -> dict[str, float]:
         """Sums over all workers (the peak memory: maximum), in two small collectives a step."""
-        names = ("loss", "correct", "samples", "tokens", "waited", "stop")
-        values = [local.loss, local.correct_tokens, local.samples, local.tokens, waited, float(self._poll())]
+        names = ("loss", "samples", "tokens", "waited", "stop", *self.engine.objective.metrics)
+        values = [local.loss, local.samples, local.tokens, waited, float(self._poll()), *local.metrics]
         sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.engine.device) for v in values])
         dist.all_reduce(sums)
         memory = torch.tensor([float(peak_memory_bytes(self.engine.device))], dtype=torch.float64, device=self.engine.device)
@@ -158,6 +159,12 @@ class Loop:
         )  # fmt: skip
 
 
+def totals_of(plan: EpochPlan, run: range) -> Totals:
+    """The divisors of the step that trains `run`, known before it starts."""
+    part = slice(run.start, run.stop)
+    return Totals(plan.samples_in(run), int(plan.label_tokens[part].sum()), int(plan.chosen_tokens[part].sum()))
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak bytes: of the CUDA allocator on a GPU, of the resident process elsewhere."""
     if device.type == "cuda":
@@ -170,4 +177,5 @@ def peak_memory_bytes(device: torch.device) -> int:
 def metrics_fields(metrics: StepMetrics) -> dict[str, Any]:
     """The fields of a `step` event (events.py)."""
     remaining = metrics.total_steps - metrics.step
-    return {**metrics.__dict__, "eta_seconds": round(remaining * metrics.seconds, 1)}
+    fields = {k: v for k, v in metrics.__dict__.items() if k != "metrics"}
+    return fields | metrics.metrics | {"eta_seconds": round(remaining * metrics.seconds, 1)}

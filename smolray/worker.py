@@ -21,7 +21,7 @@ from smolray.checkpoint import Checkpoint, CheckpointError, Progress
 from smolray.config import ConfigError, RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint as index_fingerprint
-from smolray.data.plan import EpochPlan, PlanError, PlanLimits, lay_epoch
+from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_epoch
 from smolray.data.shards import ShardError, read_manifest
 from smolray.data.sidecar import load_index
 from smolray.data.stream import Stream
@@ -31,7 +31,7 @@ from smolray.events import EventLog
 from smolray.export import trained_model
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
-from smolray.objectives import OBJECTIVES
+from smolray.objectives import objective_of
 from smolray.status import STOP_FLAG
 from smolray.train import Loop, Moment, metrics_fields
 
@@ -200,10 +200,11 @@ class Worker:
     def _build_engine(self, model: nn.Module, state: EngineState | None) -> Engine:
         from smolray.engine.zero import ZeroEngine  # DeepSpeed looks for its accelerator when it is imported
 
-        return ZeroEngine(model, OBJECTIVES[self.config.method], self.config, self.device, state)
+        return ZeroEngine(model, objective_of(self.config), self.config, self.device, state)
 
     def _lay_plans(self) -> list[EpochPlan]:
         index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)
+        check_kind(index, pairs=self.config.method == "dpo")
         return [lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)]
 
     def _open_stream(self, plan: EpochPlan, numbers: Sequence[int]) -> Stream:

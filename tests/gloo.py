@@ -23,7 +23,7 @@ from smolray.engine.base import EngineState
 from smolray.engine.zero import ZeroEngine
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
-from smolray.objectives import sft
+from smolray.objectives import objective_of
 
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> Any:
@@ -70,4 +70,4 @@ def local_plan(folder: str, config: RunConfig, epoch: int = 0) -> EpochPlan:
 
 def build_engine(config: RunConfig, state: EngineState | None = None) -> ZeroEngine:
     torch.manual_seed(0)
-    return ZeroEngine(prepare_for_training(load_model(config.model), config), sft, config, torch.device("cpu"), state)
+    return ZeroEngine(prepare_for_training(load_model(config.model), config), objective_of(config), config, torch.device("cpu"), state)

@@ -17,17 +17,21 @@ from smolray.data.tiles import image_size
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. B sequences of length L, T tiles, N trained tokens, C conversations."""
+    """One micro-batch. B sequences of length L, T tiles, N trained tokens, C completions: one a conversation, or two a pair, chosen first."""
 
     input_ids: torch.Tensor  # (B, L) int64
     position_ids: torch.Tensor  # (B, L) int64
     branch: torch.Tensor  # (B, L) int64: 0 prefix or plain sequence, 1.. branches, -1 padding
+    lengths: torch.Tensor  # (groups,) int64: B = 1 and so many groups lie end to end; (0,): each group is a row of its own
     pixel_values: torch.Tensor  # (T, 3, side, side) uint8: each distinct image once
+    features: torch.Tensor  # (T, tokens, hidden): what the frozen part made of the tiles, in place of them; (0, 0, 0) otherwise
     tile_order: torch.Tensor  # (tiles placed,) int64: which tile fills the next image tokens
     target_positions: torch.Tensor  # (N,) int64 into the B x L positions laid flat
     target_ids: torch.Tensor  # (N,) int64
-    ends: torch.Tensor  # (C,) int64 into the flat positions: the last token of each conversation
-    meta: dict[str, Any] = field(default_factory=dict)  # ids and, for evaluation, questions and answers
+    target_completion: torch.Tensor  # (N,) int64: the completion that each trained token belongs to
+    ends: torch.Tensor  # (C,) int64 into the flat positions: the last token of each completion
+    reference_logps: torch.Tensor  # (C,) float32: the reference model's log-probabilities; (0,) where they are not known yet
+    meta: dict[str, Any] = field(default_factory=dict)  # ids, tokens (padding left out) and, for evaluation, questions and answers
 
     @property
     def label_tokens(self) -> int:
@@ -35,7 +39,7 @@ class Batch:
 
     @property
     def samples(self) -> int:
-        return len(self.ends)
+        return len(self.meta.get("ids", ()))
 
     def to(self, device: torch.device | str) -> "Batch":
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "meta"}
@@ -62,7 +66,7 @@ class Group:
     conversations: tuple[int, ...]
 
     @property
-    def chosen(self) -> list[Conversation]:
+    def asked(self) -> list[Conversation]:
         return [self.row.conversations[i] for i in self.conversations]
 
 
@@ -71,8 +75,9 @@ def collate_training(groups: Sequence[Group], encoder: Encoder) -> Batch:
     encoded = []
     for group in groups:
         grids = [encoder.tiler.grid(*image_size(image)) for image in group.row.images]
-        encoded.append([e for c in group.chosen if (e := encoder.encode(c, grids)) is not None])
-    return _collate(groups, encoded, encoder, {"ids": [c.id for group in groups for c in group.chosen]})
+        encoded.append([branch for c in group.asked for branch in encoder.branches(c, grids) or ()])
+    ids = [c.id for group in groups for c in group.asked]
+    return _collate(groups, encoded, encoder, {"ids": ids}, flat=encoder.packing == "full")
 
 
 def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
@@ -81,12 +86,12 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
     for group in groups:
         grids = [encoder.tiler.grid(*image_size(image)) for image in group.row.images]
         rows = []
-        for conversation in group.chosen:
+        for conversation in group.asked:
             ids = encoder.prompt(conversation, grids)
             rows.append(Encoded(ids, np.zeros(len(ids), bool)))
             records.append(question_record(conversation) | {"key": group.row.key})
         encoded.append(rows)
-    return _collate(groups, encoded, encoder, {"records": records})
+    return _collate(groups, encoded, encoder, {"ids": [r["id"] for r in records], "records": records}, flat=False)
 
 
 def question_record(conversation: Conversation) -> dict[str, Any]:
@@ -98,19 +103,23 @@ def question_record(conversation: Conversation) -> dict[str, Any]:
     return {"id": conversation.id, "type": conversation.type, "question": question, "answer": answer, "answers": answers}
 
 
-def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, meta: dict[str, Any]) -> Batch:
+def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, meta: dict[str, Any], flat: bool) -> Batch:
     packed = [pack(rows) for rows in encoded]
-    length = max(len(p.input_ids) for p in packed)
-    input_ids = np.full((len(packed), length), encoder.pad_token_id, np.int64)
-    position_ids = np.zeros((len(packed), length), np.int64)
-    branch = np.full((len(packed), length), -1, np.int64)
+    lengths = np.array([len(p.input_ids) for p in packed])
+    # Where each group starts in the positions laid flat: behind the one before it, or in a row of its own.
+    offsets = np.cumsum(lengths) - lengths if flat else np.arange(len(packed)) * lengths.max()
+    shape = (1, lengths.sum()) if flat else (len(packed), lengths.max())
+    input_ids = np.full(shape, encoder.pad_token_id, np.int64)
+    position_ids = np.zeros(shape, np.int64)
+    branch = np.full(shape, -1, np.int64)
     tiles: list[np.ndarray] = []
     numbers: dict[bytes, np.ndarray] = {}  # image -> numbers of its tiles
     order: list[np.ndarray] = []
     count = 0
     for i, (group, p) in enumerate(zip(groups, packed, strict=True)):
-        n = len(p.input_ids)
-        input_ids[i, :n], position_ids[i, :n], branch[i, :n] = p.input_ids, p.position_ids, p.branch
+        place = slice(offsets[i], offsets[i] + len(p.input_ids))
+        for whole, part in ((input_ids, p.input_ids), (position_ids, p.position_ids), (branch, p.branch)):
+            whole.reshape(-1)[place] = part
         if not group.row.images:
             continue
         for image in group.row.images:
@@ -118,21 +127,25 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
                 tiles.append(encoder.tiler.tiles(image))
                 numbers[image] = np.arange(count, count + len(tiles[-1]))
                 count += len(tiles[-1])
-        whole = np.concatenate([numbers[image] for image in group.row.images])
+        of_row = np.concatenate([numbers[image] for image in group.row.images])
         # The prefix holds the first of the row's tiles; every branch goes on behind it, with as many as it has tokens for.
         placed = np.bincount(p.branch[p.input_ids == encoder.image_token_id], minlength=1) // encoder.processor.image_seq_len
-        order.append(whole[: placed[0]])
-        order += [whole[placed[0] : placed[0] + rest] for rest in placed[1:]]
-    side = encoder.tiler.side
-    offsets = np.arange(len(packed)) * length
+        order.append(of_row[: placed[0]])
+        order += [of_row[placed[0] : placed[0] + rest] for rest in placed[1:]]
+    side, completions = encoder.tiler.side, np.cumsum([0, *(len(p.ends) for p in packed)])
+    meta["tokens"] = int(lengths.sum())
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
         branch=torch.from_numpy(branch),
+        lengths=torch.from_numpy(lengths.astype(np.int64) if flat else np.zeros(0, np.int64)),
+        features=torch.zeros(0, 0, 0),
+        reference_logps=torch.zeros(0),
         pixel_values=torch.from_numpy(np.concatenate(tiles) if tiles else np.zeros((0, 3, side, side), np.uint8)),
         tile_order=torch.from_numpy(np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)),
         target_positions=_flat([p.target_positions for p in packed], offsets),
         target_ids=torch.from_numpy(np.concatenate([p.target_ids for p in packed]).astype(np.int64)),
+        target_completion=_flat([p.target_branch for p in packed], completions[:-1]),
         ends=_flat([p.ends for p in packed], offsets),
         meta=meta,
     )

@@ -65,6 +65,7 @@ class Encoder:
         self.tiler = Tiler(processor.image_processor, image)
         self.max_length = data.max_length
         self.overlong = data.overlong
+        self.packing = data.packing
         self.image_token_id = int(processor.image_token_id)
         self.pad_token_id = int(self.tokenizer.pad_token_id)
         self._special = {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items()}
@@ -77,19 +78,24 @@ class Encoder:
             raise ConfigError(f"data.max_length = {self.max_length} is shorter than one image of one tile ({least} tokens) and a word; "
                               f"nearest: data.max_length={2 * least}")  # fmt: skip
 
-    def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Encoded | None:
-        """Tokens of an SFT conversation whose images have `grids`; None where it is too long and `overlong` is "drop".
+    def branches(self, conversation: Conversation, grids: Sequence[Grid]) -> list[Encoded] | None:
+        """What is trained of a conversation whose images have `grids`: itself, or of preference data the chosen and the rejected ending.
 
-        Raises EncodeError where `overlong` is "error", and for preference data, which this method does not take.
+        None where it is too long and `overlong` is "drop"; raises EncodeError where that is "error".
         """
-        if conversation.is_preference:
-            raise EncodeError(f"{conversation.id}: preference data (chosen / rejected) needs method: dpo, found method: sft")
-        ids, trained = self._tokens(conversation.messages, grids)
-        return self._fit(conversation.id, ids, trained)
+        if not conversation.is_preference:
+            fitted = self._fit(conversation.id, *self._tokens(conversation.messages, grids))
+            return None if fitted is None else [fitted]
+        found = []
+        for ending in (conversation.chosen, conversation.rejected):
+            ids, trained = self._tokens((*conversation.messages, *ending), grids)
+            trained[: len(self._tokens(conversation.messages, grids, generation_prompt=True)[0])] = False  # answers inside the prompt
+            found.append(self._fit(conversation.id, ids, trained))
+        return None if None in found else found  # type: ignore[return-value]
 
     def prompt(self, conversation: Conversation, grids: Sequence[Grid]) -> np.ndarray:
         """Tokens up to the last assistant turn, generation prompt included: what decoding starts from. (length,) int32"""
-        messages = conversation.messages
+        messages = (*conversation.messages, *conversation.chosen)
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
         if last == 0:  # nothing was asked: only the head of the turn is given
             ids, trained = self._tokens(messages[:1], grids)

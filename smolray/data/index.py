@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from smolray import storage
 from smolray.data.encode import Encoder
-from smolray.data.pack import common_prefix
+from smolray.data.pack import common_prefix, packed_length
 from smolray.data.shards import decode_rows
 from smolray.data.tiles import image_size
 
@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.int32()),  # 0: left out, too long
         ("prefix", pa.int32()),  # tokens that all conversations of the row share
         ("label_tokens", pa.int32()),
+        ("chosen_tokens", pa.int32()),  # those of them in the chosen answer; 0: no preference data
         ("tiles", pa.int32()),
         ("row_bytes", pa.int64()),
     ]
@@ -41,6 +42,7 @@ def fingerprint(encoder: Encoder) -> str:
         str(encoder.processor.image_seq_len),
         encoder.tiler.config.model_dump_json(),
         f"{encoder.max_length} {encoder.overlong}",
+        ",".join(SCHEMA.names),
     ]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
@@ -53,12 +55,14 @@ def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Tab
         for group in range(file.num_row_groups):
             for r, row in enumerate(decode_rows(file.read_row_group(group))):
                 grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
-                encoded = [encoder.encode(c, grids) for c in row.conversations]
-                prefix = common_prefix([e for e in encoded if e is not None])
+                encoded = [encoder.branches(c, grids) for c in row.conversations]
+                prefix = common_prefix([branch for branches in encoded for branch in branches or ()])
                 size = sum(map(len, row.images)) + sum(len(c.to_json()) for c in row.conversations)
-                for c, e in enumerate(encoded):
-                    tokens, label_tokens = (len(e.input_ids), e.label_tokens) if e else (0, 0)
-                    line = (number, group, r, c, tokens, prefix, label_tokens, sum(g.tiles for g in grids), size)
+                for c, branches in enumerate(encoded):
+                    tokens = packed_length([len(b.input_ids) for b in branches], prefix) if branches else 0
+                    labels = [b.label_tokens for b in branches or ()]
+                    chosen = labels[0] if len(labels) == 2 else 0
+                    line = (number, group, r, c, tokens, prefix, sum(labels), chosen, sum(g.tiles for g in grids), size)
                     for column, value in zip(columns.values(), line, strict=True):
                         column.append(value)
     return pa.table({name: np.array(values) for name, values in columns.items()}).cast(SCHEMA)

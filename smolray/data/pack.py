@@ -1,8 +1,8 @@
 """Shared-image packing: all questions about one image in one sequence, exactly.
 
-In: the Encoded conversations of one row. Out: one Packed sequence: their common prefix (the same tokens and, being of one row, the same
-images) once, then each rest as a branch that sees the prefix and itself. Position ids of every branch go on from the prefix, so each
-token meets exactly the context it would meet alone.
+In: the Encoded conversations of one row (of preference data: both endings of each). Out: one Packed sequence: their common prefix (the same
+tokens and, being of one row, the same images) once, then each rest as a branch that sees the prefix and itself. Position ids of every branch
+go on from the prefix, so each token meets exactly the context it would meet alone.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ class Packed:
     branch: np.ndarray  # (length,) int32
     target_positions: np.ndarray  # (targets,) int32
     target_ids: np.ndarray  # (targets,) int32
+    target_branch: np.ndarray  # (targets,) int32: 0.. the branch that trains the token
     ends: np.ndarray  # (conversations,) int32
 
 
@@ -50,7 +51,7 @@ def packed_length(lengths: Sequence[int], prefix: int) -> int:
 def pack(encoded: Sequence[Encoded]) -> Packed:
     """One sequence of the conversations of one row (at least one)."""
     prefix = common_prefix(encoded)
-    ids, positions, branches, target_positions, target_ids, ends = [], [], [], [], [], []
+    ids, positions, branches, target_positions, target_ids, target_branch, ends = [], [], [], [], [], [], []
     if prefix:
         ids.append(encoded[0].input_ids[:prefix])
         positions.append(np.arange(prefix, dtype=np.int32))
@@ -65,11 +66,13 @@ def pack(encoded: Sequence[Encoded]) -> Packed:
         before = trained - 1
         target_positions.append(np.where(before < prefix, before, before - prefix + offset))
         target_ids.append(one.input_ids[trained])
+        target_branch.append(np.full(len(trained), number - 1, np.int32))
         ends.append(offset + rest - 1 if rest else prefix - 1)
         offset += rest
     return Packed(
         np.concatenate(ids), np.concatenate(positions), np.concatenate(branches),
-        np.concatenate(target_positions).astype(np.int32), np.concatenate(target_ids), np.array(ends, np.int32),
+        np.concatenate(target_positions).astype(np.int32), np.concatenate(target_ids), np.concatenate(target_branch),
+        np.array(ends, np.int32),
     )  # fmt: skip
 
 

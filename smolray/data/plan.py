@@ -43,12 +43,13 @@ class PlanLimits:
     tokens: int | None  # padded tokens in a micro-batch, at most
     group: int  # conversations packed into one sequence, at most
     length: int | None = None  # tokens of a packed sequence, at most
+    padded: bool = True  # sequences are rows of equal length; otherwise they lie end to end
 
     @classmethod
     def of(cls, config: RunConfig) -> "PlanLimits":
         train, data = config.train, config.data
-        group = min(data.max_questions_per_image, train.per_device_train_batch_size) if data.packing == "image" else 1
-        return cls(train.per_device_train_batch_size, train.micro_batch_tokens, group, data.max_length)
+        group = 1 if data.packing == "none" else min(data.max_questions_per_image, train.per_device_train_batch_size)
+        return cls(train.per_device_train_batch_size, train.micro_batch_tokens, group, data.max_length, data.packing != "full")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class EpochPlan:
     group_start: np.ndarray
     batch_start: np.ndarray
     label_tokens: np.ndarray  # per micro-batch
+    chosen_tokens: np.ndarray  # per micro-batch, of preference data
     tokens: np.ndarray  # per micro-batch, padding included
 
     def __len__(self) -> int:
@@ -69,12 +71,13 @@ class EpochPlan:
     def samples(self) -> int:
         return len(self.lines)
 
+    def samples_in(self, run: range) -> int:
+        """Conversations in a run of micro-batches."""
+        first, last = (self.group_start[self.batch_start[n]] for n in (run.start, run.stop))
+        return int(last - first)
+
     def steps(self, global_batch: int) -> int:
         return -(-len(self) // global_batch)
-
-    def step(self, number: int, global_batch: int) -> range:
-        """Micro-batches of optimizer step `number` of the epoch; the last step may be short."""
-        return range(number * global_batch, min((number + 1) * global_batch, len(self)))
 
     def micro_batch(self, number: int) -> MicroBatchSpec:
         groups = []
@@ -94,6 +97,14 @@ def share(micro_batches: range, rank: int, world_size: int) -> range:
     """The contiguous run of a step that falls to `rank`; shares differ by at most one."""
     n = len(micro_batches)
     return micro_batches[n * rank // world_size : n * (rank + 1) // world_size]
+
+
+def check_kind(index: pa.Table, pairs: bool) -> None:
+    """Raise PlanError where the data are not what the method compares: pairs of a chosen and a rejected answer, or single answers."""
+    told, kept = index["chosen_tokens"].to_numpy() > 0, index["tokens"].to_numpy() > 0
+    if (wrong := int(((told != pairs) & kept).sum())):
+        what = "have no chosen and rejected answer, of method: dpo" if pairs else "are preference data (chosen / rejected), of method: dpo"
+        raise PlanError(f"{wrong} of {int(kept.sum())} conversations {what}; found method: {'dpo' if pairs else 'sft'}")
 
 
 def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:
@@ -118,13 +129,12 @@ def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffl
         keys = (rng.random(len(index)), rng.random(row_id[-1] + 1)[row_id], rng.random(group_id[-1] + 1)[group_id])
         kept = kept[np.lexsort(tuple(key[kept] for key in keys))]
     lines = kept
-    labels = column["label_tokens"][kept]
     # Lists, for the loop below is plain Python.
     rows, tokens, prefix = row_id[kept].tolist(), column["tokens"][kept].tolist(), column["prefix"][kept].tolist()
     allowed = min((n for n in (limits.length, limits.tokens) if n is not None), default=None)
 
     group_start, batch_start, padded = [0], [0], []
-    longest = count = 0
+    longest = count = total = 0
     position = 0
     while position < len(lines):
         end, length = position + 1, tokens[position]
@@ -136,19 +146,19 @@ def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffl
         size = end - position
         groups = len(group_start) - 1 - batch_start[-1]
         too_many = count + size > limits.samples
-        too_long = limits.tokens is not None and max(longest, length) * (groups + 1) > limits.tokens
-        if groups and (too_many or too_long):
+        laid = max(longest, length) * (groups + 1) if limits.padded else total + length
+        if groups and (too_many or (limits.tokens is not None and laid > limits.tokens)):
             batch_start.append(len(group_start) - 1)
-            padded.append(longest * groups)
-            longest = count = 0
-        longest, count = max(longest, length), count + size
+            padded.append(longest * groups if limits.padded else total)
+            longest = count = total = 0
+        longest, count, total = max(longest, length), count + size, total + length
         group_start.append(end)
         position = end
-    padded.append(longest * (len(group_start) - 1 - batch_start[-1]))
+    padded.append(longest * (len(group_start) - 1 - batch_start[-1]) if limits.padded else total)
     batch_start.append(len(group_start) - 1)
     starts = np.array(group_start)[np.array(batch_start)]
-    label_sums = np.add.reduceat(labels, starts[:-1])
-    return EpochPlan(index.combine_chunks(), lines, np.array(group_start), np.array(batch_start), label_sums, np.array(padded))
+    label_sums, chosen_sums = (np.add.reduceat(column[name][kept], starts[:-1]) for name in ("label_tokens", "chosen_tokens"))
+    return EpochPlan(index.combine_chunks(), lines, np.array(group_start), np.array(batch_start), label_sums, chosen_sums, np.array(padded))
 
 
 def _runs(*columns: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from smolray import storage
 from smolray.config import ConfigError, DataConfig, RunConfig
 from smolray.data.encode import Encoded, EncodeError, Encoder
 from smolray.data.index import index_shard, index_uri, read_index
+from smolray.data.pack import common_prefix, packed_length
 from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.prepare import shard_folder
 from smolray.data.reader import ShardReader
@@ -95,20 +96,19 @@ def preview_item(row: ShardRow, conversation: Conversation, encoder: Encoder) ->
     grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
     images = tuple(_describe(image, grid, encoder) for image, grid in zip(row.images, grids, strict=True))
     boundless = Encoder(encoder.processor, DataConfig(max_length=10**9), encoder.tiler.config)
-    try:
-        encoded = boundless.encode(conversation, grids)
-    except EncodeError as error:  # preference data
-        return PreviewItem(conversation.id, (), 0, 0, 0, images, str(error))
+    encoded = boundless.branches(conversation, grids)
     assert encoded is not None  # it has no limit
     try:
-        kept = encoder.encode(conversation, grids)
-        note = _note(encoded, kept, encoder.max_length)
+        kept = encoder.branches(conversation, grids)
+        note = _note(encoded[0], kept[0] if kept else None, encoder.max_length)
         encoded = kept or encoded
     except EncodeError as error:  # data.overlong = error: training would stop here
         note = str(error)
-    pieces = tuple(_pieces(encoded.input_ids, encoded.trained, grids, encoder))
-    image_tokens = int((encoded.input_ids == encoder.image_token_id).sum())
-    return PreviewItem(conversation.id, pieces, len(encoded.input_ids), image_tokens, encoded.label_tokens, images, note)
+    pieces = [piece for number, branch in enumerate(encoded) for piece in _branch(branch, number, grids, encoder)]
+    tokens, prefix = [len(e.input_ids) for e in encoded], common_prefix(encoded)
+    image_tokens = int((encoded[0].input_ids == encoder.image_token_id).sum())
+    labels = sum(e.label_tokens for e in encoded)
+    return PreviewItem(conversation.id, tuple(pieces), packed_length(tokens, prefix), image_tokens, labels, images, note)
 
 
 def lengths(config: RunConfig) -> LengthSummary:
@@ -211,6 +211,15 @@ def _describe(image: bytes, grid: Grid, encoder: Encoder) -> str:
     cut = f"{grid.rows} x {grid.columns} tiles and the whole" if grid.rows else "1 tile"
     tokens = grid.tiles * encoder.processor.image_seq_len
     return f"{width} x {height} {Image.open(io.BytesIO(image)).format}: {cut}, {tokens} image tokens"
+
+
+def _branch(encoded: Encoded, number: int, grids: Sequence[Grid], encoder: Encoder) -> Iterator[Piece]:
+    """The first branch in full; of the second (a rejected ending) what it would train."""
+    if number == 0:
+        yield from _pieces(encoded.input_ids, encoded.trained, grids, encoder)
+    else:
+        yield Piece("rejected: ")
+        yield from _texts(encoded.input_ids[encoded.trained], encoded.trained[encoded.trained], encoder)
 
 
 def _pieces(ids: np.ndarray, trained: np.ndarray, grids: Sequence[Grid], encoder: Encoder) -> Iterator[Piece]:

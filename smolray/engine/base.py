@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from smolray.data.collate import Batch
+from smolray.objectives import Objective, Totals
 
 
 class NonFiniteLossError(RuntimeError):
@@ -23,8 +24,8 @@ class NonFiniteLossError(RuntimeError):
 class LocalSums:
     """Sums over one worker's micro-batches of a step."""
 
-    loss: torch.Tensor  # () float64, on the device
-    correct_tokens: torch.Tensor  # () float64
+    loss: torch.Tensor  # () float64, on the device: this worker's share of the step's loss
+    metrics: torch.Tensor  # (metrics of the objective,) float64: its shares of those
     samples: int = 0
     tokens: int = 0  # padding left out
     ids: tuple[tuple[int, tuple[str, ...]], ...] = ()  # (micro-batch, its sample ids)
@@ -50,11 +51,12 @@ class EngineState:
 
 class Engine(Protocol):
     model: nn.Module
+    objective: Objective
     device: torch.device
     epoch: int  # set by the loop; keys the dropout
 
-    def accumulate(self, batches: Iterable[Batch], forwards: int, global_tokens: int) -> LocalSums:
-        """Backward of loss_sum / global_tokens over this worker's micro-batches; gradients are summed over all workers.
+    def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
+        """Backward of this worker's shares of the loss (objectives.py); gradients are summed over all workers.
 
         `forwards`: the most micro-batches any worker has in this step, for engines whose forward passes are collective.
         """

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from trl.models.utils import add_hooks, remove_hooks
 from smolray.config import RunConfig
 from smolray.data.collate import Batch
 from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, load_weights, micro_batch_seed
-from smolray.model.adapters import trainable
-from smolray.objectives import Objective
+from smolray.engine.reference import Reference, reference_of
+from smolray.forward import hidden_states
+from smolray.model.adapters import base_model, trainable
+from smolray.objectives import Objective, Totals
 from smolray.optim import build_optimizer
 
 STALE_LOCK_SECONDS = 600
@@ -41,20 +44,21 @@ logger = logging.getLogger(__name__)
 class _ObjectiveModule(nn.Module):
     """DeepSpeed wraps a module whose forward gives the loss."""
 
-    def __init__(self, model: nn.Module, objective: Objective):
+    def __init__(self, model: nn.Module, objective: Objective, reference: Reference | None):
         super().__init__()
-        self.model = model
-        self.objective = objective
+        self.model, self.objective, self.reference = model, objective, reference
 
-    def forward(self, batch: Batch):
-        return self.objective(self.model, batch)
+    def forward(self, batch: Batch, totals: Totals):
+        if self.reference is not None and not len(batch.reference_logps):
+            batch = replace(batch, reference_logps=self.reference(self.model, batch))
+        return self.objective.loss(base_model(self.model).lm_head, hidden_states(self.model, batch), batch, totals)
 
 
 class ZeroEngine:
     """An Engine (engine/base.py) over deepspeed.initialize. `state`, when given, is restored before the first step."""
 
     def __init__(self, model: nn.Module, objective: Objective, config: RunConfig, device: torch.device, state: EngineState | None = None):
-        self.model, self.config, self.device = model, config, device
+        self.model, self.objective, self.config, self.device = model, objective, config, device
         self.stage = config.engine.stage
         self.epoch = 0
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
@@ -64,16 +68,17 @@ class ZeroEngine:
         deepspeed.logger.setLevel(logging.WARNING)
         # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.
         self.engine, *_ = deepspeed.initialize(
-            model=_ObjectiveModule(model.to(device), objective), optimizer=build_optimizer(self.parameters, config.optimizer),
+            model=_ObjectiveModule(model.to(device), objective, reference_of(model, config) if objective.pairs else None),
+            optimizer=build_optimizer(self.parameters, config.optimizer),
             config=deepspeed_config(config, clip=self.stage > 0), dist_init_required=False,
         )  # fmt: skip
         self._first_step = True
         if state is not None:
             self._load_state(state)
 
-    def accumulate(self, batches: Iterable[Batch], forwards: int, global_tokens: int) -> LocalSums:
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.float64, device=self.device)
+    def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
+        names = self.objective.metrics
+        loss, metrics = (torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in ((), (len(names),)))
         samples = tokens = done = 0
         ids: list[tuple[int, tuple[str, ...]]] = []
         coalesced = self.engine.coalesce_grad_reduction() if self.stage else nullcontext()
@@ -84,21 +89,21 @@ class ZeroEngine:
                 number = batch.meta["number"]
                 torch.manual_seed(micro_batch_seed(self.config.seed, self.epoch, number))
                 batch = batch.to(self.device)
-                loss_sum, metrics = self.engine(batch)
-                self._backward(loss_sum / global_tokens)
-                loss += loss_sum.detach().double()
-                correct += metrics["correct_tokens"].double()
-                samples, tokens, done = samples + batch.samples, tokens + int((batch.branch >= 0).sum()), done + 1
+                share, shares = self.engine(batch, totals)
+                self._backward(share)
+                loss += share.detach().double()
+                metrics += torch.stack([shares[name] for name in names]).double()
+                samples, tokens, done = samples + batch.samples, tokens + batch.meta["tokens"], done + 1
                 ids.append((number, tuple(batch.meta["ids"])))
             # Collective passes: with ZeRO-3 as many forwards as the busiest worker, else one backward so that every gradient exists.
             for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
-                self._backward(self.engine(dummy_batch(self.device))[0] * 0.0)
+                self._backward(self.engine(dummy_batch(self.device, self.objective.pairs), totals)[0] * 0.0)
             if self._first_step:
                 self._check_gradients()
         self.engine.set_gradient_accumulation_boundary(True)
         if self.stage == 0:
             self.engine.allreduce_gradients()
-        return LocalSums(loss, correct, samples, tokens, tuple(ids))
+        return LocalSums(loss, metrics, samples, tokens, tuple(ids))
 
     def step(self, learning_rate: float) -> StepResult:
         for group in self.engine.optimizer.param_groups:
@@ -158,9 +163,9 @@ class ZeroEngine:
         if state.loss_scale is not None and hasattr(self.engine.optimizer, "loss_scaler"):
             self.engine.optimizer.loss_scaler.cur_scale = state.loss_scale
 
-    def _backward(self, mean_loss: torch.Tensor) -> None:
-        """Backward of a loss already divided by the step's tokens: x world undoes DeepSpeed's mean over workers."""
-        self.engine.backward(mean_loss * dist.get_world_size(), scale_wrt_gas=False)
+    def _backward(self, share: torch.Tensor) -> None:
+        """Backward of a share of the step's loss: x world undoes DeepSpeed's mean over workers."""
+        self.engine.backward(share * dist.get_world_size(), scale_wrt_gas=False)
 
     def _check_gradients(self) -> None:
         missing = [n for n, p in self.parameters.items() if p.grad is None and getattr(p, "grad_accum", None) is None]
@@ -188,7 +193,7 @@ class ZeroEngine:
         for g in groups:
             g["lr"] = g["weight_decay"] = 0.0
         self._first_step = False
-        self.accumulate((), 1, 1)
+        self.accumulate((), 1, Totals(1, 1, 1))
         self.engine.step()
         for g, value in zip(groups, decay, strict=True):
             g["weight_decay"] = value
@@ -222,12 +227,14 @@ def local_slice(value: torch.Tensor) -> torch.Tensor:
     return flat[rank * size : (rank + 1) * size].contiguous()
 
 
-def dummy_batch(device: torch.device) -> Batch:
-    """A batch of two tokens and no image; the objective runs a dummy tile for it where the vision tower takes part."""
-    one, two = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
+def dummy_batch(device: torch.device, pairs: bool) -> Batch:
+    """A batch of two tokens and no image; a dummy tile is run for it where the vision tower takes part."""
+    completions = torch.arange(2 if pairs else 1)
+    none, two = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
     return Batch(
-        input_ids=two + 1, position_ids=torch.tensor([[0, 1]]), branch=two, pixel_values=torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
-        tile_order=one[:0], target_positions=one, target_ids=one + 1, ends=one + 1,
+        input_ids=two + 1, position_ids=torch.tensor([[0, 1]]), branch=two, lengths=none, pixel_values=torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
+        features=torch.zeros(0, 0, 0), tile_order=none, target_positions=completions * 0, target_ids=completions * 0 + 1,
+        target_completion=completions, ends=completions * 0 + 1, reference_logps=torch.zeros(0),
     ).to(device)  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import DynamicCache
 
 from smolray.data.collate import Batch
+from smolray.forward import branch_mask, embed
 from smolray.model.adapters import base_model
-from smolray.objectives import branch_mask, embed
 
 
 @torch.no_grad()

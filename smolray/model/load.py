@@ -18,6 +18,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from smolray import storage
 from smolray.config import ConfigError, Group, ModelConfig
+from smolray.model import attention
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each worker tells nobody anything
 
@@ -75,6 +76,7 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
         use_safetensors=True, quantization_config=quantisation,
     )  # fmt: skip
     loaded.config.use_cache = False
+    loaded.set_attn_implementation({"text_config": attention.NAME})
     return loaded
 
 

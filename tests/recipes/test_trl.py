@@ -26,7 +26,7 @@ def trl_losses(shards, overrides, folder):
     reader = ShardReader(shards, tuple(f.name for f in read_manifest(shards).files))
     for number in range(STEPS):
         groups = reader.groups([plan.micro_batch(number)])[0]
-        conversations = [(g.row.images[0], c) for g in groups for c in g.chosen]
+        conversations = [(g.row.images[0], c) for g in groups for c in g.asked]
         assert len(conversations) == BATCH
         for image, conversation in conversations:
             user, assistant = conversation.messages

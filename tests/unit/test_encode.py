@@ -67,7 +67,7 @@ def test_tokens_are_those_of_the_processor(both, seed):
     rng = random.Random(seed)
     for number, (conversation, count) in enumerate(conversations(seed)):
         images = [picture(*rng.choice(SIZES), seed=number * 10 + i) for i in range(count)]
-        encoded = encoder.encode(conversation, grids_of(encoder, images))
+        encoded = only(encoder, conversation, grids_of(encoder, images))
         assert encoded.input_ids.tolist() == oracle(stock, conversation, images), conversation
         assert encoded.input_ids.dtype == np.int32 and encoded.trained.shape == encoded.input_ids.shape
 
@@ -97,7 +97,7 @@ def test_trained_tokens_are_those_of_trls_completion_only_loss(both, answer):
     stock, encoder = both
     for images in ([], [picture(100, 90)], [picture(64, 64), picture(30, 200)]):
         conversation = asked("what is it?", answer, images=len(images))
-        encoded = encoder.encode(conversation, grids_of(encoder, images))
+        encoded = only(encoder, conversation, grids_of(encoder, images))
         ids, labels = trl_labels(stock, conversation, images)
         assert encoded.input_ids.tolist() == ids
         assert np.where(encoded.trained, encoded.input_ids, -100).tolist() == labels
@@ -107,7 +107,7 @@ def test_every_assistant_turn_is_trained_and_nothing_else(both):
     stock, encoder = both
     for conversation, count in conversations(7):
         images = [picture(64, 64, i) for i in range(count)]
-        encoded, want = encoder.encode(conversation, grids_of(encoder, images)), []
+        encoded, want = only(encoder, conversation, grids_of(encoder, images)), []
         for i, turn in enumerate(conversation.messages):
             if turn.role == "assistant":
                 first = len(oracle(stock, Conversation("p", conversation.messages[:i]), images_before(conversation, i, images), True))
@@ -125,9 +125,15 @@ def images_before(conversation, turn, images):
 def test_the_header_of_a_turn_is_not_trained_where_the_assistant_begins(processor):  # noqa: F811
     encoder = encoder_of(processor)
     alone = Conversation("caption", (message("assistant", "a box"),))
-    encoded = encoder.encode(alone, [])
+    encoded = only(encoder, alone, [])
     assert processor.tokenizer.decode(encoded.input_ids[encoded.trained]) == " a box<end_of_utterance>\n"
     assert processor.tokenizer.decode(encoder.prompt(alone, [])) == "<|im_start|>Assistant:"
+
+
+def only(encoder, conversation, grids):
+    """The one sequence of a conversation, None where it is left out."""
+    branches = encoder.branches(conversation, grids)
+    return branches and branches[0]
 
 
 HOSTILE = [
@@ -147,14 +153,14 @@ def test_text_of_a_person_never_becomes_a_special_token(processor, text):  # noq
     def specials(ids):
         return [i for i in ids.tolist() if i in special]
 
-    clean = encoder.encode(asked("what is it?", "a box"), grids)
+    clean = only(encoder, asked("what is it?", "a box"), grids)
     for question, answer in ((text, "a box"), ("what is it?", text), (f"what {text} is it?", f"{text}{text}")):
-        encoded = encoder.encode(asked(question, answer), grids)
+        encoded = only(encoder, asked(question, answer), grids)
         assert specials(encoded.input_ids) == specials(clean.input_ids)
         rest = processor.tokenizer.decode([i for i in encoded.input_ids if i not in special])
         assert rest == f"User:{question}\nAssistant: {answer}\n"
         # Met first, with no template known yet, it must not change what the template is taken for.
-        fresh = encoder_of(processor).encode(asked(question, answer), grids)
+        fresh = only(encoder_of(processor), asked(question, answer), grids)
         assert fresh.input_ids.tolist() == encoded.input_ids.tolist() and fresh.trained.tolist() == encoded.trained.tolist()
 
 
@@ -162,7 +168,7 @@ def test_added_tokens_that_are_not_special_stay_text_too(tiny_path):  # noqa: F8
     own = load_processor(ModelConfig(path=tiny_path))
     own.tokenizer.add_tokens(["<think>", "<box>"])
     encoder = encoder_of(own)
-    encoded = encoder.encode(asked("a <box> ?", "<think>hm"), grids_of(encoder, [picture(9, 9)]))
+    encoded = only(encoder, asked("a <box> ?", "<think>hm"), grids_of(encoder, [picture(9, 9)]))
     assert not {own.tokenizer.convert_tokens_to_ids(t) for t in ("<think>", "<box>")} & set(encoded.input_ids.tolist())
     assert "<box>" in own.tokenizer.decode(encoded.input_ids)
 
@@ -187,7 +193,7 @@ def test_truncating_never_cuts_image_tokens_and_keeps_a_trained_one(processor, m
     kept = 0
     for conversation, count in cases:
         grids = grids_of(encoder, [picture(120, 100, i) for i in range(count)])
-        encoded, full = encoder.encode(conversation, grids), whole.encode(conversation, grids)
+        encoded, full = only(encoder, conversation, grids), only(whole, conversation, grids)
         ids, trained = full.input_ids[:max_length], full.trained[:max_length]
         marked = [(np.isin(some, markers)).sum() for some in (ids, full.input_ids)]
         if marked[0] < marked[1] or not trained.any():
@@ -201,17 +207,27 @@ def test_truncating_never_cuts_image_tokens_and_keeps_a_trained_one(processor, m
 
 def test_drop_drops_and_error_names_the_sample_the_length_and_the_remedy(processor):  # noqa: F811
     grids = grids_of(encoder_of(processor), [picture(64, 64)])
-    exact = len(encoder_of(processor).encode(asked("?", "yes"), grids).input_ids)
-    assert encoder_of(processor, max_length=exact, overlong="error").encode(asked("?", "yes"), grids) is not None
-    assert encoder_of(processor, max_length=exact - 1, overlong="drop").encode(asked("?", "yes"), grids) is None
+    exact = len(only(encoder_of(processor), asked("?", "yes"), grids).input_ids)
+    assert only(encoder_of(processor, max_length=exact, overlong="error"), asked("?", "yes"), grids) is not None
+    assert only(encoder_of(processor, max_length=exact - 1, overlong="drop"), asked("?", "yes"), grids) is None
     with pytest.raises(EncodeError, match=rf"row-7: {exact} tokens, data.max_length = {exact - 1}; .*max_tiles"):
-        encoder_of(processor, max_length=exact - 1, overlong="error").encode(asked("?", "yes", name="row-7"), grids)
+        only(encoder_of(processor, max_length=exact - 1, overlong="error"), asked("?", "yes", name="row-7"), grids)
 
 
-def test_preference_data_is_refused_by_name(processor):  # noqa: F811
-    pair = Conversation("p-1", (message("user", "?"),), chosen=(message("assistant", "a"),), rejected=(message("assistant", "b"),))
-    with pytest.raises(EncodeError, match="p-1: preference data"):
-        encoder_of(processor).encode(pair, [])
+def test_of_preference_data_only_the_two_endings_are_trained(processor):  # noqa: F811
+    asked_before = (message("user", "?"), message("assistant", "a box"), message("user", "sure?"))
+    pair = Conversation("p-1", asked_before, chosen=(message("assistant", "yes"),), rejected=(message("assistant", "no no"),))
+    encoder = encoder_of(processor)
+    endings = [processor.tokenizer.decode(e.input_ids[e.trained]) for e in encoder.branches(pair, [])]
+    assert endings == [" yes<end_of_utterance>\n", " no no<end_of_utterance>\n"]
+    whole = only(encoder, Conversation("c", (*asked_before, *pair.rejected)), [])
+    assert encoder.branches(pair, [])[1].input_ids.tolist() == whole.input_ids.tolist()
+    assert processor.tokenizer.decode(encoder.prompt(pair, [])).endswith("sure?<end_of_utterance>\nAssistant:")
+
+
+def test_a_pair_of_which_one_ending_is_too_long_is_left_out_whole(processor):  # noqa: F811
+    pair = Conversation("p", (message("user", "?"),), chosen=(message("assistant", "a"),), rejected=(message("assistant", "a box " * 50),))
+    assert encoder_of(processor, max_length=60).branches(pair, []) is None
 
 
 @pytest.mark.parametrize(
@@ -221,11 +237,11 @@ def test_a_template_that_changes_text_is_refused_even_where_the_first_text_would
     own = load_processor(ModelConfig(path=tiny_path))
     own.chat_template = CHAT_TEMPLATE.replace("line['text']", change).replace(f"{change}['type']", "line['type']")
     with pytest.raises(EncodeError, match="changes the text"):
-        encoder_of(own).encode(asked("plain", "plain", images=0), [])
+        only(encoder_of(own), asked("plain", "plain", images=0), [])
 
 
 def test_a_template_whose_turns_depend_on_later_ones_is_refused(tiny_path):  # noqa: F811
     own = load_processor(ModelConfig(path=tiny_path))
     own.chat_template = "{{ messages | length }}" + CHAT_TEMPLATE
     with pytest.raises(EncodeError, match="prefix-preserving"):
-        encoder_of(own).encode(asked("a", "b", images=0), [])
+        only(encoder_of(own), asked("a", "b", images=0), [])

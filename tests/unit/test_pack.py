@@ -13,9 +13,10 @@ from smolray.data.encode import Encoded
 from smolray.data.pack import common_prefix, pack, packed_length
 from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.sample import Conversation
+from smolray.forward import attention
 from smolray.model.load import load_model
-from smolray.objectives import attention_mask, sft
 from tests.gloo import local_index
+from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path, words  # noqa: F401
 from tests.shards import vqa_rows, write_shards
 
@@ -26,9 +27,15 @@ def model(tiny_path):  # noqa: F811
     return load_model(ModelConfig(path=tiny_path, dtype="float32")).train()
 
 
+@pytest.fixture(scope="module", params=["image", "full"])
+def encoder(processor, request):  # noqa: F811
+    return encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing=request.param)
+
+
 @pytest.fixture(scope="module")
-def encoder(processor):  # noqa: F811
-    return encoder_of(processor, {"longest_edge": 128}, max_length=4096)
+def plain(processor):  # noqa: F811
+    """Each conversation alone, by transformers' own causal attention."""
+    return encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing="none")
 
 
 def row(images, *conversations):
@@ -69,7 +76,7 @@ def loss_and_gradients(model, batches):
     model.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:
-        loss, _ = sft(model, batch)
+        loss = sft_sum(model, batch)
         loss.backward()
         total += float(loss.detach())
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -84,9 +91,9 @@ def apart(rows, encoder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_packed_equals_separate_in_loss_and_gradients(model, encoder, name):
+def test_packed_equals_separate_in_loss_and_gradients(model, encoder, plain, name):
     rows = CASES[name]
-    packed, separate = whole(rows, encoder), apart(rows, encoder)
+    packed, separate = whole(rows, encoder), apart(rows, plain)
     assert packed.label_tokens == sum(b.label_tokens for b in separate) > 0
     loss, gradients = loss_and_gradients(model, [packed])
     want_loss, want = loss_and_gradients(model, separate)
@@ -106,17 +113,34 @@ def test_the_loss_is_that_of_transformers_itself(model, encoder):
             labels.view(-1)[batch.target_positions + 1] = batch.target_ids
             pixels = ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order][None] if len(batch.pixel_values) else None
             out = model(input_ids=batch.input_ids, attention_mask=torch.ones_like(batch.input_ids), pixel_values=pixels, labels=labels)
-            assert float(out.loss.detach()) * batch.label_tokens == pytest.approx(float(sft(model, batch)[0].detach()), rel=1e-5)
+            assert float(out.loss.detach()) * batch.label_tokens == pytest.approx(float(sft_sum(model, batch).detach()), rel=1e-5)
 
 
 def test_a_branch_sees_the_prefix_and_itself_and_no_neighbour(encoder):
-    batch = whole(CASES["one image"], encoder)
-    mask, branch = attention_mask(batch)[0, 0], batch.branch[0]
+    batch, told = whole(CASES["one image"], encoder), attention(whole(CASES["one image"], encoder))
+    mask, branch = told["layout"].pieces[0][1] if "layout" in told else told["attention_mask"][0, 0], batch.branch[0]
     for query in range(len(branch)):
         seen = torch.nonzero(mask[query]).flatten()
         assert (seen <= query).all() and query in seen
         assert set(branch[seen].tolist()) <= {0, int(branch[query])}
         assert len(seen) == int(batch.position_ids[0, query]) + 1  # as many as it would see alone
+
+
+def test_groups_that_lie_end_to_end_leave_no_padding(processor):  # noqa: F811
+    batch = whole(CASES["mixed"], encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing="full"))
+    assert batch.input_ids.shape == (1, int(batch.lengths.sum())) and (batch.branch >= 0).all()
+
+
+def test_the_block_mask_of_flex_attention_is_that_of_the_pieces(processor):  # noqa: F811
+    """FlexAttention itself is compiled on a GPU; its mask is the same function everywhere."""
+    batch = whole(CASES["mixed"], encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing="full"))
+    padded = replace(batch, branch=torch.nn.functional.pad(batch.branch, (0, 5), value=-1))
+    layout = attention(padded)["layout"]
+    length = len(layout.branch)
+    want = torch.block_diag(*[torch.ones(n, n).tril() if mask is None else mask.float() for n, mask in layout.pieces]).bool()
+    places = torch.arange(length)
+    got = layout.block_mask.mask_mod(0, 0, places[:, None], places[None, :])
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -138,8 +162,8 @@ def test_a_picture_in_two_rows_of_a_micro_batch_is_looked_at_once(encoder, model
     ]
     batch = whole(rows, encoder)
     assert len(batch.pixel_values) == len(encoder.tiler.tiles(shared)) + 1
-    assert float(sft(model, batch)[0].detach()) == pytest.approx(
-        sum(float(sft(model, b)[0].detach()) for b in apart(rows, encoder)), rel=1e-6
+    assert float(sft_sum(model, batch).detach()) == pytest.approx(
+        sum(float(sft_sum(model, b).detach()) for b in apart(rows, encoder)), rel=1e-6
     )
 
 

@@ -95,11 +95,12 @@ def test_overlong_samples_are_shown_with_what_becomes_of_them(shards, tiny_path,
     assert (item.tokens == 100) == (overlong == "truncate_text")
 
 
-def test_preference_data_is_named(tmp_path, tiny_path):  # noqa: F811
+def test_of_preference_data_both_endings_are_shown(tmp_path, tiny_path):  # noqa: F811
     pair = Conversation("p-1", (message("user", None, "?"),), chosen=(message("assistant", "a"),), rejected=(message("assistant", "b"),))
     folder = write_shards(str(tmp_path), [shard_row([picture(9, 9)], pair)])
     (item,) = preview(config_of(tiny_path, folder), 5)
-    assert "needs method: dpo" in item.note and item.pieces == ()
+    assert [p.text.strip() for p in item.pieces if p.trained] == ["a<end_of_utterance>", "b<end_of_utterance>"]
+    assert "rejected: " in printed(item_text(item))
 
 
 def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, tiny_path):  # noqa: F811

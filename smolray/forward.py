@@ -1,0 +1,94 @@
+"""The model's forward pass over a Batch, up to the last hidden states: tiles -> features -> embeddings -> text layers.
+
+Pure functions of (model, Batch). Every worker must run the same modules in the same order, or ZeRO's collectives meet the wrong partner.
+"""
+
+import torch
+from torch import nn
+
+from smolray.data.collate import Batch
+from smolray.model.adapters import base_model
+from smolray.model.attention import Layout
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Last hidden states of the text model: (B, L, hidden)."""
+    return base_model(model).model.text_model(inputs_embeds=embed(model, batch), position_ids=batch.position_ids, use_cache=False, **attention(batch)
+                                              ).last_hidden_state  # fmt: skip
+
+
+def attention(batch: Batch) -> dict[str, object]:
+    """What the text model's attention is told: a layout of groups that lie end to end, a mask of packed rows, or nothing (plain causal;
+    padding on the right is never looked at)."""
+    if len(batch.lengths):  # the mask is there to be passed through: without one transformers would make its own
+        placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
+        return {"layout": Layout.of(batch.branch, batch.lengths), "attention_mask": placeholder}
+    if int(batch.branch.max()) <= 0:
+        return {"attention_mask": None}
+    return {"attention_mask": branch_mask(batch.branch, batch.branch, causal_offset=0)}
+
+
+def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Token embeddings with the image features in the places of the image tokens: (B, L, hidden).
+
+    A batch of pure text adds 0 x a dummy tile where the vision tower is trained or sharded, and the tiles always come before the tokens.
+    """
+    inner = base_model(model).model
+    features = image_features(model, batch)
+    nothing = 0.0 * _dummy_features(model, batch).sum() if features is None and _needs_vision(model) else None
+    embeds = inner.get_input_embeddings()(batch.input_ids)
+    if features is not None:
+        return embeds.masked_scatter((batch.input_ids == inner.image_token_id)[..., None], features.to(embeds.dtype))
+    return embeds if nothing is None else embeds + nothing.to(embeds.dtype)
+
+
+def image_features(model: nn.Module, batch: Batch) -> torch.Tensor | None:
+    """Features that fill the image tokens of the batch in order, each distinct tile computed once: (image tokens, hidden), None without images."""
+    if len(batch.features):
+        features = batch.features if batch.features.shape[1:] == _connected_shape(model) else base_model(model).model.connector(batch.features)
+    elif len(batch.pixel_values):
+        features = tile_features(model, batch.pixel_values)
+    else:
+        return None
+    if len(batch.tile_order) != len(features) or not torch.equal(batch.tile_order, torch.arange(len(features), device=features.device)):
+        features = features[batch.tile_order]
+    return features.flatten(0, 1)
+
+
+def tile_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
+    """Tiles (T, 3, side, side) uint8 -> connector output (T, tokens of a tile, hidden)."""
+    return base_model(model).model.connector(tower_features(model, tiles))
+
+
+def tower_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
+    """Tiles (T, 3, side, side) uint8 -> vision tower output (T, patches, vision hidden); SmolVLM's mean and deviation are 0.5."""
+    tower = base_model(model).model.vision_model
+    trains = any(p.requires_grad for p in tower.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+        pixels = (tiles.float() / 255 - 0.5) / 0.5
+        return tower(pixel_values=pixels.to(tower.embeddings.patch_embedding.weight.dtype)).last_hidden_state
+
+
+def branch_mask(query: torch.Tensor, key: torch.Tensor, causal_offset: int) -> torch.Tensor:
+    """(B, 1, Q, K) bool: a query sees the prefix (branch 0) and its own branch, up to itself. `causal_offset`: index of the first query among the keys."""
+    sees = (key[:, None, :] == 0) | (key[:, None, :] == query[:, :, None])
+    ones = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device)
+    return (sees & ones.tril(diagonal=causal_offset))[:, None]
+
+
+def _connected_shape(model: nn.Module) -> tuple[int, int]:
+    """(tokens of a tile, hidden) of the connector's output."""
+    config = base_model(model).config
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return side**2 // config.scale_factor**2, config.text_config.hidden_size
+
+
+def _needs_vision(model: nn.Module) -> bool:
+    inner = base_model(model).model
+    parameters = [*inner.vision_model.parameters(), *inner.connector.parameters()]
+    return any(p.requires_grad for p in parameters) or any(hasattr(p, "ds_id") for p in parameters)
+
+
+def _dummy_features(model: nn.Module, batch: Batch) -> torch.Tensor:
+    side = base_model(model).config.vision_config.image_size
+    return tile_features(model, torch.full((1, 3, side, side), 127, dtype=torch.uint8, device=batch.input_ids.device))

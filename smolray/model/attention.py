@@ -1,0 +1,81 @@
+"""Attention of the text model over groups that lie end to end in one sequence: each sees itself alone, without padding between them.
+
+In: queries, keys and values of the whole sequence, and its Layout. Out: what each group would give by itself. FlexAttention's block mask on
+a GPU (compiled; blocks between groups are skipped), SDPA group by group elsewhere. Without a Layout it is transformers' own SDPA.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "smolray"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`branch` (L,): 0 prefix of a group, 1.. its branches, -1 padding; `lengths` (groups,): tokens of each group, in order."""
+
+    branch: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def of(cls, branch: torch.Tensor, lengths: torch.Tensor) -> "Layout":
+        """From a Batch's `branch` (1, L) and `lengths`; what is left of L behind the groups is padding."""
+        return cls(branch[0], lengths)
+
+    @cached_property
+    def pieces(self) -> list[tuple[int, torch.Tensor | None]]:
+        """(length, mask (length, length) bool) of each group and of the padding; None: plain causal."""
+        lengths = self.lengths.tolist()
+        lengths += [rest] if (rest := len(self.branch) - sum(lengths)) else []
+        found: list[tuple[int, torch.Tensor | None]] = []
+        for branch in self.branch.split(lengths):
+            if int(branch.max()) <= 0:
+                found.append((len(branch), None))
+            else:
+                sees = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
+                found.append((len(branch), sees.tril()))
+        return found
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """The same as FlexAttention takes it; never laid out in full."""
+        length, device = len(self.branch), self.branch.device
+        branch = self.branch
+        ends = self.lengths.cumsum(0)
+        group = torch.searchsorted(ends, torch.arange(length, device=device), right=True)
+
+        def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            same = (branch[key] == 0) | (branch[key] == branch[query])
+            return (query >= key) & (group[query] == group[key]) & same
+
+        return create_block_mask(sees, None, None, length, length, device=device)  # type: ignore[arg-type]
+
+
+def packed_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+    dropout: float = 0.0, scaling: float | None = None, layout: Layout | None = None, **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """transformers' attention interface: query (B, heads, L, d), key and value (B, key heads, L, d) -> (B, L, heads, d)."""
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    if query.is_cuda:
+        return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=scaling)
+    times = query.shape[1] // key.shape[1]
+    lengths = [length for length, _ in layout.pieces]
+    parts = zip(*(t.split(lengths, dim=2) for t in (query, repeat_kv(key, times), repeat_kv(value, times))), layout.pieces, strict=True)
+    out = [F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None) for q, k, v, (_, mask) in parts]
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
