@@ -1,0 +1,153 @@
+"""Bytes that autograd keeps of a unit for one micro-batch, by layer, from what transformers' Idefics3 layers save under SDPA.
+
+In: a ModelShape, Training and a Load. Out: bytes per unit, with and without checkpointing, and what a unit needs only while it runs.
+tests/unit/test_planner_activations.py compares them with torch.autograd.graph.saved_tensors_hooks.
+"""
+
+from dataclasses import dataclass
+
+from smolray.planner.shapes import Linear, ModelShape, Training, Unit
+from smolray.planner.statistics import Load
+
+FP32, BF16_STATISTICS = 4, 4  # bytes of LayerNorm's mean and of its deviation: fp32 on CUDA
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of one unit. `saved`: until its backward pass; `entry`: its input alone, which checkpointing keeps; `transient`: while it runs."""
+
+    saved: float
+    entry: float
+    transient: float
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Whether a unit's weights are trained, and whether its input wants a gradient because something before it is trained."""
+
+    weights: bool
+    input: bool
+
+    @property
+    def any(self) -> bool:
+        return self.weights or self.input
+
+
+def gradients(shape: ModelShape, training: Training) -> tuple[Gradients, ...]:
+    """For every unit in order."""
+    found, before = [], False
+    for unit in shape.units:
+        trained = training.trained_parameters(unit) > 0 or (unit.name == "head" and shape.tied and "text" in training.full)
+        found.append(Gradients(trained, before))
+        before = before or trained
+    return tuple(found)
+
+
+def kept_bytes(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients, load: Load) -> Kept:
+    """Of one unit for one micro-batch."""
+    v, size = shape.vision, training.bytes
+    patches = load.tiles * v.patches
+    if unit.kind == "vision_embeddings":
+        pixels = load.tiles * v.channels * v.image_size**2
+        saved = pixels * size + 8 * patches if gradient.weights else 0.0
+        return Kept(saved + pixels, 0.0, pixels * (2 * FP32 + size))  # the batch's own uint8 pixels stay; scaling makes fp32 copies
+    if unit.kind == "vision":
+        saved = patches * _vision_layer(shape, unit, training, gradient) if gradient.any else 0.0
+        transient = patches * size * (2 * v.intermediate + (3 if gradient.any else 2) * v.hidden)
+        return Kept(saved, patches * v.hidden * size if gradient.any else 0.0, transient)
+    if unit.kind == "text":
+        t = shape.text
+        saved = load.tokens * _text_layer(shape, unit, training, gradient, masked=load.mask > 0) + load.mask * size if gradient.any else 0.0
+        transient = load.tokens * (3 * t.intermediate * size + 3 * t.hidden * FP32)
+        return Kept(saved, load.tokens * t.hidden * size if gradient.any else 0.0, transient)
+    if unit.kind == "merge":
+        return _merge(shape, unit, training, gradient, load)
+    return _head(shape, training, gradient, load)
+
+
+def weight_workspace(shape: ModelShape, training: Training) -> float:
+    """Bytes of the largest quantised layer, unpacked to compute with."""
+    if training.bits == 16:
+        return 0.0
+    return max(linear.weights for unit in shape.units if unit.kind == "text" for _, linear in unit.linears) * float(training.bytes)
+
+
+def _inputs(unit: Unit, training: Training) -> tuple[set[str], float]:
+    """The shared inputs that a unit's linear layers save, and further bytes a position: LoRA's inner values and dropout."""
+    size, shared, more = training.bytes, set(), 0.0
+    dropout = training.lora is not None and training.lora.lora_dropout > 0
+    dora = training.lora is not None and training.lora.use_dora
+    for group, linear in unit.linears:
+        rank = training.rank(group, linear)
+        if group in training.full or (rank and not dropout) or _int8(unit, training):
+            shared.add(linear.input)
+        if rank:
+            more += rank * size
+            more += linear.inputs * (size + 1) if dropout else 0  # the input after dropout, and dropout's mask in bytes
+            more += 2 * linear.outputs * size if dora else 0  # the frozen and the adapter's output, which the magnitude multiplies
+    return shared, more
+
+
+def _int8(unit: Unit, training: Training) -> bool:
+    """bitsandbytes' MatMul8bitLt keeps its input wherever anything before it is trained."""
+    return training.bits == 8 and unit.kind == "text"
+
+
+def _width(unit: Unit, name: str) -> int:
+    return next(linear.inputs for _, linear in unit.linears if linear.input == name)
+
+
+def _vision_layer(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients) -> float:
+    """Bytes a patch: LayerNorms' inputs and statistics, linear inputs, attention's q, k, v, output and log-sum-exp, GELU's input."""
+    v, size, full = shape.vision, training.bytes, "vision" in training.full
+    shared, more = _inputs(unit, training)
+    norms = (1 if full or gradient.input else 0) + 1
+    values = norms * v.hidden + 4 * v.hidden + v.intermediate
+    values += sum(_width(unit, name) for name in shared - {"attention"})  # out_proj's input is attention's output
+    return values * size + norms * 2 * BF16_STATISTICS + v.heads * FP32 + more
+
+
+def _text_layer(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients, masked: bool) -> float:
+    """Bytes a token. RMSNorm keeps its input and the root in fp32, and before the weight, where that is trained, the normed values.
+
+    A mask makes transformers repeat keys and values for every head.
+    """
+    t, size, full = shape.text, training.bytes, "text" in training.full
+    shared, more = _inputs(unit, training)
+    norms = (1 if gradient.input else 0) + 1
+    heads = t.heads * t.head_dim
+    keys = heads if masked else t.kv_heads * t.head_dim
+    values = 2 * heads + 2 * keys + 3 * t.intermediate + (2 * t.hidden if full else 0)
+    values += sum(_width(unit, name) for name in shared - {"attention"})
+    return values * size + norms * (t.hidden + 1) * FP32 + t.heads * FP32 + more
+
+
+def _merge(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients, load: Load) -> Kept:
+    """Post-norm of the tower, pixel shuffle and projection, token embeddings; and, once a micro-batch, rotary's cos and sin."""
+    v, t, size = shape.vision, shape.text, training.bytes
+    patches = load.tiles * v.patches
+    saved = 2 * load.tokens * t.head_dim * size + load.tokens * 17  # ids, positions and branch as int64 less what is shared; the image mask
+    if "vision" in training.full or gradient.input:
+        saved += patches * (v.hidden * size + 2 * BF16_STATISTICS)
+    shared, more = _inputs(unit, training)
+    rows = load.tiles * shape.tokens_per_tile
+    saved += rows * (_width(unit, "shuffled") * size if shared else 0) + rows * more
+    if load.mask:
+        saved += load.mask
+    transient = 2 * load.tokens * t.hidden * size + patches * v.hidden * size
+    return Kept(saved, patches * v.hidden * size if gradient.input else 0.0, transient)
+
+
+def _head(shape: ModelShape, training: Training, gradient: Gradients, load: Load) -> Kept:
+    """The last norm over all tokens; logits at label positions in fp32: log-softmax is kept, its input and gradient pass by."""
+    t, size = shape.text, training.bytes
+    if not gradient.any:
+        return Kept(0.0, 0.0, load.label_tokens * t.vocab * (size + 2 * FP32))
+    norm = load.tokens * ((t.hidden + 1) * FP32 + (t.hidden * size if "text" in training.full else 0))
+    trained = "text" in training.full or any(training.rank(g, linear) for g, linear in _head_linears(shape))
+    saved = norm + load.label_tokens * (t.vocab * FP32 + (t.hidden * size if trained else 0) + 8)
+    return Kept(saved, 0.0, load.label_tokens * t.vocab * (FP32 + size))
+
+
+def _head_linears(shape: ModelShape) -> tuple[tuple[str, Linear], ...]:
+    return shape.units[-1].linears

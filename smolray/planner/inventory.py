@@ -1,0 +1,287 @@
+"""What a person owns: cards, boxes, and the links between them.
+
+In: text such as `2x rtx4090 @ 10GbE, 1x rtx3060`, YAML, or what workers report at launch. Out: Inventory.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MIB, GIB = 2**20, 2**30
+
+
+class InventoryError(ValueError):
+    """The inventory cannot be read; the message names what was found, what was expected and the nearest."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One accelerator. Speeds are dense, with fp32 accumulation, sparsity left out; fp32 without TF32 (torch's default)."""
+
+    name: str
+    memory: int  # bytes
+    tflops_16: float  # fp16 or bf16
+    tflops_32: float
+    bandwidth: float  # bytes/s of its memory
+    bf16: bool = True
+    measured: bool = False  # the speeds were measured by a matmul; otherwise they are the maker's
+
+    def tflops(self, dtype: str) -> float:
+        """Of a dtype as ModelConfig spells it. A card without bf16 units computes bf16 at its fp32 speed."""
+        return self.tflops_32 if dtype == "float32" or (dtype == "bfloat16" and not self.bf16) else self.tflops_16
+
+
+def _card(name: str, mib: int, tflops_16: float, tflops_32: float, gb_per_s: float, bf16: bool = True) -> Card:
+    return Card(name, mib * MIB, tflops_16, tflops_32, gb_per_s * 1e9, bf16)
+
+
+# Memory in MiB as nvidia-smi shows it; TFLOP/s and GB/s from NVIDIA's published figures: the Turing, Ampere GA102, Ada and Blackwell architecture
+# whitepapers (GeForce tensor cores with fp32 accumulation run at twice the shader rate), and the data sheets of T4, V100, A10, A100, L4, L40S,
+# RTX A4000 / A5000 / A6000, RTX 6000 Ada, H100 and H200.
+CARDS: dict[str, Card] = {
+    card.name: card
+    for card in (
+        _card("t4", 15360, 65, 8.1, 320, bf16=False),
+        _card("v100-16", 16384, 125, 15.7, 900, bf16=False),
+        _card("v100-32", 32768, 125, 15.7, 900, bf16=False),
+        _card("rtx2060", 6144, 25.8, 6.5, 336, bf16=False),
+        _card("rtx2070", 8192, 29.9, 7.5, 448, bf16=False),
+        _card("rtx2080", 8192, 40.3, 10.1, 448, bf16=False),
+        _card("rtx2080ti", 11264, 53.8, 13.4, 616, bf16=False),
+        _card("rtx3060", 12288, 25.5, 12.7, 360),
+        _card("rtx3060ti", 8192, 32.4, 16.2, 448),
+        _card("rtx3070", 8192, 40.6, 20.3, 448),
+        _card("rtx3070ti", 8192, 43.5, 21.7, 608),
+        _card("rtx3080", 10240, 59.5, 29.8, 760),
+        _card("rtx3080ti", 12288, 68.2, 34.1, 912),
+        _card("rtx3090", 24576, 71, 35.6, 936),
+        _card("rtx3090ti", 24564, 80, 40, 1008),
+        _card("rtx4060", 8188, 30.2, 15.1, 272),
+        _card("rtx4060ti-8", 8188, 44.1, 22.1, 288),
+        _card("rtx4060ti", 16380, 44.1, 22.1, 288),
+        _card("rtx4070", 12282, 58.3, 29.1, 504),
+        _card("rtx4070super", 12282, 71, 35.5, 504),
+        _card("rtx4070ti", 12282, 80.2, 40.1, 504),
+        _card("rtx4070tisuper", 16376, 88.2, 44.1, 672),
+        _card("rtx4080", 16376, 97.5, 48.7, 717),
+        _card("rtx4080super", 16376, 104.4, 52.2, 736),
+        _card("rtx4090", 24564, 165.2, 82.6, 1008),
+        _card("rtx5070", 12227, 61.7, 30.9, 672),
+        _card("rtx5070ti", 16303, 87.9, 43.9, 896),
+        _card("rtx5080", 16303, 112.6, 56.3, 960),
+        _card("rtx5090", 32607, 209.5, 104.8, 1792),
+        _card("rtxa4000", 16376, 76.7, 19.2, 448),
+        _card("rtxa5000", 24564, 111.1, 27.8, 768),
+        _card("rtxa6000", 49140, 154.8, 38.7, 768),
+        _card("rtx6000ada", 49140, 364.2, 91.1, 960),
+        _card("a10", 23028, 125, 31.2, 600),
+        _card("a10g", 23028, 70, 35, 600),
+        _card("a100-40", 40960, 312, 19.5, 1555),
+        _card("a100-80", 81920, 312, 19.5, 2039),
+        _card("l4", 23034, 121, 30.3, 300),
+        _card("l40s", 46068, 362, 91.6, 864),
+        _card("h100", 81559, 989, 67, 3350),
+        _card("h100pcie", 81559, 756, 51, 2000),
+        _card("h200", 143771, 989, 67, 4800),
+    )
+}
+
+# How torch and Ray name cards whose names hold more than the model.
+ALIASES = {
+    "a100": "a100-40", "a100sxm440gb": "a100-40", "a100pcie40gb": "a100-40", "a100sxm480gb": "a100-80", "a100pcie80gb": "a100-80",
+    "a10080gbpcie": "a100-80", "v100": "v100-16", "v100sxm216gb": "v100-16", "v100pcie16gb": "v100-16", "v100sxm232gb": "v100-32",
+    "v100pcie32gb": "v100-32", "h10080gbhbm3": "h100", "h100sxm": "h100", "rtx6000adageneration": "rtx6000ada", "rtx4060ti8gb": "rtx4060ti-8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way between two cards: one direction's bytes/s and seconds until the first byte."""
+
+    bandwidth: float
+    latency: float
+
+    def slower(self, other: "Link") -> "Link":
+        return Link(min(self.bandwidth, other.bandwidth), max(self.latency, other.latency))
+
+
+PCIE = Link(10e9, 20e-6)  # cards of one box without NVLink, staged through the host: an estimate until measured
+ETHERNET_LATENCY = 100e-6  # a TCP round through two kernels: an estimate until measured
+DEFAULT_NETWORK = "1GbE"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A machine: its cards, the network to other boxes, the link between its cards, and CPU cores that decode images."""
+
+    name: str
+    cards: tuple[Card, ...]
+    network: Link
+    internal: Link = PCIE
+    cpus: int = 8
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All boxes. `links` holds measured links by (box number, box number); where none is, the slower of the two networks counts."""
+
+    boxes: tuple[Box, ...]
+    links: Mapping[tuple[int, int], Link] = field(default_factory=dict)
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        return tuple(card for box in self.boxes for card in box.cards)
+
+    def between(self, a: int, b: int) -> Link:
+        """The link between a card of box `a` and another of box `b`."""
+        if a == b:
+            return self.boxes[a].internal
+        measured = self.links.get((a, b)) or self.links.get((b, a))
+        return measured or self.boxes[a].network.slower(self.boxes[b].network)
+
+    def describe(self) -> str:
+        """One line, as `parse` reads it where the cards are known ones."""
+        return ", ".join(f"{_count(box.cards)} @ {_rate(box.network.bandwidth)}" for box in self.boxes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"boxes": [asdict(box) for box in self.boxes], "links": [[*pair, asdict(link)] for pair, link in self.links.items()]}
+
+
+def parse(text: str) -> Inventory:
+    """`2x rtx4090 @ 10GbE, 1x rtx3060`: each part a box, `+` between different cards of one box, `@` its network (default 1GbE).
+
+    Raises InventoryError.
+    """
+    boxes = []
+    for number, part in enumerate(p.strip() for p in text.split(",")):
+        cards_text, at, network = (piece.strip() for piece in part.partition("@"))
+        if not cards_text or (at and not network):
+            raise InventoryError(f"inventory part {number + 1} is {part!r}; expected a box such as '2x rtx4090 @ 10GbE'")
+        boxes.append(Box(f"box{number}", _cards(cards_text.split("+")), find_network(network or DEFAULT_NETWORK)))
+    return Inventory(tuple(boxes))
+
+
+def load(source: str) -> Inventory:
+    """From a YAML file, YAML text that begins with `boxes:`, or the one-line text of `parse`. Raises InventoryError."""
+    is_file = source.endswith((".yaml", ".yml"))
+    if is_file and not Path(source).is_file():
+        raise InventoryError(f"inventory file {source} does not exist; expected a YAML file, or text such as '2x rtx4090 @ 10GbE, 1x rtx3060'")
+    text = Path(source).read_text(encoding="utf-8") if is_file else source
+    if not is_file and not text.lstrip().startswith("boxes:"):
+        return parse(text)
+    try:
+        record = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InventoryError(f"the inventory is not valid YAML: {error}") from error
+    return from_record(record)
+
+
+def from_record(record: Any) -> Inventory:
+    """From YAML's `boxes: [{name, cards: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus}]`. Raises InventoryError."""
+    if not isinstance(record, dict) or not isinstance(record.get("boxes"), list) or not record["boxes"]:
+        raise InventoryError(f"the inventory holds {_found(record)}; expected boxes: [{{name, cards, network}}, ...]")
+    return Inventory(tuple(_box(number, entry) for number, entry in enumerate(record["boxes"])))
+
+
+def find_card(name: str) -> Card:
+    """A known card by name, as people, Ray (`GeForce-RTX-3090`) or torch (`NVIDIA GeForce RTX 4090`) spell it. Raises InventoryError."""
+    plain = re.sub(r"[^a-z0-9]|nvidia|tesla|quadro|geforce", "", name.lower())
+    known = {re.sub(r"[^a-z0-9]", "", key): card for key, card in CARDS.items()} | {alias: CARDS[key] for alias, key in ALIASES.items()}
+    for spelling in (plain, re.sub(r"\d\dgb$", "", plain)):
+        for prefix in ("", "rtx"):
+            if card := known.get(prefix + spelling):
+                return card
+    nearest = known[difflib.get_close_matches(plain, known, n=1, cutoff=0.0)[0]].name
+    raise InventoryError(f"card {name!r} is not known; known are {', '.join(CARDS)}; nearest: {nearest}; "
+                         "another card goes into YAML as {name, memory_gb, tflops_16, tflops_32, bandwidth_gb, bf16}")  # fmt: skip
+
+
+def find_network(text: str) -> Link:
+    """`10GbE`, `2.5 Gbit/s`, `100Mbit`. Raises InventoryError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([gm])(?:be|bit|bit/s|bits|bps)?", text.strip().lower())
+    if not match or not float(match[1]):
+        raise InventoryError(f"network {text!r} is not a speed; expected one such as 1GbE, 2.5GbE, 10GbE, 100Mbit/s; nearest: 10GbE")
+    return Link(float(match[1]) * {"g": 1e9, "m": 1e6}[match[2]] / 8, ETHERNET_LATENCY)
+
+
+def measured_card(name: str, memory: int, tflops_16: float, tflops_32: float, bandwidth: float | None = None, bf16: bool = True) -> Card:
+    """What a worker reports: its card's usable memory (bytes) and the speeds of a short matmul (TFLOP/s).
+
+    Memory bandwidth comes from the table where the card is known; else it is taken as 1 byte for every 25 operations.
+    """
+    try:
+        bandwidth = bandwidth or find_card(name).bandwidth
+    except InventoryError:
+        bandwidth = tflops_32 * 1e12 / 25
+    return Card(name, memory, tflops_16, tflops_32, bandwidth, bf16, measured=True)
+
+
+def _box(number: int, entry: Any) -> Box:
+    if not isinstance(entry, dict) or not entry.get("cards"):
+        raise InventoryError(f"boxes[{number}] is {_found(entry)}; expected {{name, cards: [rtx4090, ...], network: 10GbE}}")
+    known = ("name", "cards", "network", "internal", "cpus")
+    if stray := sorted(set(entry) - set(known)):
+        near = difflib.get_close_matches(stray[0], known, n=1, cutoff=0.0)[0]
+        raise InventoryError(f"boxes[{number}].{stray[0]} is not a setting; expected {', '.join(known)}; nearest: {near}")
+    listed = entry["cards"] if isinstance(entry["cards"], list) else [entry["cards"]]
+    box = Box(str(entry.get("name", f"box{number}")), _cards(listed), _link(entry.get("network", DEFAULT_NETWORK), ETHERNET_LATENCY))
+    if "internal" in entry:
+        box = replace(box, internal=_link(entry["internal"], PCIE.latency))
+    return replace(box, cpus=int(_number(entry["cpus"], f"boxes[{number}].cpus"))) if "cpus" in entry else box
+
+
+def _link(entry: Any, latency: float) -> Link:
+    if not isinstance(entry, dict):
+        return replace(find_network(str(entry)), latency=latency)
+    if "bandwidth_gbit" not in entry or set(entry) - {"bandwidth_gbit", "latency_us"}:
+        raise InventoryError(f"link {entry!r}: expected 10GbE or {{bandwidth_gbit: 10, latency_us: 50}}")
+    seconds = _number(entry["latency_us"], "latency_us") / 1e6 if "latency_us" in entry else latency
+    return Link(_number(entry["bandwidth_gbit"], "bandwidth_gbit") * 1e9 / 8, seconds)
+
+
+def _cards(parts: list[Any]) -> tuple[Card, ...]:
+    cards: list[Card] = []
+    for part in parts:
+        if isinstance(part, dict):
+            cards.append(_described_card(part))
+            continue
+        match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?(\S.*)", str(part).strip(), re.IGNORECASE)
+        if not match or match[1] == "0":
+            raise InventoryError(f"cards {part!r}: expected a count and a card, such as 2x rtx4090")
+        cards += [find_card(match[2])] * int(match[1] or 1)
+    return tuple(cards)
+
+
+def _described_card(entry: dict[str, Any]) -> Card:
+    needed, optional = ("name", "memory_gb", "tflops_16", "tflops_32"), ("bandwidth_gb", "bf16", "measured")
+    if (lacking := [k for k in needed if k not in entry]) or (stray := sorted(set(entry) - {*needed, *optional})):
+        fault = f"lacks {', '.join(lacking)}" if lacking else f"has {', '.join(stray)}"
+        raise InventoryError(f"card {entry!r} {fault}; expected {', '.join(needed)} and, if you like, {', '.join(optional)}")
+    memory, fast, plain = (_number(entry[k], k) for k in needed[1:])
+    bandwidth = _number(entry["bandwidth_gb"], "bandwidth_gb") * 1e9 if "bandwidth_gb" in entry else plain * 1e12 / 25
+    return Card(str(entry["name"]), int(memory * GIB), fast, plain, bandwidth, bool(entry.get("bf16", True)), bool(entry.get("measured", False)))
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise InventoryError(f"{key} = {value!r}: expected a number above 0")
+    return float(value)
+
+
+def _found(value: Any) -> str:
+    return repr(value)[:80] if value is not None else "nothing"
+
+
+def _count(cards: tuple[Card, ...]) -> str:
+    names = [card.name for card in cards]
+    return " + ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
+
+
+def _rate(bandwidth: float) -> str:
+    bits = bandwidth * 8
+    return f"{bits / 1e9:g}GbE" if bits >= 1e9 else f"{bits / 1e6:g}Mbit/s"

@@ -1,0 +1,252 @@
+"""A model as the planner sees it: units in the order of the forward pass, each with exact counts of its weights and operations.
+
+In: a transformers config (a dict, as config.json holds it) or a name of ours. Out: ModelShape, and from a RunConfig Training: what of it is trained.
+Units are `vision_embeddings`, `vision.<i>`, `merge` (post-norm, connector, token embedding), `text.<i>`, `head`; a cut is a number of units a stage.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from smolray import storage
+from smolray.config import ConfigError, LoraConfig, ModelConfig, RunConfig
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What transformers takes where a published config.json leaves a key out (Idefics3VisionConfig).
+VISION_DEFAULTS = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16, "num_channels": 3,
+                   "image_size": 224, "patch_size": 32}  # fmt: skip
+# bitsandbytes: nf4 in blocks of 64, their absmax in 8 bits in blocks of 256; int8 with one fp32 scale a row.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer; `input` names the tensor it reads, which several may share."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+    input: str
+
+    @property
+    def weights(self) -> int:
+        return self.inputs * self.outputs
+
+    @property
+    def parameters(self) -> int:
+        return self.weights + (self.outputs if self.bias else 0)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece that a pipeline does not cut. `kind`: vision_embeddings, vision, merge, text or head."""
+
+    name: str
+    kind: str
+    linears: tuple[tuple[str, Linear], ...]  # (group, layer)
+    other: tuple[tuple[str, int], ...]  # (group, parameters that are no linear layer)
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.by_group.values())
+
+    @cached_property
+    def by_group(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for group, number in (*((g, linear.parameters) for g, linear in self.linears), *self.other):
+            counts[group] = counts.get(group, 0) + number
+        return counts
+
+
+@dataclass(frozen=True)
+class Vision:
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    image_size: int
+    patch_size: int
+    channels: int
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class Text:
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """An Idefics3 / SmolVLM model by its sizes."""
+
+    vision: Vision
+    text: Text
+    scale_factor: int
+    tied: bool
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return self.vision.patches // self.scale_factor**2
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        return tuple(_units(self))
+
+    @cached_property
+    def groups(self) -> dict[str, int]:
+        """Exact parameter counts of vision, connector, text (layers and last norm), embedding and head; a tied head counts 0."""
+        table = self.text.vocab * self.text.hidden
+        by_group = {g: sum(u.by_group.get(g, 0) for u in self.units) for g in ("vision", "connector", "text")}
+        head = 0 if self.tied else table
+        inner = by_group["text"] - table - head
+        return {"vision": by_group["vision"], "connector": by_group["connector"], "text": inner, "embedding": table, "head": head}
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.groups.values())
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
+        """From a transformers config.json of the Idefics3 family. Raises ConfigError where it is another model's."""
+        kind, text, seen = config.get("model_type"), config.get("text_config"), config.get("vision_config")
+        if kind not in ("idefics3", "smolvlm") or not isinstance(text, Mapping) or not isinstance(seen, Mapping):
+            raise ConfigError(f"the planner knows models of type idefics3 and smolvlm with text_config and vision_config, found {kind!r}")
+        vision = {**VISION_DEFAULTS, **seen}
+        heads = int(text["num_attention_heads"])
+        return cls(
+            Vision(*(int(vision[k]) for k in VISION_KEYS)),
+            Text(
+                int(text["hidden_size"]), int(text["num_hidden_layers"]), heads, int(text.get("num_key_value_heads") or heads),
+                int(text.get("head_dim") or int(text["hidden_size"]) // heads), int(text["intermediate_size"]), int(text["vocab_size"]),
+                bool(text.get("attention_bias")), bool(text.get("mlp_bias")),
+            ),
+            int(config.get("scale_factor", 2)), bool(config.get("tie_word_embeddings", False)),
+        )  # fmt: skip
+
+
+VISION_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
+# Hub ids whose config need not be fetched: the same shapes as the random models.
+PUBLISHED = {"256m": "random-256m", "500m": "random-500m", "2.2b": "random-2.2b", "smolvlm-instruct": "random-2.2b",
+             "smolvlm-base": "random-2.2b", "smolvlm-synthetic": "random-2.2b"}  # fmt: skip
+
+
+def known_shape(name: str, vocab: int = 1000) -> ModelShape:
+    """A shape of smolray.model.tiny by name; `vocab`: of `tiny`, whose tokenizer decides."""
+    from smolray.model.tiny import SHAPES  # imports torch
+
+    spec = SHAPES[name]
+    text = {**spec["text"], "vocab_size": spec["vocab_size"] or vocab}
+    return ModelShape.from_config({"model_type": "idefics3", "vision_config": spec["vision"], "text_config": text,
+                                   "scale_factor": spec["scale_factor"], "tie_word_embeddings": name != "random-2.2b"})  # fmt: skip
+
+
+def shape_of(model: ModelConfig) -> ModelShape:
+    """The shape of the run's model: its config.json in a folder, in storage or in the hub's cache, or one known by name.
+
+    Raises ConfigError where neither is at hand.
+    """
+    path = model.path
+    if path in ("tiny", "random-256m", "random-500m", "random-2.2b"):
+        return known_shape(path)
+    if "://" in path or Path(path).expanduser().is_dir():
+        where = path if "://" in path else storage.absolute(path)
+        return ModelShape.from_config(json.loads(storage.read_bytes(storage.join(where, "config.json"))))
+    if "/" in path:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(path, "config.json", revision=model.revision)
+        if isinstance(cached, str):
+            return ModelShape.from_config(json.loads(Path(cached).read_text(encoding="utf-8")))
+        if name := next((shape for key, shape in PUBLISHED.items() if key in path.lower() and "smolvlm" in path.lower()), None):
+            return known_shape(name)
+    raise ConfigError(f"model.path = {path}: no config.json there or in the hub's cache, so its size is not known; expected a folder, a model that was "
+                      "loaded here once, or one of tiny, random-256m, random-500m, random-2.2b")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """What of a model is trained, and how its weights are kept."""
+
+    full: frozenset[str]  # groups
+    lora: LoraConfig | None
+    dtype: str
+    bits: int = 16  # of the text layers' linear weights: 4 and 8 are quantised, otherwise as dtype
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Training":
+        model = config.model
+        bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else 16
+        return cls(frozenset(model.train), config.lora, model.dtype, bits)
+
+    @property
+    def bytes(self) -> int:
+        """Of one value in the compute dtype."""
+        return DTYPE_BYTES[self.dtype]
+
+    def rank(self, group: str, linear: Linear) -> int:
+        """LoRA's rank in a layer, 0 without an adapter."""
+        if self.lora is None or group not in self.lora.groups or linear.name not in self.lora.target_modules:
+            return 0
+        return self.lora.ranks.get(group, self.lora.r)  # type: ignore[call-overload, no-any-return]
+
+    def lora_parameters(self, unit: Unit) -> int:
+        """A (r x in) and B (out x r) of every adapted layer; DoRA adds a magnitude for each output."""
+        dora = self.lora is not None and self.lora.use_dora
+        ranks = ((self.rank(group, linear), linear) for group, linear in unit.linears)
+        return sum(r * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0) for r, linear in ranks if r)
+
+    def trained_parameters(self, unit: Unit) -> int:
+        return self.lora_parameters(unit) + sum(n for group, n in unit.by_group.items() if group in self.full)
+
+    def weight_bytes(self, unit: Unit) -> float:
+        """Of a unit's frozen and trained weights as the forward pass reads them, adapters included."""
+        if self.bits == 16 or unit.kind != "text":
+            return (unit.parameters + self.lora_parameters(unit)) * self.bytes
+        linear = sum(layer.weights for _, layer in unit.linears)
+        kept = linear * NF4_BYTES if self.bits == 4 else linear + sum(4 * layer.outputs for _, layer in unit.linears)
+        return kept + (unit.parameters - linear + self.lora_parameters(unit)) * self.bytes
+
+
+def _units(shape: ModelShape) -> Iterator[Unit]:
+    v, t = shape.vision, shape.text
+    conv = v.channels * v.patch_size**2 * v.hidden + v.hidden
+    yield Unit("vision_embeddings", "vision_embeddings", (), (("vision", conv + v.patches * v.hidden),))
+    vision = (
+        *(Linear(name, v.hidden, v.hidden, True, "norm1") for name in ("q_proj", "k_proj", "v_proj")),
+        Linear("out_proj", v.hidden, v.hidden, True, "attention"),
+        Linear("fc1", v.hidden, v.intermediate, True, "norm2"),
+        Linear("fc2", v.intermediate, v.hidden, True, "product"),
+    )
+    for i in range(v.layers):
+        yield Unit(f"vision.{i}", "vision", tuple(("vision", linear) for linear in vision), (("vision", 4 * v.hidden),))
+    proj = Linear("proj", v.hidden * shape.scale_factor**2, t.hidden, False, "shuffled")
+    yield Unit("merge", "merge", (("connector", proj),), (("vision", 2 * v.hidden), ("text", t.vocab * t.hidden)))
+    queries, keys = t.heads * t.head_dim, t.kv_heads * t.head_dim
+    text = (
+        Linear("q_proj", t.hidden, queries, t.attention_bias, "norm1"),
+        Linear("k_proj", t.hidden, keys, t.attention_bias, "norm1"),
+        Linear("v_proj", t.hidden, keys, t.attention_bias, "norm1"),
+        Linear("o_proj", queries, t.hidden, t.attention_bias, "attention"),
+        Linear("gate_proj", t.hidden, t.intermediate, t.mlp_bias, "norm2"),
+        Linear("up_proj", t.hidden, t.intermediate, t.mlp_bias, "norm2"),
+        Linear("down_proj", t.intermediate, t.hidden, t.mlp_bias, "product"),
+    )
+    for i in range(t.layers):
+        yield Unit(f"text.{i}", "text", tuple(("text", linear) for linear in text), (("text", 2 * t.hidden),))
+    head = () if shape.tied else (("text", Linear("lm_head", t.hidden, t.vocab, False, "last_norm")),)
+    yield Unit("head", "head", head, (("text", t.hidden),))

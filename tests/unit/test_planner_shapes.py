@@ -1,0 +1,90 @@
+"""The planner counts a model's weights exactly, by group and by unit."""
+
+import json
+
+import pytest
+import torch
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+
+from smolray.config import ConfigError, LoraConfig, ModelConfig, RunConfig
+from smolray.model.adapters import prepare_for_training, trainable
+from smolray.model.load import group_of
+from smolray.model.tiny import SHAPES
+from smolray.planner.shapes import VISION_DEFAULTS, ModelShape, Training, known_shape, shape_of
+
+NAMES = sorted(SHAPES)
+
+
+def config_of(name: str) -> Idefics3Config:
+    spec, tied = SHAPES[name], name != "random-2.2b"
+    text = {**spec["text"], "model_type": "llama", "vocab_size": spec["vocab_size"] or 1000, "tie_word_embeddings": tied, "rms_norm_eps": 1e-5}
+    return Idefics3Config(vision_config=spec["vision"], text_config=text, scale_factor=spec["scale_factor"], tie_word_embeddings=tied)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def built(request):
+    with torch.device("meta"):
+        return request.param, Idefics3ForConditionalGeneration(config_of(request.param))
+
+
+def unit_of(name: str) -> str:
+    for prefix, kind in (("model.vision_model.encoder.layers.", "vision"), ("model.text_model.layers.", "text")):
+        if name.startswith(prefix):
+            return f"{kind}.{name.removeprefix(prefix).split('.')[0]}"
+    if name.startswith("model.vision_model.embeddings"):
+        return "vision_embeddings"
+    return "head" if name.startswith(("lm_head", "model.text_model.norm")) else "merge"
+
+
+def test_parameters_are_those_of_the_model_by_group_and_by_unit(built):
+    name, model = built
+    shape = known_shape(name)
+    by_group, by_unit = {}, {}
+    for key, p in model.named_parameters():
+        by_group[group_of(key)] = by_group.get(group_of(key), 0) + p.numel()
+        by_unit[unit_of(key)] = by_unit.get(unit_of(key), 0) + p.numel()
+    groups = shape.groups
+    counted = {"vision": groups["vision"], "connector": groups["connector"], "text": groups["text"] + groups["embedding"] + groups["head"]}
+    assert counted == by_group
+    assert {unit.name: unit.parameters for unit in shape.units} == by_unit
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_config_file_says_the_same_as_the_name(built, tmp_path):
+    name, model = built
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    assert shape_of(ModelConfig(path=str(tmp_path))) == known_shape(name)
+
+
+@pytest.mark.parametrize("groups", [("text",), ("vision", "text"), ("vision", "connector", "text")])
+def test_trained_parameters_are_those_of_peft(groups):
+    with torch.device("meta"):
+        model = Idefics3ForConditionalGeneration(config_of("random-256m"))
+    config = RunConfig(model=ModelConfig(train=("connector",)), lora=LoraConfig(r=8, groups=groups, ranks={"text": 4}, use_dora=False))
+    shape, training = known_shape("random-256m"), Training.of(config)
+    expected = sum(training.trained_parameters(unit) for unit in shape.units)
+    flat = RunConfig(model=ModelConfig(train=("connector",)), lora=LoraConfig(r=8, groups=groups))
+    trained = trainable(prepare_for_training(model, flat))
+    assert sum(Training.of(flat).trained_parameters(unit) for unit in shape.units) == sum(p.numel() for p in trained.values())
+    assert expected < sum(p.numel() for p in trained.values()), "ranks.text = 4 halves the adapters of the text model"
+
+
+def test_defaults_are_those_of_transformers():
+    defaults = Idefics3VisionConfig()
+    assert {key: getattr(defaults, key) for key in VISION_DEFAULTS} == VISION_DEFAULTS
+
+
+def test_a_hub_id_of_the_family_needs_no_hub():
+    assert shape_of(ModelConfig(path="HuggingFaceTB/SmolVLM-256M-Instruct")).parameters == known_shape("random-256m").parameters
+
+
+@pytest.mark.parametrize("path", ["nobody/knows-this", "not-a-folder"])
+def test_an_unknown_model_is_said(path):
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        shape_of(ModelConfig(path=path))
+
+
+def test_another_family_is_refused():
+    with pytest.raises(ConfigError, match="llama"):
+        ModelShape.from_config({"model_type": "llama"})
