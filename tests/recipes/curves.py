@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from smolray import checkpoint
 from smolray.checkpoint import Progress
 from smolray.config import load_config
+from smolray.data.local import LocalStream, local_plan
 from smolray.data.plan import EpochPlan
 from smolray.train import Loop
-from tests.gloo import LocalStream, build_engine, local_plan
+from tests.gloo import build_engine
 
 
 def curve(

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 from smolray.config import load_config
+from smolray.data.local import local_plan
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.model.load import load_model, load_processor
-from tests.gloo import local_plan, run_workers
+from tests.gloo import run_workers
 from tests.recipes.curves import curve
 
 STEPS, BATCH = 20, 6

@@ -10,12 +10,12 @@ import torch
 from smolray.config import ModelConfig, RunConfig
 from smolray.data.collate import Batch, Group, collate_prompts, collate_training
 from smolray.data.encode import Encoded
+from smolray.data.local import local_index
 from smolray.data.pack import common_prefix, pack, packed_length
 from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.sample import Conversation
 from smolray.forward import attention
 from smolray.model.load import load_model
-from tests.gloo import local_index
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path, words  # noqa: F401
 from tests.shards import vqa_rows, write_shards

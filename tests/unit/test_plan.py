@@ -11,11 +11,11 @@ from smolray.config import RunConfig
 from smolray.data.collate import collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.index import SCHEMA
+from smolray.data.local import local_index
 from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_epoch, share
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.stream import BATCHES_PER_TASK
-from tests.gloo import local_index
 from tests.offline import asked, picture, processor, shard_row, tiny_path  # noqa: F401
 from tests.shards import vqa_rows, write_shards
 

@@ -13,10 +13,10 @@ from smolray.config import ConfigError, RunConfig
 from smolray.data.collate import Group, collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.index import index_uri, write_index
+from smolray.data.local import local_index
 from smolray.data.preview import item_text, lengths, lengths_table, preview
 from smolray.data.sample import Conversation
 from smolray.data.shards import ShardError
-from tests.gloo import local_index
 from tests.offline import asked, files_under, message, picture, processor, shard_row, tiny_path  # noqa: F401
 from tests.shards import vqa_rows, write_shards
 

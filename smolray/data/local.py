@@ -1,0 +1,45 @@
+"""The micro-batches of a plan read in this process, without Ray: for `torchrun` on a single box, benchmarks and tests.
+
+In: a shard folder, a plan, numbers of micro-batches. Out: the same Batches that data/stream.py delivers.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from smolray.config import RunConfig
+from smolray.data.collate import Batch, collate_training
+from smolray.data.encode import cached_encoder
+from smolray.data.index import index_shard
+from smolray.data.plan import EpochPlan, PlanLimits, lay_epoch
+from smolray.data.reader import ShardReader
+from smolray.data.shards import read_manifest
+
+
+class LocalStream:
+    """Iterates Batches. `wait_seconds`: time spent on reading, decoding and collating, which nothing else hides here."""
+
+    def __init__(self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig):
+        self.reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
+        self.plan, self.numbers, self.encoder = plan, numbers, cached_encoder(config.model, config.data, config.image)
+        self.wait_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in self.numbers:
+            began = time.perf_counter()
+            batch = collate_training(self.reader.groups([self.plan.micro_batch(number)])[0], self.encoder)
+            batch.meta["number"] = number
+            self.wait_seconds += time.perf_counter() - began
+            yield batch
+
+
+def local_index(folder: str, config: RunConfig) -> pa.Table:
+    """The index of a shard folder (data/index.py), made here and not kept."""
+    encoder = cached_encoder(config.model, config.data, config.image)
+    return pa.concat_tables([index_shard(folder, f.name, i, encoder) for i, f in enumerate(read_manifest(folder).files)])
+
+
+def local_plan(folder: str, config: RunConfig, epoch: int = 0) -> EpochPlan:
+    """The plan of an epoch, as the run's workers lay it."""
+    return lay_epoch(local_index(folder, config), PlanLimits.of(config), config.seed, epoch)
