@@ -1,13 +1,17 @@
 """Tables of the command line: in go statuses, manifests and results, out come rich renderables and text."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from smolray.evaluate.metrics import Figures, interval, shown
 from smolray.progress import accuracy_of, count, duration, percent, size
 from smolray.status import RunStatus
+
+if TYPE_CHECKING:
+    from smolray.evaluate.compare import Comparison  # which imports torch
 
 COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "silent": "red", "waiting": "dim"}
 
@@ -64,6 +68,49 @@ def accuracy_table(result: dict[str, Any]) -> Table:
         table.add_row(escape(kind), f"{number:,}" if number else "", percent(score))
     if isinstance(result.get("blind_baseline"), int | float):
         table.add_row("[dim]without the image[/dim]", "", f"[dim]{percent(result['blind_baseline'])}[/dim]")
+    return table
+
+
+def metrics_table(figures: dict[str, Figures]) -> Table:
+    """Each metric with its 95 % interval, over all and by question type; `figures` are the `metrics` of an EvalReport or a result."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("metric", "type", "samples", "value", "95 % interval"):
+        table.add_column(column, justify="left" if column in ("metric", "type") else "right")
+    for metric, kinds in figures.items():
+        for kind, figure in kinds.items():
+            cells = (escape(kind), f"{figure['samples']:,}", shown(metric, figure["value"]), interval(metric, figure))
+            table.add_row(metric if kind == "overall" else "", *cells)
+    return table
+
+
+def comparison_table(comparison: "Comparison") -> Table:
+    """Two checkpoints by question type: both values, the difference with its interval, questions gained and lost, McNemar's p."""
+    metric = comparison.metric
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("type", "questions", f"{metric} a", "b", "b - a", "95 % interval", "gained", "lost", "p"):
+        table.add_column(column, justify="left" if column == "type" else "right")
+    for kind, change in comparison.by_type.items():
+        certain = change.difference["low"] > 0 or change.difference["high"] < 0
+        colour = ("green" if change.difference["value"] > 0 else "red") if certain else "default"
+        table.add_row(
+            escape(kind), f"{change.a['samples']:,}", shown(metric, change.a["value"]), shown(metric, change.b["value"]),
+            f"[{colour}]{shown(metric, change.difference['value'], sign=True)}[/]", interval(metric, change.difference, sign=True),
+            f"{change.gained:,}", f"{change.lost:,}", f"{change.p_value:.2g}",
+        )  # fmt: skip
+    return table
+
+
+def changes_table(comparison: "Comparison", limit: int = 10) -> Table:
+    """The questions that changed, at most `limit` gained and as many lost ones, with both answers and the references."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "question", "a", "b", "truth"):
+        table.add_column(column, overflow="fold")
+    for name, colour, records in (("gained", "green", comparison.gained), ("lost", "red", comparison.lost)):
+        for record in records[:limit]:
+            truth = ", ".join(dict.fromkeys(record["answers"]))
+            table.add_row(f"[{colour}]{name}[/]", *(escape(record[part]) for part in ("question", "a", "b")), escape(truth))
+        if len(records) > limit:
+            table.add_row("", f"[dim]and {len(records) - limit:,} more {name}[/]")
     return table
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from smolray.evaluate.scores import MetricError, Scores
 
 ORDER = 4
-_WORD = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?=n't\b)|\w+(?:[-.,/]\w+)*")
+_WORD = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?=n't\b)|\w+(?:[-.,/:]\w+)*")
 
 
 def tokens(text: str) -> str:
@@ -35,7 +35,7 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores
     statistics = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in counted], np.float64).reshape(-1, 2 + 2 * ORDER)
 
     def combine(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        return np.array([BLEU.compute_bleu(row[2:-ORDER], row[-ORDER:], row[0], row[1]).score for row in sums.tolist()]) / 100
+        return np.array([BLEU.compute_bleu(row[2:-ORDER], row[-ORDER:], row[0], row[1]).score for row in sums.astype(np.int64).tolist()]) / 100
 
     return Scores(statistics, combine)
 

@@ -1,13 +1,13 @@
 """Distributed evaluation: each worker decodes its share of the validation micro-batches, rank 0 gathers predictions and scores.
 
-In: an engine's model and a stream of prompts. Out: an EvalReport: exact match over all and by question type, and every prediction.
+In: an engine's model and a stream of prompts. Out: an EvalReport: metrics over all and by question type, and every prediction.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -18,17 +18,19 @@ from transformers import PreTrainedTokenizerBase
 from smolray import storage
 from smolray.data.collate import Batch
 from smolray.evaluate.generate import greedy
-
-Record = dict[str, Any]
+from smolray.evaluate.metrics import Figures, Record, by_type, is_correct, measure
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """`accuracy` and `counts` by question type, with "overall"; `predictions` hold id, key, type, question, prediction, answer, answers, correct."""
+    """`accuracy` (exact match) and `counts` by question type, with "overall"; `metrics`: name -> question type -> value, low, high, samples;
+    `skipped`: why a metric is missing, by its name; `predictions` hold id, key, type, question, prediction, answer, answers, correct."""
 
     accuracy: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     predictions: list[Record] = field(default_factory=list)
+    metrics: dict[str, Figures] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     left_out: int = 0  # questions too long for data.max_length: they are in no figure
 
     @property
@@ -37,7 +39,12 @@ class EvalReport:
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, device: torch.device
+    model: nn.Module,
+    batches: Iterable[Batch],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    device: torch.device,
+    metrics: Sequence[str] = ("exact_match",),
 ) -> EvalReport:
     """Collective: every worker passes its own batches, all receive the whole report."""
     mine: list[Record] = []
@@ -47,12 +54,7 @@ def evaluate(
         mine += [score(record, text) for record, text in zip(batch.meta["records"], texts, strict=True)]
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
-    return summarize([record for part in parts for record in part])
-
-
-def is_correct(text: str, answers: Sequence[str]) -> bool:
-    """Exact match with any reference answer, case and outer white space aside."""
-    return any(text.strip().casefold() == answer.strip().casefold() for answer in answers)
+    return summarize([record for part in parts for record in part], metrics)
 
 
 def score(record: Record, text: str) -> Record:
@@ -61,21 +63,25 @@ def score(record: Record, text: str) -> Record:
     return kept | {"prediction": text.strip(), "correct": is_correct(text, record["answers"])}
 
 
-def summarize(predictions: Sequence[Record]) -> EvalReport:
-    """Accuracy and counts over all and by question type."""
-    by_type: dict[str, list[bool]] = defaultdict(list)
-    for record in predictions:
-        by_type["overall"].append(record["correct"])
-        if record["type"]:
-            by_type[record["type"]].append(record["correct"])
-    accuracy = {name: sum(hits) / len(hits) for name, hits in by_type.items()}
-    return EvalReport(accuracy, {name: len(hits) for name, hits in by_type.items()}, list(predictions))
+def summarize(predictions: Sequence[Record], metrics: Sequence[str] = ("exact_match",)) -> EvalReport:
+    """Accuracy, counts and the named metrics, over all and by question type; also of predictions that were kept."""
+    rows = by_type(predictions) if predictions else {}
+    correct = np.array([record["correct"] for record in predictions], bool)
+    accuracy = {kind: float(correct[numbers].mean()) for kind, numbers in rows.items()}
+    figures, skipped = measure(predictions, metrics)
+    return EvalReport(accuracy, {kind: len(numbers) for kind, numbers in rows.items()}, list(predictions), figures, skipped)
 
 
 def read_predictions(run_dir: str, step: int) -> list[Record]:
     """The predictions that an evaluation at `step` kept. Raises FileNotFoundError."""
     data = storage.read_bytes(predictions_uri(run_dir, step))
     return pq.read_table(pa.BufferReader(data)).to_pylist()
+
+
+def prediction_steps(run_dir: str) -> list[int]:
+    """The steps whose predictions are kept, in order."""
+    names = [f.base_name for f in storage.list_files(storage.join(run_dir, "predictions"))]
+    return sorted(int(name[5:-8]) for name in names if name.startswith("step-") and name.endswith(".parquet"))
 
 
 def predictions_uri(run_dir: str, step: int) -> str:

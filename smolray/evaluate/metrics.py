@@ -56,9 +56,15 @@ def relaxed_match(text: str, answers: Sequence[str]) -> bool:
     return any(_close(text.strip(), answer.strip()) for answer in answers)
 
 
-def shown(metric: str, value: float) -> str:
-    """A value as tables print it: in percent, CIDEr as it is."""
-    return f"{value:.3f}" if metric == "cider" else percent(value)
+def shown(metric: str, value: float, sign: bool = False) -> str:
+    """A value as tables print it: in percent, CIDEr as it is; `sign`: a difference, with its + or -."""
+    text = f"{abs(value):.3f}" if metric == "cider" else percent(abs(value))
+    return ("-" if value < 0 else "+" if sign else "") + text
+
+
+def interval(metric: str, figure: Figure, sign: bool = False) -> str:
+    """The 95 % interval as tables print it: 65.1 % to 68.9 %."""
+    return f"{shown(metric, figure['low'], sign)} to {shown(metric, figure['high'], sign)}"
 
 
 def _close(text: str, gold: str) -> bool:
@@ -90,7 +96,8 @@ def _anls(records: Sequence[Record]) -> Scores:
         from anls_star import anls_score
     except ImportError as error:
         raise MetricError("anls needs the package anls-star, which is not installed here: pip install 'smolray[eval]'") from error
-    return Scores.mean([anls_score(tuple(r["answers"]), r["prediction"]) for r in records])
+    values: list[Any] = [anls_score(tuple(r["answers"]), r["prediction"]) for r in records]
+    return Scores.mean(values)
 
 
 def _relaxed_accuracy(records: Sequence[Record]) -> Scores:

@@ -17,6 +17,7 @@ import yaml
 
 from smolray import storage
 from smolray.evaluate.charts import Point, Series, line_chart, smooth
+from smolray.evaluate.metrics import interval, shown
 from smolray.evaluate.style import STYLE
 from smolray.events import Event, read_events, surviving
 from smolray.progress import accuracy_of, count, duration, event_line, percent, size
@@ -54,6 +55,7 @@ def render(
     body = [
         _head(name, history, result, config),
         _accuracy(history, result),
+        _metrics(history, result),
         _curves(history, result),
         _samples(predictions, images),
         _happenings(events),
@@ -158,6 +160,18 @@ def _accuracy(history: list[Event], result: dict[str, Any]) -> str:
     )
     table = f"<table><thead><tr><th>Type</th><th>Questions</th><th>Accuracy</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
     return f'<section><h2>Accuracy</h2><div class="top"><div>{headline}</div>{table}</div><div class="tiles">{numbers}</div></section>'
+
+
+def _metrics(history: list[Event], result: dict[str, Any]) -> str:
+    evaluated: Event = next((e for e in reversed(history) if e["event"] == "evaluate"), {})
+    rows = "".join(
+        f'<tr{" class=all" if kind == "overall" else ""}><th scope="row">{escape(f"{metric}, {kind}")}</th><td>{figure["samples"]:,}</td>'
+        f"<td>{shown(metric, figure['value'])}</td><td>{interval(metric, figure)}</td></tr>"
+        for metric, kinds in (result.get("metrics") or evaluated.get("metrics") or {}).items()
+        for kind, figure in kinds.items()
+    )
+    head = "<thead><tr><th>Metric</th><th>Samples</th><th>Value</th><th>95 % interval</th></tr></thead>"
+    return f"<section><h2>Metrics</h2><table>{head}<tbody>{rows}</tbody></table></section>" if rows else ""
 
 
 def _points(events: Iterable[Event], value: Callable[[Event], Any]) -> tuple[Point, ...]:

@@ -19,7 +19,8 @@ from functools import lru_cache
 from smolray.evaluate.scores import MetricError
 
 ARTICLES = frozenset(("a", "an", "the"))
-NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+COUNTING = "zero one two three four five six seven eight nine ten"
+NUMBERS = {word: str(n) for n, word in enumerate(COUNTING.split())} | {"none": "0"}
 PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
 SPELLINGS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll how's
@@ -28,8 +29,8 @@ SPELLINGS = """
     something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll
     what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
     wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
-CONTRACTIONS = {word[: i] + word[i + 1 :]: word for word in SPELLINGS for i, letter in enumerate(word) if letter == "'"}
+"""
+CONTRACTIONS = {word[: i] + word[i + 1 :]: word for word in SPELLINGS.split() for i, letter in enumerate(word) if letter == "'"}
 CONTRACTIONS["somebody'd"] = "somebodyd"
 
 _DIGITS_AROUND_COMMA = re.compile(r"\d,\d")

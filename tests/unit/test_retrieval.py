@@ -1,0 +1,128 @@
+"""Image search by text: the figures are the standard ones, and a model's score of a caption is that of the caption alone."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from smolray.config import ModelConfig
+from smolray.data.collate import Group, collate_training
+from smolray.evaluate.retrieval import (
+    average_precision,
+    caption_batches,
+    caption_scores,
+    mean_log_probabilities,
+    measure_retrieval,
+    recall_at,
+)
+from smolray.evaluate.scores import MetricError
+from smolray.model.load import load_model
+from tests.offline import encoder_of, picture, processor, shard_row, tiny_path  # noqa: F401
+
+
+def test_average_precision_is_scikit_learns_with_ties_too():
+    rng = np.random.default_rng(0)
+    for levels in (3, 10, 10_000):
+        scores = rng.integers(0, levels, (50, 30)).astype(float)
+        relevant = rng.random((50, 30)) < 0.2
+        relevant[:, 0] |= ~relevant.any(axis=1)
+        want = [average_precision_score(hits, row) for hits, row in zip(relevant, scores, strict=True)]
+        assert average_precision(scores, relevant) == pytest.approx(want)
+
+
+def test_recall_asks_for_one_relevant_image_among_the_first_k():
+    scores = np.array([[0.9, 0.8, 0.7, 0.1], [0.1, 0.9, 0.8, 0.7], [0.5, 0.5, 0.5, 0.5], [0.3, 0.2, 0.9, 0.9]])
+    relevant = np.array([[0, 1, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1]])
+    found = {k: recall_at(scores, relevant, k).tolist() for k in (1, 2, 3, 4)}
+    assert found == {1: [False, False, False, True], 2: [True, False, False, True], 3: [True, False, False, True], 4: [True] * 4}
+
+
+def test_retrieval_figures_have_intervals_over_the_texts():
+    rng = np.random.default_rng(1)
+    relevant = np.eye(60, dtype=bool)
+    figures = measure_retrieval(relevant * 1.5 + rng.normal(size=(60, 60)), relevant, ks=(1, 5, 100))
+    assert list(figures) == ["recall@1", "recall@5", "mean_average_precision"]
+    for figure in figures.values():
+        assert figure["low"] < figure["value"] < figure["high"] and figure["samples"] == 60
+    assert figures["recall@1"]["value"] < figures["mean_average_precision"]["value"] < figures["recall@5"]["value"]
+    assert measure_retrieval(np.zeros((5, 5)), np.eye(5))["recall@1"]["value"] == 0, "a model that tells nothing apart finds nothing"
+
+
+def test_scores_that_mean_nothing_are_refused():
+    good = np.eye(3)
+    with pytest.raises(MetricError, match="1 scores are not numbers"):
+        recall_at(np.where(good == 1, [np.nan, 1, 1], 0), good, 1)
+    with pytest.raises(MetricError, match=r"texts \[2\] have no relevant image"):
+        average_precision(good, np.diag([1, 1, 0]))
+    with pytest.raises(MetricError, match="found"):
+        average_precision(good, good[:2])
+
+
+CAPTIONS = ["a red box", "a blue circle in the picture", "yes", "a small grey box of the same thing", "no"]
+
+
+@pytest.fixture(scope="module")
+def encoder(processor):  # noqa: F811
+    return encoder_of(processor, {"longest_edge": 128}, max_length=4096)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_path):  # noqa: F811
+    torch.manual_seed(0)
+    return load_model(ModelConfig(path=tiny_path, dtype="float32")).eval()
+
+
+def test_a_caption_scores_as_if_it_were_the_only_one(model, encoder):
+    images = [picture(64, 64, 1), picture(120, 64, 2), picture(64, 64, 3)]
+    of = mean_log_probabilities(model)
+    scores = caption_scores(images, CAPTIONS, encoder, of, "what is it?", captions_per_sequence=2)
+    alone = [[caption_scores([image], [caption], encoder, of, "what is it?").item() for image in images] for caption in CAPTIONS]
+    assert scores.shape == (5, 3) and scores == pytest.approx(np.array(alone), abs=1e-5)
+    assert (scores < 0).all() and np.ptp(scores, axis=1).min() > 1e-5, "the image matters"
+
+
+def test_a_score_is_the_mean_over_the_captions_tokens_that_plain_transformers_gives(model, encoder):
+    image = picture(64, 64, 1)
+    (batch,) = caption_batches([image], CAPTIONS[:1], encoder, "what is it?")
+    pixels = ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order][None]
+    with torch.no_grad():
+        logits = model(input_ids=batch.input_ids, pixel_values=pixels, attention_mask=torch.ones_like(batch.input_ids)).logits[0]
+    logps = logits.log_softmax(-1)[batch.target_positions, batch.target_ids]
+    assert len(logps) > 2 and mean_log_probabilities(model)(batch).item() == pytest.approx(logps.mean().item(), abs=1e-5)
+
+
+def test_the_vision_tower_sees_each_image_once(model, encoder):
+    seen = []
+    handle = model.model.vision_model.register_forward_hook(lambda module, inputs, output: seen.append(len(output.last_hidden_state)))
+    images = [picture(64, 64, 1), picture(120, 64, 2)]
+    caption_scores(images, CAPTIONS * 4, encoder, mean_log_probabilities(model), "", captions_per_sequence=3)
+    handle.remove()
+    assert seen == [len(encoder.tiler.tiles(image)) for image in images]
+
+
+def test_captions_that_do_not_fit_are_refused(processor):  # noqa: F811
+    short = encoder_of(processor, {"longest_edge": 128}, max_length=200)
+    with pytest.raises(MetricError, match="1 of 2 captions do not fit"):
+        list(caption_batches([picture(64, 64, 1)], ["a box", "a box " * 300], short, "what?"))
+
+
+def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F811
+    """From chance to near perfect on the images that were trained on."""
+    from smolray.forward import hidden_states
+    from smolray.model.adapters import base_model
+    from smolray.objectives import Totals, sft
+    from tests.offline import asked
+
+    torch.manual_seed(0)
+    images, captions = [picture(64, 64, seed) for seed in range(4)], ["a red box", "a blue circle", "yes", "no"]
+    model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
+    rows = [shard_row([image], asked("what?", caption)) for image, caption in zip(images, captions, strict=True)]
+    batch = collate_training([Group(row, (0,)) for row in rows], encoder)
+    before = measure_retrieval(caption_scores(images, captions, encoder, mean_log_probabilities(model.eval()), "what?"), np.eye(4), ks=(1,))
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        sft(base_model(model).lm_head, hidden_states(model, batch), batch, Totals(4, batch.label_tokens))[0].backward()
+        optimizer.step()
+    after = measure_retrieval(caption_scores(images, captions, encoder, mean_log_probabilities(model.eval()), "what?"), np.eye(4), ks=(1,))
+    assert after["mean_average_precision"]["value"] == 1 > before["mean_average_precision"]["value"]
