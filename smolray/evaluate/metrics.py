@@ -35,12 +35,10 @@ def measure(records: Sequence[Record], names: Sequence[str]) -> tuple[dict[str, 
 
 
 def by_type(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """Row numbers of each question type, "overall" first."""
-    rows: dict[str, list[int]] = {"overall": list(range(len(records)))}
-    for number, record in enumerate(records):
-        if record["type"]:
-            rows.setdefault(record["type"], []).append(number)
-    return {kind: np.array(numbers, np.int64) for kind, numbers in rows.items()}
+    """Row numbers of each question type, "overall" first, the others by name."""
+    kinds = np.array([record["type"] or "" for record in records], object)
+    named = sorted({kind for kind in kinds if kind} - {"overall"})
+    return {"overall": np.arange(len(records))} | {kind: np.flatnonzero(kinds == kind) for kind in named}
 
 
 def is_correct(text: str, answers: Sequence[str]) -> bool:
