@@ -47,6 +47,19 @@ def curves(shards: str, jobs: dict[str, tuple[list[str], int] | tuple[list[str],
     return {name: curve(shards, overrides, steps, separate=bool(separate)) for name, (overrides, steps, *separate) in jobs.items()}
 
 
+def step_metrics(shards: str, jobs: dict[str, list[str]], steps: int) -> dict[str, list[dict[str, float]]]:
+    """Loss, gradient norm and the objective's metrics of each step for each overrides."""
+    out: dict[str, list[dict[str, float]]] = {}
+    for name, overrides in jobs.items():
+        config = load_config(None, [*overrides, f"train.max_steps={steps}"])
+        kept = out.setdefault(name, [])
+        Loop(
+            config, build_engine(config), [local_plan(shards, config)], lambda plan, numbers, config=config: LocalStream(shards, plan, numbers, config), Progress(),
+            [lambda moment, kept=kept: kept.append({"loss": moment.metrics.loss, "grad_norm": moment.metrics.grad_norm} | moment.metrics.metrics)],
+        ).run()  # fmt: skip
+    return out
+
+
 def first_gradients(shards: str, jobs: dict[str, list[str]], folder: str) -> None:
     """The gradient of every parameter on step 1, as `folder/<name>.safetensors`: Adam's first moment after one step is (1 - beta1) x gradient."""
     for name, overrides in jobs.items():
