@@ -87,8 +87,8 @@ def comparison_table(comparison: "Comparison") -> Table:
     """Two checkpoints by question type: both values, the difference with its interval, questions gained and lost, McNemar's p."""
     metric = comparison.metric
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("type", "questions", f"{metric} a", "b", "b - a", "95 % interval", "gained", "lost", "p"):
-        table.add_column(column, justify="left" if column == "type" else "right")
+    for column in (metric, "n", "a", "b", "b - a", "95 % interval", "gained", "lost", "p"):
+        table.add_column(column, justify="left" if column == metric else "right")
     for kind, change in comparison.by_type.items():
         certain = change.difference["low"] > 0 or change.difference["high"] < 0
         colour = ("green" if change.difference["value"] > 0 else "red") if certain else "default"

@@ -61,8 +61,8 @@ def shown(metric: str, value: float, sign: bool = False) -> str:
 
 
 def interval(metric: str, figure: Figure, sign: bool = False) -> str:
-    """The 95 % interval as tables print it: 65.1 % to 68.9 %."""
-    return f"{shown(metric, figure['low'], sign)} to {shown(metric, figure['high'], sign)}"
+    """The 95 % interval as tables print it: 65.1 to 68.9 %."""
+    return f"{shown(metric, figure['low'], sign).removesuffix(' %')} to {shown(metric, figure['high'], sign)}"
 
 
 def _close(text: str, gold: str) -> bool:

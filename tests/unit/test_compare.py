@@ -138,5 +138,5 @@ def test_the_report_shows_metrics_with_their_intervals(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"metrics": figures, "accuracy": {"overall": 0.75}}))
     text = Path(write_report(str(tmp_path))).read_text(encoding="utf-8")
     overall = figures["anls"]["overall"]
-    assert f"anls, overall</th><td>40</td><td>75.0 %</td><td>{100 * overall['low']:.1f} % to {100 * overall['high']:.1f} %" in text
+    assert f"anls, overall</th><td>40</td><td>75.0 %</td><td>{100 * overall['low']:.1f} to {100 * overall['high']:.1f} %" in text
     assert text.count("exact_match, ") == 3

@@ -201,7 +201,7 @@ def test_kept_predictions_are_scored_again_without_decoding(tmp_path):
 
 def test_figures_are_printed_in_percent_and_cider_as_it_is():
     assert shown("anls", 0.5) == "50.0 %" and shown("cider", 1.25) == "1.250" and shown("anls", -0.01, sign=True) == "-1.0 %"
-    assert interval("anls", {"value": 0.0, "low": -0.1, "high": 0.25, "samples": 3}, sign=True) == "-10.0 % to +25.0 %"
+    assert interval("anls", {"value": 0.0, "low": -0.1, "high": 0.25, "samples": 3}, sign=True) == "-10.0 to +25.0 %"
 
 
 def coverage(draw, truth, trials=300):
