@@ -1,0 +1,130 @@
+"""A cluster of boxes, laid down by the Ansible role and kept up by the units it writes."""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.boxes.lan import VENV, Box, Lan, lan, reason_not_to
+
+ROOT = Path(__file__).parents[2]
+ETC, HOME, UNITS = "/srv/etc", "/srv/ray", "/srv/units"
+
+
+@pytest.fixture(scope="session")
+def needs_boxes():
+    if reason := reason_not_to():
+        pytest.skip(f"boxes are made of namespaces: {reason}")
+    if not (VENV / "ansible-playbook").exists():
+        pytest.skip("PyPI ansible-core is not installed")
+
+
+@dataclass
+class Cluster:
+    lan: Lan
+    inventory: Path
+    token: str
+
+    @property
+    def head(self) -> Box:
+        return self.lan["head"]
+
+    @property
+    def address(self) -> str:
+        return f"http://{self.head.ip}:8265"
+
+    def provision(self, *names: str, **extra: str) -> str:
+        """Run the playbook on the boxes, each on itself; returns its output. Raises where a task failed."""
+        told = ""
+        for name in names:
+            more = [f"-e{k}={v}" for k, v in extra.items()]
+            done = self.lan[name].run(
+                "env", "ANSIBLE_LOCALHOST_WARNING=0", "ANSIBLE_NOCOLOR=1", f"ANSIBLE_HOME=/srv/.ansible-{name}", "ansible-playbook",
+                "-i", str(self.inventory), str(ROOT / "cluster/site.yml"), "--limit", name, *more, timeout=180,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+            told += done.stdout
+        return told
+
+    def start(self, *names: str) -> None:
+        """What systemd does at boot."""
+        for name in names:
+            self.lan[name].start(sys.executable, str(ROOT / "tests/boxes/supervisor.py"), f"{UNITS}/smolray-ray.service", log="supervisor.log")
+
+    def smolray(self, *arguments: str, box: str = "head", cwd: str = "/srv", timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+        """The command line in a box, with the token."""
+        extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "COLUMNS": "160"} | environment
+        return self.lan[box].run(
+            "env", "-C", cwd, *(f"{k}={v}" for k, v in extra.items()), sys.executable, "-c", "from smolray.cli import app; app()", *arguments, timeout=timeout
+        )
+
+    def python(self, code: str, box: str = "head", timeout: float = 120, **environment: str) -> str:
+        """The output of a piece of Python in a box, with the token."""
+        extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "PYTHONPATH": str(ROOT)} | environment
+        done = self.lan[box].run("env", *(f"{k}={v}" for k, v in extra.items()), sys.executable, "-c", code, timeout=timeout)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    def alive(self) -> set[str]:
+        """Names of the boxes that the head takes for alive; empty while it does not answer."""
+        code = (
+            "from ray.util.state import list_nodes\n"
+            f"print(*(n.labels['smolray.io/box'] for n in list_nodes('{self.address}', timeout=5) if n.state == 'ALIVE'))"
+        )
+        try:
+            return set(self.python(code, timeout=30).split())
+        except (AssertionError, subprocess.TimeoutExpired):
+            return set()
+
+    def wait_alive(self, *names: str, seconds: float = 90) -> float:
+        """Wait until exactly these boxes are alive; returns the seconds it took."""
+        began = time.monotonic()
+        while (found := self.alive()) != set(names):
+            assert time.monotonic() - began < seconds, f"alive: {found}\n{self.logs()}"
+            time.sleep(0.5)
+        return time.monotonic() - began
+
+    def logs(self) -> str:
+        return "".join(f"--- {b.name}\n" + (b.folder / "srv/supervisor.log").read_text()[-2000:] for b in self.lan.values() if (b.folder / "srv/supervisor.log").exists())
+
+
+def make_cluster(boxes: Lan, folder: Path, *names: str, cpus: int = 1) -> Cluster:
+    """Boxes `names`, the first is the head; provisioned and not yet started."""
+    made = boxes.add(*names)
+    token = secrets.token_hex(32)
+    (folder / "token").write_text(token)
+    hosts = {
+        b.name: {"ansible_host": b.ip, "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "smolray_interface": "eth0", "smolray_cpus": cpus}
+        for b in made
+    }
+    common = {
+        "ansible_become": False, "smolray_user": "root", "smolray_etc": ETC, "smolray_home": HOME, "smolray_unit_dir": UNITS,
+        "smolray_venv": str(VENV.parent), "smolray_install": False, "smolray_manage_services": False, "smolray_token_file": str(folder / "token"),
+    }  # fmt: skip
+    groups = {"head": {"hosts": {made[0].name: hosts.pop(made[0].name)}}, "workers": {"hosts": hosts}}
+    inventory = folder / "inventory.yml"
+    inventory.write_text(yaml.safe_dump({"all": {"vars": common, "children": groups}}))
+    for box in made:
+        (box.folder / "srv/units").mkdir(exist_ok=True)
+    return Cluster(boxes, inventory, token)
+
+
+@pytest.fixture(scope="module")
+def cluster(needs_boxes, tmp_path_factory):
+    """head, den and loft, one CPU each to schedule, provisioned and up."""
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))  # what DeepSpeed once built here is found again
+    folder = tmp_path_factory.mktemp("lan")
+    with lan(folder) as boxes:
+        made = make_cluster(boxes, folder, "head", "den", "loft", cpus=2)
+        made.provision("head", "den", "loft")
+        made.start("head")
+        made.wait_alive("head")
+        made.start("den", "loft")
+        made.wait_alive("head", "den", "loft")
+        yield made

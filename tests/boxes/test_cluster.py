@@ -1,0 +1,60 @@
+"""The role and its units on real boxes: up from nothing, and again after a power cut."""
+
+import time
+
+import pytest
+
+from tests.boxes.conftest import ETC, HOME
+
+pytestmark = pytest.mark.faults
+
+
+def test_boxes_come_up_from_nothing_and_the_role_run_twice_changes_nothing(cluster):
+    again = cluster.provision("head", "den")
+    assert again.count("changed=0") == 2 and "failed=0" in again, again[-2000:]
+    assert cluster.head.run("ls", HOME).stdout.split() == ["gcs", "ray"], "the session and the record lie in the home"
+    assert cluster.head.run("stat", "-c", "%a", f"{ETC}/token").stdout.strip() == "440"
+
+
+def test_a_power_cut_is_noticed_in_ten_seconds_and_the_box_comes_back_by_itself(cluster):
+    den = cluster.lan["den"]
+    den.off()
+    gone = cluster.wait_alive("head", "loft", seconds=20)
+    den.on()
+    cluster.start("den")
+    back = cluster.wait_alive("head", "den", "loft", seconds=60)
+    print(f"power cut noticed after {gone:.1f} s, back {back:.1f} s after power on")
+    assert gone <= 12
+
+
+def test_a_pulled_cable_is_noticed_and_the_box_rejoins_when_it_is_back(cluster):
+    loft = cluster.lan["loft"]
+    loft.cable_out()
+    gone = cluster.wait_alive("head", "den", seconds=20)
+    loft.cable_in()
+    back = cluster.wait_alive("head", "den", "loft", seconds=90)
+    print(f"pulled cable noticed after {gone:.1f} s, back {back:.1f} s after it was put in")
+    assert gone <= 12
+    assert "ended with" in (loft.folder / "srv/supervisor.log").read_text(), "a box that was declared dead starts Ray anew"
+
+
+def test_workers_come_back_to_a_head_that_lost_power(cluster):
+    before = cluster.python(NODES)
+    cluster.head.off()
+    time.sleep(3)
+    cluster.head.on()
+    cluster.start("head")
+    back = cluster.wait_alive("head", "den", "loft", seconds=90)
+    print(f"cluster whole {back:.1f} s after the head's power on")
+    after = cluster.python(NODES)
+    workers = [set(line for line in nodes.splitlines() if not line.startswith("head")) for nodes in (before, after)]
+    assert workers[0] == workers[1], "the workers' nodes are the same ones: the record outlived the power cut"
+
+
+NODES = """
+import ray
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+for node in ray.nodes():
+    if node["Alive"]:
+        print(node["Labels"]["smolray.io/box"], node["NodeID"])
+"""
