@@ -6,12 +6,16 @@ packed together). An optimizer step takes `global_batch` of them; each worker a 
 """
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
 from smolray.config import RunConfig
 from smolray.data.pack import packed_length
+
+
+WINDOW = 8  # groups that wait to be the one that fills a micro-batch
 
 
 class PlanError(ValueError):
@@ -112,6 +116,7 @@ def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffl
 
     Row groups are permuted (their rows were shuffled over the whole data set when the shards were made), rows inside a group and
     conversations inside a row as well; micro-batches are filled from neighbours, so that each row group is read about once.
+    Without `shuffle` everything stays in the order of the shards.
     Raises PlanError where no conversation is left to train on.
     """
     rng = np.random.default_rng([seed, epoch])
@@ -128,37 +133,60 @@ def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffl
     if shuffle:
         keys = (rng.random(len(index)), rng.random(row_id[-1] + 1)[row_id], rng.random(group_id[-1] + 1)[group_id])
         kept = kept[np.lexsort(tuple(key[kept] for key in keys))]
-    lines = kept
-    # Lists, for the loop below is plain Python.
-    rows, tokens, prefix = row_id[kept].tolist(), column["tokens"][kept].tolist(), column["prefix"][kept].tolist()
-    allowed = min((n for n in (limits.length, limits.tokens) if n is not None), default=None)
+    groups = _groups(row_id[kept].tolist(), column["tokens"][kept].tolist(), column["prefix"][kept].tolist(), limits)
+    batches = _fill(groups, limits, WINDOW if shuffle else 1)
+    order = [groups[n] for batch in batches for n in batch]
+    lines = np.concatenate([kept[start:end] for start, end, _ in order])
+    group_start = np.cumsum([0, *(end - start for start, end, _ in order)])
+    batch_start = np.cumsum([0, *map(len, batches)])
+    padded = [_laid([groups[n][2] for n in batch], limits) for batch in batches]
+    first = group_start[batch_start[:-1]]
+    label_sums, chosen_sums = (np.add.reduceat(column[name][lines], first) for name in ("label_tokens", "chosen_tokens"))
+    return EpochPlan(index.combine_chunks(), lines, group_start, batch_start, label_sums, chosen_sums, np.array(padded))
 
-    group_start, batch_start, padded = [0], [0], []
-    longest = count = total = 0
-    position = 0
-    while position < len(lines):
+
+def _groups(rows: list[int], tokens: list[int], prefix: list[int], limits: PlanLimits) -> list[tuple[int, int, int]]:
+    """(start, end, tokens) of each packed group of neighbouring lines of one row."""
+    allowed = min((n for n in (limits.length, limits.tokens) if n is not None), default=None)
+    found, position = [], 0
+    while position < len(rows):
         end, length = position + 1, tokens[position]
-        while end < len(lines) and end - position < limits.group and rows[end] == rows[position]:
+        while end < len(rows) and end - position < limits.group and rows[end] == rows[position]:
             longer = packed_length((length, tokens[end]), prefix[position])
             if allowed is not None and longer > allowed:
                 break
             end, length = end + 1, longer
-        size = end - position
-        groups = len(group_start) - 1 - batch_start[-1]
-        too_many = count + size > limits.samples
-        laid = max(longest, length) * (groups + 1) if limits.padded else total + length
-        if groups and (too_many or (limits.tokens is not None and laid > limits.tokens)):
-            batch_start.append(len(group_start) - 1)
-            padded.append(longest * groups if limits.padded else total)
-            longest = count = total = 0
-        longest, count, total = max(longest, length), count + size, total + length
-        group_start.append(end)
+        found.append((position, end, length))
         position = end
-    padded.append(longest * (len(group_start) - 1 - batch_start[-1]) if limits.padded else total)
-    batch_start.append(len(group_start) - 1)
-    starts = np.array(group_start)[np.array(batch_start)]
-    label_sums, chosen_sums = (np.add.reduceat(column[name][kept], starts[:-1]) for name in ("label_tokens", "chosen_tokens"))
-    return EpochPlan(index.combine_chunks(), lines, np.array(group_start), np.array(batch_start), label_sums, chosen_sums, np.array(padded))
+    return found
+
+
+def _fill(groups: list[tuple[int, int, int]], limits: PlanLimits, window: int) -> list[list[int]]:
+    """Numbers of the groups of each micro-batch: the first that waits opens it, and of the next `window` those are added that fit."""
+    batches: list[list[int]] = []
+    waiting: list[int] = []
+    coming = iter(range(len(groups)))
+    while True:
+        waiting += islice(coming, window - len(waiting))
+        if not waiting:
+            return batches
+        batch, longest, total, count = [], 0, 0, 0
+        at = 0
+        while at < len(waiting) and count < limits.samples:
+            start, end, length = groups[waiting[at]]
+            laid = max(longest, length) * (len(batch) + 1) if limits.padded else total + length
+            if batch and (count + end - start > limits.samples or (limits.tokens is not None and laid > limits.tokens)):
+                at += 1
+                continue
+            batch.append(waiting.pop(at))
+            longest, total, count = max(longest, length), total + length, count + end - start
+            waiting += islice(coming, 1)
+        batches.append(batch)
+
+
+def _laid(lengths: list[int], limits: PlanLimits) -> int:
+    """Tokens of a micro-batch of sequences of these lengths, padding included."""
+    return max(lengths) * len(lengths) if limits.padded else sum(lengths)
 
 
 def _runs(*columns: np.ndarray) -> np.ndarray:

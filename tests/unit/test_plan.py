@@ -145,11 +145,18 @@ def test_limits_hold_and_micro_batches_are_filled(limits):
         samples.append(int(plan.group_start[groups.stop] - plan.group_start[groups.start]))
         padded = max(lengths[g] for g in groups) * len(groups) if limits.padded else sum(lengths[g] for g in groups)
         assert padded == plan.tokens[number] <= budget and samples[-1] <= limits.samples
-        if number:  # the first group would not have fitted into the micro-batch before
+        if number:  # the first group of a micro-batch would not have fitted into the one before
             before = range(plan.batch_start[number - 1], plan.batch_start[number])
             size = int(plan.group_start[groups.start + 1] - plan.group_start[groups.start])
             together = [lengths[g] for g in [*before, groups.start]]
             assert samples[-2] + size > limits.samples or (max(together) * len(together) if limits.padded else sum(together)) > budget
+
+
+def test_micro_batches_are_full(index):
+    """What does not fit waits for the next one, so that the share of a step that is the same for any number of samples is well used."""
+    for size in (8, 16, 64):
+        plan = lay_epoch(synthetic_index(2000, most=9), PlanLimits(size, None, size), 0, 0)
+        assert plan.samples / len(plan) > 0.93 * size
 
 
 def test_overlong_and_answerless_lines_are_left_out_and_nothing_left_is_an_error():
