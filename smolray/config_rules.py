@@ -43,6 +43,9 @@ def _method(config: Run) -> list[str]:
         found.append(f"dpo.loss_weights has {len(dpo.loss_weights)} weights, dpo.loss_type {len(dpo.loss_type)} losses: expected one for each")
     if config.data.overlong == "truncate_text":
         found.append("data.overlong = truncate_text with method = dpo: a pair cut short compares other texts; allowed: drop, error; nearest: drop")
+    if config.lora is not None and config.lora.lora_dropout:
+        found.append(f"lora.lora_dropout = {config.lora.lora_dropout:g} with method = dpo: the model would be compared with its reference through noise "
+                     "(TRL switches it off); nearest: lora.lora_dropout=0")  # fmt: skip
     if dpo.reference == "adapter" and (config.lora is None or config.model.train):
         found.append("dpo.reference = adapter needs lora and model.train = []: without the adapters the model must be the one training began with; "
                      "nearest: dpo.reference=copy")  # fmt: skip

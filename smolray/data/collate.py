@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
+import safetensors.torch
 import torch
 
 from smolray.data.encode import Encoded, Encoder
 from smolray.data.pack import pack
 from smolray.data.sample import Conversation, ShardRow
-from smolray.data.tiles import image_size
+from smolray.data.tiles import Grid, Tiler, image_size
+from smolray.model.load import DTYPES
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,25 @@ class Batch:
         return replace(self, **moved)
 
     def to_bytes(self) -> bytes:
-        # safetensors writes memory as it lies: of an array that is not contiguous, other values come back.
-        arrays = {f.name: np.ascontiguousarray(getattr(self, f.name).numpy()) for f in fields(self) if f.name != "meta"}
-        arrays["meta"] = np.frombuffer(json.dumps(self.meta).encode(), np.uint8)
-        return safetensors.numpy.save(arrays)
+        tensors = {f.name: getattr(self, f.name).contiguous() for f in fields(self) if f.name != "meta"}
+        tensors["meta"] = torch.frombuffer(bytearray(json.dumps(self.meta).encode()), dtype=torch.uint8)
+        return safetensors.torch.save(tensors)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Batch":
-        arrays = safetensors.numpy.load(data)
-        meta = json.loads(arrays.pop("meta").tobytes())
-        return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()}, meta=meta)
+        tensors = safetensors.torch.load(data)
+        meta = json.loads(tensors.pop("meta").numpy().tobytes())
+        return cls(**tensors, meta=meta)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """What the frozen part of the model made of one image. `bits`: (tiles, tokens, hidden) of `dtype`, 16-bit types as uint16."""
+
+    key: bytes  # a hash of the image
+    grid: Grid
+    bits: np.ndarray
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,12 @@ class Group:
 
     row: ShardRow
     conversations: tuple[int, ...]
+    features: tuple[ImageFeatures, ...] = ()  # one for each image, where they are read in place of `row.images`
+    reference: tuple[tuple[float, float], ...] = ()  # of every conversation of the row: the reference model's log-probability of chosen, rejected
+
+    def grids(self, tiler: Tiler) -> list[Grid]:
+        """How each image of the row is cut."""
+        return [f.grid for f in self.features] or [tiler.grid(*image_size(image)) for image in self.row.images]
 
     @property
     def asked(self) -> list[Conversation]:
@@ -74,7 +90,7 @@ def collate_training(groups: Sequence[Group], encoder: Encoder) -> Batch:
     """The micro-batch of `groups`, with the ids of its conversations in `meta`."""
     encoded = []
     for group in groups:
-        grids = [encoder.tiler.grid(*image_size(image)) for image in group.row.images]
+        grids = group.grids(encoder.tiler)
         encoded.append([branch for c in group.asked for branch in encoder.branches(c, grids) or ()])
     ids = [c.id for group in groups for c in group.asked]
     return _collate(groups, encoded, encoder, {"ids": ids}, flat=encoder.packing == "full")
@@ -84,7 +100,7 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
     """The prompts of `groups` for decoding, with id, key, type, question and reference answers of each conversation in `meta`."""
     encoded, records = [], []
     for group in groups:
-        grids = [encoder.tiler.grid(*image_size(image)) for image in group.row.images]
+        grids = group.grids(encoder.tiler)
         rows = []
         for conversation in group.asked:
             ids = encoder.prompt(conversation, grids)
@@ -95,9 +111,10 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
 
 
 def question_record(conversation: Conversation) -> dict[str, Any]:
-    """What an evaluation asks and compares with: the last question, the trained answer, all reference answers."""
-    turns = [m for m in conversation.messages if m.role != "assistant"]
-    answer = next((m.text for m in reversed(conversation.messages) if m.role == "assistant"), "").strip()
+    """What an evaluation asks and compares with: the last question, the trained (of preference data: the chosen) answer, all reference answers."""
+    messages = (*conversation.messages, *conversation.chosen)
+    turns = [m for m in messages if m.role != "assistant"]
+    answer = next((m.text for m in reversed(messages) if m.role == "assistant"), "").strip()
     answers = list(conversation.answers) or [answer]
     question = turns[-1].text.strip() if turns else ""
     return {"id": conversation.id, "type": conversation.type, "question": question, "answer": answer, "answers": answers}
@@ -113,35 +130,41 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
     position_ids = np.zeros(shape, np.int64)
     branch = np.full(shape, -1, np.int64)
     tiles: list[np.ndarray] = []
-    numbers: dict[bytes, np.ndarray] = {}  # image -> numbers of its tiles
+    numbers: dict[bytes, np.ndarray] = {}  # image, or its hash -> numbers of its tiles
     order: list[np.ndarray] = []
     count = 0
     for i, (group, p) in enumerate(zip(groups, packed, strict=True)):
         place = slice(offsets[i], offsets[i] + len(p.input_ids))
         for whole, part in ((input_ids, p.input_ids), (position_ids, p.position_ids), (branch, p.branch)):
             whole.reshape(-1)[place] = part
-        if not group.row.images:
+        images = {f.key: f for f in group.features}
+        keys = [f.key for f in group.features] or group.row.images
+        if not keys:
             continue
-        for image in group.row.images:
-            if image not in numbers:
-                tiles.append(encoder.tiler.tiles(image))
-                numbers[image] = np.arange(count, count + len(tiles[-1]))
+        for key in keys:
+            if key not in numbers:
+                tiles.append(images[key].bits if images else encoder.tiler.tiles(key))
+                numbers[key] = np.arange(count, count + len(tiles[-1]))
                 count += len(tiles[-1])
-        of_row = np.concatenate([numbers[image] for image in group.row.images])
+        of_row = np.concatenate([numbers[key] for key in keys])
         # The prefix holds the first of the row's tiles; every branch goes on behind it, with as many as it has tokens for.
         placed = np.bincount(p.branch[p.input_ids == encoder.image_token_id], minlength=1) // encoder.processor.image_seq_len
         order.append(of_row[: placed[0]])
         order += [of_row[placed[0] : placed[0] + rest] for rest in placed[1:]]
     side, completions = encoder.tiler.side, np.cumsum([0, *(len(p.ends) for p in packed)])
+    no_pixels, no_features = torch.zeros(0, 3, side, side, dtype=torch.uint8), torch.zeros(0, 0, 0)
+    content = torch.from_numpy(np.concatenate(tiles)) if tiles else None
+    dtype = next((f.dtype for group in groups for f in group.features), None)
+    reference = [logp for group in groups if group.reference for c in group.conversations for logp in group.reference[c]]
     meta["tokens"] = int(lengths.sum())
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
         branch=torch.from_numpy(branch),
         lengths=torch.from_numpy(lengths.astype(np.int64) if flat else np.zeros(0, np.int64)),
-        features=torch.zeros(0, 0, 0),
-        reference_logps=torch.zeros(0),
-        pixel_values=torch.from_numpy(np.concatenate(tiles) if tiles else np.zeros((0, 3, side, side), np.uint8)),
+        pixel_values=content if content is not None and dtype is None else no_pixels,
+        features=content.view(DTYPES[dtype]) if content is not None and dtype is not None else no_features,
+        reference_logps=torch.tensor(reference, dtype=torch.float32),
         tile_order=torch.from_numpy(np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)),
         target_positions=_flat([p.target_positions for p in packed], offsets),
         target_ids=torch.from_numpy(np.concatenate([p.target_ids for p in packed]).astype(np.int64)),
