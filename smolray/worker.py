@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from smolray.data.sidecar import load_index
 from smolray.data.stream import Stream
 from smolray.engine.base import Engine, EngineState
 from smolray.evaluate.evaluator import EvalReport, evaluate, predictions_uri, write_predictions
+from smolray.evaluate.preference import margins, preference
 from smolray.events import EventLog
 from smolray.export import trained_model
 from smolray.model.adapters import prepare_for_training
@@ -63,7 +65,7 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
 def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: torch.device) -> EvalReport:
     """Greedy decoding of the prepared shards in `folder`, each worker every so-manieth micro-batch. Collective."""
     settings = config.evaluate
-    group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing == "image" else 1
+    group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing != "none" else 1
     index = load_index(folder, config)
     asked = index.filter(pc.greater(index["tokens"], 0))
     if settings.max_samples is not None:
@@ -75,8 +77,23 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: to
     training = model.training
     model.eval()
     report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device)
+    if config.method == "dpo":
+        report = with_preference(report, model, config, folder, asked, device)
     model.train(training)
     return replace(report, left_out=int((index["tokens"].to_numpy() == 0).sum()))
+
+
+def with_preference(report: EvalReport, model: nn.Module, config: RunConfig, folder: str, asked: pa.Table, device: torch.device) -> EvalReport:
+    """The report with the preference accuracy of the pairs among the lines `asked`. Collective."""
+    pairs = asked.filter(pc.greater(asked["chosen_tokens"], 0))
+    if not len(pairs):
+        return report
+    plan = lay_epoch(pairs, PlanLimits.of(config), 0, 0, shuffle=False)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    stream = Stream(folder, plan, range(len(plan))[rank::world], config, consumers=world)
+    figures = preference(margins(model, stream, device), report.predictions)
+    accuracy, counts = {"preference": figures["overall"]["value"]}, {"preference": figures["overall"]["samples"]}
+    return replace(report, accuracy=report.accuracy | accuracy, counts=report.counts | counts, metrics=report.metrics | {"preference": figures})
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
@@ -143,7 +160,8 @@ class Worker:
         due = moment.last or (moment.end_of_epoch and epochs and done_epochs % epochs == 0)
         metrics: dict[str, float] = {"loss": moment.metrics.loss}
         if due and self.folders.validation and not moment.stopping:
-            metrics["accuracy"] = self._evaluate(step).accuracy["overall"]
+            accuracy = self._evaluate(step).accuracy
+            metrics["accuracy"] = accuracy.get("preference", accuracy["overall"])  # what the best checkpoint is chosen by
         periodic = every and step % every == 0 and not moment.metrics.skipped
         if moment.stopping or moment.last or moment.end_of_epoch or periodic:
             self._save(moment.progress, metrics)
