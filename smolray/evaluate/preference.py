@@ -1,0 +1,42 @@
+"""Preference accuracy: the share of pairs whose chosen answer the model finds more probable than the rejected one.
+
+In: a model and packed Batches of pairs. Out: a Figure with its interval, over all and by question type. Log-probabilities are summed over the
+answer, as in DPO; the reference model has no say, so a model can be measured before it is trained.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from smolray.data.collate import Batch
+from smolray.evaluate.metrics import Figures, Record, by_type
+from smolray.evaluate.scores import Scores, figure
+from smolray.forward import hidden_states
+from smolray.model.adapters import base_model
+from smolray.objectives import completion_logps
+
+
+@torch.no_grad()
+def margins(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+    """Log-probability of the chosen answer less that of the rejected one, by the id of the pair. Collective: all receive those of all."""
+    mine: dict[str, float] = {}
+    for batch in batches:
+        batch = batch.to(device)
+        logps = completion_logps(base_model(model).lm_head, hidden_states(model, batch), batch)
+        mine |= dict(zip(batch.meta["ids"], (logps[0::2] - logps[1::2]).tolist(), strict=True))
+    parts: list[dict[str, float]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return {name: margin for part in parts for name, margin in part.items()}
+
+
+def preference(found: dict[str, float], records: Sequence[Record]) -> Figures:
+    """The figures of `margins`; `records` tell question type and image of each id, and those without a margin are left out."""
+    compared = [record for record in records if record["id"] in found]
+    if not compared:
+        return {}
+    scores = Scores.mean([found[record["id"]] > 0 for record in compared])
+    keys = np.array([record["key"] for record in compared], object)
+    return {kind: figure(scores.take(rows), keys[rows]) for kind, rows in by_type(compared).items()}
