@@ -62,13 +62,14 @@ class ZeroEngine:
         self.stage = config.engine.stage
         self.epoch = 0
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
+        reference = reference_of(model.to(device), config) if objective.pairs else None  # a frozen copy is taken before a checkpoint is read
         if state is not None:
             load_weights(self.parameters, state.weights)  # before DeepSpeed copies its fp32 masters
         remove_stale_build_locks()
         deepspeed.logger.setLevel(logging.WARNING)
         # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.
         self.engine, *_ = deepspeed.initialize(
-            model=_ObjectiveModule(model.to(device), objective, reference_of(model, config) if objective.pairs else None),
+            model=_ObjectiveModule(model.to(device), objective, reference),
             optimizer=build_optimizer(self.parameters, config.optimizer),
             config=deepspeed_config(config, clip=self.stage > 0), dist_init_required=False,
         )  # fmt: skip
