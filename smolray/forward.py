@@ -45,7 +45,7 @@ def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
 def image_features(model: nn.Module, batch: Batch) -> torch.Tensor | None:
     """Features that fill the image tokens of the batch in order, each distinct tile computed once: (image tokens, hidden), None without images."""
     if len(batch.features):
-        features = batch.features if batch.features.shape[1:] == _connected_shape(model) else base_model(model).model.connector(batch.features)
+        features = _connected(model, batch.features)
     elif len(batch.pixel_values):
         features = tile_features(model, batch.pixel_values)
     else:
@@ -76,11 +76,20 @@ def branch_mask(query: torch.Tensor, key: torch.Tensor, causal_offset: int) -> t
     return (sees & ones.tril(diagonal=causal_offset))[:, None]
 
 
-def _connected_shape(model: nn.Module) -> tuple[int, int]:
-    """(tokens of a tile, hidden) of the connector's output."""
-    config = base_model(model).config
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    return side**2 // config.scale_factor**2, config.text_config.hidden_size
+def _connected(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Ready features (T, tokens, hidden) through the connector, unless they come from behind it: then the model has been left without one."""
+    inner, config = base_model(model).model, base_model(model).config
+    patches, width = (config.vision_config.image_size // config.vision_config.patch_size) ** 2, config.vision_config.hidden_size
+    ready = _is_empty(inner.connector)
+    expected = (patches // config.scale_factor**2, config.text_config.hidden_size) if ready else (patches, width)
+    if not _is_empty(inner.vision_model) or tuple(features.shape[1:]) != expected:
+        raise ValueError(f"features of {tuple(features.shape[1:])} a tile; expected {expected} and a model without the parts that "
+                         "they were made by: model.parts.leave_out")  # fmt: skip
+    return features if ready else inner.connector(features)
+
+
+def _is_empty(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is None
 
 
 def _needs_vision(model: nn.Module) -> bool:
@@ -90,5 +99,10 @@ def _needs_vision(model: nn.Module) -> bool:
 
 
 def _dummy_features(model: nn.Module, batch: Batch) -> torch.Tensor:
-    side = base_model(model).config.vision_config.image_size
+    """Features of one grey tile, made by the same parts of the model as those of any other batch."""
+    inner, config = base_model(model).model, base_model(model).config.vision_config
+    side = config.image_size
+    if _is_empty(inner.vision_model):
+        like = next(inner.connector.parameters())
+        return inner.connector(torch.zeros(1, (side // config.patch_size) ** 2, config.hidden_size, dtype=like.dtype, device=batch.input_ids.device))
     return tile_features(model, torch.full((1, 3, side, side), 127, dtype=torch.uint8, device=batch.input_ids.device))

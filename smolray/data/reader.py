@@ -1,57 +1,101 @@
-"""Rows of the shards by where they stand, read row group by row group, with the bytes counted.
+"""Rows of the shards by where they stand, read row group by row group, with the bytes counted; and what stands beside them.
 
 In: MicroBatchSpecs. Out: their rows. Open files stay open in the process, so a footer is read once.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smolray import storage
+from smolray.data.beside import open_table
 from smolray.data.collate import Group
+from smolray.data.features import decode_features
 from smolray.data.plan import MicroBatchSpec
 from smolray.data.sample import ShardRow
-from smolray.data.shards import decode_rows
+from smolray.data.shards import ShardError, decode_rows
 
 OPEN_FILES = 64
 
 
+@dataclass(frozen=True)
+class Sidecars:
+    """URIs of what stands beside the shards and is to be read with them; empty: is not."""
+
+    features: str = ""  # in place of the images (data/features.py)
+    logps: str = ""  # of DPO's reference model (data/logps.py)
+
+
+ALONE = Sidecars()
+
+
 @dataclass
 class ShardReader:
-    """Reads from one shard folder; `files` are its shard names in manifest order."""
+    """Reads from one shard folder; `files` are its shard names in manifest order. `bytes_read`, `bytes_needed`: of rows, with what is beside them."""
 
     folder: str
     files: tuple[str, ...]
+    sidecars: Sidecars = ALONE
     bytes_read: int = 0
     bytes_needed: int = 0
-    _open: OrderedDict[int, pq.ParquetFile] = field(default_factory=OrderedDict)
+    _open: OrderedDict[tuple[str, int], pq.ParquetFile] = field(default_factory=OrderedDict)
 
     def groups(self, specs: Sequence[MicroBatchSpec]) -> list[list[Group]]:
         """The groups of each micro-batch; a row group that several of them need is read once."""
         wanted = {(g.shard, g.row_group) for spec in specs for g in spec.groups}
-        rows = {place: self.row_group(*place) for place in sorted(wanted)}
-        needed = {(g.shard, g.row_group, g.row): g.row_bytes for spec in specs for g in spec.groups}
-        self.bytes_needed += sum(needed.values())
-        return [[Group(rows[g.shard, g.row_group][g.row], g.conversations) for g in spec.groups] for spec in specs]
+        rows = {place: self._groups(*place) for place in sorted(wanted)}
+        needed = {(g.shard, g.row_group, g.row) for spec in specs for g in spec.groups}
+        self.bytes_needed += sum(_size(rows[shard, row_group][row]) for shard, row_group, row in needed)
+        return [[replace(rows[g.shard, g.row_group][g.row], conversations=g.conversations) for g in spec.groups] for spec in specs]
 
-    def row_group(self, shard: int, row_group: int) -> list[ShardRow]:
-        """All rows of one row group."""
-        rows = decode_rows(self._file(shard).read_row_group(row_group))
-        self.bytes_read += sum(sum(map(len, r.images)) + sum(len(c.to_json()) for c in r.conversations) for r in rows)
-        return rows
+    def row_group(self, shard: int, row_group: int, images: bool = True) -> list[ShardRow]:
+        """All rows of one row group; without `images` theirs are left unread and empty."""
+        table = self._file(self.folder, shard).read_row_group(row_group, columns=None if images else ["key", "conversations"])
+        if not images:
+            table = table.append_column("images", pa.array([[]] * len(table), pa.list_(pa.binary())))
+        return decode_rows(table)
 
     def row_groups(self, shard: int) -> int:
         """How many row groups a shard has."""
-        return int(self._file(shard).num_row_groups)
+        return int(self._file(self.folder, shard).num_row_groups)
 
-    def _file(self, shard: int) -> pq.ParquetFile:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        fs, path = storage.filesystem(storage.join(self.folder, self.files[shard]))
-        self._open[shard] = pq.ParquetFile(path, filesystem=fs)
+    def _groups(self, shard: int, row_group: int) -> list[Group]:
+        """The rows of one row group, each with all its conversations and what stands beside it."""
+        features, logps = self.sidecars.features, self.sidecars.logps
+        rows = self.row_group(shard, row_group, images=not features)
+        groups = [Group(row, tuple(range(len(row.conversations)))) for row in rows]
+        if features:
+            beside = decode_features(self._beside(features, shard, row_group, rows))
+            groups = [replace(group, features=found) for group, found in zip(groups, beside, strict=True)]
+        if logps:
+            beside = self._beside(logps, shard, row_group, rows)["logps"].to_pylist()
+            groups = [replace(group, reference=tuple((a, b) for a, b in found)) for group, found in zip(groups, beside, strict=True)]
+        self.bytes_read += sum(map(_size, groups))
+        return groups
+
+    def _beside(self, folder: str, shard: int, row_group: int, rows: Sequence[ShardRow]) -> pa.Table:
+        """The same row group of a sidecar. Raises ShardError where it is of other rows."""
+        table = self._file(folder, shard).read_row_group(row_group)
+        if table["key"].to_pylist() != [row.key for row in rows]:
+            raise ShardError(
+                f"{folder}/{self.files[shard]}, row group {row_group}: other rows than in {self.folder}; delete {folder} and it is made anew"
+            )
+        return table
+
+    def _file(self, folder: str, shard: int) -> pq.ParquetFile:
+        place = (folder, shard)
+        if place in self._open:
+            self._open.move_to_end(place)
+            return self._open[place]
+        self._open[place] = open_table(folder, self.files[shard])
         if len(self._open) > OPEN_FILES:
             self._open.popitem(last=False)[1].close()
-        return self._open[shard]
+        return self._open[place]
+
+
+def _size(group: Group) -> int:
+    """Bytes of a row as it was read."""
+    beside = sum(f.bits.nbytes for f in group.features) + 8 * len(group.reference)
+    return sum(map(len, group.row.images)) + beside + sum(len(c.to_json()) for c in group.row.conversations)

@@ -16,7 +16,7 @@ from smolray.config import RunConfig
 from smolray.data.collate import Batch, Group, collate_prompts, collate_training
 from smolray.data.encode import Encoder, cached_encoder
 from smolray.data.plan import EpochPlan
-from smolray.data.reader import ShardReader
+from smolray.data.reader import ALONE, ShardReader, Sidecars
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import at_once, quiet_context
 
@@ -28,7 +28,11 @@ BATCHES_PER_TASK = 4  # neighbours share row groups, and a task's own cost is sp
 class Stream:
     """Iterates Batches. `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of rows."""
 
-    def __init__(self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str = "training", consumers: int = 1):
+    def __init__(
+        self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str = "training", consumers: int = 1,
+        sidecars: Sidecars = ALONE,
+    ):  # fmt: skip
+        self.sidecars = sidecars
         self.folder, self.plan, self.numbers, self.config, self.collate = folder, plan, list(numbers), config, collate
         self.consumers = consumers  # pipelines that share the cluster
         self.wait_seconds = 0.0
@@ -67,10 +71,10 @@ class Stream:
         config, collate = self.config, self.collate
         settings = (config.model, config.data, config.image)
         files = tuple(f.name for f in read_manifest(self.folder).files)
-        folder, plan = self.folder, ray.put(self.plan)
+        folder, sidecars, plan = self.folder, self.sidecars, ray.put(self.plan)
 
         def run(batch: pa.Table) -> pa.Table:
-            encoder, reader = cached_encoder(*settings), _reader(folder, files)
+            encoder, reader = cached_encoder(*settings), _reader(folder, files, sidecars)
             read, needed = reader.bytes_read, reader.bytes_needed
             specs = [ray.get(plan).micro_batch(n) for n in batch["item"].to_pylist()]
             batches = [COLLATE[collate](groups, encoder).to_bytes() for groups in reader.groups(specs)]
@@ -89,5 +93,5 @@ class Stream:
 
 
 @lru_cache(maxsize=4)
-def _reader(folder: str, files: tuple[str, ...]) -> ShardReader:
-    return ShardReader(folder, files)
+def _reader(folder: str, files: tuple[str, ...], sidecars: Sidecars) -> ShardReader:
+    return ShardReader(folder, files, sidecars)

@@ -1,0 +1,66 @@
+"""The parts of a model: which of them are frozen in front of the trained ones, what their stored weights are, and a model without them.
+
+In: a RunConfig or ModelConfig. Out: names of groups, a hash of their weights, and a model that holds no memory for what it does not run.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.utils import cached_file
+
+from smolray.config import ConfigError, Group, ModelConfig, RunConfig
+from smolray.model.adapters import base_model
+from smolray.model.load import group_of, resolve
+
+INDEX = "model.safetensors.index.json"
+
+
+def frozen_front(config: RunConfig) -> tuple[Group, ...]:
+    """The parts whose output never changes in a run, from the pixels on: none, the tower, or the tower and the connector."""
+    trained = {*config.model.train, *(config.lora.groups if config.lora else ())}
+    if "vision" in trained:
+        return ()
+    return ("vision",) if "connector" in trained else ("vision", "connector")
+
+
+def leave_out(model: nn.Module, groups: Collection[Group]) -> nn.Module:
+    """The model, changed in place, with empty modules where those groups were. forward.py knows a part that is not there by its emptiness."""
+    base: Any = base_model(model)
+    if "vision" in groups:
+        base.model.vision_model = nn.Module()
+    if "connector" in groups:
+        base.model.connector = nn.Module()
+    if "text" in groups:
+        base.model.text_model, base.lm_head = nn.Module(), nn.Module()
+    return model
+
+
+def weights_digest(model: ModelConfig, groups: Sequence[Group]) -> str:
+    """A hash of the stored tensors of those groups, by name: the same however they are spread over files. Raises ConfigError where there are none."""
+    path, revision = resolve(model.path), model.revision or "main"
+    digest = hashlib.blake2b(digest_size=16)
+    opened = [safe_open(file, framework="pt") for file in _weight_files(path, revision)]
+    files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # a handle is no dict
+    names = sorted(name for name in files if group_of(name) in groups)
+    if not names:
+        raise ConfigError(f"model.path = {model.path} holds no safetensors weights of {', '.join(groups)}")
+    for name in names:
+        tensor = files[name].get_tensor(name)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _weight_files(path: str, revision: str) -> list[str]:
+    index = cached_file(path, INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        single = cached_file(path, "model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False)
+        return [single] if single else []
+    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    return [cached_file(path, name, revision=revision) for name in names]
