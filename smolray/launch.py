@@ -24,9 +24,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from smolray import storage
 from smolray.config import ConfigError, RunConfig, check_run, load_config, to_yaml
 from smolray.data.prepare import prepare_run, shard_folder
-from smolray.data.reader import ShardReader
+from smolray.data.reader import ShardReader, Sidecars
 from smolray.data.shards import read_manifest
-from smolray.data.sidecar import ensure_index, map_shards
+from smolray.data.sidecar import ensure_index, ensure_sidecars, found_features, map_shards
 from smolray.engine.base import NonFiniteLossError, StateMismatchError
 from smolray.evaluate.baseline import TEXT_SHARDS, blind_baseline, count_answers, distinct_texts
 from smolray.evaluate.evaluator import read_predictions
@@ -143,6 +143,10 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
     for folder in (folders.train, folders.validation):
         if folder:
             ensure_index(folder, config)
+    # What is read with the shards, made once as well; evaluation asks no reference model.
+    folders = replace(folders, sidecars=ensure_sidecars(folders.train, config))
+    if folders.validation:
+        folders = replace(folders, validation_sidecars=ensure_sidecars(folders.validation, config, reference=False))
     return config, folders
 
 
@@ -307,8 +311,9 @@ def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
         raise ConfigError("data.validation is not set: there is nothing to evaluate on")
     chosen = chosen_checkpoint(config.run_dir, name)
     check_resources(config, ray.cluster_resources())
-    folders = Folders(config.data.train, config.data.validation)
-    ensure_index(folders.validation, config)
+    ensure_index(config.data.validation, config)
+    features = Sidecars(found_features(config.data.validation, config))
+    folders = Folders(config.data.train, config.data.validation, validation_sidecars=features)
     return fit(config, folders, {"evaluate": chosen.uri})
 
 

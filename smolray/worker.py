@@ -23,6 +23,7 @@ from smolray.config import ConfigError, RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint as index_fingerprint
 from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_epoch
+from smolray.data.reader import ALONE, Sidecars
 from smolray.data.shards import ShardError, read_manifest
 from smolray.data.sidecar import load_index
 from smolray.data.stream import Stream
@@ -33,6 +34,7 @@ from smolray.events import EventLog
 from smolray.export import trained_model
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
+from smolray.model.parts import frozen_front, leave_out
 from smolray.objectives import objective_of
 from smolray.status import STOP_FLAG
 from smolray.train import Loop, Moment, metrics_fields
@@ -46,6 +48,8 @@ class Folders:
 
     train: str
     validation: str = ""
+    sidecars: Sidecars = ALONE  # of `train`
+    validation_sidecars: Sidecars = ALONE
 
 
 def run_worker(config: RunConfig, folders: Folders, device: torch.device) -> dict[str, Any]:
@@ -56,15 +60,18 @@ def run_worker(config: RunConfig, folders: Folders, device: torch.device) -> dic
 def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, uri: str) -> dict[str, Any]:
     """Decode the validation shards with one checkpoint; rank 0 writes the predictions beside it. Collective."""
     chosen = checkpoint.verify(uri)
-    report = evaluate_shards(trained_model(config, chosen).to(device), config, folders.validation, device)
+    model = trained_model(config, chosen)
+    if folders.validation_sidecars.features:
+        leave_out(model, frozen_front(config))
+    report = evaluate_shards(model.to(device), config, folders, device)
     if dist.get_rank() == 0:
         write_predictions(predictions_uri(config.run_dir, chosen.step), report.predictions)
     return {"step": chosen.step, "accuracy": report.accuracy, "accuracy_counts": report.counts}
 
 
-def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: torch.device) -> EvalReport:
-    """Greedy decoding of the prepared shards in `folder`, each worker every so-manieth micro-batch. Collective."""
-    settings = config.evaluate
+def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> EvalReport:
+    """Greedy decoding of the validation shards, each worker every so-manieth micro-batch. Collective."""
+    settings, folder, sidecars = config.evaluate, folders.validation, folders.validation_sidecars
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing != "none" else 1
     index = load_index(folder, config)
     asked = index.filter(pc.greater(index["tokens"], 0))
@@ -72,25 +79,25 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folder: str, device: to
         asked = asked.slice(0, settings.max_samples)
     plan = lay_epoch(asked, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(folder, plan, range(len(plan))[rank::world], config, collate="prompts", consumers=world)
+    stream = Stream(folder, plan, range(len(plan))[rank::world], config, collate="prompts", consumers=world, sidecars=sidecars)
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
     training = model.training
     model.eval()
     report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device)
     if config.method == "dpo":
-        report = with_preference(report, model, config, folder, asked, device)
+        report = with_preference(report, model, config, folders, asked, device)
     model.train(training)
     return replace(report, left_out=int((index["tokens"].to_numpy() == 0).sum()))
 
 
-def with_preference(report: EvalReport, model: nn.Module, config: RunConfig, folder: str, asked: pa.Table, device: torch.device) -> EvalReport:
+def with_preference(report: EvalReport, model: nn.Module, config: RunConfig, folders: Folders, asked: pa.Table, device: torch.device) -> EvalReport:
     """The report with the preference accuracy of the pairs among the lines `asked`. Collective."""
     pairs = asked.filter(pc.greater(asked["chosen_tokens"], 0))
     if not len(pairs):
         return report
     plan = lay_epoch(pairs, PlanLimits.of(config), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(folder, plan, range(len(plan))[rank::world], config, consumers=world)
+    stream = Stream(folders.validation, plan, range(len(plan))[rank::world], config, consumers=world, sidecars=folders.validation_sidecars)
     figures = preference(margins(model, stream, device), report.predictions)
     accuracy, counts = {"preference": figures["overall"]["value"]}, {"preference": figures["overall"]["samples"]}
     return replace(report, accuracy=report.accuracy | accuracy, counts=report.counts | counts, metrics=report.metrics | {"preference": figures})
@@ -181,7 +188,7 @@ class Worker:
 
     def _evaluate(self, step: int) -> EvalReport:
         with self.engine.gathered():
-            report = evaluate_shards(self.engine.model, self.config, self.folders.validation, self.device)
+            report = evaluate_shards(self.engine.model, self.config, self.folders, self.device)
         self.reports[step] = report
         if self.log is not None:
             write_predictions(predictions_uri(self.config.run_dir, step), report.predictions)
@@ -200,6 +207,8 @@ class Worker:
             raise ConfigError(f"run {self.config.name!r} stands at step {found.step} of other data, seed, batch or length settings: "
                               "its position means nothing here; choose another name, or put the settings back")  # fmt: skip
         model = prepare_for_training(load_model(self.config.model), self.config)
+        if self.folders.sidecars.features:
+            leave_out(model, frozen_front(self.config))
         return model, checkpoint.load_state(found) if found else None
 
     def _agree(self, work: Callable[[], Any]) -> Any:
@@ -227,7 +236,7 @@ class Worker:
 
     def _open_stream(self, plan: EpochPlan, numbers: Sequence[int]) -> Stream:
         self._count_bytes()
-        self.stream = Stream(self.folders.train, plan, numbers, self.config, consumers=dist.get_world_size())
+        self.stream = Stream(self.folders.train, plan, numbers, self.config, consumers=dist.get_world_size(), sidecars=self.folders.sidecars)
         return self.stream
 
     def _count_bytes(self) -> None:

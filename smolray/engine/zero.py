@@ -35,7 +35,7 @@ from smolray.engine.reference import Reference, reference_of
 from smolray.forward import hidden_states
 from smolray.model.adapters import base_model, trainable
 from smolray.objectives import Objective, Totals
-from smolray.optim import build_optimizer
+from smolray.optim import FP32, Moments, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
 
 STALE_LOCK_SECONDS = 600
 logger = logging.getLogger(__name__)
@@ -61,7 +61,9 @@ class ZeroEngine:
         self.model, self.objective, self.config, self.device = model, objective, config, device
         self.stage = config.engine.stage
         self.epoch = 0
+        self.data_parallel = (dist.get_rank(), dist.get_world_size())
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
+        self.reference_known = objective.pairs and config.dpo.reference == "precompute"  # it comes with the batches
         reference = reference_of(model.to(device), config) if objective.pairs else None  # a frozen copy is taken before a checkpoint is read
         if state is not None:
             load_weights(self.parameters, state.weights)  # before DeepSpeed copies its fp32 masters
@@ -98,17 +100,16 @@ class ZeroEngine:
                 ids.append((number, tuple(batch.meta["ids"])))
             # Collective passes: with ZeRO-3 as many forwards as the busiest worker, else one backward so that every gradient exists.
             for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
-                self._backward(self.engine(dummy_batch(self.device, self.objective.pairs), totals)[0] * 0.0)
+                self._backward(self.engine(dummy_batch(self.device, self.objective.pairs, self.reference_known), totals)[0] * 0.0)
             if self._first_step:
                 self._check_gradients()
         self.engine.set_gradient_accumulation_boundary(True)
-        if self.stage == 0:
+        if self.stage == 0 and dist.get_world_size() > 1:  # alone it would only copy them to a bucket and back
             self.engine.allreduce_gradients()
         return LocalSums(loss, metrics, samples, tokens, tuple(ids))
 
     def step(self, learning_rate: float) -> StepResult:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.engine.optimizer, learning_rate)
         norm = None
         if self.stage == 0:
             limit = self.config.optimizer.max_grad_norm or float("inf")
@@ -131,33 +132,29 @@ class ZeroEngine:
 
     def state(self) -> EngineState:
         keep = dist.get_rank() == 0
-        if self.stage and not self._optimizer_step():  # before the first real step, as after an fp16 overflow
+        if self.stage and not optimizer_step(self._base_optimizer()):  # before the first real step, as after an fp16 overflow
             self._make_moments()
         self._link_moments()
-        state = EngineState(optimizer_step=self._optimizer_step())
+        state = EngineState(optimizer_step=optimizer_step(self._base_optimizer()))
         if self.config.model.dtype == "float16":
             state.loss_scale = float(self.engine.optimizer.loss_scale)
         for name, p in self.parameters.items():
-            for target, value in zip((state.weights, state.exp_avg, state.exp_avg_sq), self._full(p), strict=True):
-                if keep:
-                    target[name] = value.detach().to("cpu", torch.float32, copy=True)
+            weight, kept = self._full(p)
+            if keep:
+                state.put(name, weight, kept)
         return state
 
     def _load_state(self, state: EngineState) -> None:
         """Moments, masters and step counts; the working weights were set before DeepSpeed took them over."""
         if self.stage == 0:
             for name, p in self.parameters.items():
-                self.engine.optimizer.state[p] = {
-                    "step": torch.tensor(float(state.optimizer_step), device=p.device if p.is_cuda else "cpu"),  # fused AdamW reads it there
-                    "exp_avg": state.exp_avg[name].to(p.device, copy=True),
-                    "exp_avg_sq": state.exp_avg_sq[name].to(p.device, copy=True),
-                }
+                set_moments(self._base_optimizer(), p, state.moments(name), state.optimizer_step)
             return
         self._make_moments()
         self._link_moments()
         for name, p in self.parameters.items():
-            for key, values in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
-                self._set_moment(p, values[name].to(self.device), key)
+            for key, value in dequantised(state.moments(name)).items():
+                self._set_moment(p, value.to(self.device), key)
             self._set_master(p, state.weights[name].to(self.device))
         for values in self._base_optimizer().state.values():
             values["step"] = torch.full_like(values["step"], float(state.optimizer_step))
@@ -177,15 +174,10 @@ class ZeroEngine:
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
 
-    def _optimizer_step(self) -> int:
-        steps = [int(s["step"]) for s in self._base_optimizer().state.values() if "step" in s]
-        return max(steps, default=0)
-
-    def _full(self, p: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _full(self, p: nn.Parameter) -> tuple[torch.Tensor, Moments]:
         if self.stage == 0:
-            own = self.engine.optimizer.state[p]
-            return p, own.get("exp_avg", torch.zeros_like(p)), own.get("exp_avg_sq", torch.zeros_like(p))
-        return safe_get_full_fp32_param(p), safe_get_full_optimizer_state(p, "exp_avg"), safe_get_full_optimizer_state(p, "exp_avg_sq")
+            return p, moments(self._base_optimizer(), p)
+        return safe_get_full_fp32_param(p), {key: safe_get_full_optimizer_state(p, key) for key in FP32}
 
     def _make_moments(self) -> None:
         """One step with lr = 0 and no decay: DeepSpeed makes the moments on the first step only, and setters need them."""
@@ -228,14 +220,14 @@ def local_slice(value: torch.Tensor) -> torch.Tensor:
     return flat[rank * size : (rank + 1) * size].contiguous()
 
 
-def dummy_batch(device: torch.device, pairs: bool) -> Batch:
-    """A batch of two tokens and no image; a dummy tile is run for it where the vision tower takes part."""
+def dummy_batch(device: torch.device, pairs: bool, reference_known: bool) -> Batch:
+    """A batch of two tokens and no image; a dummy tile is run for it where the vision tower takes part, and the reference model where it is asked."""
     completions = torch.arange(2 if pairs else 1)
     none, two = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
     return Batch(
         input_ids=two + 1, position_ids=torch.tensor([[0, 1]]), branch=two, lengths=none, pixel_values=torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
         features=torch.zeros(0, 0, 0), tile_order=none, target_positions=completions * 0, target_ids=completions * 0 + 1,
-        target_completion=completions, ends=completions * 0 + 1, reference_logps=torch.zeros(0),
+        target_completion=completions, ends=completions * 0 + 1, reference_logps=torch.zeros(len(completions) if reference_known else 0),
     ).to(device)  # fmt: skip
 
 
@@ -251,7 +243,8 @@ def deepspeed_config(config: RunConfig, clip: bool) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        # Adapters alone, of fp32 (PEFT casts at their edges), are their own masters; ZeRO-3 gathers all weights in one dtype.
+        "bf16": {"enabled": config.model.dtype == "bfloat16" and (bool(config.model.train) or engine.stage == 3)},
         "fp16": {"enabled": config.model.dtype == "float16", "initial_scale_power": 16, "loss_scale_window": 1000},
         "gradient_clipping": config.optimizer.max_grad_norm if clip else 0.0,
         "zero_allow_untested_optimizer": True,
