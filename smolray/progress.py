@@ -15,6 +15,8 @@ def progress_line(event: dict[str, Any], total_steps: int | None = None) -> str:
         parts.append(f"epoch {event['epoch']:.3g}" if isinstance(event["epoch"], int | float) else f"epoch {event['epoch']}")
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.4f}")
+    if event.get("rewards/margins") is not None:  # of DPO, by TRL's names
+        parts.append(f"margin {event['rewards/margins']:.3g}  preferred {100 * event.get('rewards/accuracies', 0):.0f}%")
     if event.get("learning_rate") is not None:
         parts.append(f"lr {event['learning_rate']:.1e}")
     seconds = event.get("seconds") or 0

@@ -167,7 +167,8 @@ def export_tensorboard(run_dir: str, out: str) -> int:
 def _scalars(event: Event) -> Iterator[tuple[str, float]]:
     if event["event"] == "step":
         seconds = event.get("seconds") or 0
-        for name in ("loss", "grad_norm", "learning_rate", "epoch"):
+        of_objective = [name for name in event if name == "token_accuracy" or "/" in name]  # DPO's are rewards/… and logps/…
+        for name in ("loss", "grad_norm", "learning_rate", "epoch", *of_objective):
             if isinstance(event.get(name), int | float):
                 yield f"train/{name}", event[name]
         if isinstance(event.get("memory_bytes"), int | float):

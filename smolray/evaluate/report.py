@@ -189,6 +189,7 @@ def _curves(history: list[Event], result: dict[str, Any]) -> str:
     loss = _points(steps, lambda e: e.get("loss"))
     smoothed = [Series("smoothed", smooth(loss))] if len(loss) > 20 else []
     charts = [line_chart("Training loss", [Series("loss", loss, faint=bool(smoothed)), *smoothed], marks=marks)]
+    charts += _preference_charts(steps, marks)
     kinds = sorted({k for e in evaluations for k in accuracy_of(e)}, key=lambda k: (k != "overall", k))
     if kinds:
         lines = [Series(kind, _points(evaluations, lambda e, kind=kind: accuracy_of(e).get(kind)), dots=True) for kind in kinds[:6]]  # type: ignore[misc]
@@ -205,6 +206,18 @@ def _curves(history: list[Event], result: dict[str, Any]) -> str:
     if memory:
         charts.append(line_chart("Memory of a worker, GiB", [Series("memory", memory)], marks=marks, y_limits=(0.0, None)))
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
+
+
+def _preference_charts(steps: list[Event], marks: list[tuple[int, str]]) -> list[str]:
+    """Of DPO: rewards are beta x what the log-probability of an answer has gained on the reference model's."""
+    curves = {name: _points(steps, lambda e, name=name: e.get(f"rewards/{name}")) for name in ("chosen", "rejected", "accuracies")}  # type: ignore[misc]
+    if not curves["chosen"]:
+        return []
+    chosen, rejected, right = (Series(name, smooth(points) if len(points) > 20 else points) for name, points in curves.items())
+    return [
+        line_chart("Reward margin: rewards of chosen and rejected answers", [chosen, rejected], marks=marks),
+        line_chart("Pairs whose chosen answer has the higher reward", [right], "{:.0%}".format, marks, (None, 1.0)),
+    ]
 
 
 def _samples(predictions: list[dict[str, Any]], images: dict[str, bytes]) -> str:
