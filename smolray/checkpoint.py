@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from smolray import storage
 from smolray.engine.base import EngineState
@@ -20,6 +21,7 @@ MANIFEST = "manifest.json"
 TENSORS = ("weights", "exp_avg", "exp_avg_sq")
 STATE = "state.json"
 FILES = (*(f"{name}.safetensors" for name in TENSORS), STATE)
+CODES = "codes.safetensors"  # 8-bit moments, where there are any: `<parameter>/<key>`
 
 
 class CheckpointError(ValueError):
@@ -65,7 +67,9 @@ def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str
 
     for name in TENSORS:
         write(f"{name}.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}))
-    extra = {"optimizer_step": state.optimizer_step, "loss_scale": state.loss_scale, "progress": asdict(progress)}
+    if state.codes:
+        write(CODES, safetensors.torch.save({f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}))
+    extra = {"optimizer_step": state.optimizer_step, "loss_scale": state.loss_scale, "codes": bool(state.codes), "progress": asdict(progress)}
     write(STATE, json.dumps(extra | {"about": about}, indent=1).encode())
     record = {"progress": asdict(progress), "metrics": metrics, "files": files}
     storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(record, indent=1).encode())
@@ -77,7 +81,7 @@ def verify(uri: str, contents: bool = True) -> Checkpoint:
     try:
         record = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
         found = Checkpoint(uri, Progress(**record["progress"]), dict(record["metrics"]))
-        files = {name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"])) for name in FILES}
+        files = {name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"])) for name in {*FILES, *record["files"]}}
     except FileNotFoundError:
         raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end") from None
     except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text at all
@@ -102,7 +106,12 @@ def load_state(checkpoint: Checkpoint) -> EngineState:
     verify(checkpoint.uri)
     extra = json.loads(storage.read_bytes(storage.join(checkpoint.uri, STATE)))
     tensors = {name: safetensors.torch.load(storage.read_bytes(storage.join(checkpoint.uri, f"{name}.safetensors"))) for name in TENSORS}
-    return EngineState(**tensors, optimizer_step=extra["optimizer_step"], loss_scale=extra["loss_scale"])
+    codes: dict[str, dict[str, torch.Tensor]] = {}
+    if extra.get("codes"):
+        for key, value in safetensors.torch.load(storage.read_bytes(storage.join(checkpoint.uri, CODES))).items():
+            name, _, part = key.rpartition("/")
+            codes.setdefault(name, {})[part] = value
+    return EngineState(**tensors, codes=codes, optimizer_step=extra["optimizer_step"], loss_scale=extra["loss_scale"])
 
 
 def list_steps(run_dir: str) -> list[int]:

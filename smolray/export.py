@@ -1,4 +1,4 @@
-"""A trained run -> a folder that plain transformers loads, checked before it is called finished.
+"""A trained run -> a folder that plain transformers loads (or its adapters alone, for plain PEFT), checked before it is called finished.
 
 In: a run folder and one of its checkpoints. Out: 16-bit (or, of an fp32 run, fp32) weights with LoRA merged, processor and model card; its
 logits have been compared with the trained model's.
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3Processor
 
@@ -24,10 +25,12 @@ from smolray.data.shards import read_manifest
 from smolray.data.tiles import image_size
 from smolray.engine.base import canonical_name, load_weights
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model, prepare_for_training, trainable
+from smolray.model.adapters import base_model, merge, prepare_for_training, trainable
 from smolray.model.load import DTYPES, load_model, load_processor
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
+# Allowed difference of the logits, of the largest one: rounding of merged weights, and, of a run over quantised weights, their return to 16 bit.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}
+QUANTISED_TOLERANCE = {"4-bit": 0.5, "8-bit": 0.2}
 CARD_MARK = "trained with smolray"
 COMPARED_ROWS = COMPARED_QUESTIONS = 4
 
@@ -68,12 +71,43 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
         merged.config.use_cache = True
         merged.save_pretrained(folder)
         run_processor(config).save_pretrained(folder)
-        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen), encoding="utf-8")
-        compare(trained_model(unquantised(config), chosen), folder, config)
-        storage.delete(target)
-        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == "config.json"):  # what makes it look like a model comes last
-            storage.write_bytes(storage.join(target, file.name), file.read_bytes())
+        AutoProcessor.from_pretrained(folder)
+        loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[config.model.dtype])
+        note = compare(loaded, config, chosen)
+        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, note), encoding="utf-8")
+        publish(folder, target, last="config.json")
     return target
+
+
+def export_adapter(run_dir: str, out: str | None = None, name: str | None = None) -> str:
+    """Write adapter_config.json and adapter_model.safetensors, as PEFT loads them onto the run's base model; returns the folder's URI.
+
+    Raises CheckpointError, and ExportError where more than adapters was trained.
+    """
+    config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml"))))
+    if config.lora is None or config.model.train:
+        found = f"model.train = {list(config.model.train)}"
+        raise ExportError(f"{run_dir} trained more than adapters ({found}): they alone are not the trained model; export it merged")
+    chosen, target = chosen_checkpoint(run_dir, name), out or storage.join(run_dir, "adapter")
+    require_replaceable(target)
+    trained = trained_model(config, chosen)
+    settings = trained.peft_config["default"]
+    settings.base_model_name_or_path, settings.revision, settings.inference_mode = config.model.path, config.model.revision, True
+    with tempfile.TemporaryDirectory() as folder:
+        trained.save_pretrained(folder, save_embedding_layers=False)
+        batch = few_samples(config)
+        want, got = logits(trained, batch), logits(PeftModel.from_pretrained(load_model(config.model), folder).eval(), batch)
+        require_close(got, want, TOLERANCE[config.model.dtype], f"the adapter's on the {config.model.dtype} base")
+        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, "Adapters alone, for PEFT."), encoding="utf-8")
+        publish(folder, target, last="adapter_config.json")
+    return target
+
+
+def publish(folder: str, target: str, last: str) -> None:
+    """Put the files of `folder` in the place of what `target` held; `last` is the file that makes it look like a model."""
+    storage.delete(target)
+    for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == last):
+        storage.write_bytes(storage.join(target, file.name), file.read_bytes())
 
 
 def require_replaceable(target: str) -> None:
@@ -92,8 +126,7 @@ def unquantised(config: RunConfig) -> RunConfig:
 
 def merged_model(config: RunConfig, chosen: Checkpoint) -> Any:
     """The transformers model of a checkpoint, LoRA merged into unquantised weights."""
-    model = trained_model(unquantised(config), chosen)
-    return model.merge_and_unload() if config.lora is not None else base_model(model)
+    return merge(trained_model(unquantised(config), chosen))
 
 
 def run_processor(config: RunConfig) -> Idefics3Processor:
@@ -107,18 +140,37 @@ def run_processor(config: RunConfig) -> Idefics3Processor:
     return processor
 
 
-def compare(trained: nn.Module, folder: str, config: RunConfig) -> float:
-    """Largest difference of the logits on a few samples, as a share of the largest. Raises ExportError above the dtype's tolerance."""
-    AutoProcessor.from_pretrained(folder)
-    loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[config.model.dtype]).eval()
-    with torch.no_grad():
-        batch = few_samples(config)
-        want, got = (base_model(m).lm_head(hidden_states(m, batch)).float() for m in (trained, loaded))
+def compare(loaded: nn.Module, config: RunConfig, chosen: Checkpoint) -> str:
+    """Hold the exported model against the trained one on a few samples, and say in a sentence how far they are apart. Raises ExportError.
+
+    A run over quantised weights is held against both: the same adapters over 16-bit weights, and the model as it was trained.
+    """
+    batch, dtype = few_samples(config), config.model.dtype
+    got = logits(loaded, batch)
+    rounding = require_close(got, logits(trained_model(unquantised(config), chosen), batch), TOLERANCE[dtype], f"a {dtype} run")
+    note = f"Its logits differ from the trained model's by at most {rounding:.1e} of the largest (rounding of merged weights)."
+    if not (config.model.load_in_4bit or config.model.load_in_8bit):
+        return note
+    bits = "4-bit" if config.model.load_in_4bit else "8-bit"
+    distance = require_close(got, logits(trained_model(config, chosen), batch), QUANTISED_TOLERANCE[bits], f"a run over {bits} weights")
+    return (f"Trained over {bits} weights, merged into {dtype} ones: its logits differ from those of the model as it was trained by at most "
+            f"{distance:.1e} of the largest, {rounding:.1e} of it by merging.")  # fmt: skip
+
+
+def require_close(got: torch.Tensor, want: torch.Tensor, allowed: float, what: str) -> float:
+    """The largest difference as a share of the largest logit. Raises ExportError above `allowed`, and for nan."""
     difference = float((want - got).abs().max() / want.abs().max())
-    if not difference <= TOLERANCE[config.model.dtype]:
-        raise ExportError(f"the exported model's logits differ from the trained model's by {difference:.3g} of the largest; "
-                          f"allowed for {config.model.dtype}: {TOLERANCE[config.model.dtype]}")  # fmt: skip
+    if not difference <= allowed:
+        raise ExportError(f"the exported model's logits differ from the trained model's by {difference:.3g} of the largest; allowed for {what}: {allowed}")
     return difference
+
+
+@torch.no_grad()
+def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """(B, L, vocabulary) float32 on the CPU."""
+    model.eval()
+    batch = batch.to(next(model.parameters()).device)  # bitsandbytes puts quantised weights on a GPU where there is one
+    return base_model(model).lm_head(hidden_states(model, batch)).float().cpu()  # type: ignore[no-any-return]
 
 
 def few_samples(config: RunConfig) -> Batch:
@@ -150,7 +202,7 @@ def image_note(config: RunConfig) -> str:
     return " ".join(notes) or "As the processor in this folder does it."
 
 
-def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint) -> str:
+def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str) -> str:
     """README.md of the folder: what it is, from which data and settings, and how good it is."""
     try:
         result = json.loads(storage.read_bytes(storage.join(run_dir, "result.json")))
@@ -164,6 +216,6 @@ def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint) -> str:
     table = f"\n## Accuracy (exact match, greedy decoding)\n\n| type | accuracy | samples |\n|---|---|---|\n{scores}\n" if scores else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n# {config.name}\n\n"
-        f"{config.model.path}, {method}, {CARD_MARK} to step {chosen.step} ({chosen.progress.samples} samples) on `{source}`.\n"
+        f"{config.model.path}, {method}, {CARD_MARK} to step {chosen.step} ({chosen.progress.samples} samples) on `{source}`. {note}\n"
         f"{table}\n## Images\n\n{image_note(config)}\n\n## Settings\n\n```yaml\n{yaml.safe_dump(config.model_dump(mode='json'), sort_keys=False)}```\n"
     )

@@ -14,6 +14,7 @@ from torch import nn
 
 from smolray.data.collate import Batch
 from smolray.objectives import Objective, Totals
+from smolray.optim import Moments
 
 
 class NonFiniteLossError(RuntimeError):
@@ -40,13 +41,30 @@ class StepResult:
 
 @dataclass
 class EngineState:
-    """World-size-free and engine-free: fp32 tensors on the CPU by Hugging Face parameter name. Filled on rank 0 only."""
+    """World-size-free and engine-free: tensors on the CPU by Hugging Face parameter name. Filled on rank 0 only.
+
+    Weights and moments are fp32; a parameter whose moments are kept in 8 bit has them in `codes` instead (optim.CODES).
+    """
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     exp_avg: dict[str, torch.Tensor] = field(default_factory=dict)
     exp_avg_sq: dict[str, torch.Tensor] = field(default_factory=dict)
+    codes: dict[str, Moments] = field(default_factory=dict)
     optimizer_step: int = 0
     loss_scale: float | None = None
+
+    def put(self, name: str, weight: torch.Tensor, moments: Moments) -> None:
+        """Copy what an engine holds of one parameter."""
+        self.weights[name] = weight.detach().to("cpu", torch.float32, copy=True)
+        copied = {key: value.detach().to("cpu", copy=True) for key, value in moments.items()}
+        if "exp_avg" in copied:
+            self.exp_avg[name], self.exp_avg_sq[name] = copied["exp_avg"].float(), copied["exp_avg_sq"].float()
+        else:
+            self.codes[name] = copied
+
+    def moments(self, name: str) -> Moments:
+        """Adam's moments of one parameter, as they were kept."""
+        return self.codes[name] if name in self.codes else {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
 
 
 class Engine(Protocol):
@@ -54,6 +72,7 @@ class Engine(Protocol):
     objective: Objective
     device: torch.device
     epoch: int  # set by the loop; keys the dropout
+    data_parallel: tuple[int, int]  # this worker's (rank, number) among those that are dealt different micro-batches
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
         """Backward of this worker's shares of the loss (objectives.py); gradients are summed over all workers.

@@ -1,18 +1,23 @@
-"""Which parameters train: frozen groups and LoRA, limited to the part of the model that is meant.
+"""Which parameters train: frozen groups and LoRA (DoRA, rsLoRA), limited to the part of the model that is meant.
 
 In: a loaded model and the run. Out: the model (a PeftModel with LoRA) whose `requires_grad` flags say what trains.
 """
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from smolray.config import ConfigError, LoraConfig, RunConfig
+from smolray.config import ConfigError, Group, LoraConfig, RunConfig
 from smolray.model.load import freeze, group_of
+
+# How PEFT's patterns spell a group (model/load.py, group_of).
+MODULES_OF: dict[Group, str] = {"vision": r".*vision_model\..*", "connector": r".*connector\..*", "text": r".*text_model\..*|lm_head"}
 
 
 def base_model(model: nn.Module) -> Any:
@@ -21,9 +26,7 @@ def base_model(model: nn.Module) -> Any:
 
 
 def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
-    """Freeze, quantisation housekeeping, LoRA and gradient checkpointing as the run says; LoRA's initial weights depend on the seed alone."""
-    if config.model.load_in_4bit or config.model.load_in_8bit:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    """Freeze, LoRA and gradient checkpointing as the run says; LoRA's weights are fp32 whatever the model's dtype, and begin as the seed alone says."""
     freeze(model, config.model.train)
     if config.lora is not None:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -33,22 +36,44 @@ def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
         for name, parameter in base_model(model).named_parameters():
             if name.replace(".base_layer", "") in trained:
                 parameter.requires_grad_(True)
-    if config.model.gradient_checkpointing:
-        base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_layers(base_model(model).model, config.model.gradient_checkpointing)
     model.train()
     return model
 
 
+def merge(model: nn.Module) -> Any:
+    """The transformers model with its adapters added to its weights. Raises ConfigError for quantised weights, which would be rounded anew."""
+    base = base_model(model)
+    if getattr(base, "is_quantized", False):
+        raise ConfigError("adapters are not merged into 4- or 8-bit weights: load the model without model.load_in_*bit")
+    return model.merge_and_unload() if isinstance(model, PeftModel) else base
+
+
+def checkpoint_layers(inner: nn.Module, layers: bool | int) -> None:
+    """Recompute the activations of the first `layers` layers (True: all) of the vision tower and of the text model in backward."""
+    for tower in (inner.vision_model.encoder.layers, inner.text_model.layers):  # type: ignore[union-attr]
+        for layer in tower[: None if layers is True else int(layers)]:  # type: ignore[index, union-attr]
+            layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, partial(checkpoint, use_reentrant=False)
+
+
 def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
-    """PEFT's config, its targets spelt as full module names. Raises ConfigError where no module of a group matches."""
+    """PEFT's config, its targets spelt as full module names. Raises ConfigError where no module of a group matches.
+
+    A group of another rank keeps the scale of the others, lora_alpha / r (rsLoRA: lora_alpha / sqrt(its rank)).
+    """
     pattern = re.compile(rf"(^|\.)({'|'.join(map(re.escape, lora.target_modules))})$")
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and pattern.search(name)]
     targets = [name for name in linear if group_of(name) in lora.groups]
     for group in lora.groups:
         if not any(group_of(name) == group for name in targets):
             raise ConfigError(f"lora.groups names {group!r}, but lora.target_modules = {list(lora.target_modules)} matches none of its linear layers")
+    if "lm_head" in targets and model.config.tie_word_embeddings:  # type: ignore[union-attr]
+        raise ConfigError("lora.target_modules names lm_head, whose weights are also the token embedding here: merged, the adapter would change both")
+    ranks = {MODULES_OF[group]: rank for group, rank in lora.ranks.items()}
+    alphas = {} if lora.use_rslora else {modules: lora.lora_alpha * rank / lora.r for modules, rank in ranks.items()}
     return PeftLoraConfig(
         r=lora.r, lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT takes a float too
+        rank_pattern=ranks, alpha_pattern=alphas, use_dora=lora.use_dora, use_rslora=lora.use_rslora,
         lora_dropout=lora.lora_dropout, target_modules=targets,
         init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True, task_type="CAUSAL_LM",
     )  # fmt: skip

@@ -6,6 +6,7 @@ Safetensors only, remote code off, revision pinned where the config pins it.
 
 import hashlib
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from smolray.config import ConfigError, Group, ModelConfig
 from smolray.model import attention
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each worker tells nobody anything
+
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # says at every call that int8 products are of fp16 inputs
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +60,7 @@ def load_processor(model: ModelConfig) -> Idefics3Processor:
 
 
 def load_model(model: ModelConfig) -> PreTrainedModel:
-    """The model in its training dtype, on the CPU (quantised weights: where bitsandbytes puts them).
+    """The model in its training dtype, on the CPU (quantised weights, those of the text model: where bitsandbytes puts them).
 
     fp32 masters of 16-bit training belong to the engine. Raises ConfigError for a model of another family.
     """
@@ -69,12 +72,15 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
     if model.load_in_4bit or model.load_in_8bit:
         quantisation = BitsAndBytesConfig(
             load_in_4bit=model.load_in_4bit, load_in_8bit=model.load_in_8bit, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=DTYPES[model.dtype], llm_int8_skip_modules=["lm_head", "connector", "vision_model"],
+            bnb_4bit_compute_dtype=DTYPES[model.dtype], llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_model"],
         )  # fmt: skip
     loaded = AutoModelForImageTextToText.from_pretrained(
         path, revision=model.revision, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation, trust_remote_code=False,
         use_safetensors=True, quantization_config=quantisation,
     )  # fmt: skip
+    for module in loaded.modules():  # bitsandbytes would repack 4-bit weights on a CPU for inference, with rounding, and training could not go on
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     loaded.config.use_cache = False
     loaded.set_attn_implementation({"text_config": attention.NAME})
     return loaded
