@@ -10,29 +10,16 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError
 
 from smolray import storage
 from smolray.config_errors import ConfigError, explain, is_text
 from smolray.config_rules import faults
+from smolray.config_section import Section
+from smolray.search.config import SearchConfig
 
 Group = Literal["vision", "connector", "text"]
 DType = Literal["float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes true for 1, YAML takes yes for true: neither is what was meant."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if not isinstance(value, bool) or annotation is bool or bool in getattr(annotation, "__args__", ()):
-            return value
-        if {"yes", "no"} <= set(getattr(annotation, "__args__", ())):
-            return "yes" if value else "no"
-        raise ValueError("true and false are not allowed here")
 
 
 class ModelConfig(Section):
@@ -234,6 +221,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvalConfig = EvalConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    search: SearchConfig | None = Field(default=None, description="hyperparameters to search for with `smolray tune`; left aside by `smolray train`")
 
     @property
     def run_dir(self) -> str:

@@ -15,9 +15,11 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 RAY_IMPORTERS = {
     "launch",
     "tune",
+    "search.trial",
     "doctor",
     "cli",
     "jobs_client",  # Ray Jobs over HTTP: kept out of cli.py, which stays a list of commands
+    "cluster",
     "data.prepare",
     "data.stream",
     "data.sidecar",
@@ -29,12 +31,12 @@ ENVIRONMENT_READERS = {"storage", "launch", "tune", "doctor", "cli", "engine.zer
 # A module imports its own layer or lower ones; the longest matching name decides.
 LAYERS = {
     "": 0,  # smolray/__init__.py: the version
-    "config": 0, "config_errors": 0, "config_rules": 0, "storage": 0, "events": 0, "progress": 0,
+    "config": 0, "config_errors": 0, "config_rules": 0, "config_section": 0, "search.config": 0, "storage": 0, "events": 0, "progress": 0,
     "data": 1, "data.sample": 0, "model": 1, "forward": 1, "objectives": 1, "optim": 1, "planner": 1,
     "data.stream": 2, "data.prepare": 2, "data.sidecar": 2, "data.preview": 2,
-    "engine": 2, "checkpoint": 2, "evaluate": 2, "status": 2,
+    "engine": 2, "checkpoint": 2, "evaluate": 2, "status": 2, "search": 2,
     "train": 3, "audit": 3, "worker": 3, "export": 3,
-    "launch": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4, "k8s": 4,
+    "launch": 4, "search.trial": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4, "k8s": 4, "cluster": 4, "keep_alive": 4,
     "cli": 5, "jobs": 5,
 }  # fmt: skip
 
