@@ -53,7 +53,7 @@ def prepare_case(scale: float, repetitions: int) -> list[Result]:
         costs = in_turns({"ours": ours, "plain": plain}, repetitions)
     what = "parse, decode every JPEG, gather questions by image, shuffle, write Parquet"
     peer = f"multiprocessing.Pool({processes}), all rows in memory"
-    return [Result("prepare", what, pictures * QUESTIONS, "row", peer, costs["ours"], costs["plain"])]
+    return [Result("prepare", what, pictures * QUESTIONS, "row", peer, costs["ours"], costs["plain"], "cpu")]
 
 
 def write_pictures(folder: Path, pictures: int) -> Path:
@@ -150,8 +150,8 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
         del loaders, ways
     what = f"read, decode to tiles of 512 px, encode, collate {len(plan)} micro-batches of 12 questions ({int(ray.cluster_resources()['CPU'])} CPUs)"
     return [
-        Result(name, what, pictures * QUESTIONS, "sample", f"torch DataLoader, num_workers={workers}", costs["ours"], costs[f"workers={workers}"])
-        for name, workers in (("stream", 2), ("stream-alone", 0))
+        Result(name, what, pictures * QUESTIONS, "sample", f"torch DataLoader, num_workers={workers}", costs["ours"], costs[f"workers={workers}"], "cpu")
+        for name, workers in (("stream", 2), ("stream_alone", 0))
     ]
 
 

@@ -1,6 +1,7 @@
 """Measure smolray against what one would use without it: `python jobs/benchmark.py [--only NAME] [--json FILE]`.
 
-In: nothing but this machine; the data is generated. Out: a table of medians with min..max, and a JSON list of the same.
+In: nothing but this machine; the data is easy-vqa or generated. Out: a table of medians with min..max, and JSON with an object per case.
+`ratio` says how many times as fast as the peer smolray is, by wall time or, where said so, by CPU-seconds.
 """
 
 import argparse
@@ -16,27 +17,33 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it finds its own folder only; its cases are beside it
 
 from jobs.bench_data import prepare_case, stream_case
+from jobs.bench_launch import launch_case
+from jobs.bench_train import cases as train_cases
 from jobs.measure import Result
 
-# A case: (scale of the work, repetitions) -> Results; the first has the case's name.
-CASES: dict[str, Callable[[float, int], list[Result]]] = {"prepare": prepare_case, "stream": stream_case}
+Case = Callable[[float, int], list[Result]]  # (scale of the work, repetitions) -> Results; the first has the case's name
+WITH_RAY: dict[str, Case] = {"prepare": prepare_case, "stream": stream_case, "launch": launch_case}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the cases, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=sorted(CASES), action="append", help="a case to run, may be repeated; default: all")
+    cases = train_cases("") | WITH_RAY
+    parser.add_argument("--only", choices=list(cases), action="append", help="a case to run, may be repeated; default: all")
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual amount of work")
+    parser.add_argument("--model", default="random-30m", help="shape of the model that is trained: random-30m, random-256m, random-500m, random-2.2b")
     options = parser.parse_args(arguments)
-    _start_ray()
-    records = []
-    for name in options.only or CASES:
+    cases = train_cases(options.model) | WITH_RAY
+    records: dict[str, dict[str, Any]] = {}
+    for name in options.only or cases:
         began = time.monotonic()
-        records += [result.to_json() for result in CASES[name](options.scale, options.repetitions)]
+        if name in WITH_RAY:
+            _start_ray()
+        records |= {result.name: result.to_json() for result in cases[name](options.scale, options.repetitions)}
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    _print(records)
+    _print(list(records.values()))
     if options.json:
         Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
@@ -56,11 +63,11 @@ def _print(records: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("case", "seconds", "ours", "peer's", "ours / peer's"):
+    for column in ("case", "seconds", "ours", "peer's", "times as fast", "peak MB, ours", "peer's"):
         table.add_column(column, justify="left" if column in ("case", "seconds") else "right")
     for record in records:
-        table.add_row(record["name"], "wall", *(_span(record, f"{side}_s") for side in ("ours", "peer")), f"{record['ratio']:.2f}")
-        table.add_row("", "CPU", *(_span(record, f"{side}_cpu_s") for side in ("ours", "peer")), f"{record['cpu_ratio']:.2f}")
+        peaks = ["" if (peak := record[f"{side}_peak_mb"]) is None else f"{peak:,}" for side in ("ours", "peer")]
+        table.add_row(record["name"], record["clock"], *(_span(record, f"{side}_s") for side in ("ours", "peer")), f"{record['ratio']:.2f}", *peaks)
     console = Console(highlight=False)
     console.print(table)
     for record in records:
@@ -70,7 +77,7 @@ def _print(records: list[dict[str, Any]]) -> None:
 
 def _span(record: dict[str, Any], key: str) -> str:
     low, high = record[f"{key}_range"]
-    return f"{record[key]:.1f} ({low:.1f}..{high:.1f})"
+    return f"{record[key]:.2f} ({low:.2f}..{high:.2f})"
 
 
 if __name__ == "__main__":

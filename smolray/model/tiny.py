@@ -1,4 +1,4 @@
-"""Models without a hub: a real Idefics3 of about 0.4 M parameters that learns, and random ones with SmolVLM's exact shapes.
+"""Models without a hub: a real Idefics3 of about 0.4 M parameters that learns, one of 30 M, and random ones with SmolVLM's exact shapes.
 
 In: a shape's name and text to train a tokenizer on. Out: a folder that `from_pretrained` loads, processor and chat template included.
 """
@@ -36,6 +36,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vision": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192, "image_size": 64, "patch_size": 8},
         "text": _text(96, 3, 4, 2, 256), "scale_factor": 2, "vocab_size": None, "longest_edge": 64, "initializer_range": 0.1,
+    },
+    "random-30m": {  # for benchmarks on a CPU: SmolVLM's vocabulary and tokens of a tile, everything else small
+        "vision": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 1024, "image_size": 256, "patch_size": 16},
+        "text": _text(256, 8, 4, 4, 1024), "scale_factor": 2, "vocab_size": 49280, "longest_edge": 256,
     },
     "random-256m": {"vision": _SIGLIP_BASE, "text": _text(576, 30, 9, 3, 1536), "scale_factor": 4, "vocab_size": 49280, "longest_edge": 2048},
     "random-500m": {"vision": _SIGLIP_BASE, "text": _text(960, 32, 15, 5, 2560), "scale_factor": 4, "vocab_size": 49280, "longest_edge": 2048},
