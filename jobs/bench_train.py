@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ CASES = {
 }  # fmt: skip
 
 
-def train_case(name: str, scale: float, repetitions: int, model: str) -> list[Result]:
+def train_case(name: str, model: str, scale: float, repetitions: int) -> list[Result]:
     """One case; `scale` below 1 takes fewer conversations a step."""
     case, batch = CASES[name], max(2, int(BATCH * scale))
     steps = 3 + STEPS * (repetitions + 1)
@@ -61,7 +62,7 @@ def train_case(name: str, scale: float, repetitions: int, model: str) -> list[Re
 
 def cases(model: str) -> dict[str, Callable[[float, int], list[Result]]]:
     """The cases as jobs/benchmark.py runs them."""
-    return {name: (lambda scale, repetitions, name=name: train_case(name, scale, repetitions, model)) for name in CASES}
+    return {name: partial(train_case, name, model) for name in CASES}
 
 
 def make_task(folder: Path, case: Case, model: str, batch: int, steps: int) -> Task:

@@ -99,9 +99,34 @@ def evaluate(
     """Decode the validation questions of a run and print the accuracy by type."""
     run, _ = _stored_config(name, storage, ())
     from smolray.launch import evaluate_run
-    from smolray.render import accuracy_table
+    from smolray.render import accuracy_table, metrics_table
 
-    console.print(accuracy_table(evaluate_run(run, checkpoint)))
+    result = evaluate_run(run, checkpoint)
+    console.print(accuracy_table(result))
+    console.print(metrics_table(result.get("metrics") or {}))
+
+
+@app.command()
+def compare(
+    name: Name,
+    other: Annotated[str | None, typer.Argument(help="a second run; without: two evaluations of the first")] = None,
+    a: Annotated[int | None, typer.Option("--a", help="step of the first; default: the newest, within one run the one before b")] = None,
+    b: Annotated[int | None, typer.Option("--b", help="step of the second; default: the newest")] = None,
+    metric: Annotated[str, typer.Option(help="one of those of evaluate.metrics")] = "exact_match",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="questions shown of those gained, and of those lost")] = 10,
+    storage: Storage = "runs",
+) -> None:
+    """Two evaluations side by side, question by question: smolray compare RUN [OTHER] --a STEP --b STEP"""
+    first = runs.require_run(storage, name)
+    second = runs.require_run(storage, other) if other else first
+    from smolray.evaluate.compare import compare_runs
+    from smolray.render import changes_table, comparison_table
+
+    found = compare_runs(first, second, a, b, metric)
+    console.print(comparison_table(found))
+    console.print(changes_table(found, limit))
+    if found.only_a or found.only_b:
+        console.print(f"left out: {found.only_a:,} questions that only a has, {found.only_b:,} that only b has")
 
 
 @app.command()

@@ -66,7 +66,7 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
     report = evaluate_shards(model.to(device), config, folders, device)
     if dist.get_rank() == 0:
         write_predictions(predictions_uri(config.run_dir, chosen.step), report.predictions)
-    return {"step": chosen.step, "accuracy": report.accuracy, "accuracy_counts": report.counts}
+    return {"step": chosen.step, **evaluation_fields(report)}
 
 
 def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> EvalReport:
@@ -83,11 +83,23 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
     training = model.training
     model.eval()
-    report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device)
+    report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device, settings.metrics)
     if config.method == "dpo":
         report = with_preference(report, model, config, folders, asked, device)
     model.train(training)
     return replace(report, left_out=int((index["tokens"].to_numpy() == 0).sum()))
+
+
+def evaluation_fields(report: EvalReport) -> dict[str, Any]:
+    """What result.json says of an evaluation."""
+    return {"accuracy": report.accuracy, "accuracy_counts": report.counts, "metrics": report.metrics, "skipped": report.skipped,
+            "left_out": report.left_out}  # fmt: skip
+
+
+def headline(report: EvalReport, config: RunConfig) -> float:
+    """What the best checkpoint is chosen by: the preference accuracy of DPO, else the first of evaluate.metrics that could be taken."""
+    names = ("preference", *config.evaluate.metrics)
+    return next((report.metrics[name]["overall"]["value"] for name in names if name in report.metrics), report.accuracy["overall"])
 
 
 def with_preference(report: EvalReport, model: nn.Module, config: RunConfig, folders: Folders, asked: pa.Table, device: torch.device) -> EvalReport:
@@ -167,8 +179,7 @@ class Worker:
         due = moment.last or (moment.end_of_epoch and epochs and done_epochs % epochs == 0)
         metrics: dict[str, float] = {"loss": moment.metrics.loss}
         if due and self.folders.validation and not moment.stopping:
-            accuracy = self._evaluate(step).accuracy
-            metrics["accuracy"] = accuracy.get("preference", accuracy["overall"])  # what the best checkpoint is chosen by
+            metrics["accuracy"] = headline(self._evaluate(step), config)
         periodic = every and step % every == 0 and not moment.metrics.skipped
         if moment.stopping or moment.last or moment.end_of_epoch or periodic:
             self._save(moment.progress, metrics)
@@ -192,7 +203,10 @@ class Worker:
         self.reports[step] = report
         if self.log is not None:
             write_predictions(predictions_uri(self.config.run_dir, step), report.predictions)
-            self._event("evaluate", step=step, accuracy=report.accuracy, counts=report.counts, samples=report.samples, left_out=report.left_out)
+            self._event("evaluate", step=step, accuracy=report.accuracy, counts=report.counts, samples=report.samples, left_out=report.left_out,
+                        metrics=report.metrics)  # fmt: skip
+            for name, why in report.skipped.items():
+                self._event("skipped", what=f"metric {name}", why=why)
             self.log.flush()
         return report
 
@@ -271,7 +285,7 @@ class Worker:
         dist.all_gather_object(workers, mine)
         return {
             "status": status, "steps": progress.step, "samples": progress.samples, "tokens": progress.tokens,
-            "accuracy": report.accuracy, "accuracy_counts": report.counts, "left_out": report.left_out, "workers": workers,
+            **evaluation_fields(report), "workers": workers,
         }  # fmt: skip
 
 
