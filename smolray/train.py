@@ -99,7 +99,7 @@ class Loop:
         return self.progress
 
     def _steps(self, rate: Callable[[int], float]) -> Iterator[Moment]:
-        rank, world, size = dist.get_rank(), dist.get_world_size(), self.config.global_batch
+        (rank, world), size = self.engine.data_parallel, self.config.global_batch
         for epoch in range(self.progress.epoch, len(self.plans)):
             plan, first = self.plans[epoch], self.progress.consumed
             starts = range(first, len(plan), size)
@@ -127,7 +127,8 @@ class Loop:
                     step=self.progress.step, total_steps=self.total_steps, position=(epoch, run.stop), epoch=epoch + run.stop / len(plan), loss=loss,
                     metrics={name: sums[name] for name in self.engine.objective.metrics}, grad_norm=result.grad_norm, learning_rate=learning_rate,
                     samples=int(sums["samples"]), tokens=int(sums["tokens"]), label_tokens=totals.label_tokens, seconds=time.perf_counter() - began,
-                    data_wait_seconds=sums["waited"] / world, memory_bytes=int(sums["memory"]), skipped=result.skipped, loss_scale=result.loss_scale,
+                    data_wait_seconds=sums["waited"] / dist.get_world_size(), memory_bytes=int(sums["memory"]),
+                    skipped=result.skipped, loss_scale=result.loss_scale,
                 )  # fmt: skip
                 yield Moment(
                     self.progress, metrics, local, end_of_epoch=run.stop == len(plan), stopping=sums["stop"] > 0,

@@ -12,10 +12,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from smolray.config import RunConfig
-from smolray.engine.base import EngineState
+from smolray.engine.base import Engine, EngineState
+from smolray.engine.pipeline.engine import PipelineEngine
+from smolray.engine.pipeline.load import load_stage
 from smolray.engine.zero import ZeroEngine
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
+from smolray.model.parts import frozen_front, leave_out
 from smolray.objectives import objective_of
 
 
@@ -36,6 +39,11 @@ def _worker(rank: int, world_size: int, folder: str, function: Callable[..., Any
     dist.destroy_process_group()
 
 
-def build_engine(config: RunConfig, state: EngineState | None = None) -> ZeroEngine:
+def build_engine(config: RunConfig, state: EngineState | None = None) -> Engine:
     torch.manual_seed(0)
-    return ZeroEngine(prepare_for_training(load_model(config.model), config), objective_of(config), config, torch.device("cpu"), state)
+    if config.engine.name == "pipeline":
+        return PipelineEngine(load_stage(config), objective_of(config), config, torch.device("cpu"), state)
+    model = prepare_for_training(load_model(config.model), config)
+    if config.model.vision_features == "precompute":
+        leave_out(model, frozen_front(config))
+    return ZeroEngine(model, objective_of(config), config, torch.device("cpu"), state)

@@ -1,0 +1,201 @@
+"""Pipeline parallelism: the layers of one model lie on several workers, hidden states travel; several such pipelines share the data.
+
+In: the model of a stage (load.py) and an objective, on NCCL or gloo. Out: exact optimizer steps, each stage with its own AdamW, and state by
+Hugging Face names. Every rank of one pipeline draws the same micro-batches; the last stage alone counts them.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from smolray.config import ConfigError, RunConfig
+from smolray.data.collate import Batch
+from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, load_weights
+from smolray.engine.pipeline.schedule import Pipe
+from smolray.engine.pipeline.slots import slots_of
+from smolray.engine.pipeline.stage import Bucket, Stage
+from smolray.engine.pipeline.units import split_of
+from smolray.model.load import DTYPES
+from smolray.objectives import Objective, Totals
+from smolray.optim import build_optimizer, moments, set_learning_rate, set_moments
+
+
+class PipelineEngine:
+    """An Engine (engine/base.py) over torch.distributed.pipelining. `state`, when given, is restored before the first step."""
+
+    def __init__(self, model: nn.Module, objective: Objective, config: RunConfig, device: torch.device, state: EngineState | None = None):
+        check_pipeline(config)
+        self.model, self.objective, self.config, self.device, self.epoch = model, objective, config, device, 0
+        self.split = split = split_of(model, config, dist.get_world_size())
+        # Ranks of one pipeline are neighbours: stages 0, 1, … of the first, then of the second.
+        mesh = init_device_mesh(device.type, (dist.get_world_size() // split.stages, split.stages), mesh_dim_names=("data", "pipeline"))
+        self.data_parallel = (mesh.get_local_rank("data"), mesh.size(0))
+        self.index = mesh.get_local_rank("pipeline")
+        self.pipeline, self.data = mesh.get_group("pipeline"), mesh.get_group("data")
+
+        self.slots = slots_of(model, split)
+        self.trained = [slot for slot in self.slots if slot.parameter.requires_grad]
+        if state is not None:
+            load_weights({canonical_name(slot.name): slot.parameter for slot in self.trained}, state.weights)
+        self._move_to_device()
+        own = [slot for slot in self.trained if self.index in slot.stages]
+        self.parameters = {canonical_name(slot.name): slot.parameter for slot in own}
+        self.counted = {canonical_name(slot.name) for slot in own if slot.stages[0] == self.index}
+        self.tied = self._tied_pair([slot.stages for slot in self.trained if len(slot.stages) > 1])
+        self.masters = {name: self._master(p, state.weights[name] if state else None) for name, p in self.parameters.items()}
+        self.optimizer = build_optimizer(self.masters, config.optimizer) if self.masters else None
+        self.steps = state.optimizer_step if state else 0
+        if state is not None and self.optimizer is not None:
+            for name, master in self.masters.items():
+                set_moments(self.optimizer, master, state.moments(name), state.optimizer_step)
+
+        stage = Stage(model, split.of_stage(self.index), self.index, objective, config.seed, DTYPES[config.model.dtype], device)
+        first = min(stage for slot in self.trained for stage in slot.stages)
+        flows = tuple(boundary > first for boundary in range(split.stages + 1))
+        self.pipe = Pipe(stage, split.stages, flows, config.engine.schedule, self.pipeline)
+        self._unchecked = True
+
+    @property
+    def last(self) -> bool:
+        return self.index == self.split.stages - 1
+
+    def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
+        stage, names = self.pipe.stage, self.objective.metrics
+        step = list(batches)
+        loss, metrics = (torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in ((), (len(names),)))
+        if step:
+            count = self.pipe.micro_batches(len(step))
+            bucket = Bucket.of(step, count)
+            stage.begin(step + [None] * (count - len(step)), totals, bucket, self.epoch)
+            if self.objective.pairs and not len(step[0].reference_logps):
+                with self.model.disable_adapter():  # type: ignore[operator]  # a PeftModel: check_pipeline
+                    self.pipe.score()
+            loss = self.pipe.train()
+            metrics += sum((torch.stack([shares[name] for name in names]).double() for shares in stage.shares), torch.zeros_like(metrics))
+        self._sync_gradients(images=any(len(batch.tile_order) for batch in step))
+        if not self.last:
+            return LocalSums(loss, metrics)
+        ids = tuple((batch.meta["number"], tuple(batch.meta["ids"])) for batch in step)
+        return LocalSums(loss, metrics, sum(batch.samples for batch in step), sum(batch.meta["tokens"] for batch in step), ids)
+
+    def step(self, learning_rate: float) -> StepResult:
+        squares = [self.masters[name].grad.double().square().sum() for name in self.counted]  # type: ignore[union-attr]  # filled by _sync_gradients
+        norm = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=self.device)
+        dist.all_reduce(norm, group=self.pipeline)
+        norm = norm.sqrt()
+        if limit := self.config.optimizer.max_grad_norm:
+            for master in self.masters.values():
+                master.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0).to(master.dtype))  # type: ignore[union-attr]
+        if self.optimizer is not None:
+            set_learning_rate(self.optimizer, learning_rate)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if parameter is not self.masters[name]:
+                    parameter.copy_(self.masters[name])
+        self.steps += 1
+        return StepResult(float(norm))
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        borrowed = []
+        for slot in self.slots:
+            if not slot.plain:
+                continue  # every worker has quantised weights whole
+            mine = self.index in slot.stages
+            value = slot.parameter.detach() if mine else torch.empty_like(slot.parameter, device=self.device)
+            dist.broadcast(value, src=slot.stages[0])
+            if not mine:
+                borrowed.append(slot)
+                slot.put(value)
+        yield
+        for slot in borrowed:
+            slot.drop()
+
+    def state(self) -> EngineState:
+        """One parameter at a time from the first pipeline's stages to rank 0."""
+        state, rank = EngineState(optimizer_step=self.steps), dist.get_rank()
+        for slot in self.trained:
+            name, owner = canonical_name(slot.name), slot.stages[0]
+            held: list[Any] = [None]
+            if rank == owner:
+                assert self.optimizer is not None
+                master = self.masters[name]
+                held = [(master.detach().cpu(), {key: value.cpu() for key, value in moments(self.optimizer, master).items()})]
+            if owner and rank == owner:
+                dist.send_object_list(held, dst=0, device=self.device)
+            if rank == 0:
+                if owner:
+                    dist.recv_object_list(held, src=owner, device=self.device)
+                state.put(name, *held[0])
+        return state
+
+    def _move_to_device(self) -> None:
+        """This stage's weights, all quantised ones and the buffers; the rest stays on the meta device."""
+        for slot in self.slots:
+            if slot.plain and self.index in slot.stages:
+                slot.put(slot.parameter.detach().to(self.device))
+        for module in self.model.modules():
+            if any(type(p) is not nn.Parameter for p in module._parameters.values() if p is not None):
+                module.to(self.device)
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = buffer if buffer is None else buffer.to(self.device)
+
+    def _master(self, parameter: nn.Parameter, value: torch.Tensor | None) -> nn.Parameter:
+        """The fp32 weights that AdamW updates: the parameter itself, or, of a 16-bit one, a copy into whose gradient every backward is added."""
+        if parameter.dtype == torch.float32:
+            return parameter
+        master = nn.Parameter((parameter.detach() if value is None else value).to(self.device, torch.float32, copy=True))
+
+        def add(p: torch.Tensor) -> None:
+            assert p.grad is not None
+            master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+            p.grad = None
+
+        parameter.register_post_accumulate_grad_hook(add)
+        return master
+
+    def _tied_pair(self, pairs: list[tuple[int, ...]]) -> dist.ProcessGroup | None:
+        """The two owners of tied embedding and head, in this pipeline; every worker takes part in making each group."""
+        mine = None
+        for pair in pairs:
+            for replica in range(self.data_parallel[1]):
+                group = dist.new_group([replica * self.split.stages + stage for stage in pair])
+                if replica == self.data_parallel[0] and self.index in pair:
+                    mine = group
+        return mine
+
+    def _sync_gradients(self, images: bool) -> None:
+        """Zeros where a step gave none, then sums over the pipelines and over the two owners of tied weights."""
+        missing = [name for name, master in self.masters.items() if master.grad is None]
+        if self._unchecked and images:
+            if missing:
+                raise RuntimeError(f"{len(missing)} trainable parameters of stage {self.index} got no gradient on the first step: {', '.join(missing[:5])} …")
+            self._unchecked = False
+        for name in missing:
+            self.masters[name].grad = torch.zeros_like(self.masters[name])
+        gradients = [master.grad for master in self.masters.values()]
+        if self.data_parallel[1] > 1:
+            for work in [dist.all_reduce(gradient, group=self.data, async_op=True) for gradient in gradients]:
+                work.wait()
+        if self.tied is not None:
+            for slot in self.trained:
+                if len(slot.stages) > 1:
+                    dist.all_reduce(self.masters[canonical_name(slot.name)].grad, group=self.tied)
+
+
+def check_pipeline(config: RunConfig) -> None:
+    """Raise ConfigError where a run cannot be a pipeline, with the reason and the nearest that can."""
+    if config.model.dtype == "float16":
+        raise ConfigError("model.dtype = float16 with engine = pipeline: an overflow in one stage would have to undo the step of all, and one loss scale "
+                          "for all stages does not exist; nearest: model.dtype=bfloat16")  # fmt: skip
+    adapters_alone = config.lora is not None and not config.model.train
+    if config.method == "dpo" and config.dpo.reference != "precompute" and (config.dpo.reference == "copy" or not adapters_alone):
+        raise ConfigError(f"dpo.reference = {config.dpo.reference} with engine = pipeline: a frozen copy would need a second pipeline; allowed: precompute, "
+                          "or lora with model.train = []; nearest: dpo.reference=precompute")  # fmt: skip

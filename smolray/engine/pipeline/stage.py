@@ -1,0 +1,161 @@
+"""One stage as a module: what arrives from the stage before -> what goes to the next one, or, in the last stage, the micro-batch's share of the loss.
+
+Only hidden states travel, in one shape for all micro-batches of a step: tiles (T, patches, vision hidden) up to merge, then tokens
+(N, hidden), padded at the end. Inside, each micro-batch is computed in its own shape. Everything else (token ids, positions, layouts, labels)
+every stage has from its own copy of the batches. transformers' own modules do the work; masks and rotary angles are made anew in each stage.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from smolray.data.collate import Batch
+from smolray.engine.base import micro_batch_seed
+from smolray.engine.pipeline.units import EMBEDDINGS, HEAD, MERGE
+from smolray.forward import attention
+from smolray.model.adapters import base_model
+from smolray.objectives import Objective, Shares, Totals, completion_logps
+
+TOKENS_ROUNDED_TO, TILES_ROUNDED_TO = 64, 2  # so that neighbouring steps share a bucket
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The sizes in which all micro-batches of a step travel."""
+
+    tiles: int
+    tokens: int
+    micro_batches: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], micro_batches: int) -> "Bucket":
+        tiles = max(len(batch.pixel_values) for batch in batches)
+        tokens = max(batch.input_ids.numel() for batch in batches)
+        return cls(_up(max(tiles, 1), TILES_ROUNDED_TO), _up(tokens, TOKENS_ROUNDED_TO), micro_batches)
+
+
+class Stage(nn.Module):
+    """The units of one stage over a model of which only their weights are here. `begin` hands it the batches of a step, None for one without weight."""
+
+    def __init__(self, model: nn.Module, units: Sequence[str], index: int, objective: Objective, seed: int, dtype: torch.dtype, device: torch.device):
+        super().__init__()
+        self.model, self.units, self.index, self.objective, self.seed, self.dtype, self.device = model, tuple(units), index, objective, seed, dtype, device
+        inner = base_model(model).model
+        self.vision = _slice(inner.vision_model.encoder, _numbers(units, "vision")) if units[0].startswith("vision") else None
+        self.text = _slice(inner.text_model, _numbers(units, "text"))
+        if HEAD not in units:
+            self.text._modules["norm"] = nn.Identity()
+        self.receives_tiles = units[0].startswith("vision.") or units[0] == MERGE
+        self.sends_tiles = units[-1].startswith("vision")
+        self.batches: Sequence[Batch | None] = ()
+        self.shares: list[Shares] = []  # of the objective's metrics, in the last stage
+        self.reference: dict[int, torch.Tensor] = {}  # log-probabilities by micro-batch, in the last stage
+        self.scoring = False
+
+    def begin(self, batches: Sequence[Batch | None], totals: Totals, bucket: Bucket, epoch: int) -> None:
+        """Take the micro-batches of a step."""
+        self.batches, self.totals, self.bucket, self.epoch = batches, totals, bucket, epoch
+        self.shares, self.reference = [], {}
+
+    def boundary(self, tiles: bool) -> tuple[int, ...]:
+        """Shape of what travels where tiles do, or tokens."""
+        config = base_model(self.model).config
+        vision = config.vision_config
+        if tiles:
+            return self.bucket.tiles, (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
+        return self.bucket.tokens, config.text_config.hidden_size
+
+    def forward(self, received: torch.Tensor | None = None, number: torch.Tensor | None = None) -> torch.Tensor:
+        """`number` (1,): which micro-batch; the first stage receives nothing else."""
+        assert number is not None
+        batch = self.batches[int(number)]
+        if batch is None:
+            return torch.zeros((), device=self.device) if HEAD in self.units else self._sent(None)
+        batch = self._needed(batch).to(self.device)
+        torch.manual_seed(micro_batch_seed(self.seed, self.epoch, batch.meta["number"]) + self.index)
+        hidden = self._received(received, batch)
+        if self.units[0].startswith("vision"):
+            hidden = self._vision(hidden, batch)
+        if MERGE in self.units:
+            hidden = self._merge(hidden, batch)
+        if self.sends_tiles or self.units[-1] == MERGE:
+            return self._sent(hidden)
+        assert hidden is not None
+        hidden = self.text(inputs_embeds=hidden, position_ids=batch.position_ids, use_cache=False, **attention(batch)).last_hidden_state
+        return self._loss(hidden, batch, int(number)) if HEAD in self.units else self._sent(hidden)
+
+    def _needed(self, batch: Batch) -> Batch:
+        """Without what only other stages look at; of the tiles their number stays."""
+        pixels = batch.pixel_values if EMBEDDINGS in self.units else batch.pixel_values[:, :0]
+        return replace(batch, pixel_values=pixels, features=batch.features if MERGE in self.units else batch.features[:0])
+
+    def _received(self, received: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
+        """Without its padding: tiles (T, patches, hidden), None where there are none, or tokens (B, L, hidden)."""
+        if received is None:
+            return None
+        if self.receives_tiles:
+            return received[: len(batch.pixel_values)] if len(batch.pixel_values) else None
+        return received[: batch.input_ids.numel()].unflatten(0, batch.input_ids.shape)
+
+    def _sent(self, hidden: torch.Tensor | None) -> torch.Tensor:
+        shape = self.boundary(self.sends_tiles)
+        if hidden is None:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        rows = hidden if self.sends_tiles else hidden.flatten(0, 1)
+        padding = [0, 0] * (rows.ndim - 1) + [0, shape[0] - len(rows)]
+        return F.pad(rows.to(self.dtype), padding).contiguous()
+
+    def _vision(self, hidden: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
+        if not len(batch.pixel_values):
+            return None
+        if EMBEDDINGS in self.units:
+            embeddings = base_model(self.model).model.vision_model.embeddings
+            pixels = (batch.pixel_values.float() / 255 - 0.5) / 0.5
+            side = embeddings.num_patches_per_side
+            whole = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
+            hidden = embeddings(pixel_values=pixels.to(embeddings.patch_embedding.weight.dtype), patch_attention_mask=whole)
+        assert self.vision is not None
+        return self.vision(inputs_embeds=hidden, attention_mask=None).last_hidden_state
+
+    def _merge(self, tiles: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+        inner = base_model(self.model).model
+        embeds = inner.get_input_embeddings()(batch.input_ids)
+        if len(batch.features):  # of the tower, or, where the connector has been left out, of that
+            features = inner.connector(batch.features) if next(inner.connector.parameters(), None) is not None else batch.features
+        elif tiles is not None:
+            features = inner.connector(inner.vision_model.post_layernorm(tiles))
+        else:
+            return embeds
+        placed = features[batch.tile_order].flatten(0, 1).to(embeds.dtype)
+        return embeds.masked_scatter((batch.input_ids == inner.image_token_id)[..., None], placed)
+
+    def _loss(self, hidden: torch.Tensor, batch: Batch, number: int) -> torch.Tensor:
+        head = base_model(self.model).lm_head
+        if self.scoring:
+            self.reference[number] = completion_logps(head, hidden, batch)
+            return hidden.new_zeros(())
+        if number in self.reference:
+            batch = replace(batch, reference_logps=self.reference[number])
+        share, shares = self.objective.loss(head, hidden, batch, self.totals)
+        self.shares.append(shares)
+        return share
+
+
+def _numbers(units: Sequence[str], tower: str) -> list[int]:
+    return [int(unit.split(".")[1]) for unit in units if unit.startswith(f"{tower}.")]
+
+
+def _slice(module: nn.Module, layers: list[int]) -> nn.Module:
+    """A tower of transformers that runs only these of its layers; the layers are the same modules, under their own names in the model."""
+    part = copy.copy(module)
+    part._modules = dict(module._modules)
+    part._modules["layers"] = nn.ModuleList([module.layers[i] for i in layers])  # type: ignore[index]
+    return part
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step
