@@ -21,10 +21,10 @@ Event = dict[str, Any]
 class EventLog:
     """Appends events of one attempt. Remote storage has no append: the file is written anew, at most every `flush_seconds`."""
 
-    def __init__(self, run_dir: str, flush_seconds: float = 5.0):
-        self.uri = storage.join(run_dir, FILE)
+    def __init__(self, run_dir: str, flush_seconds: float = 5.0, file: str = FILE):
+        self.uri = storage.join(run_dir, file)
         self.flush_seconds = flush_seconds if not storage.is_local(run_dir) else 0.0
-        self._lines = [json.dumps(e) for e in read_events(run_dir)]
+        self._lines = [json.dumps(e) for e in read_events(run_dir, file)]
         self.attempt = 1 + sum('"event": "start"' in line for line in self._lines)
         self._torn = _is_torn(self.uri)
         self._flushed = 0.0
@@ -50,10 +50,10 @@ class EventLog:
         self._written, self._flushed = len(self._lines), time.monotonic()
 
 
-def read_events(run_dir: str) -> list[Event]:
+def read_events(run_dir: str, file: str = FILE) -> list[Event]:
     """All events as written, those that a later resume took back included; a torn last line is left out."""
     try:
-        return parse_events(storage.read_bytes(storage.join(run_dir, FILE)))
+        return parse_events(storage.read_bytes(storage.join(run_dir, file)))
     except FileNotFoundError:
         return []
 
