@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from smolray import storage
 from smolray.config import RunConfig
@@ -33,6 +34,7 @@ EXCLUDES = (
     "build",
     "dist",
 )
+SILENT_SECONDS = 10.0
 STOP_SECONDS = 30.0  # Ray kills what has not ended 3 s after it was told
 RUN_KEY, STORAGE_KEY = "smolray_run", "smolray_storage"
 
@@ -66,8 +68,7 @@ def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence
     Raises JobsError for what cannot work: see `check_submission`; a run that a job is training already; an upload the cluster refuses.
     """
     check_submission(config, arguments, working_dir)
-    active = [j for j in find_jobs(client, config.name, config.storage) if not j.status.is_terminal()]
-    if active:
+    if active := active_jobs(client, config):
         raise JobsError(
             f"run {config.name} is being trained by job {active[0].submission_id} ({active[0].status.value}); stop it, or take another name"
         )
@@ -121,6 +122,28 @@ def find_jobs(client: "JobSubmissionClient", name: str, storage_uri: str) -> lis
     return sorted(found, key=lambda job: -(job.start_time or 0))
 
 
+def active_jobs(client: "JobSubmissionClient", config: RunConfig) -> list["JobDetails"]:
+    """Jobs that train the run now, newest first."""
+    jobs = [job for job in find_jobs(client, config.name, config.storage) if not job.status.is_terminal()]
+    return [job for job in jobs if not is_lost(client, job)]
+
+
+def is_lost(client: "JobSubmissionClient", job: "JobDetails") -> bool:
+    """Whether the node that the job's driver ran on is gone. After a head has restarted, Ray calls such a job RUNNING for two more minutes."""
+    return not job.status.is_terminal() and job.driver_node_id is not None and job.driver_node_id not in living_nodes(client)
+
+
+def living_nodes(client: "JobSubmissionClient") -> set[str]:
+    """Ids of the cluster's living nodes. Raises JobsError where it does not answer."""
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        return {node.node_id for node in list_nodes(client.get_address(), timeout=10) if node.state == "ALIVE"}
+    except (RayStateApiException, RuntimeError, OSError) as error:
+        raise JobsError(f"{client.get_address()} does not list its nodes: {_first_line(error)}") from None
+
+
 def _is_job_of(job: "JobDetails", name: str, storage_uri: str) -> bool:
     metadata = job.metadata or {}
     if RUN_KEY in metadata:
@@ -156,7 +179,7 @@ def _ends_within(client: "JobSubmissionClient", job_id: str, seconds: float) -> 
 
 
 def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.0, attempts: int = 40) -> Iterator[str]:
-    """The job's output as it comes, until the job ends. The stream dies when the head restarts: it is taken up where it was.
+    """The job's output as it comes, until the job ends or its driver is lost. The stream dies when the head restarts: it is taken up where it was.
 
     Raises JobsError where the cluster has not answered for `attempts` tries.
     """
@@ -168,16 +191,17 @@ def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.
                 stream = client.tail_job_logs(job_id)
                 while True:
                     try:
-                        text = runner.run(_next(stream))
+                        text = runner.run(_next(stream, client))
                     except StopAsyncIteration:
                         break
                     fresh = text[max(0, printed - position) :]
                     position += len(text)
                     printed, failures = max(printed, position), 0
                     yield fresh
-            if client.get_job_status(job_id).is_terminal():
+            job = client.get_job_info(job_id)
+            if job.status.is_terminal() or is_lost(client, job):
                 return
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (ConnectionError, RuntimeError, OSError, JobsError) as error:
             failures += 1
             if failures >= attempts:
                 raise JobsError(
@@ -186,8 +210,18 @@ def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.
         time.sleep(retry_seconds)
 
 
-async def _next(stream: AsyncIterator[str]) -> str:
-    return await anext(stream)
+async def _next(stream: AsyncIterator[str], client: "JobSubmissionClient") -> str:
+    """The next piece of output. A head without power closes no connection: after some silence it is asked for a sign of life."""
+    piece = asyncio.ensure_future(anext(stream))
+    address = urlsplit(client.get_address())
+    while not (await asyncio.wait({piece}, timeout=SILENT_SECONDS))[0]:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(address.hostname, address.port or 80), SILENT_SECONDS)
+            writer.close()
+        except OSError:  # TimeoutError is one
+            piece.cancel()
+            raise
+    return piece.result()
 
 
 def _has_credentials(uri: str) -> bool:

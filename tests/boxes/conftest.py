@@ -91,21 +91,21 @@ class Cluster:
         return time.monotonic() - began
 
     def logs(self) -> str:
-        return "".join(f"--- {b.name}\n" + (b.folder / "srv/supervisor.log").read_text()[-2000:] for b in self.lan.values() if (b.folder / "srv/supervisor.log").exists())
+        written = {b.name: b.folder / "srv/supervisor.log" for b in self.lan.values()}
+        return "".join(f"--- {name}\n{path.read_text()[-2000:]}" for name, path in written.items() if path.exists())
 
 
-def make_cluster(boxes: Lan, folder: Path, *names: str, cpus: int = 1) -> Cluster:
-    """Boxes `names`, the first is the head; provisioned and not yet started."""
+def make_cluster(boxes: Lan, folder: Path, *names: str) -> Cluster:
+    """Boxes `names`, the first is the head and trains nothing, the others have one CPU each to schedule; neither provisioned nor started."""
     made = boxes.add(*names)
     token = secrets.token_hex(32)
     (folder / "token").write_text(token)
-    hosts = {
-        b.name: {"ansible_host": b.ip, "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "smolray_interface": "eth0", "smolray_cpus": cpus}
-        for b in made
-    }
+    hosts = {b.name: {"ansible_host": b.ip, "smolray_cpus": int(b is not made[0])} for b in made}
     common = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "smolray_interface": "eth0",
         "ansible_become": False, "smolray_user": "root", "smolray_etc": ETC, "smolray_home": HOME, "smolray_unit_dir": UNITS,
         "smolray_venv": str(VENV.parent), "smolray_install": False, "smolray_manage_services": False, "smolray_token_file": str(folder / "token"),
+        "smolray_object_store_memory": 200_000_000,
     }  # fmt: skip
     groups = {"head": {"hosts": {made[0].name: hosts.pop(made[0].name)}}, "workers": {"hosts": hosts}}
     inventory = folder / "inventory.yml"
@@ -121,7 +121,8 @@ def cluster(needs_boxes, tmp_path_factory):
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))  # what DeepSpeed once built here is found again
     folder = tmp_path_factory.mktemp("lan")
     with lan(folder) as boxes:
-        made = make_cluster(boxes, folder, "head", "den", "loft", cpus=2)
+        made = make_cluster(boxes, folder, "head", "den", "loft")
+        boxes.add("laptop")
         made.provision("head", "den", "loft")
         made.start("head")
         made.wait_alive("head")

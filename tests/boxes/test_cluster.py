@@ -47,7 +47,7 @@ def test_workers_come_back_to_a_head_that_lost_power(cluster):
     back = cluster.wait_alive("head", "den", "loft", seconds=90)
     print(f"cluster whole {back:.1f} s after the head's power on")
     after = cluster.python(NODES)
-    workers = [set(line for line in nodes.splitlines() if not line.startswith("head")) for nodes in (before, after)]
+    workers = [{line for line in nodes.splitlines() if not line.startswith("head")} for nodes in (before, after)]
     assert workers[0] == workers[1], "the workers' nodes are the same ones: the record outlived the power cut"
 
 

@@ -1,0 +1,90 @@
+"""Faults planted in real boxes, and the doctor who names each with its box and a remedy."""
+
+import json
+import os
+import time
+
+import pytest
+
+pytestmark = pytest.mark.faults
+EXAMINE = """
+from smolray import doctor
+doctor.connect({address!r})
+print(doctor.findings_json(doctor.examine({storage!r})))
+"""
+ASK = """
+import os, urllib.error, urllib.request
+headers = {"Authorization": "Bearer " + os.environ["TOKEN"]} if os.environ["TOKEN"] else {}
+for method, path in [
+    ("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("DELETE", "/api/jobs/x"), ("GET", "/api/v0/nodes"), ("GET", "/nodes?view=summary"),
+    ("GET", "/api/cluster_status"), ("GET", "/api/packages/gcs/x.zip"), ("PUT", "/api/packages/gcs/x.zip"),
+]:
+    body = None if method == "GET" else b'{"entrypoint": "id"}'
+    try:
+        status = urllib.request.urlopen(urllib.request.Request(os.environ["JOB_SERVER"] + path, body, headers, method=method), timeout=20).status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    print(method, path, status)
+"""
+
+
+def examine(cluster, storage=""):
+    out = cluster.python(EXAMINE.format(address=f"{cluster.head.ip}:6379", storage=str(storage)), timeout=400)
+    return json.loads(out[out.index("[\n") :])
+
+
+def ills(found):
+    return {(f["name"], f["node"]): f for f in found if f["level"] != "ok"}
+
+
+def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("storage")
+    healthy = ills(examine(cluster, storage))
+    assert not {k for k, f in healthy.items() if f["level"] == "fail"}, healthy
+
+    den, loft = cluster.lan["den"], cluster.lan["loft"]
+    # den: another version of a package, a name that is 127.0.1.1 and no interface named, a lock of a killed build
+    package = den.folder / "srv/extra/transformers-4.0.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.0.0\n")
+    lock = den.folder / "srv/extensions/py311/deepspeed_shm_comm/lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    os.utime(lock, (time.time() - 3600,) * 2)
+    environment = den.folder / "srv/etc/ray.env"
+    environment.write_text("".join(line + "\n" for line in environment.read_text().splitlines() if "SOCKET_IFNAME" not in line))
+    den.environment |= {"PYTHONPATH": "/srv/extra", "TORCH_EXTENSIONS_DIR": "/srv/extensions"}
+    hosts = den.folder / "hosts"
+    hosts.write_text(hosts.read_text().replace(f"{den.ip} den", "127.0.1.1 den"))
+    # loft: a slow cable, a storage that cannot be written
+    for box in (den, loft):
+        box.off()
+        box.on()
+    assert loft.run("mount", "--bind", str(storage), str(storage)).returncode == 0
+    assert loft.run("mount", "-o", "remount,bind,ro", str(storage)).returncode == 0
+    cluster.start("den", "loft")
+    cluster.wait_alive("head", "den", "loft")
+    loft.rate("100mbit")
+
+    found = ills(examine(cluster, storage))
+    print(json.dumps(list(found.values()), indent=1))
+    assert "transformers 4.0.0" in found["package", "den"]["found"] and "constraints.txt transformers" in found["package", "den"]["remedy"]
+    assert "127.0.1.1" in found["host name", "den"]["found"] and "/etc/hosts" in found["host name", "den"]["remedy"]
+    assert "GLOO_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"] or "NCCL_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"]
+    assert found["build lock", "den"]["remedy"] == "on den: rm /srv/extensions/py311/deepspeed_shm_comm/lock"
+    assert "ead-only" in found["storage", "loft"]["found"] and "writable" in found["storage", "loft"]["remedy"]
+    slow = {pair for name, pair in found if name == "link"}
+    assert {"head > loft", "loft > head"} <= slow, slow
+    assert not [f for f in found.values() if f["node"] == "head"]
+    loft.rate(None)
+
+
+@pytest.mark.parametrize("token", ["", "f" * 64], ids=["none", "wrong"])
+def test_doctor_and_jobs_are_refused_without_the_right_token(cluster, token):
+    code = "from smolray import doctor\ntry:\n    doctor.connect({!r})\nexcept doctor.DoctorError as error:\n    print('told:', error)\n"
+    told = cluster.python(code.format(f"{cluster.head.ip}:6379"), box="laptop", RAY_AUTH_TOKEN=token, HOME="/srv/nobody")
+    assert "told: no cluster to look at" in told
+    told = cluster.python(ASK, box="laptop", TOKEN=token, JOB_SERVER=cluster.address)
+    answers = told.splitlines()
+    assert len(answers) == 8
+    assert {line.split()[-1] for line in answers} == {"403" if token else "401"}, answers
