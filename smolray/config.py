@@ -121,7 +121,9 @@ class OptimizerConfig(Section):
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_min_lr",
         "warmup_stable_decay",
     ] = "cosine"  # fmt: skip
-    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict, description="as transformers.get_scheduler takes them")
+    lr_scheduler_kwargs: dict[str, Annotated[int | float | str, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict, description="as transformers.get_scheduler takes them"
+    )
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     warmup_steps: int = Field(default=0, ge=0, description="above 0: takes the place of warmup_ratio")
 

@@ -8,13 +8,21 @@ from typing import Any
 Run = Any  # config.RunConfig, which asks this module
 
 
+# What transformers.get_scheduler takes besides warmup and length.
+SCHEDULER_KWARGS = {
+    "cosine": {"num_cycles"}, "cosine_with_restarts": {"num_cycles"}, "polynomial": {"lr_end", "power"}, "inverse_sqrt": {"timescale"},
+    "cosine_with_min_lr": {"num_cycles", "min_lr", "min_lr_rate"},
+    "warmup_stable_decay": {"num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"},
+}  # fmt: skip
+
+
 def faults(config: Run) -> list[str]:
     """One line for each combination that cannot work; empty: the run may start."""
-    return [*_model(config), *_method(config), *_engine(config), *_resources(config)]
+    return [*_model(config), *_optimizer(config), *_method(config), *_engine(config), *_resources(config)]
 
 
 def _model(config: Run) -> list[str]:
-    model, optimizer, found = config.model, config.optimizer, []
+    model, found = config.model, []
     quantised = model.load_in_4bit or model.load_in_8bit
     if model.load_in_4bit and model.load_in_8bit:
         found.append("model.load_in_4bit and model.load_in_8bit are both true: choose one")
@@ -26,12 +34,35 @@ def _model(config: Run) -> list[str]:
         found.append("model.train = [] with lora = null: nothing would be trained; name a group of vision, connector, text, or set lora")
     if config.lora is not None and (stray := set(config.lora.ranks) - set(config.lora.groups)):
         found.append(f"lora.ranks names {sorted(stray)}, lora.groups = {list(config.lora.groups)} has no adapters there; name the groups in both")
-    trained = {*model.train, *(config.lora.groups if config.lora else ())}
-    if stray := set(optimizer.learning_rates) - trained:
-        found.append(f"optimizer.learning_rates names {sorted(stray)}, which are frozen; trained are {sorted(trained)}: see model.train and lora.groups")
-    if model.vision_features == "precompute" and "vision" in trained:
+    if model.vision_features == "precompute" and "vision" in _trained(config):
         found.append("model.vision_features = precompute with a trained vision tower: its features change every step; "
                      f"nearest: model.train=[{','.join(g for g in model.train if g != 'vision')}]")  # fmt: skip
+    return found
+
+
+def _trained(config: Run) -> set[str]:
+    return {*config.model.train, *(config.lora.groups if config.lora else ())}
+
+
+def _optimizer(config: Run) -> list[str]:
+    optimizer, kind, found = config.optimizer, config.optimizer.lr_scheduler_type, []
+    if stray := set(optimizer.learning_rates) - _trained(config):
+        found.append(f"optimizer.learning_rates names {sorted(stray)}, which are frozen; trained are {sorted(_trained(config))}: "
+                     "see model.train and lora.groups")  # fmt: skip
+    if optimizer.learning_rates and not optimizer.learning_rate:
+        found.append("optimizer.learning_rate = 0 with optimizer.learning_rates: those follow its schedule in proportion; expected above 0")
+    given, known = set(optimizer.lr_scheduler_kwargs), SCHEDULER_KWARGS.get(kind, set())
+    if stray := given - known:
+        found.append(f"optimizer.lr_scheduler_kwargs names {sorted(stray)}; {kind} takes {sorted(known) or 'none'}")
+    if kind == "warmup_stable_decay" and "num_decay_steps" not in given:
+        found.append("optimizer.lr_scheduler_type = warmup_stable_decay needs the steps of its decay; set optimizer.lr_scheduler_kwargs={num_decay_steps: N}")
+    if kind == "cosine_with_min_lr" and len(given & {"min_lr", "min_lr_rate"}) != 1:
+        found.append("optimizer.lr_scheduler_type = cosine_with_min_lr needs one of min_lr and min_lr_rate; "
+                     "nearest: optimizer.lr_scheduler_kwargs={min_lr_rate: 0.1}")  # fmt: skip
+    if wrong := [k for k, v in optimizer.lr_scheduler_kwargs.items() if isinstance(v, str) != k.endswith("_type")]:
+        found.append(f"optimizer.lr_scheduler_kwargs: {', '.join(sorted(wrong))}: expected a number (a word for warmup_type and decay_type)")
+    elif kind == "polynomial" and optimizer.learning_rate <= (end := optimizer.lr_scheduler_kwargs.get("lr_end", 1e-7)):
+        found.append(f"optimizer.lr_scheduler_type = polynomial ends at lr_end = {end}, which is not below optimizer.learning_rate = {optimizer.learning_rate}")
     return found
 
 
@@ -49,6 +80,8 @@ def _method(config: Run) -> list[str]:
     if dpo.reference == "adapter" and (config.lora is None or config.model.train):
         found.append("dpo.reference = adapter needs lora and model.train = []: without the adapters the model must be the one training began with; "
                      "nearest: dpo.reference=copy")  # fmt: skip
+    if dpo.reference == "copy" and (config.model.load_in_4bit or config.model.load_in_8bit):
+        found.append("dpo.reference = copy with quantised weights: they cannot be copied; nearest: dpo.reference=adapter")
     if dpo.reference == "copy" and config.engine.name == "zero" and config.engine.stage == 3:
         found.append("dpo.reference = copy with engine.stage = 3: the copy would not be sharded; nearest: dpo.reference=precompute")
     return found
@@ -60,11 +93,13 @@ def _engine(config: Run) -> list[str]:
     if engine.name == "zero":
         if quantised and engine.stage == 3:
             found.append("engine.stage = 3 with quantised weights: ZeRO-3 cannot shard them; allowed: 0, 1, 2; nearest: engine.stage=2")
-        if engine.stage == 0 and model.dtype != "float32" and (config.lora is None or model.train):
+        if engine.stage == 0 and model.dtype == "float16":
+            found.append("engine.stage = 0 with model.dtype = float16: its loss scaling is that of ZeRO; nearest: engine.stage=1")
+        if engine.stage == 0 and model.dtype == "bfloat16" and (config.lora is None or model.train):
             found.append(f"engine.stage = 0 with model.dtype = {model.dtype}: stage 0 keeps no fp32 masters; nearest: engine.stage=1")
         if engine.stage > 0 and config.optimizer.name != "adamw":
             found.append(f"optimizer.name = {config.optimizer.name} with engine.stage = {engine.stage}: ZeRO flattens and cuts the parameters, so "
-                         "8-bit states could not be saved by name; nearest: optimizer.name=adamw, or engine.stage=0 (fp32, or lora)")  # fmt: skip
+                         "8-bit states could not be saved by name; nearest: optimizer.name=adamw, or engine.stage=0 (fp32 or adapters alone)")  # fmt: skip
         if engine.stage < 1 and engine.offload_optimizer == "cpu":
             found.append("engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1")
         if engine.stage < 3 and engine.offload_param == "cpu":

@@ -5,6 +5,7 @@ parameter: fp32, or as bitsandbytes keeps them, 8-bit codes with the largest val
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,25 +26,29 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
 
     Biases and norms are not decayed, as in transformers' Trainer. Each group has an `lr_scale`: see `set_learning_rate`.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         rate = config.learning_rates.get(group_of(name), config.learning_rate)
-        groups.setdefault((rate, config.weight_decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((rate, decay, 32 if config.name == "adamw" or name.endswith(EMBEDDINGS) else 8), []).append(parameter)
     settings = [
-        {"params": members, "lr": rate, "lr_scale": rate / config.learning_rate if config.learning_rate else 1.0, "weight_decay": decay}
-        for (rate, decay), members in groups.items()
+        {"params": members, "lr": rate, "lr_scale": rate / config.learning_rate if config.learning_rate else 1.0, "weight_decay": decay, "optim_bits": bits}
+        for (rate, decay, bits), members in groups.items()
     ]
     betas, eps = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
     if config.name == "adamw":
         return torch.optim.AdamW(settings, betas=betas, eps=eps, fused=True)
     import bitsandbytes as bnb
 
-    kind = bnb.optim.AdamW8bit if config.name == "adamw_8bit" else bnb.optim.PagedAdamW8bit
-    optimizer = kind(settings, betas=betas, eps=eps)
-    for name, parameter in parameters.items():
-        if name.endswith(EMBEDDINGS):
-            optimizer.mng.override_config(parameter, "optim_bits", 32)
-    return optimizer
+    kind: Any = bnb.optim.AdamW8bit if config.name == "adamw_8bit" else bnb.optim.PagedAdamW8bit
+
+    class BitsByGroup(kind):
+        """Its own way to say this, GlobalOptimManager, goes by id(parameter) for the whole process."""
+
+        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+            return super().get_config(gindex, pindex, group) | {"optim_bits": group["optim_bits"]}  # type: ignore[no-any-return]
+
+    return BitsByGroup(settings, betas=betas, eps=eps)  # type: ignore[no-any-return]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -34,6 +34,7 @@ from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_na
 from smolray.engine.reference import Reference, reference_of
 from smolray.forward import hidden_states
 from smolray.model.adapters import base_model, trainable
+from smolray.model.load import group_of
 from smolray.objectives import Objective, Totals
 from smolray.optim import FP32, Moments, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
 
@@ -76,6 +77,7 @@ class ZeroEngine:
             config=deepspeed_config(config, clip=self.stage > 0), dist_init_required=False,
         )  # fmt: skip
         self._first_step = True
+        self.whole = self._keep_whole()
         if state is not None:
             self._load_state(state)
 
@@ -126,7 +128,8 @@ class ZeroEngine:
             return
         # Evaluation has no equal number of passes on every worker, so DeepSpeed's collective hooks must be off while weights are whole.
         remove_hooks(self.engine)
-        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+        kept = {id(p) for p in self.whole}
+        with deepspeed.zero.GatheredParameters([p for p in self.model.parameters() if id(p) not in kept]):
             yield
         add_hooks(self.engine)
 
@@ -160,6 +163,18 @@ class ZeroEngine:
             values["step"] = torch.full_like(values["step"], float(state.optimizer_step))
         if state.loss_scale is not None and hasattr(self.engine.optimizer, "loss_scaler"):
             self.engine.optimizer.loss_scaler.cur_scale = state.loss_scale
+
+    def _keep_whole(self) -> list[nn.Parameter]:
+        """ZeRO-3 would gather a frozen tower anew in every pass: groups in which nothing trains stay whole, unless parameters are offloaded."""
+        if self.stage < 3 or self.config.engine.offload_param == "cpu":
+            return []
+        trained = {group_of(name) for name in self.parameters}
+        whole = [p for name, p in self.model.named_parameters() if group_of(name) not in trained]
+        for p in whole:
+            p.ds_persist = True  # type: ignore[attr-defined]  # DeepSpeed's mark of what is not partitioned again after use
+        if whole:
+            whole[0].all_gather(whole)  # type: ignore[operator]
+        return whole
 
     def _backward(self, share: torch.Tensor) -> None:
         """Backward of a share of the step's loss: x world undoes DeepSpeed's mean over workers."""

@@ -1,0 +1,62 @@
+"""Methods, optimizers and precisions that do not go together are refused before anything starts, with the reason and the nearest that does."""
+
+import pytest
+import torch
+
+from smolray.config import ConfigError, load_config
+from smolray.worker import check_device
+
+LORA = ["lora.r=8", "model.train=[]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.load_in_4bit=true"], ["quantised weights are not trained", "nearest: lora={r: 8}"]),
+        ([*LORA, "model.load_in_4bit=true", "model.load_in_8bit=true"], ["choose one"]),
+        (["lora.r=8", "model.load_in_8bit=true"], ["they stay frozen", "nearest: model.train=[]"]),
+        ([*LORA, "model.load_in_4bit=true", "engine.stage=3"], ["ZeRO-3 cannot shard them", "nearest: engine.stage=2"]),
+        ([*LORA, "lora.ranks={vision: 4}"], ["lora.ranks names ['vision']"]),
+        (["optimizer.name=adamw_8bit", "engine.stage=2"], ["could not be saved by name", "nearest: optimizer.name=adamw"]),
+        (["optimizer.name=paged_adamw_8bit", "engine.stage=2", "engine.offload_optimizer=cpu"], ["could not be saved by name"]),
+        (["optimizer.name=adamw_8bit", "engine.stage=0", "engine.offload_optimizer=cpu"], ["offload_optimizer = cpu needs engine.stage 1"]),
+        (["engine.stage=0"], ["stage 0 keeps no fp32 masters", "nearest: engine.stage=1"]),
+        ([*LORA, "engine.stage=0", "model.dtype=float16"], ["loss scaling", "nearest: engine.stage=1"]),
+        (["model.dtype=float16", "resources.use_gpu=no"], ["no fp16 training on CPU", "nearest: bfloat16"]),
+        (["model.dtype=float16", "engine=pipeline"], ["nearest: model.dtype=bfloat16"]),
+        (["model.train=[text]", "optimizer.learning_rates={vision: 1e-4}"], ["['vision'], which are frozen", "trained are ['text']"]),
+        (["optimizer.learning_rate=0", "optimizer.learning_rates={text: 1e-4}"], ["expected above 0"]),
+        (["optimizer.lr_scheduler_type=warmup_stable_decay"], ["num_decay_steps: N"]),
+        (["optimizer.lr_scheduler_type=cosine_with_min_lr"], ["nearest: optimizer.lr_scheduler_kwargs={min_lr_rate: 0.1}"]),
+        (["optimizer.lr_scheduler_kwargs={num_cycle: 2}"], ["['num_cycle']", "cosine takes ['num_cycles']"]),
+        (["optimizer.lr_scheduler_type=linear", "optimizer.lr_scheduler_kwargs={power: 2}"], ["linear takes none"]),
+        (["optimizer.lr_scheduler_kwargs={num_cycles: two}"], ["num_cycles: expected a number"]),
+        (["optimizer.lr_scheduler_type=polynomial", "optimizer.lr_scheduler_kwargs={lr_end: 1e-3}"], ["lr_end = 0.001", "not below"]),
+        (["method=dpo", *LORA, "model.load_in_8bit=true", "dpo.reference=copy"], ["they cannot be copied", "nearest: dpo.reference=adapter"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(overrides, told):
+    with pytest.raises(ConfigError) as refused:
+        load_config(None, overrides)
+    for part in told:
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*LORA, "model.load_in_4bit=true"], [*LORA, "model.load_in_8bit=true", "engine.stage=0", "optimizer.name=paged_adamw_8bit"],
+        [*LORA, "model.load_in_4bit=true", "model.dtype=float16", "engine.stage=1"], ["model.dtype=float32", "engine.stage=0", "optimizer.name=adamw_8bit"],
+        ["lora={use_dora: true, use_rslora: true, groups: [vision, text], ranks: {vision: 2}}", "optimizer.learning_rates={vision: 1e-5}"],
+        ["model.gradient_checkpointing=4"],
+    ],
+)  # fmt: skip
+def test_what_goes_together_is_not_refused(overrides):
+    load_config(None, overrides)
+
+
+def test_fp16_is_refused_on_a_worker_without_a_gpu():
+    with pytest.raises(ConfigError, match="float16 needs a CUDA device"):
+        check_device(load_config(None, ["model.dtype=float16"]), torch.device("cpu"))
+    for dtype in ("float32", "bfloat16"):
+        check_device(load_config(None, [f"model.dtype={dtype}"]), torch.device("cpu"))

@@ -1,0 +1,113 @@
+"""Optimizers and schedules: what each group of parameters gets, and that 8-bit states are kept and put back as they are."""
+
+import pytest
+import torch
+from torch import nn
+
+from smolray.config import OptimizerConfig, load_config
+from smolray.optim import CODES, FP32, build_optimizer, dequantised, moments, optimizer_step, schedule, set_learning_rate, set_moments
+
+STEPS = 100
+
+
+def parameters(seed=0):
+    """A large matrix of each group, a bias, and an embedding."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {
+        "model.vision_model.fc.weight": (64, 96), "model.connector.proj.weight": (96, 64), "model.text_model.q.weight": (96, 96),
+        "model.text_model.q.bias": (96,), "model.text_model.embed_tokens.weight": (100, 96),
+    }  # fmt: skip
+    return {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
+
+
+def train(optimizer, found, steps, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for p in found.values():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_each_group_follows_the_schedule_with_its_own_rate_and_small_ones_do_not_decay(name):
+    found = parameters()
+    config = OptimizerConfig(name=name, learning_rate=1e-3, learning_rates={"vision": 1e-4, "connector": 5e-3}, weight_decay=0.1)
+    optimizer = build_optimizer(found, config)
+    set_learning_rate(optimizer, 2e-4)  # a fifth of the way up
+    got = {n: next((g["lr"], g["weight_decay"]) for g in optimizer.param_groups if any(q is p for q in g["params"])) for n, p in found.items()}
+    assert [pytest.approx(rate) for rate, _ in got.values()] == [2e-5, 1e-3, 2e-4, 2e-4, 2e-4]
+    assert [decay for _, decay in got.values()] == [0.1, 0.1, 0.1, 0.0, 0.1]
+
+
+SCHEDULES = {
+    "linear": {}, "cosine": {}, "constant": {}, "constant_with_warmup": {}, "polynomial": {"lr_end": 1e-5, "power": 2.0},
+    "cosine_with_restarts": {"num_cycles": 2}, "inverse_sqrt": {"timescale": 10}, "cosine_with_min_lr": {"min_lr": 1e-4},
+    "warmup_stable_decay": {"num_decay_steps": 20, "min_lr_ratio": 0.1},
+}  # fmt: skip
+LAST = {"linear": 0.0, "cosine": 0.0, "constant": 1e-3, "constant_with_warmup": 1e-3, "polynomial": 1e-5, "cosine_with_min_lr": 1e-4,
+        "warmup_stable_decay": 1e-4, "inverse_sqrt": 1e-3 / 10**0.5, "cosine_with_restarts": 0.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_schedule_is_a_function_of_the_step_and_that_of_transformers(kind):
+    from transformers import get_scheduler
+
+    config = load_config(None, [
+        "optimizer.learning_rate=1e-3", "optimizer.warmup_steps=10", f"optimizer.lr_scheduler_type={kind}",
+        f"optimizer.lr_scheduler_kwargs={SCHEDULES[kind]}".replace("'", ""),
+    ]).optimizer  # fmt: skip
+    rate = schedule(config, STEPS)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    theirs = get_scheduler(kind, optimizer, 10, STEPS, SCHEDULES[kind])
+    for step in range(STEPS):
+        assert rate(step) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rate(STEPS) == pytest.approx(LAST[kind], abs=2e-5) and rate(10) == pytest.approx(1e-3)
+    assert rate(3) == rate(3), "asked again it is the same"
+    assert rate(3) == pytest.approx({"constant": 1e-3, "warmup_stable_decay": 3.7e-4}.get(kind, 3e-4))
+
+
+def test_a_zero_learning_rate_stays_zero():
+    assert schedule(OptimizerConfig(learning_rate=0.0, lr_scheduler_type="constant"), STEPS)(50) == 0.0
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
+def test_large_parameters_have_8_bit_states_and_embeddings_and_small_ones_fp32(name):
+    found = parameters()
+    optimizer = build_optimizer(found, OptimizerConfig(name=name))
+    train(optimizer, found, 1)
+    kept = {n: set(moments(optimizer, p)) for n, p in found.items()}
+    assert [kept[n] == set(CODES) for n in found] == [True, True, True, False, False]
+    assert kept["model.text_model.embed_tokens.weight"] == kept["model.text_model.q.bias"] == set(FP32)
+    assert {v.dtype for v in moments(optimizer, found["model.text_model.q.weight"]).values()} == {torch.uint8, torch.float32}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_moments_put_back_go_on_to_the_same_bits(name):
+    found, again = parameters(), parameters()
+    config = OptimizerConfig(name=name, learning_rate=1e-2, weight_decay=0.1)
+    first, second = build_optimizer(found, config), build_optimizer(again, config)
+    train(first, found, 3)
+    for n, p in found.items():
+        with torch.no_grad():
+            again[n].copy_(p)
+        set_moments(second, again[n], {k: v.clone() for k, v in moments(first, p).items()}, optimizer_step(first))
+    train(first, found, 3, seed=2)
+    train(second, again, 3, seed=2)
+    assert optimizer_step(first) == optimizer_step(second) == 6
+    for n in found:
+        assert torch.equal(found[n], again[n]), n
+
+
+@pytest.mark.parametrize(("before", "after"), [("adamw_8bit", "adamw"), ("adamw", "adamw_8bit")])
+def test_moments_are_converted_between_8_bit_and_fp32(before, after):
+    found = parameters()
+    first, second = (build_optimizer(found, OptimizerConfig(name=name, learning_rate=0.0)) for name in (before, after))
+    train(first, found, 3)
+    for p in found.values():
+        set_moments(second, p, moments(first, p), 3)
+        want, got = dequantised(moments(first, p)), dequantised(moments(second, p))
+        for key in FP32:
+            assert (got[key] - want[key]).norm() <= 0.03 * want[key].norm(), "codes of 8 bits keep about two digits"
+    assert optimizer_step(second) == 3
