@@ -53,8 +53,8 @@ def train_case(name: str, model: str, scale: float, repetitions: int) -> list[Re
         ways = {"ours": ("ours", with_settings(task, case.ours)), trl: (trl, task)} | ({"plain loop": ("plain", task)} if case.plain else {})
         turns = take_turns(ways, repetitions)
     costs = {way: [Cost(t.wall_s / t.items * batch, t.cpu_s / t.items * batch, t.peak_mb) for t in found] for way, found in turns.items()}
-    named = {trl: f"TRL {'DPOTrainer' if 'method=dpo' in case.overrides else 'SFTTrainer'} ({trl.removeprefix('trl,')})", "plain loop": "plain loop, labels-only head"}
-    unit = "pair" if "method=dpo" in case.overrides else "conversation"
+    unit, trainer = ("pair", "DPOTrainer") if "method=dpo" in case.overrides else ("conversation", "SFTTrainer")
+    named = {trl: f"TRL {trainer} ({trl.removeprefix('trl,')})", "plain loop": "plain loop, labels-only head"}
     clock = "wall" if _on_gpu() else "cpu"
     return [Result(name if way == trl else f"{name}_plain", f"{case.what}, {model}", batch, unit, named[way], costs["ours"], costs[way], clock)
             for way in ways if way != "ours"]  # fmt: skip

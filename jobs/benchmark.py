@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.only or cases:
         began = time.monotonic()
         if name in WITH_RAY:
-            _start_ray()
+            start_ray()
         records |= {result.name: result.to_json() for result in cases[name](options.scale, options.repetitions)}
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     _print(list(records.values()))
@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
-def _start_ray() -> None:
+def start_ray() -> None:
+    """A local Ray with one thread a worker and the priority of everything else."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
