@@ -267,6 +267,10 @@ def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
         return run_worker(config, folders, device)
     except (*SETUP_ERRORS, StateMismatchError, NonFiniteLossError) as error:
         return {"error": str(error)}  # every worker meets it alike; raised, it would be tried again from the same place
+    except torch.OutOfMemoryError as error:
+        if torch.distributed.get_world_size() > 1:
+            raise  # the others wait in a collective: Ray must end them
+        return {"error": f"out of memory: {error}"}
 
 
 def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def new_study(config: RunConfig, trials: int) -> Any:
 
     assert config.search is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions = ["maximize" if config.search.metric == "accuracy" else "minimize"] + ["minimize"] * bool(config.search.second_objective)
+    directions: Any = ["maximize" if config.search.metric == "accuracy" else "minimize"] + ["minimize"] * bool(config.search.second_objective)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # A third of the trials at random, then TPE; running trials count as bad, so that two at a time do not try the same.

@@ -1,0 +1,328 @@
+"""A search: Ray Tune over trials that are ordinary runs, side by side as far as the cluster reaches.
+
+In: a RunConfig with a `search` section. Out: `<storage>/<name>/` with trials.jsonl, best.yaml and report.html, and a run for each trial beside it.
+The same name again goes on: what is in the log is not tried twice, and trials that had begun go on from their checkpoints.
+"""
+
+import json
+import logging
+import os
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+import yaml
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import Searcher
+
+from smolray import launch, storage
+from smolray.config import ConfigError, RunConfig, to_yaml
+from smolray.search.ledger import Ledger, TrialRecord, best_trial, search_folder
+from smolray.search.proposals import Proposer, make_proposer
+from smolray.search.report import write_report
+from smolray.search.space import Draw, Settings, Space, longest, read_space, total_trials, with_settings
+from smolray.search.table import Board
+from smolray.search.trial import OWN_KEYS, RunTrial
+
+STORED = "search.yaml"
+CHANGEABLE = ("num_samples", "max_concurrent", "train_best")  # of the search section, between two sessions of one search
+DRIVER = {"CPU": 0.0, "memory": 1.0}  # one byte: a trial's driver waits for its run, and a CPU of its own could starve that run's data tasks
+DRIVER_RESTARTS = 3
+HYPERBAND_BRACKETS = 3
+
+
+def search_run(config: RunConfig) -> dict[str, Any]:
+    """Search to the end. Returns what `result.json` of the search holds.
+
+    Raises ConfigError before any trial starts where the space has a fault or the name belongs to another search, and ResourcesError where not
+    even one trial fits into the cluster.
+    """
+    began = time.time()
+    space = read_space(config)
+    launch.refuse_lost_storage(config)
+    config = launch.with_absolute_paths(config)
+    assert config.search is not None
+    folder = search_folder(config.storage, config.name)
+    refuse_other_search(config, folder)
+    launch.connect(config)
+    base = trial_base(config)
+    launch.check_resources(base, ray.cluster_resources())
+    slots = concurrency(base, ray.nodes())
+    total = total_trials(config, space)
+    if config.search.scheduler == "pbt" and total > slots:
+        raise launch.ResourcesError(f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
+                                    f"nearest: {f'search.num_samples={slots}' if slots > 1 else 'search.scheduler=asha'}")  # fmt: skip
+    storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
+    base, _ = launch.prepare_data(base)  # once, for all trials
+    ledger = Ledger(folder)
+    ledger.write("start", trials=total, slots=slots)
+    board = Board(ledger, config, space, total)
+    if any(not t.ended for t in ledger.trials.values()) or len(ledger.trials) < total:
+        run_trials(base, space, ledger, board, slots, total)
+    return finish(config, space, ledger, time.time() - began)
+
+
+def run_trials(base: RunConfig, space: Space, ledger: Ledger, board: Board, slots: int, total: int) -> None:
+    """Run what the log does not yet have the end of."""
+    search = base.search
+    assert search is not None
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the log is ours; Tune's would stand beside it
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    known = [ledger.trials[n] for n in sorted(ledger.trials)]
+    proposer = make_proposer(base, space, known)
+    scheduler = make_scheduler(base, space)
+    recall(scheduler, known)
+    queue = Queue(proposer, known, total)
+    settings: dict[str, Any] = {"max_concurrent_trials": slots, "search_alg": queue}
+    param_space: dict[str, Any] = {}
+    if search.scheduler == "pbt":  # its scheduler takes no searcher: the population is known beforehand
+        table = [queue.suggest("") for _ in range(total)]
+        population = [row for row in table if isinstance(row, dict)]
+        keys = population[0]
+        numbered = {row["number"]: row for row in population}
+        param_space = {"number": tune.grid_search(list(numbered))}
+        param_space |= {key: tune.sample_from(Column(numbered, key)) for key in keys if key != "number"}
+        settings = {}
+    notes, path = storage.filesystem(storage.join(base.storage, ".ray"))
+    left = sum(not t.ended for t in known) + total - len(known)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(RunTrial, base=base.model_dump(mode="json")), DRIVER),
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            num_samples=1 if search.scheduler == "pbt" else left, scheduler=scheduler, trial_name_creator=lambda t: f"{base.name}-{t.config['number']}",
+            trial_dirname_creator=lambda t: f"{base.name}-{t.config['number']}", **settings,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{base.name}-{int(time.time())}", storage_path=path, storage_filesystem=notes, verbose=0,
+            failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS), callbacks=[Scribe(ledger, board, proposer)],
+        ),
+    )  # fmt: skip
+    with board:
+        tuner.fit()
+
+
+class Queue(Searcher):
+    """What Tune asks for trials: those that an earlier session left first, then new ones."""
+
+    def __init__(self, proposer: Proposer, known: list[TrialRecord], total: int):
+        super().__init__()
+        self.proposer = proposer
+        self.interrupted = [t for t in known if not t.ended]
+        self.fresh = iter(range(max((t.number for t in known), default=0) + 1, total + 1))
+
+    def suggest(self, trial_id: str) -> Any:
+        """The settings of a trial with its number, as the RunTrial expects them."""
+        if self.interrupted:
+            trial = self.interrupted.pop(0)
+            return {**trial.settings, "number": trial.number, "reported": trial.reports[-1]["report"] if trial.reports else 0}
+        number = next(self.fresh, None)
+        return Searcher.FINISHED if number is None else {**self.proposer.propose(number), "number": number, "reported": 0}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The proposer hears of it from the log, with the reason."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the log of the search is what it goes on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class Column:
+    """One setting of a population that is known beforehand, by the trial's number."""
+
+    def __init__(self, rows: dict[int, dict[str, Any]], key: str):
+        self.rows, self.key = rows, key
+
+    def __call__(self, spec: Any) -> Any:
+        return self.rows[spec.config["number"]][self.key]
+
+
+class Scribe(tune.Callback):
+    """Writes down what Tune sees, tells the proposer, and shows it."""
+
+    def __init__(self, ledger: Ledger, board: Board, proposer: Proposer):
+        self.ledger, self.board, self.proposer = ledger, board, proposer
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Before the first step, and again after an exploit."""
+        number = number_of(trial)
+        if number not in self.ledger.trials:
+            self.ledger.write("trial", number=number, run=str(trial), settings=settings_of(trial))
+        self.board.show()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """An evaluated checkpoint, or the end."""
+        number, record = number_of(trial), self.ledger.trials[number_of(trial)]
+        if result["run"] != record.run:
+            origin = result["origin"]
+            self.ledger.write("exploit", number=number, run=result["run"], origin=origin["copied"], hash=origin["hash"], step=origin["step"],
+                              settings=result["settings"])  # fmt: skip
+        if not result["failed"]:
+            names = ("report", "run", "step", "accuracy", "loss", "seconds", "memory_bytes", "workers")
+            self.ledger.write("report", number=number, **{name: result[name] for name in names if name in result})
+        self.board.show()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The run has ended, or the scheduler has stopped it."""
+        last = trial.last_result or {}
+        status = "failed" if last.get("failed") else "finished" if last.get("over") else "stopped"
+        self._end(number_of(trial), status, last.get("failed", ""))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial's driver was lost more often than it is started again."""
+        self._end(number_of(trial), "failed", f"the trial's driver was lost {DRIVER_RESTARTS + 1} times")
+
+    def _end(self, number: int, status: str, reason: str) -> None:
+        self.ledger.write("end", number=number, status=status, reason=reason)
+        self.proposer.learn(self.ledger.trials[number])
+        self.board.show()
+        self.board.save()
+
+
+def number_of(trial: Any) -> int:
+    """Of a Tune trial. Its name, not its config: an exploit copies that of another."""
+    return int(str(trial).rsplit("-", 1)[1])
+
+
+def settings_of(trial: Any) -> Settings:
+    return {key: value for key, value in trial.config.items() if key not in OWN_KEYS}
+
+
+def trial_base(config: RunConfig) -> RunConfig:
+    """The run that settings are laid over: an elastic one with as few workers as it allows, so that more trials stand side by side."""
+    low, high = config.resources.workers
+    resources = config.resources.model_copy(update={"num_workers": low})
+    train = config.train.model_copy(update={"global_batch": config.global_batch, "gradient_accumulation_steps": 1}) if low != high else config.train
+    keep = max(config.checkpoint.save_total_limit, 4 if config.search and config.search.scheduler == "pbt" else 1)  # what others may still want to copy
+    return config.model_copy(update={"resources": resources, "train": train, "checkpoint": config.checkpoint.model_copy(update={"save_total_limit": keep})})
+
+
+def concurrency(base: RunConfig, nodes: list[dict[str, Any]]) -> int:
+    """How many trials run at a time: every worker of each, and a data task for each worker, has its place on some node."""
+    search, resources = base.search, base.resources
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    gpu = launch.use_gpu(base, {"GPU": sum(node.get("GPU", 0.0) for node in alive)})
+    each = resources.cpus_per_worker + base.data.num_cpus_per_task
+    places = 0
+    for node in alive:
+        by_cpu = int(node.get("CPU", 0.0) / each + 1e-9)
+        places += min(by_cpu, int(node.get("GPU", 0.0) / resources.gpus_per_worker + 1e-9)) if gpu else by_cpu
+    fits = max(1, places // resources.workers[0])
+    return min(fits, search.max_concurrent) if search and search.max_concurrent else fits
+
+
+def make_scheduler(config: RunConfig, space: Space) -> TrialScheduler:
+    """Tune's scheduler for `config.search`. Time is counted in reports."""
+    search = config.search
+    assert search is not None
+    goal: dict[str, Any] = {"metric": search.metric, "mode": "min" if search.metric == "loss" else "max", "time_attr": "report"}
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    if search.scheduler == "pbt":
+        return PopulationBasedTraining(
+            **goal, perturbation_interval=search.perturbation_interval, hyperparam_mutations={key: domain(draw) for key, draw in space.items()},
+            custom_explore_fn=Bounds(space), log_config=False,
+        )  # fmt: skip
+    top = longest(config, space)
+    brackets = HYPERBAND_BRACKETS if search.scheduler == "hyperband" else 1
+    while brackets > 1 and search.grace_period * search.reduction_factor ** (brackets - 1) > top:
+        brackets -= 1  # a bracket whose first rung lies beyond the end would stop nobody
+    # One more than the last report: a trial ends by itself, with its result written, and is not cut off there.
+    grace = min(search.grace_period, top)
+    return AsyncHyperBandScheduler(**goal, max_t=top + 1, grace_period=grace, reduction_factor=search.reduction_factor, brackets=brackets)
+
+
+class Bounds:
+    """Brings what population-based training has multiplied back into the space."""
+
+    def __init__(self, space: Space):
+        self.space = space
+
+    def __call__(self, settings: dict[str, Any]) -> dict[str, Any]:
+        clipped = dict(settings)
+        for key, draw in self.space.items():
+            if not draw.values:
+                value = min(max(clipped[key], draw.low), draw.high)
+                clipped[key] = round(value) if draw.kind == "int" else value
+        return clipped
+
+
+def domain(draw: Draw) -> Any:
+    """A Draw in Tune's words; a list is stepped through by neighbours."""
+    if draw.values:
+        return list(draw.values)
+    if draw.kind == "int":
+        return tune.randint(int(draw.low), int(draw.high) + 1)
+    return tune.loguniform(draw.low, draw.high) if draw.kind == "loguniform" else tune.uniform(draw.low, draw.high)
+
+
+def recall(scheduler: TrialScheduler, known: list[TrialRecord]) -> None:
+    """Tell asha's rungs what earlier sessions have seen, so that new trials are measured against it."""
+    if not isinstance(scheduler, AsyncHyperBandScheduler):
+        return
+    controller: Any = None  # which this scheduler does not look at
+    for trial in known:
+        past: Any = SimpleNamespace(trial_id=f"past-{trial.number}")
+        scheduler.on_trial_add(controller, past)
+        for report in trial.reports:
+            scheduler.on_trial_result(controller, past, report)
+        scheduler.on_trial_remove(controller, past)
+
+
+def refuse_other_search(config: RunConfig, folder: str) -> None:
+    """Raise ConfigError where the name belongs to a search whose trials could not be compared with this one's."""
+    path = storage.join(folder, STORED)
+    if not storage.exists(path):
+        if storage.exists(storage.join(folder, "events.jsonl")):
+            raise ConfigError(f"name = {config.name!r} is a run under {config.storage}; choose another name for the search")
+        return
+    stored, now = yaml.safe_load(storage.read_bytes(path)), config.model_dump(mode="json")
+    for record in (stored, now):
+        record.pop("resources")
+        for key in CHANGEABLE:
+            record["search"].pop(key)
+    differ = sorted(f"{section}{'' if name is None else f'.{name}'}" for section in now for name in _differences(stored.get(section), now[section]))
+    if differ:
+        raise ConfigError(f"search {config.name!r} was begun with other settings of {', '.join(differ)}: its trials could not be compared; "
+                          f"choose another name, or put them back ({path})")  # fmt: skip
+
+
+def _differences(one: Any, other: Any) -> list[str | None]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+    return [] if one == other else [None]
+
+
+def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
+    """The run of a trial under a name of its own, with its global batch spelt out so that it does not hang on the number of workers."""
+    run = with_settings(trial_base(config), trial.settings)
+    train = run.train.model_copy(update={"global_batch": run.global_batch, "gradient_accumulation_steps": 1})
+    return run.model_copy(update={"name": f"{config.name}-best", "train": train, "resources": config.resources})
+
+
+def finish(config: RunConfig, space: Space, ledger: Ledger, seconds: float) -> dict[str, Any]:
+    """Write best.yaml, result.json and the report; train with best.yaml where the search says so."""
+    search = config.search
+    assert search is not None
+    trials = [ledger.trials[n] for n in sorted(ledger.trials)]
+    best = best_trial(trials, search.metric)
+    result: dict[str, Any] = {
+        "name": config.name, "metric": search.metric, "trials": len(trials), "steps": sum(t.steps for t in trials), "seconds": round(seconds, 1),
+        "worker_minutes": round(sum(t.worker_minutes for t in trials), 2), "failed": {t.number: t.reason for t in trials if t.status == "failed"},
+    }  # fmt: skip
+    if best is not None:
+        value = best.value(search.metric)
+        path = storage.join(ledger.folder, "best.yaml")
+        result["best"] = {"number": best.number, "run": best.run, search.metric: value, "settings": best.settings, "config": path}
+        changed = " Its settings changed on the way (trials.jsonl has them): this is where they ended." if best.exploits else ""
+        head = f"# Trial {best.number} of search {config.name}: {search.metric} {value:.6g} after {best.steps} steps.{changed}\n"
+        storage.write_bytes(path, (head + to_yaml(best_config(config, best))).encode())
+    storage.write_bytes(storage.join(ledger.folder, "result.json"), json.dumps(result, indent=1).encode())
+    write_report(ledger.folder, config, space)
+    if best is not None and search.train_best:
+        result["final"] = launch.launch_run(best_config(config, best))
+    return result

@@ -1,0 +1,81 @@
+"""Searches through Ray Tune and Ray Train: trials are ordinary runs, nothing is left behind, and the same name goes on."""
+
+import time
+
+import pytest
+import yaml
+from ray.util.state import list_actors, list_placement_groups
+
+from smolray import storage
+from smolray.config import ConfigError, load_config
+from smolray.events import read_events, surviving
+from smolray.launch import launch_run
+from smolray.search.ledger import FILE, read_trials, search_folder
+from smolray.tune import search_run
+
+
+@pytest.fixture
+def make_search(ray_cluster, small_vqa, tmp_path_factory):
+    """make_search(name, space, search, *overrides) -> RunConfig with a search section; trials of one worker, 24 steps at most."""
+    base = tmp_path_factory.getbasetemp() / "searches"
+
+    def make(name, space, search, *overrides):
+        return load_config(None, [
+            f"name={name}", f"storage={base}", f"data.train={small_vqa}/train.parquet", f"data.validation={small_vqa}/test.parquet",
+            "model.path=tiny", "model.dtype=float32", "engine.stage=0", "optimizer.learning_rate=1e-3", "data.max_length=1024",
+            "train.per_device_train_batch_size=32", "train.num_train_epochs=2", "evaluate.max_samples=64", "evaluate.max_new_tokens=3",
+            "resources.use_gpu=no", "resources.cpus_per_worker=0.5", "checkpoint.save_steps=0", *overrides,
+        ], {"search": {"space": space, "max_concurrent": 2, **search}})  # fmt: skip
+
+    return make
+
+
+def folder_of(config):
+    return search_folder(config.storage, config.name)
+
+
+def assert_nothing_left():
+    """No actor and no placement group of a trial outlives the search; Ray needs a moment to take them down."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        actors = [a for a in list_actors(filters=[("state", "!=", "DEAD")]) if "Stats" not in a.class_name and "AutoscalingRequester" not in a.class_name]
+        groups = [g for g in list_placement_groups() if g.state != "REMOVED"]
+        if not actors and not groups:
+            return
+        time.sleep(1)
+    raise AssertionError(f"left behind: {[a.class_name for a in actors]}, {groups}")
+
+
+def losses(storage_uri, name):
+    return {e["step"]: e["loss"] for e in surviving(read_events(storage.join(storage_uri, name))) if e["event"] == "step"}
+
+
+def test_a_search_runs_its_trials_once_and_leaves_nothing_behind(make_search):
+    space = {"optimizer.learning_rate": {"choice": [3e-3, 1e-3, 1e-6, 1e30]}}
+    config = make_search("small", space, {"algorithm": "grid", "scheduler": "asha", "reduction_factor": 2})
+    result = search_run(config)
+    trials = read_trials(folder_of(config))
+    assert [t.settings["optimizer.learning_rate"] for t in trials] == [3e-3, 1e-3, 1e-6, 1e30]
+    assert trials[3].status == "failed" and "non-finite loss" in trials[3].reason, "the search went on without it"
+    assert {t.status for t in trials[:3]} <= {"finished", "stopped"} and any(t.status == "finished" for t in trials)
+    assert result["best"]["number"] in (1, 2) and list(result["failed"]) == [4]
+    assert storage.exists(storage.join(folder_of(config), "report.html"))
+    assert_nothing_left()
+    # best.yaml is a run that jobs/train.py takes, and it repeats its trial.
+    best = load_config(result["best"]["config"])
+    assert best.name == "small-best" and best.search is None
+    launch_run(best)
+    first, again = losses(config.storage, result["best"]["run"]), losses(config.storage, "small-best")
+    assert all(abs(first[step] - again[step]) < 1e-5 for step in first) and first
+    # The same name again: everything is known.
+    before = read_events(folder_of(config), FILE)
+    assert search_run(config)["best"] == result["best"]
+    assert [e["event"] for e in read_events(folder_of(config), FILE)[len(before) :]] == ["start"]
+
+
+def test_another_search_under_the_same_name_is_refused(make_search):
+    space = {"optimizer.learning_rate": {"choice": [3e-3, 1e-3]}}
+    config = make_search("refused", space, {"algorithm": "grid"})
+    storage.write_bytes(storage.join(folder_of(config), "search.yaml"), yaml.safe_dump(config.model_dump(mode="json")).encode())
+    with pytest.raises(ConfigError, match=r"train\.num_train_epochs"):
+        search_run(make_search("refused", space, {"algorithm": "grid"}, "train.num_train_epochs=3"))
