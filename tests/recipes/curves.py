@@ -1,5 +1,6 @@
 """What the recipe tests run inside gloo workers: training curves, gradients, and save and resume."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -8,8 +9,8 @@ from safetensors.torch import save_file
 
 from smolray import checkpoint
 from smolray.checkpoint import Progress
-from smolray.config import load_config
-from smolray.data.local import LocalStream, local_plan
+from smolray.config import RunConfig, load_config
+from smolray.data.local import LocalStream, local_plan, local_sidecars
 from smolray.data.plan import EpochPlan
 from smolray.train import Loop
 from tests.gloo import build_engine
@@ -30,7 +31,7 @@ def curve(
     if separate:
         plans = [unpacked(plan) for plan in plans]
     loop = Loop(
-        config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), found.progress if found else Progress(),
+        config, engine, plans, stream_of(shards, config), found.progress if found else Progress(),
         [lambda moment: out.append((moment.metrics.loss, moment.metrics.grad_norm))],
     )  # fmt: skip
     progress = loop.run()
@@ -54,7 +55,7 @@ def step_metrics(shards: str, jobs: dict[str, list[str]], steps: int) -> dict[st
         config = load_config(None, [*overrides, f"train.max_steps={steps}"])
         kept = out.setdefault(name, [])
         Loop(
-            config, build_engine(config), [local_plan(shards, config)], lambda plan, numbers, config=config: LocalStream(shards, plan, numbers, config), Progress(),
+            config, build_engine(config), [local_plan(shards, config)], stream_of(shards, config), Progress(),
             [lambda moment, kept=kept: kept.append({"loss": moment.metrics.loss, "grad_norm": moment.metrics.grad_norm} | moment.metrics.metrics)],
         ).run()  # fmt: skip
     return out
@@ -65,10 +66,16 @@ def first_gradients(shards: str, jobs: dict[str, list[str]], folder: str) -> Non
     for name, overrides in jobs.items():
         config = load_config(None, [*overrides, "train.max_steps=1", "optimizer.max_grad_norm=0"])
         engine = build_engine(config)
-        Loop(config, engine, [local_plan(shards, config)], lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()).run()
+        Loop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress()).run()
         state = engine.state()
         if dist.get_rank() == 0:
             save_file({k: v / (1 - config.optimizer.adam_beta1) for k, v in state.exp_avg.items()}, f"{folder}/{name}.safetensors")
+
+
+def stream_of(shards: str, config: RunConfig) -> Callable[[EpochPlan, Sequence[int]], LocalStream]:
+    """How the loop opens its stream. Sidecars that the run wants must be there already: every worker would make them."""
+    sidecars = local_sidecars(shards, config)
+    return lambda plan, numbers: LocalStream(shards, plan, numbers, config, sidecars)
 
 
 def unpacked(plan: EpochPlan) -> EpochPlan:
