@@ -65,6 +65,12 @@ def kept_bytes(shape: ModelShape, unit: Unit, training: Training, gradient: Grad
     return _head(shape, training, gradient, load)
 
 
+def adapter_bytes(shape: ModelShape, unit: Unit, training: Training, load: Load) -> float:
+    """What of `saved` is there for LoRA alone."""
+    positions = {"vision": load.tiles * shape.vision.patches, "text": load.tokens, "merge": load.tiles * shape.tokens_per_tile}
+    return positions.get(unit.kind, load.label_tokens) * _inputs(unit, training)[1]
+
+
 def weight_workspace(shape: ModelShape, training: Training) -> float:
     """Bytes of the largest quantised layer, unpacked to compute with."""
     if training.bits == 16:
@@ -74,16 +80,18 @@ def weight_workspace(shape: ModelShape, training: Training) -> float:
 
 def _inputs(unit: Unit, training: Training) -> tuple[set[str], float]:
     """The shared inputs that a unit's linear layers save, and further bytes a position: LoRA's inner values and dropout."""
-    size, shared, more = training.bytes, set(), 0.0
+    size, shared, more = training.trained_bytes, set(), 0.0
     dropout = training.lora is not None and training.lora.lora_dropout > 0
+    own = dropout or size != training.bytes  # PEFT casts the input for each adapter of another dtype
     dora = training.lora is not None and training.lora.use_dora
     for group, linear in unit.linears:
         rank = training.rank(group, linear)
-        if group in training.full or (rank and not dropout) or _int8(unit, training):
+        if group in training.full or (rank and not own) or _int8(unit, training):
             shared.add(linear.input)
         if rank:
             more += rank * size
-            more += linear.inputs * (size + 1) if dropout else 0  # the input after dropout, and dropout's mask in bytes
+            more += linear.inputs * size if own else 0
+            more += linear.inputs if dropout else 0  # its mask, in bytes on CUDA
             more += 2 * linear.outputs * size if dora else 0  # the frozen and the adapter's output, which the magnitude multiplies
     return shared, more
 
@@ -127,11 +135,13 @@ def _merge(shape: ModelShape, unit: Unit, training: Training, gradient: Gradient
     v, t, size = shape.vision, shape.text, training.bytes
     patches = load.tiles * v.patches
     saved = 2 * load.tokens * t.head_dim * size + load.tokens * 17  # ids, positions and branch as int64 less what is shared; the image mask
-    if "vision" in training.full or gradient.input:
+    if "vision" not in shape.left_out and ("vision" in training.full or gradient.input):
         saved += patches * (v.hidden * size + 2 * BF16_STATISTICS)
     shared, more = _inputs(unit, training)
     rows = load.tiles * shape.tokens_per_tile
     saved += rows * (_width(unit, "shuffled") * size if shared else 0) + rows * more
+    if "vision" in shape.left_out:  # the features that came with the batch
+        saved += rows * size * (t.hidden if "connector" in shape.left_out else v.hidden * shape.scale_factor**2)
     if load.mask:
         saved += load.mask
     transient = 2 * load.tokens * t.hidden * size + patches * v.hidden * size

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from smolray.planner.assumptions import HEADROOM
+
 MIB, GIB = 2**20, 2**30
 
 
@@ -30,6 +32,11 @@ class Card:
     bandwidth: float  # bytes/s of its memory
     bf16: bool = True
     measured: bool = False  # the speeds were measured by a matmul; otherwise they are the maker's
+
+    @property
+    def usable(self) -> int:
+        """Bytes that a plan may fill."""
+        return int(self.memory * (1 - HEADROOM))
 
     def tflops(self, dtype: str) -> float:
         """Of a dtype as ModelConfig spells it. A card without bf16 units computes bf16 at its fp32 speed."""

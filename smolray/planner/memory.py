@@ -6,6 +6,7 @@ every contiguous piece of the model as a pipeline stage.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -57,20 +58,42 @@ class Work:
     checkpointing: bool | int
     optimizer: str = "adamw"
     reference_copy: bool = False  # DPO with a frozen copy of the model
-    precomputed: bool = False  # vision features are read, the tower does not run
+    reference_pass: bool = False  # DPO that asks a reference model for every micro-batch
 
-    @property
+    @cached_property
     def gradients(self) -> tuple[Gradients, ...]:
         return gradients(self.shape, self.training)
 
+    @cached_property
+    def trained(self) -> tuple[int, ...]:
+        """Trained parameters of every unit."""
+        return tuple(self.training.trained_parameters(unit) for unit in self.shape.units)
+
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """Bytes of every unit's weights."""
+        return tuple(self.training.weight_bytes(unit) for unit in self.shape.units)
+
+    @cached_property
+    def frozen_groups(self) -> float:
+        """Bytes of the groups in which nothing trains: ZeRO-3 keeps them whole (engine/zero.py)."""
+        lora = self.training.lora.groups if self.training.lora else ()
+        frozen = {"vision", "connector", "text"} - self.training.full - set(lora)
+        return sum(n for u in self.shape.units for g, n in u.by_group.items() if g in frozen) * float(self.training.bytes)
+
+    @cached_property
+    def seconds(self) -> dict[object, list[tuple[float, float]]]:
+        """Filled by time.unit_table: what was worked out once for a card."""
+        return {}
+
+    @cached_property
     def kept(self) -> tuple[Kept, ...]:
         """Of every unit, checkpointing applied: a checkpointed layer keeps its entry, and the rest only while it runs again."""
+        known: dict[tuple[str, Gradients], Kept] = {}  # layers of one kind are alike
         found = []
         for unit, gradient in zip(self.shape.units, self.gradients, strict=True):
-            if self.precomputed and unit.kind in ("vision_embeddings", "vision"):
-                found.append(Kept(0.0, 0.0, 0.0))
-                continue
-            kept = kept_bytes(self.shape, unit, self.training, gradient, self.load)
+            if (kept := known.get((unit.kind, gradient))) is None:
+                kept = known[unit.kind, gradient] = kept_bytes(self.shape, unit, self.training, gradient, self.load)
             found.append(Kept(kept.entry, kept.entry, kept.saved + kept.transient) if self.checkpoints(unit.name) else kept)
         return tuple(found)
 
@@ -81,32 +104,45 @@ class Work:
             return False
         return self.checkpointing is True or int(number) < self.checkpointing
 
-    def moments(self) -> float:
-        return a.ADAM_8BIT_MOMENTS if "8bit" in self.optimizer else a.ADAM_MOMENTS
+    @cached_property
+    def moments(self) -> tuple[float, ...]:
+        """Bytes of Adam's two moments of every unit. Under 8-bit Adam those of embeddings stay fp32 (optim.py)."""
+        if "8bit" not in self.optimizer:
+            return tuple(a.ADAM_MOMENTS * n for n in self.trained)
+        v, full, found = self.shape.vision, self.training.full, []
+        for unit, trained in zip(self.shape.units, self.trained, strict=True):
+            table = v.patches * v.hidden if unit.kind == "vision_embeddings" and "vision" in full else 0
+            table = self.table if unit.kind == "merge" and "text" in full else table
+            found.append(a.ADAM_MOMENTS * table + a.ADAM_8BIT_MOMENTS * (trained - table))
+        return tuple(found)
+
+    @property
+    def table(self) -> int:
+        """Parameters of the token embeddings."""
+        return self.shape.text.vocab * self.shape.text.hidden
 
 
 def zero_memory(work: Work, zero: Zero) -> Memory:
     """On one card of a data-parallel run. Gradients stay whole until the step's one reduction, whatever the stage (engine/zero.py)."""
-    shape, training, world = work.shape, work.training, zero.world
-    size, trained = training.bytes, sum(training.trained_parameters(unit) for unit in shape.units)
-    whole = sum(training.weight_bytes(unit) for unit in shape.units)
-    if work.reference_copy:
-        whole += shape.parameters * size
-    kept = work.kept()
+    training, world = work.training, zero.world
+    size, trained, whole, moments = training.trained_bytes, sum(work.trained), sum(work.weights), sum(work.moments)
+    copy = work.shape.parameters * training.bytes if work.reference_copy else 0
+    kept = work.kept
     activations = sum(k.saved for k in kept) + max(k.transient for k in kept)
-    share = 0.0 if zero.offload_optimizer else trained / world
+    share = 0.0 if zero.offload_optimizer else 1 / world
     if zero.stage == 0:
         weights = whole + trained * (4 - size)
-        memory = (weights, trained * 4.0, trained * work.moments(), activations, 0.0)
+        memory = (weights + copy, trained * 4.0, moments, activations, 0.0)
     elif zero.stage < 3:
-        flush = a.REDUCE_BUCKET * size + share * size
-        update = share * 2 * size + (share * 4 if size < 4 else 0)
-        memory = (whole, trained * size, share * (a.MASTER + work.moments()), activations, max(flush, update))
+        flush = a.REDUCE_BUCKET * size + share * trained * size
+        update = share * trained * (2 * size + (4 if size < 4 else 0))
+        memory = (whole + copy, trained * size, share * (a.MASTER * trained + moments), activations, max(flush, update))
     else:
-        gathered = min(whole, a.LIVE_PARAMETERS * float(size))
-        weights = gathered + (0.0 if zero.offload_param else whole / world)
-        buffers = trained * size / world + share * (4 if size < 4 else 0)
-        memory = (weights + a.REDUCE_BUCKET * size, trained * size, share * (a.MASTER + work.moments()), activations, buffers)
+        kept_whole = 0.0 if zero.offload_param else work.frozen_groups
+        gathered = kept_whole + min(whole - kept_whole, a.LIVE_PARAMETERS * float(training.bytes))
+        weights = gathered + (0.0 if zero.offload_param else whole / world) + copy
+        buffers = trained * size / world + share * trained * (4 if size < 4 else 0)
+        memory = (weights + a.REDUCE_BUCKET * size, trained * size, share * (a.MASTER * trained + moments), activations, buffers)
     return Memory(*memory, _workspace(work, sum(memory[:3]) + max(memory[3:]), world > 1))
 
 
@@ -116,13 +152,11 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
     torch.distributed.pipelining allocates the buffers that receive activations and gradients for every micro-batch of a step.
     """
     shape, training, units = work.shape, work.training, work.shape.units
-    trained = [training.trained_parameters(u) for u in units]
-    master = a.MASTER if training.bytes < 4 else 0.0
-    each = a.PIPELINE_GRADIENT + master + work.moments()
-    static = [training.weight_bytes(u) + n * each for u, n in zip(units, trained, strict=True)]
+    each = a.PIPELINE_GRADIENT + (a.MASTER if training.trained_bytes < 4 else 0.0)
+    static = [w + n * each + m for w, n, m in zip(work.weights, work.trained, work.moments, strict=True)]
     if work.reference_copy:
         static = [s + u.parameters * training.bytes for s, u in zip(static, units, strict=True)]
-    kept = work.kept()
+    kept = work.kept
     crossing = boundary_bytes(work)
     number = len(units)
     saved, states = _ranges([k.saved for k in kept]), _ranges(static)
@@ -130,12 +164,9 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
     for start in range(number):
         transient[start, start + 1 :] = np.maximum.accumulate([k.transient for k in kept[start:]])
     received = crossing[:, None] + np.where(np.arange(number + 1) < number, crossing * _returns(work), 0.0)[None, :]
-    tied = np.zeros_like(states)
-    if shape.tied:  # the head without the embeddings beside it holds its own copy of the table
-        table = shape.text.vocab * shape.text.hidden * (training.bytes + (each if "text" in training.full else 0))
-        merge = next(i for i, u in enumerate(units) if u.kind == "merge")
-        tied[merge + 1 :, number] = table
-    fixed = states + tied + transient + received * micro_batches
+    if shape.tied:  # a head without the embeddings beside it holds the table once more
+        states[shape.merge + 1 :, number] += work.table * (training.bytes + (each + a.ADAM_MOMENTS if "text" in training.full else 0.0))
+    fixed = states + transient + received * micro_batches
     stages = [fixed + flying * (saved + crossing[None, :]) for flying in in_flight]
     return np.stack([_workspace_array(work, stage) for stage in stages])
 
@@ -143,11 +174,13 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
 def stage_memory(work: Work, start: int, end: int, flying: int, micro_batches: int) -> Memory:
     """One stage's bytes by part; their total is the table's entry."""
     total = float(pipeline_memory(work, [flying], micro_batches)[0, start, end])
-    units = work.shape.units[start:end]
-    trained = sum(work.training.trained_parameters(u) for u in units)
-    master = a.MASTER if work.training.bytes < 4 else 0.0
-    weights = sum(work.training.weight_bytes(u) for u in units)
-    states = (weights, trained * a.PIPELINE_GRADIENT, trained * (master + work.moments()))
+    copied = work.table if work.shape.tied and end == len(work.shape.units) and start > work.shape.merge else 0
+    again = copied if "text" in work.training.full else 0
+    trained = sum(work.trained[start:end]) + again
+    master = a.MASTER if work.training.trained_bytes < 4 else 0.0
+    weights = sum(work.weights[start:end]) + copied * work.training.bytes
+    optimizer = trained * master + sum(work.moments[start:end]) + again * a.ADAM_MOMENTS
+    states = (weights, trained * a.PIPELINE_GRADIENT, optimizer)
     workspace = total - (total - a.CUDA_CONTEXT - a.NCCL_BUFFERS - weight_workspace(work.shape, work.training)) / (1 + a.FRAGMENTATION)
     return Memory(*states, total - sum(states) - workspace, 0.0, workspace)
 
@@ -155,7 +188,7 @@ def stage_memory(work: Work, start: int, end: int, flying: int, micro_batches: i
 def boundary_bytes(work: Work) -> np.ndarray:
     """(units + 1,) bytes of what a micro-batch sends across the boundary before each unit; 0 at both ends of the model."""
     shape, size, load = work.shape, work.training.bytes, work.load
-    vision = 0.0 if work.precomputed else load.tiles * shape.vision.patches * shape.vision.hidden * size
+    vision = load.tiles * shape.vision.patches * shape.vision.hidden * float(size)
     text = load.tokens * shape.text.hidden * float(size)
     inside = [vision if u.kind in ("vision", "merge") else text for u in shape.units[1:]]
     return np.array([0.0, *inside, 0.0])

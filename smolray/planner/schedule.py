@@ -3,6 +3,7 @@
 In: seconds of a forward, a backward and a transfer. Out: shares, or the seconds of a step.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +18,12 @@ def deal(speeds: Sequence[float], micro_batches: int) -> tuple[int, ...]:
     `speeds`: micro-batches a second, above 0. Handing each to whoever would be done with it first is optimal, for all are alike.
     """
     shares = [0] * len(speeds)
+    waiting = [(1 / speed, i) for i, speed in enumerate(speeds)]  # when a worker would be done with one more
+    heapq.heapify(waiting)
     for _ in range(micro_batches):
-        first = min(range(len(speeds)), key=lambda i: ((shares[i] + 1) / speeds[i], i))
-        shares[first] += 1
+        i = waiting[0][1]
+        shares[i] += 1
+        heapq.heapreplace(waiting, ((shares[i] + 1) / speeds[i], i))
     return tuple(shares)
 
 

@@ -92,12 +92,13 @@ class Text:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """An Idefics3 / SmolVLM model by its sizes."""
+    """An Idefics3 / SmolVLM model by its sizes. `left_out`: groups whose output comes with the data, so that the model is without them."""
 
     vision: Vision
     text: Text
     scale_factor: int
     tied: bool
+    left_out: frozenset[str] = frozenset()
 
     @property
     def tokens_per_tile(self) -> int:
@@ -106,6 +107,11 @@ class ModelShape:
     @cached_property
     def units(self) -> tuple[Unit, ...]:
         return tuple(_units(self))
+
+    @cached_property
+    def merge(self) -> int:
+        """Number of the unit that holds the token embeddings."""
+        return next(i for i, unit in enumerate(self.units) if unit.kind == "merge")
 
     @cached_property
     def groups(self) -> dict[str, int]:
@@ -178,6 +184,14 @@ def shape_of(model: ModelConfig) -> ModelShape:
                       "loaded here once, or one of tiny, random-256m, random-500m, random-2.2b")  # fmt: skip
 
 
+def left_out(config: RunConfig) -> frozenset[str]:
+    """The groups that a run with precomputed vision features does without: the tower, and the connector where that is frozen too."""
+    if config.model.vision_features != "precompute":
+        return frozenset()
+    trained = {*config.model.train, *(config.lora.groups if config.lora else ())}
+    return frozenset({"vision"} if "connector" in trained else {"vision", "connector"})
+
+
 @dataclass(frozen=True)
 class Training:
     """What of a model is trained, and how its weights are kept."""
@@ -198,6 +212,11 @@ class Training:
         """Of one value in the compute dtype."""
         return DTYPE_BYTES[self.dtype]
 
+    @property
+    def trained_bytes(self) -> int:
+        """Of one trained weight and of its gradient: adapters alone are fp32, beside other trained groups ZeRO casts them too."""
+        return 4 if self.lora is not None and not self.full else self.bytes
+
     def rank(self, group: str, linear: Linear) -> int:
         """LoRA's rank in a layer, 0 without an adapter."""
         if self.lora is None or group not in self.lora.groups or linear.name not in self.lora.target_modules:
@@ -216,26 +235,29 @@ class Training:
     def weight_bytes(self, unit: Unit) -> float:
         """Of a unit's frozen and trained weights as the forward pass reads them, adapters included."""
         if self.bits == 16 or unit.kind != "text":
-            return (unit.parameters + self.lora_parameters(unit)) * self.bytes
+            return unit.parameters * self.bytes + self.lora_parameters(unit) * self.trained_bytes
         linear = sum(layer.weights for _, layer in unit.linears)
         kept = linear * NF4_BYTES if self.bits == 4 else linear + sum(4 * layer.outputs for _, layer in unit.linears)
-        return kept + (unit.parameters - linear + self.lora_parameters(unit)) * self.bytes
+        return kept + (unit.parameters - linear) * self.bytes + self.lora_parameters(unit) * self.trained_bytes
 
 
 def _units(shape: ModelShape) -> Iterator[Unit]:
     v, t = shape.vision, shape.text
-    conv = v.channels * v.patch_size**2 * v.hidden + v.hidden
-    yield Unit("vision_embeddings", "vision_embeddings", (), (("vision", conv + v.patches * v.hidden),))
+    conv, tower = v.channels * v.patch_size**2 * v.hidden + v.hidden, "vision" not in shape.left_out
+    if tower:
+        yield Unit("vision_embeddings", "vision_embeddings", (), (("vision", conv + v.patches * v.hidden),))
     vision = (
         *(Linear(name, v.hidden, v.hidden, True, "norm1") for name in ("q_proj", "k_proj", "v_proj")),
         Linear("out_proj", v.hidden, v.hidden, True, "attention"),
         Linear("fc1", v.hidden, v.intermediate, True, "norm2"),
         Linear("fc2", v.intermediate, v.hidden, True, "product"),
     )
-    for i in range(v.layers):
+    for i in range(v.layers if tower else 0):
         yield Unit(f"vision.{i}", "vision", tuple(("vision", linear) for linear in vision), (("vision", 4 * v.hidden),))
     proj = Linear("proj", v.hidden * shape.scale_factor**2, t.hidden, False, "shuffled")
-    yield Unit("merge", "merge", (("connector", proj),), (("vision", 2 * v.hidden), ("text", t.vocab * t.hidden)))
+    connector = () if "connector" in shape.left_out else (("connector", proj),)
+    norm = (("vision", 2 * v.hidden),) if tower else ()
+    yield Unit("merge", "merge", connector, (*norm, ("text", t.vocab * t.hidden)))
     queries, keys = t.heads * t.head_dim, t.kv_heads * t.head_dim
     text = (
         Linear("q_proj", t.hidden, queries, t.attention_bias, "norm1"),

@@ -7,7 +7,7 @@ micro-batches as an epoch's plan does (data/plan.py) and returns their Load.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from smolray.config import RunConfig
 from smolray.planner.shapes import ModelShape
 
 SAMPLED_ROWS = 1000
+WINDOW = 8  # groups among which a micro-batch is filled, as in data/plan.py
 # A data set that is not prepared yet is taken for one like VQAv2: photographs of 640 x 480, 5.4 questions each, short answers.
 ASSUMED_WIDTH, ASSUMED_HEIGHT, ASSUMED_QUESTIONS, ASSUMED_QUESTION_TOKENS, ASSUMED_LABEL_TOKENS = 640, 480, 5, 20, 4
 TOKENS_AROUND_TILE = 3  # fake_token_around_image, row and column, a share of the line breaks
@@ -122,7 +123,7 @@ class DataStatistics:
         padded = data.packing != "full"
         groups = [group for number, row in enumerate(self.rows) for group in _groups(number, row, together, data.max_length)]
         while len({number for number, *_ in groups}) < 8 and sum(n for _, _, n, _, _ in groups) < 2 * micro_batch:
-            groups += [(number + len(self.rows), a, b, c, d) for number, a, b, c, d in groups]  # a small sample, laid again and again
+            groups += [(number + groups[-1][0] + 1, a, b, c, d) for number, a, b, c, d in groups]  # a small sample, laid again and again
         batches = [_load(batch, padded, data.packing != "none") for batch in _fill(groups, micro_batch, limit, padded)]
         batches = batches[:-1] if len(batches) > 1 else batches
         mean = Load(*(sum(values) / len(batches) for values in zip(*map(_numbers, batches), strict=True)))
@@ -169,21 +170,29 @@ def _groups(number: int, row: Row, together: int, max_length: int) -> list[Group
 
 
 def _fill(groups: Sequence[Group], samples: int, tokens: int | None, padded: bool) -> list[list[Group]]:
-    """Micro-batches of neighbours, closed before they hold too many conversations or tokens."""
-    batches: list[list[Group]] = [[]]
-    for group in groups:
-        batch = batches[-1]
-        lengths = [g[1] for g in batch] + [group[1]]
-        size = max(lengths) * len(lengths) if padded else sum(lengths)
-        if batch and (sum(g[2] for g in batch) + group[2] > samples or (tokens is not None and size > tokens)):
-            batches.append([])
-        batches[-1].append(group)
-    return batches
+    """Micro-batches as data/plan.py fills them: the first group that waits opens one, and of the next few those are added that fit."""
+    batches: list[list[Group]] = []
+    coming, waiting = iter(groups), list[Group]()
+    while waiting or not batches:
+        waiting += islice(coming, WINDOW - len(waiting))
+        batch: list[Group] = []
+        longest = total = count = at = 0
+        while at < len(waiting) and count < samples:
+            _, length, size, _, _ = waiting[at]
+            laid = max(longest, length) * (len(batch) + 1) if padded else total + length
+            if batch and (count + size > samples or (tokens is not None and laid > tokens)):
+                at += 1
+                continue
+            batch.append(waiting.pop(at))
+            longest, total, count = max(longest, length), total + length, count + size
+            waiting += islice(coming, 1)
+        batches.append(batch)
+    return [batch for batch in batches if batch]
 
 
 def _load(batch: Sequence[Group], padded: bool, packed: bool) -> Load:
     lengths = [g[1] for g in batch]
-    tiles = sum(next(same)[4] for _, same in groupby(batch, key=lambda g: g[0]))
+    tiles = sum({g[0]: g[4] for g in batch}.values())
     samples, labels = sum(g[2] for g in batch), sum(g[3] for g in batch)
     if not padded:
         return Load(samples, len(batch), sum(lengths), sum(n * n for n in lengths) / 2, 0.0, tiles, labels)

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
 from transformers import Idefics3Config
 from transformers.models.idefics3.modeling_idefics3 import Idefics3EncoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
@@ -117,6 +119,25 @@ def test_a_text_layer_of_a_published_shape_keeps_what_is_counted(name, masked):
     expected = kept_bytes(shape, unit, FULL, Gradients(True, True), load).saved
     cos_and_sin = sum(p.numel() * p.element_size() for p in positions)  # once a micro-batch, counted at the merge
     assert expected + cos_and_sin == saved_bytes(layer, lambda: layer(x, attention_mask=mask, position_embeddings=positions))
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_adapters_of_fp32_keep_a_cast_of_each_input(kind):
+    config, shape, lora = config_of("random-256m"), known_shape("random-256m"), LoraConfig(r=8, groups=("vision", "text"))
+    holder = torch.nn.Module()
+    holder.layer = (Idefics3EncoderLayer(config.vision_config) if kind == "vision" else LlamaDecoderLayer(config.text_config, 0)).bfloat16()
+    inject_adapter_in_model(PeftLoraConfig(r=8, target_modules=list(lora.target_modules)), holder)
+    for name, p in holder.named_parameters():
+        p.data, p.requires_grad = (p.data.float(), True) if "lora_" in name else (p.data, False)
+    length = shape.vision.patches if kind == "vision" else 120
+    x = torch.randn(1, length, shape.vision.hidden if kind == "vision" else shape.text.hidden, dtype=torch.bfloat16, requires_grad=True)
+    rotary = LlamaRotaryEmbedding(config.text_config)(x, torch.arange(length)[None]) if kind == "text" else ()
+    given = {"attention_mask": None} | ({"position_embeddings": rotary} if kind == "text" else {})
+    unit = next(u for u in shape.units if u.kind == kind)
+    load = Load(1, 1, length, 0, 0, 1, 1)
+    expected = kept_bytes(shape, unit, Training(frozenset(), lora, "bfloat16"), Gradients(True, True), load).saved
+    beside = sum(p.numel() * p.element_size() for p in rotary) if kind == "text" else -2 * 2 * 2 * length  # as in the tests above
+    assert expected + beside == saved_bytes(holder, lambda: holder.layer(x, **given))
 
 
 def test_2b_at_batch_4_and_13_tiles_keeps_36_gb_for_vision_and_13_gb_for_text():

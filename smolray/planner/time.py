@@ -1,0 +1,207 @@
+"""Seconds: computing on a card, talking over the links, and a whole optimizer step of each strategy.
+
+In: Work (the mean micro-batch), cards and links. Out: seconds by part. What cannot be counted is in assumptions.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from smolray.planner import assumptions as a
+from smolray.planner.activations import Gradients, adapter_bytes, kept_bytes
+from smolray.planner.inventory import Card, Inventory, Link
+from smolray.planner.memory import Work, Zero
+from smolray.planner.schedule import Schedule, StageTimes, deal, simulate
+from smolray.planner.shapes import ModelShape, Training, Unit
+from smolray.planner.statistics import Load
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step by part; `data` runs beside the rest."""
+
+    compute: float
+    communication: float
+    optimizer: float
+    data: float
+
+    @property
+    def total(self) -> float:
+        return max(self.compute + self.communication + self.optimizer + a.STEP_OVERHEAD, self.data)
+
+    @property
+    def limit(self) -> str:
+        """What takes longest, as a word."""
+        parts = asdict(self)
+        working = self.compute + self.communication + self.optimizer
+        if self.data > working:
+            return "data"
+        return max((name for name in parts if name != "data"), key=lambda name: parts[name])
+
+
+def forward_flops(shape: ModelShape, unit: Unit, load: Load) -> tuple[float, float]:
+    """(matrix products with weights, attention) of one micro-batch's forward pass, two operations for each multiply-add."""
+    v, t = shape.vision, shape.text
+    patches = load.tiles * v.patches
+    linear = sum(layer.weights for _, layer in unit.linears)
+    if unit.kind == "vision_embeddings":
+        return 2.0 * patches * v.channels * v.patch_size**2 * v.hidden, 0.0
+    if unit.kind == "vision":
+        return 2.0 * patches * linear, 4.0 * patches * v.patches * v.hidden
+    if unit.kind == "merge":
+        return 2.0 * load.tiles * shape.tokens_per_tile * linear, 0.0
+    if unit.kind == "text":
+        return 2.0 * load.tokens * linear, 4.0 * load.pairs * t.heads * t.head_dim
+    return 2.0 * load.label_tokens * t.vocab * t.hidden, 0.0
+
+
+def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tuple[float, float]:
+    """(forward, backward) seconds of one unit for one micro-batch on a card.
+
+    Frozen weights have no weight gradient; before anything trained there is no backward pass; a checkpointed layer runs forward twice.
+    """
+    shape, training, load = work.shape, work.training, work.load
+    linear, attention = forward_flops(shape, unit, load)
+    share = a.MATMUL_SHARE_MEASURED if card.measured else a.MATMUL_SHARE_PUBLISHED
+    speed = card.tflops(training.dtype) * 1e12 * share
+    adapters = 2.0 * _positions(shape, unit, load) * training.lora_parameters(unit)
+    everything = Training(frozenset(("vision", "connector", "text")), None, training.dtype)
+    moved = kept_bytes(shape, unit, everything, Gradients(True, True), load).saved * a.TRAFFIC.get(unit.kind, 2.0)
+    moved += 1.5 * adapter_bytes(shape, unit, training, load)  # PEFT's casts, read and written
+    moved += training.weight_bytes(unit) + (2 * sum(layer.weights for _, layer in unit.linears) if training.bits < 16 else 0)
+    bandwidth = card.bandwidth * a.BANDWIDTH_SHARE
+    launches = a.LAUNCH_SECONDS[unit.kind] * (a.LORA_LAUNCHES if adapters else 1.0)
+    forward = max((linear + attention + adapters) / speed + moved / bandwidth, launches)
+    ahead = 2 * forward if work.reference_pass else forward
+    if not gradient.any:
+        return forward if unit.kind != "text" else ahead, 0.0
+    full = sum(n for g, n in unit.by_group.items() if g in training.full) / max(unit.parameters, 1)
+    if unit.kind == "head":
+        full = 1.0 if "text" in training.full else 0.0
+    back = linear * (1.0 + full) if gradient.input or unit.kind != "vision_embeddings" else linear
+    operations = back + a.ATTENTION_BACKWARD * attention + 2 * adapters
+    backward = max(operations / speed + a.BACKWARD_TRAFFIC * moved / bandwidth, launches)
+    return ahead, backward + (forward if work.checkpoints(unit.name) else 0.0)
+
+
+def unit_table(work: Work, card: Card) -> list[tuple[float, float]]:
+    """(forward, backward) seconds of every unit on a card."""
+    if card not in work.seconds:
+        known: dict[tuple[str, Gradients, bool], tuple[float, float]] = {}  # layers of one kind are alike
+        table = work.seconds[card] = []
+        for unit, gradient in zip(work.shape.units, work.gradients, strict=True):
+            key = (unit.kind, gradient, work.checkpoints(unit.name))
+            if key not in known:
+                known[key] = unit_seconds(work, unit, gradient, card)
+            table.append(known[key])
+    return work.seconds[card]
+
+
+def ring_seconds(size: float, world: int, link: Link, passes: int = 2, messages: int = 1) -> float:
+    """A ring over `world` cards whose slowest hop is `link`: `passes` 2 for all-reduce, 1 for all-gather or reduce-scatter.
+
+    Each hop carries passes * (world - 1) / world of the bytes (Patarasuk and Yuan, 2009), in `messages` pieces. NCCL and gloo lay the ring
+    box by box, so that each network is crossed once each way and the slowest of them decides.
+    """
+    if world < 2:
+        return 0.0
+    return passes * (world - 1) * (size / world / (link.bandwidth * a.LINK_SHARE) + messages * link.latency)
+
+
+def slowest_hop(inventory: Inventory, boxes: Sequence[int]) -> Link:
+    """Of a ring over cards in these boxes, one entry a card."""
+    order = sorted(boxes)
+    hops = [inventory.between(x, y) for x, y in zip(order, [*order[1:], order[0]], strict=True)]
+    link = hops[0]
+    for hop in hops[1:]:
+        link = link.slower(hop)
+    return link
+
+
+def zero_seconds(work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro_batches: int, data: float) -> tuple[StepTime, tuple[int, ...]]:
+    """One step of a data-parallel run, and the micro-batches dealt to each card.
+
+    On stages 0 to 2 faster cards are dealt more; on stage 3 every pass is collective, so that the slowest card sets the pace.
+    """
+    shape, world = work.shape, len(cards)
+    by_card = {card: sum(map(sum, unit_table(work, card))) for card in set(cards)}
+    seconds = [by_card[card] for card in cards]
+    trained = sum(work.trained)
+    size = float(work.training.trained_bytes)
+    if zero.stage == 3:
+        shares = deal([1.0] * world, micro_batches)
+        compute = max(shares) * (max(seconds) + 2 * len(shape.units) * a.ZERO3_UNIT_SECONDS)
+        whole = sum(work.weights) - (0.0 if zero.offload_param else work.frozen_groups)
+        gathers = 1 if 2 * whole / work.training.bytes <= a.LIVE_PARAMETERS else 3 if work.checkpointing else 2
+        talk = max(shares) * gathers * ring_seconds(whole, world, hop, passes=1, messages=len(shape.units))
+        talk += ring_seconds(trained * size, world, hop, passes=1, messages=_buckets(trained))
+        if zero.offload_param:
+            talk += max(shares) * gathers * whole / world / a.PCIE_BYTES
+    else:
+        shares = deal([1 / s for s in seconds], micro_batches)
+        compute = max(n * s for n, s in zip(shares, seconds, strict=True))
+        talk = ring_seconds(trained * (4.0 if zero.stage == 0 else size), world, hop, messages=_buckets(trained))
+        if zero.stage:  # DeepSpeed all-reduces whole buckets (use_multi_rank_bucket_allreduce) and gathers the new weights
+            talk += ring_seconds(trained * size, world, hop, passes=1, messages=_buckets(trained))
+    own = trained if zero.stage == 0 else trained / world
+    if zero.offload_optimizer:
+        update = own / a.CPU_ADAM_PARAMETERS + 2 * own * size / a.PCIE_BYTES
+    else:
+        update = own * a.OPTIMIZER_TRAFFIC / (min(card.bandwidth for card in cards) * a.BANDWIDTH_SHARE)
+    return StepTime(compute, talk, update, data), shares
+
+
+def pipeline_seconds(
+    work: Work, crossing: np.ndarray, cut: Sequence[int], cards: Sequence[Card], links: Sequence[Link], micro_batches: int, data: float, schedule: Schedule,
+    replicas: int = 1, hop: Link | None = None,
+) -> StepTime:  # fmt: skip
+    """One step of a pipeline. `crossing`: bytes across the boundary before each unit; `cards`: the slowest card of each stage; `links`: from each
+    stage to the next; `hop`: between replicas of a stage.
+    """
+    start = 0
+    tables = {card: unit_table(work, card) for card in set(cards)}
+    stages, trained = [], []
+    for number, size in enumerate(cut):
+        end = start + size
+        each = tables[cards[number]][start:end]
+        send = _send(links[number], crossing[end]) if number + 1 < len(cut) else 0.0
+        back = _send(links[number - 1], crossing[start]) if number and work.gradients[start].input else 0.0
+        stages.append(StageTimes(sum(f for f, _ in each), sum(b for _, b in each), send, back))
+        trained.append(sum(work.trained[start:end]))
+        start = end
+    few = min(micro_batches, max(4 * len(cut), 8))  # beyond the ramps a step grows by one bottleneck a micro-batch
+    seconds = simulate(stages, few, schedule)
+    if micro_batches > few:
+        seconds += (micro_batches - few) * (seconds - simulate(stages, few - len(cut), schedule)) / len(cut)
+    computing = max(micro_batches * (s.forward + s.backward) for s in stages)
+    talk = seconds - computing  # waiting for others and for links
+    if replicas > 1 and hop is not None:
+        talk += max(ring_seconds(n * a.PIPELINE_GRADIENT, replicas, hop) for n in trained)
+    if work.shape.tied and "text" in work.training.full and cut[-1] < len(work.shape.units) - work.shape.merge:
+        link = links[0]
+        for other in links[1:]:
+            link = link.slower(other)
+        talk += ring_seconds(work.shape.text.vocab * work.shape.text.hidden * a.PIPELINE_GRADIENT, 2, link)
+    update = max(n * a.OPTIMIZER_TRAFFIC / (card.bandwidth * a.BANDWIDTH_SHARE) for n, card in zip(trained, cards, strict=True))
+    return StepTime(computing, talk, update, data)
+
+
+def data_seconds(work: Work, micro_batches: int, cores: float) -> float:
+    """Decoding and collating a step's micro-batches on so many cores; features that were made before need no decoding."""
+    tiles = 0.0 if "vision" in work.shape.left_out else work.load.tiles * a.TILE_SECONDS
+    return micro_batches * (tiles + work.load.samples * a.SAMPLE_SECONDS) / cores
+
+
+def _positions(shape: ModelShape, unit: Unit, load: Load) -> float:
+    if unit.kind == "vision":
+        return load.tiles * shape.vision.patches
+    return load.tiles * shape.tokens_per_tile if unit.kind == "merge" else load.label_tokens if unit.kind == "head" else load.tokens
+
+
+def _buckets(parameters: float) -> int:
+    return max(1, -int(-parameters // a.REDUCE_BUCKET))
+
+
+def _send(link: Link, size: float) -> float:
+    return float(size) / (link.bandwidth * a.LINK_SHARE) + link.latency
