@@ -156,7 +156,8 @@ class Inventory:
         return ", ".join(f"{_count(box.cards)} @ {_rate(box.network.bandwidth)}" for box in self.boxes)
 
     def to_json(self) -> dict[str, Any]:
-        return {"boxes": [asdict(box) for box in self.boxes], "links": [[*pair, asdict(link)] for pair, link in self.links.items()]}
+        boxes = [{**asdict(box), "cards": [asdict(card) for card in box.cards]} for box in self.boxes]
+        return {"boxes": boxes, "links": [[*pair, asdict(link)] for pair, link in self.links.items()]}
 
 
 def parse(text: str) -> Inventory:
