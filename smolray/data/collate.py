@@ -75,7 +75,7 @@ class Group:
     row: ShardRow
     conversations: tuple[int, ...]
     features: tuple[ImageFeatures, ...] = ()  # one for each image, where they are read in place of `row.images`
-    reference: tuple[tuple[float, float], ...] = ()  # of every conversation of the row: the reference model's log-probability of chosen, rejected
+    reference: tuple[tuple[float, float], ...] = ()  # the reference model's logps of chosen, rejected, of every conversation of the row
 
     def grids(self, tiler: Tiler) -> list[Grid]:
         """How each image of the row is cut."""

@@ -28,7 +28,6 @@ SCHEMA = pa.schema(
         ("label_tokens", pa.int32()),
         ("chosen_tokens", pa.int32()),  # those of them in the chosen answer; 0: no preference data
         ("tiles", pa.int32()),
-        ("row_bytes", pa.int64()),
     ]
 )
 
@@ -57,12 +56,11 @@ def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Tab
                 grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
                 encoded = [encoder.branches(c, grids) for c in row.conversations]
                 prefix = common_prefix([branch for branches in encoded for branch in branches or ()])
-                size = sum(map(len, row.images)) + sum(len(c.to_json()) for c in row.conversations)
                 for c, branches in enumerate(encoded):
                     tokens = packed_length([len(b.input_ids) for b in branches], prefix) if branches else 0
                     labels = [b.label_tokens for b in branches or ()]
                     chosen = labels[0] if len(labels) == 2 else 0
-                    line = (number, group, r, c, tokens, prefix, sum(labels), chosen, sum(g.tiles for g in grids), size)
+                    line = (number, group, r, c, tokens, prefix, sum(labels), chosen, sum(g.tiles for g in grids))
                     for column, value in zip(columns.values(), line, strict=True):
                         column.append(value)
     return pa.table({name: np.array(values) for name, values in columns.items()}).cast(SCHEMA)

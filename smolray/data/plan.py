@@ -30,7 +30,6 @@ class GroupSpec:
     row_group: int
     row: int
     conversations: tuple[int, ...]
-    row_bytes: int
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,7 @@ class EpochPlan:
             lines = self.lines[self.group_start[g] : self.group_start[g + 1]]
             shard, row_group, row = (int(self._column(c)[lines[0]]) for c in ("shard", "row_group", "row"))
             groups.append(GroupSpec(shard, row_group, row,
-                                    conversations=tuple(int(c) for c in self._column("conversation")[lines]),
-                                    row_bytes=int(self._column("row_bytes")[lines[0]])))  # fmt: skip
+                                    conversations=tuple(int(c) for c in self._column("conversation")[lines])))  # fmt: skip
         return MicroBatchSpec(number, tuple(groups))
 
     def _column(self, name: str) -> np.ndarray:

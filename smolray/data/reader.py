@@ -45,26 +45,25 @@ class ShardReader:
     def groups(self, specs: Sequence[MicroBatchSpec]) -> list[list[Group]]:
         """The groups of each micro-batch; a row group that several of them need is read once."""
         wanted = {(g.shard, g.row_group) for spec in specs for g in spec.groups}
-        rows = {place: self._groups(*place) for place in sorted(wanted)}
+        read = {place: self._groups(*place) for place in sorted(wanted)}
         needed = {(g.shard, g.row_group, g.row) for spec in specs for g in spec.groups}
-        self.bytes_needed += sum(_size(rows[shard, row_group][row]) for shard, row_group, row in needed)
-        return [[replace(rows[g.shard, g.row_group][g.row], conversations=g.conversations) for g in spec.groups] for spec in specs]
+        self.bytes_read += sum(size for groups in read.values() for _, size in groups)
+        self.bytes_needed += sum(read[shard, row_group][row][1] for shard, row_group, row in needed)
+        return [[replace(read[g.shard, g.row_group][g.row][0], conversations=g.conversations) for g in spec.groups] for spec in specs]
 
     def row_group(self, shard: int, row_group: int, images: bool = True) -> list[ShardRow]:
         """All rows of one row group; without `images` theirs are left unread and empty."""
-        table = self._file(self.folder, shard).read_row_group(row_group, columns=None if images else ["key", "conversations"])
-        if not images:
-            table = table.append_column("images", pa.array([[]] * len(table), pa.list_(pa.binary())))
-        return decode_rows(table)
+        return decode_rows(self._table(shard, row_group, images))
 
     def row_groups(self, shard: int) -> int:
         """How many row groups a shard has."""
         return int(self._file(self.folder, shard).num_row_groups)
 
-    def _groups(self, shard: int, row_group: int) -> list[Group]:
-        """The rows of one row group, each with all its conversations and what stands beside it."""
+    def _groups(self, shard: int, row_group: int) -> list[tuple[Group, int]]:
+        """The rows of one row group, each with all its conversations and what stands beside it, and the bytes of each."""
         features, logps = self.sidecars.features, self.sidecars.logps
-        rows = self.row_group(shard, row_group, images=not features)
+        table = self._table(shard, row_group, images=not features)
+        rows = decode_rows(table)
         groups = [Group(row, tuple(range(len(row.conversations)))) for row in rows]
         if features:
             beside = decode_features(self._beside(features, shard, row_group, rows))
@@ -72,8 +71,12 @@ class ShardReader:
         if logps:
             beside = self._beside(logps, shard, row_group, rows)["logps"].to_pylist()
             groups = [replace(group, reference=tuple((a, b) for a, b in found)) for group, found in zip(groups, beside, strict=True)]
-        self.bytes_read += sum(map(_size, groups))
-        return groups
+        texts = (sum(map(len, row)) for row in table["conversations"].to_pylist())
+        return [(group, text + _bytes_beside_text(group)) for group, text in zip(groups, texts, strict=True)]
+
+    def _table(self, shard: int, row_group: int, images: bool) -> pa.Table:
+        table = self._file(self.folder, shard).read_row_group(row_group, columns=None if images else ["key", "conversations"])
+        return table if images else table.append_column("images", pa.array([[]] * len(table), pa.list_(pa.binary())))
 
     def _beside(self, folder: str, shard: int, row_group: int, rows: Sequence[ShardRow]) -> pa.Table:
         """The same row group of a sidecar. Raises ShardError where it is of other rows."""
@@ -95,7 +98,5 @@ class ShardReader:
         return self._open[place]
 
 
-def _size(group: Group) -> int:
-    """Bytes of a row as it was read."""
-    beside = sum(f.bits.nbytes for f in group.features) + 8 * len(group.reference)
-    return sum(map(len, group.row.images)) + beside + sum(len(c.to_json()) for c in group.row.conversations)
+def _bytes_beside_text(group: Group) -> int:
+    return sum(map(len, group.row.images)) + sum(f.bits.nbytes for f in group.features) + 8 * len(group.reference)

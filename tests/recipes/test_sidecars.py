@@ -28,7 +28,13 @@ def mixed(recipe, tmp_path_factory):
         rows.append(shard_row([picture(60, 60, i), picture(150, 100, i)], asked("both?", "yes", 2, name=f"two {i}")))
         rows += [shard_row([], asked(f"{i} and {n}?", "so", 0, name=f"{i}+{n}")) for n in range(6)]
     shards = write_shards(str(tmp_path_factory.mktemp("mixed") / "shards"), rows[::2] + rows[1::2], rows_per_file=20)
-    overrides = [*recipe[1], "image.longest_edge=128", "train.num_train_epochs=3", "train.per_device_train_batch_size=4", "train.global_batch=5"]
+    overrides = [
+        *recipe[1],
+        "image.longest_edge=128",
+        "train.num_train_epochs=3",
+        "train.per_device_train_batch_size=4",
+        "train.global_batch=5",
+    ]
     for settings in (*FRONTS.values(), *BF16.values()):
         local_sidecars(shards, load_config(None, [*overrides, *settings, ONCE]))
     return shards, overrides

@@ -170,7 +170,12 @@ def test_a_damaged_manifest_is_refused_with_the_remedy(shards, make_config):
     uri = local_sidecars(shards, config).features
     whole = json.loads(Path(uri, "manifest.json").read_text())
     one, *others = whole["files"]
-    records = [whole | {"identity": "0"}, whole | {"schema_version": 0}, whole | {"files": others}, whole | {"files": [one | {"rows": 1}, *others]}]
+    records = [
+        whole | {"identity": "0"},
+        whole | {"schema_version": 0},
+        whole | {"files": others},
+        whole | {"files": [one | {"rows": 1}, *others]},
+    ]
     for damaged in ("{", "[]", "{}", "", *map(json.dumps, records)):
         Path(uri, "manifest.json").write_text(damaged)
         with pytest.raises(ShardError, match=f"delete {uri} and it is made anew"):

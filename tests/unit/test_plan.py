@@ -33,7 +33,7 @@ def synthetic_index(rows=10_007, seed=0, most=12, rows_per_shard=500):
     columns = {
         "shard": row // rows_per_shard, "row_group": in_shard // 8, "row": in_shard % 8, "conversation": np.arange(len(row)) - first[row],
         "tokens": prefix + rng.integers(4, 40, len(row)), "prefix": prefix, "label_tokens": rng.integers(1, 5, len(row)),
-        "chosen_tokens": np.zeros(len(row)), "tiles": np.ones(len(row)), "row_bytes": rng.integers(500, 50_000, rows)[row],
+        "chosen_tokens": np.zeros(len(row)), "tiles": np.ones(len(row)),
     }  # fmt: skip
     return pa.table({name: np.asarray(values) for name, values in columns.items()}).cast(SCHEMA)
 
