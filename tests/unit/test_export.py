@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from smolray import checkpoint, export
 from smolray.checkpoint import CheckpointError, Progress
 from smolray.config import RunConfig
 from smolray.engine.base import EngineState, canonical_name
-from smolray.export import ExportError, export_run, few_samples, merged_model, trained_model
+from smolray.export import ExportError, export_adapter, export_run, few_samples, merged_model, trained_model
 from smolray.model.adapters import prepare_for_training, trainable
 from smolray.model.load import load_model
 from tests.losses import sft_sum
@@ -63,6 +64,7 @@ RUNS = {
     "bfloat16": {"model": {"dtype": "bfloat16"}},
     "text only": {"model": {"train": ["text"]}},
     "lora": {"lora": LORA, "model": {"train": []}},
+    "dora": {"lora": LORA | {"use_dora": True, "use_rslora": True, "ranks": {"vision": 2}}, "model": {"train": []}},
     "lora and connector": {"lora": LORA, "model": {"train": ["connector"]}},
 }
 
@@ -206,6 +208,37 @@ def test_adapters_are_never_merged_into_quantised_weights(tmp_path, tiny_path, s
     base = load_model(config.model.model_copy(update={quantised: False})).state_dict()[f"{name}.weight"].float()
     a, b = (next(t for key, t in weights.items() if key.startswith(name) and f"lora_{x}" in key) for x in "AB")
     torch.testing.assert_close(tensors[f"{name}.weight"].float(), base + b @ a * (16 / 4), atol=2e-2, rtol=2e-2)
+
+
+def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_path, tiny_path, shards, monkeypatch):  # noqa: F811
+    config = run_config(tmp_path, tiny_path, shards, model={"train": [], "load_in_4bit": True}, lora=LORA | {"groups": ["text"]})
+    run = write_run(tmp_path, config)
+    folder = export_run(run)
+    said = re.search(r"trained over 4-bit weights: from the model as it was trained its answers diverge by (\S+) nats", (Path(folder) / "README.md").read_text())
+    assert said and 0 < float(said[1]) < export.DIVERGENCE["4-bit"]
+    monkeypatch.setitem(export.DIVERGENCE, "4-bit", 0.0)
+    with pytest.raises(ExportError, match="diverge from those of the model trained over 4-bit weights"):
+        export_run(run, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_of_a_quantised_run_are_exported_for_peft_and_give_its_logits(tmp_path, tiny_path, shards):  # noqa: F811
+    from peft import PeftModel
+
+    config = run_config(tmp_path, tiny_path, shards, model={"train": [], "load_in_8bit": True}, lora=LORA | {"groups": ["text"], "ranks": {"text": 2}})
+    run = write_run(tmp_path, config)
+    folder = export_adapter(run)
+    assert json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_path
+    batch = few_samples(config)
+    want = export.logits(trained_model(config, checkpoint.latest(run)), batch)
+    torch.testing.assert_close(export.logits(PeftModel.from_pretrained(load_model(config.model), folder), batch), want)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora and connector"])
+def test_adapters_alone_are_refused_where_more_was_trained(tmp_path, tiny_path, shards, kind):  # noqa: F811
+    run = write_run(tmp_path, run_config(tmp_path, tiny_path, shards, **RUNS[kind]))
+    with pytest.raises(ExportError, match="more than adapters"):
+        export_adapter(run)
 
 
 def test_the_samples_compared_hold_pictures_and_several_questions(tmp_path, tiny_path, shards):  # noqa: F811

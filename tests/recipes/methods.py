@@ -1,0 +1,59 @@
+"""The methods that the parity tests compare, and what they run inside gloo workers."""
+
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+from smolray.checkpoint import Progress
+from smolray.config import load_config
+from smolray.data.local import local_plan
+from smolray.model.load import group_of
+from smolray.train import Loop
+from tests.gloo import build_engine
+from tests.recipes.curves import curve, stream_of
+
+STEPS = 6
+EVERYWHERE, TEXT = "lora={r: 4, lora_dropout: 0.1, groups: [text, vision, connector]}", "lora={r: 4, lora_dropout: 0.1}"
+ADAPTERS = {
+    "dora": ["lora={r: 4, use_dora: true, groups: [text, vision]}", "model.train=[]"],
+    "rslora": ["lora={r: 4, use_rslora: true, groups: [text, vision], ranks: {vision: 2}}", "model.train=[]"],
+    "bf16": [EVERYWHERE, "model.train=[]", "model.dtype=bfloat16"],
+    "4-bit": [TEXT, "model.train=[]", "model.dtype=bfloat16", "model.load_in_4bit=true"],
+    "4-bit-dora": ["lora={r: 4, use_dora: true}", "model.train=[]", "model.load_in_4bit=true"],
+    "8-bit": [TEXT, "model.train=[]", "model.dtype=bfloat16", "model.load_in_8bit=true"],
+}
+METHODS = ADAPTERS | {
+    "8-bit-adam": ["optimizer.name=adamw_8bit"],
+    "paged-8-bit-adam": [EVERYWHERE, "model.train=[]", "optimizer.name=paged_adamw_8bit", "model.dtype=bfloat16"],
+    "rates": ["optimizer.learning_rates={vision: 1e-4, connector: 2e-3}"],
+}
+STAGES = dict.fromkeys(ADAPTERS, (0, 2)) | {"dora": (0, 1, 2, 3), "8-bit-adam": (0,), "paged-8-bit-adam": (0,), "rates": (0, 2, 3)}
+
+
+def saved(shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
+    """The first half of each method's curve under its highest stage, saved in `root/<method>`."""
+    return {name: curve(shards, [*overrides, *method, f"engine.stage={max(STAGES[name])}"], STEPS // 2, f"{root}/{name}")
+            for name, method in METHODS.items()}  # fmt: skip
+
+
+def resumed(shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
+    """The rest of each, read from there, under stage 0."""
+    return {name: curve(shards, [*overrides, *method], STEPS, f"{root}/{name}", True) for name, method in METHODS.items()}
+
+
+def whole_groups(shards: str, overrides: list[str]) -> list[dict[str, bool]]:
+    """Under ZeRO-3, group by group: are its large weights whole on this worker, after training and after an evaluation?"""
+    config = load_config(None, [*overrides, "engine.stage=3", "train.max_steps=2"])
+    engine = build_engine(config)
+    found = []
+
+    def look() -> None:
+        large = {name: p for name, p in engine.model.named_parameters() if p.ds_numel > 1000}
+        found.append({g: all(p.ds_status == ZeroParamStatus.AVAILABLE for n, p in large.items() if group_of(n) == g) for g in ("vision", "text")})
+
+    Loop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress()).run()
+    look()
+    with engine.gathered():
+        look()
+    look()
+    dist.barrier()
+    return found

@@ -1,0 +1,95 @@
+"""Every method gives the curve of one worker on two, under every ZeRO stage it has, goes on after a resume, and is exported as it was trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+from smolray import checkpoint
+from smolray.config import load_config, to_yaml
+from smolray.export import export_adapter, export_run, few_samples, logits, trained_model
+from tests.gloo import run_workers
+from tests.recipes.curves import curves
+from tests.recipes.methods import METHODS, STAGES, STEPS, resumed, saved, whole_groups
+
+# Exact in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to another value.
+TOLERANCE = {"bf16": 2e-3, "4-bit": 2e-3, "8-bit": 2e-3, "paged-8-bit-adam": 2e-3, "8-bit-adam": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def alone(recipe):
+    shards, overrides = recipe
+    return run_workers(curves, 1, shards, {name: ([*overrides, *method], STEPS) for name, method in METHODS.items()})
+
+
+@pytest.fixture(scope="module")
+def two(recipe):
+    shards, overrides = recipe
+    jobs = {f"{name}, stage {s}": ([*overrides, *method, f"engine.stage={s}"], STEPS) for name, method in METHODS.items() for s in STAGES[name]}
+    return run_workers(curves, 2, shards, jobs)
+
+
+@pytest.fixture(scope="module")
+def interrupted(recipe, tmp_path_factory):
+    """(run folders by method, the curves of two workers up to a save and of one from there on)."""
+    shards, overrides = recipe
+    root = tmp_path_factory.mktemp("runs")
+    first = run_workers(saved, 2, shards, overrides, str(root))
+    for name, method in METHODS.items():
+        config = load_config(None, [*overrides, *method, f"storage={root}", f"name={name}", f"data.train={shards}"])
+        (root / name / "config.yaml").write_text(to_yaml(config))
+    then = run_workers(resumed, 1, shards, overrides, str(root))
+    return root, {name: [*first[name], *then[name]] for name in METHODS}
+
+
+def losses(curve):
+    return [loss for loss, _ in curve]
+
+
+@pytest.mark.parametrize(("method", "stage"), [(name, stage) for name in METHODS for stage in STAGES[name]])
+def test_two_workers_give_the_curve_of_one(alone, two, method, stage):
+    assert losses(two[f"{method}, stage {stage}"]) == pytest.approx(losses(alone[method]), abs=TOLERANCE.get(method, 1e-5))
+    assert alone[method][-1][0] < alone[method][0][0], "it learns nothing: equal curves would show nothing"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_by_two_workers_and_resumed_by_one_it_goes_on(alone, interrupted, method):
+    assert losses(interrupted[1][method]) == pytest.approx(losses(alone[method]), abs=TOLERANCE.get(method, 1e-5))
+
+
+def test_8_bit_moments_are_saved_as_they_are(interrupted):
+    state = checkpoint.load_state(checkpoint.latest(str(interrupted[0] / "8-bit-adam")))
+    assert state.codes and not state.codes.keys() & state.exp_avg.keys()
+    assert state.codes.keys() | state.exp_avg.keys() == state.weights.keys()
+    assert all(kept["state1"].dtype == torch.uint8 for kept in state.codes.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_is_exported_as_it_was_trained(interrupted, method):
+    """export_run holds the logits against the trained model's before there is a folder."""
+    folder = Path(export_run(str(interrupted[0] / method)))
+    assert (folder / "model.safetensors").exists() and "differ" in (folder / "README.md").read_text()
+    assert ("nats a token" in (folder / "README.md").read_text()) == (method in ("4-bit", "4-bit-dora", "8-bit"))
+
+
+@pytest.mark.parametrize("method", ["dora", "rslora", "bf16"])
+def test_the_adapter_folder_gives_the_same_logits_in_plain_peft(recipe, interrupted, method):
+    run = str(interrupted[0] / method)
+    folder = export_adapter(run)
+    config = load_config(f"{run}/config.yaml")
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {p.name for p in Path(folder).iterdir()}
+    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=getattr(torch, config.model.dtype))
+    batch = few_samples(config)
+    before = logits(base, batch)
+    got, want = logits(PeftModel.from_pretrained(base, folder), batch), logits(trained_model(config, checkpoint.latest(run)), batch)
+    scale = want.abs().max()
+    assert (got - want).abs().max() <= 1e-5 * scale < (before - want).abs().max()
+
+
+def test_groups_in_which_nothing_trains_stay_whole_under_zero_3(recipe):
+    shards, overrides = recipe
+    after_training, inside, after_evaluation = run_workers(whole_groups, 2, shards, [*overrides, "model.train=[text]"])
+    assert after_training == after_evaluation == {"vision": True, "text": False}
+    assert inside == {"vision": True, "text": True}
