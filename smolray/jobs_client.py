@@ -5,6 +5,7 @@ its entrypoint and its environment can be read by whoever may read the job list.
 """
 
 import asyncio
+import re
 import shlex
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -33,6 +34,10 @@ EXCLUDES = (
     "*.egg-info",
     "build",
     "dist",
+    ".env",
+    ".aws",
+    "*.pem",
+    "auth_token",
 )
 SILENT_SECONDS = 10.0
 STOP_SECONDS = 30.0  # Ray kills what has not ended 3 s after it was told
@@ -103,10 +108,9 @@ def check_submission(config: RunConfig, arguments: Sequence[str], working_dir: s
             )
         elif value.startswith((".", "~")) or Path(value).exists():
             faults.append(f"{key} = {value!r} is a path of this machine: give s3://… or an absolute path that all nodes share")
+    told = paths | {word.partition("=")[0]: word.partition("=")[2] for word in arguments if "=" in word}
     faults += [
-        f"{key} carries credentials, which the job list would show: give them to the nodes"
-        for key, value in paths.items()
-        if _has_credentials(value)
+        f"{key} carries credentials, which the job list would show: give them to the nodes" for key, value in told.items() if _has_credentials(value)
     ]
     if "--config" in arguments:
         given = arguments[list(arguments).index("--config") + 1]
@@ -224,8 +228,11 @@ async def _next(stream: AsyncIterator[str], client: "JobSubmissionClient") -> st
     return piece.result()
 
 
-def _has_credentials(uri: str) -> bool:
-    return "://" in uri and "@" in uri.split("://", 1)[1].split("/", 1)[0]
+def _has_credentials(text: str) -> bool:
+    """A URI with a user, or with keys in its query; or the form of a key of AWS or Hugging Face."""
+    _, there, rest = text.partition("://")
+    in_uri = there and ("@" in rest.split("/", 1)[0] or re.search(r"[?&](access_key|secret_key|session_token|token|password)=", rest))
+    return bool(in_uri or re.search(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}", text))
 
 
 def _first_line(error: BaseException) -> str:

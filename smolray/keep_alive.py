@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 2.0
 BOXES_SECONDS = 60.0  # how long a cluster that restarted may take to be as large as it was
+MOVED_SECONDS = 60.0  # a run that is stopped to leave a box is submitted again within
 LOSSES = 5  # in a row, without a step between
 
 
@@ -41,7 +42,11 @@ def keep_alive(
         yield from jobs_client.follow(client, job_id, RETRY_SECONDS, int(patience / RETRY_SECONDS))
         fresh = read_events(config.run_dir)[seen:]
         if any(e["event"] == "end" for e in fresh) or _ended_of_its_own(client, job_id):
-            return
+            stopped = not fresh or fresh[-1].get("status") == "stopped"
+            job_id = _taken_again(client, config, MOVED_SECONDS) if stopped else None
+            if job_id is None:
+                return
+            continue
         losses = 1 if any(e["event"] == "step" for e in fresh) else losses + 1
         if losses >= LOSSES:
             raise JobsError(f"{config.name} was lost {losses} times without a step between: something ends its driver; see `ray job logs {job_id}`")
@@ -58,6 +63,16 @@ def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
     if job.status.value == "FAILED" and (job.driver_exit_code or 0) > 0 and job.driver_exit_code != 137:  # not killed
         raise JobsError(f"job {job_id} failed before its run began: {client.get_job_logs(job_id).strip()[-1000:]}")
     return job.status.value in ("STOPPED", "SUCCEEDED")
+
+
+def _taken_again(client: "JobSubmissionClient", config: RunConfig, seconds: float) -> str | None:
+    """The job that trains a run again after it was stopped, as `smolray cluster drain` does; None where nobody started it for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for job in jobs_client.active_jobs(client, config):
+            return job.submission_id
+        time.sleep(1)
+    return None
 
 
 def _wait_for_boxes(client: "JobSubmissionClient", boxes: int, seconds: float) -> None:

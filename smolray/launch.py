@@ -3,6 +3,7 @@
 In: a validated config and a Ray cluster. Out: the run folder with result.json, and its record. The driver prepares and asks; workers train.
 """
 
+import ipaddress
 import json
 import logging
 import os
@@ -48,7 +49,11 @@ class RunError(ValueError):
 
 
 def connect(config: RunConfig) -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores."""
+    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores.
+
+    A Ray of our own asks for a token (Ray makes one where there is none): it listens on the machine's address, and who reaches it may run code.
+    Raises ConfigError where the environment turns that off on a machine with a network.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -58,6 +63,7 @@ def connect(config: RunConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
+        refuse_open_head(os.environ.get("RAY_AUTH_MODE", "token"), ray.util.get_node_ip_address())
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
@@ -84,6 +90,13 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
             EventLog(config.run_dir).write("end", status="failed", error=record["error"])
             raise RunError(record["error"])
     return finish(config, folders, record, time.time() - began)
+
+
+def refuse_open_head(auth_mode: str, address: str) -> None:
+    """Raise ConfigError where a Ray started here would let in whoever reaches `address`."""
+    if auth_mode.lower() != "token" and not ipaddress.ip_address(address).is_loopback:
+        raise ConfigError(f"RAY_AUTH_MODE = {auth_mode!r} would start a Ray on {address} in which everyone who reaches it may run code; "
+                          "unset it, or set RAY_AUTH_MODE=token")  # fmt: skip
 
 
 @contextmanager

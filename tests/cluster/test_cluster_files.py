@@ -1,0 +1,155 @@
+"""The files of cluster/: the role is run for a head and a worker, and what it lays down is held to its promises; `ray up` reads its YAML."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smolray import cluster
+from tests.boxes.supervisor import environment, parse
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+DEFAULTS = yaml.safe_load((ROOT / "cluster/roles/smolray/defaults/main.yml").read_text())
+PORTS = DEFAULTS["smolray_ports"]
+
+
+def ansible(folder, *arguments, **extra):
+    if not (BIN / "ansible-playbook").exists():
+        pytest.skip("PyPI ansible-core is not installed")
+    own = os.environ | {"ANSIBLE_HOME": str(folder / "ansible"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCALHOST_WARNING": "0"}
+    command = [BIN / "ansible-playbook", str(ROOT / "cluster/site.yml"), *arguments, *(f"-e{k}={v}" for k, v in extra.items())]
+    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def laid(tmp_path_factory):
+    """Folder with HOST/{etc,units} of the example's boxes, as the role writes them on this machine."""
+    if os.geteuid():
+        pytest.skip("the role makes files of root")
+    folder = tmp_path_factory.mktemp("role")
+    (folder / "token").write_text("a" * 64)
+    for host in ("tower", "den"):
+        (folder / host / "units").mkdir(parents=True)
+    common = {
+        "ansible_connection": "local", "ansible_become": "false", "ansible_python_interpreter": sys.executable, "smolray_user": "root",
+        "smolray_install": "false", "smolray_manage_services": "false", "smolray_token_file": folder / "token", "smolray_venv": sys.prefix,
+        "smolray_etc": f"{folder}/{{{{ inventory_hostname }}}}/etc", "smolray_home": f"{folder}/{{{{ inventory_hostname }}}}/home",
+        "smolray_unit_dir": f"{folder}/{{{{ inventory_hostname }}}}/units",
+    }  # fmt: skip
+    settings = folder / "vars.yml"
+    settings.write_text(yaml.safe_dump({k: str(v) if v not in ("true", "false") else v == "true" for k, v in common.items()}))
+    done = ansible(folder, "-i", str(ROOT / "cluster/inventory.example.yml"), "-e", f"@{settings}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    return folder
+
+
+def unit(laid, host, name="smolray-ray.service"):
+    return parse((laid / host / "units" / name).read_text())
+
+
+def flags(settings):
+    """The options of the unit's `ray start`."""
+    words = shlex.split(settings["ExecStart"][0])
+    assert words[0] == f"{sys.prefix}/bin/ray" and words[1] == "start"
+    return {name: value for name, _, value in (word[2:].partition("=") for word in words[2:])}
+
+
+@pytest.mark.parametrize("host", ["tower", "den"])
+def test_a_node_needs_the_token_and_starts_again_whatever_happens(laid, host):
+    settings = unit(laid, host)
+    told = environment(settings)
+    assert told["RAY_AUTH_MODE"] == "token" and Path(told["RAY_AUTH_TOKEN_PATH"]).read_text() == "a" * 64
+    assert Path(told["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o440
+    assert settings["ExecStartPre"] == [f"/usr/bin/test -s {told['RAY_AUTH_TOKEN_PATH']}"]
+    assert settings["Restart"] == ["always"] and settings["StartLimitIntervalSec"] == ["0"], "systemd gives up after five starts unless told"
+    assert "block" in flags(settings)
+    assert settings["User"] == ["root"] and 'User={{ smolray_user }}' in (ROOT / "cluster/roles/smolray/templates/smolray-ray.service.j2").read_text()
+    assert DEFAULTS["smolray_user"] == "smolray"
+
+
+def test_ports_are_fixed_and_a_box_that_joins_by_hand_has_the_same(laid):
+    for host in ("tower", "den"):
+        for name, port in cluster.PORTS.items():
+            assert flags(unit(laid, host))[name] == str(port)
+    head = flags(unit(laid, "tower"))
+    assert (head["port"], head["dashboard-port"]) == (str(PORTS["gcs"]), str(PORTS["dashboard"]))
+    assert head["dashboard-host"] == "192.168.1.10", "not on every interface"
+    assert PORTS["gcs"] == cluster.GCS_PORT
+    assert flags(unit(laid, "den"))["address"] == "192.168.1.10:6379"
+
+
+def test_boxes_and_cards_are_labels_and_each_box_names_its_interface(laid):
+    for host, card, interface in (("tower", "rtx-4090", "enp5s0"), ("den", "rtx-3090", "eno1")):
+        settings = unit(laid, host)
+        assert flags(settings)["labels"] == f"smolray.io/box={host},smolray.io/card={card}"
+        told = environment(settings)
+        assert told["GLOO_SOCKET_IFNAME"] == told["NCCL_SOCKET_IFNAME"] == interface
+
+
+def test_a_dead_box_is_noticed_in_ten_seconds_and_the_record_survives(laid):
+    told = environment(unit(laid, "tower"))
+    period, timeout, times = (int(told[f"RAY_health_check_{name}"]) for name in ("period_ms", "timeout_ms", "failure_threshold"))
+    assert (period + timeout) * times <= 10_000
+    assert told["RAY_gcs_storage"] == "rocksdb" and told["RAY_gcs_storage_path"].startswith(str(laid / "tower"))
+    assert "RAY_gcs_storage" not in environment(unit(laid, "den"))
+
+
+def test_the_firewall_lets_in_what_the_units_listen_on(laid):
+    rules = (laid / "tower/etc/smolray.nft").read_text()
+    assert "policy drop" in rules
+    opened = {int(p) for p in re.findall(r"dport \{ (\d+)|, (\d+) \}|dport (\d+) accept", rules) for p in p if p}
+    ranges = [(int(a), int(b)) for a, b in re.findall(r"dport (\d+)-(\d+)", rules)]
+    needed = {int(v) for name, v in flags(unit(laid, "tower")).items() if name.endswith("port") and v}
+    assert not {p for p in needed if p not in opened and not any(a <= p <= b for a, b in ranges)}
+    assert "dport 8265" not in (laid / "den/etc/smolray.nft").read_text(), "only the head has a job server"
+
+
+def test_systemd_reads_the_units(laid):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze on this machine")
+    units = [laid / "tower/units/smolray-ray.service", laid / "den/units/smolray-ray.service", laid / "tower/units/smolray-keep@.service"]
+    for path in units:
+        shutil.copy(path, laid / path.name)  # of the same name: one at a time
+        done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(laid / path.name)], capture_output=True, text=True, timeout=60)
+        told = [line for line in done.stderr.splitlines() if "smolray-" in line]
+        assert not told, told
+
+
+def test_a_box_without_an_interface_or_a_cluster_without_a_token_is_refused(tmp_path):
+    common = {"ansible_connection": "local", "ansible_become": "false", "smolray_head_address": "10.0.0.1"}
+    told = ansible(tmp_path, "-i", "box,", **common)
+    assert told.returncode and "smolray_interface is not set for box" in told.stdout
+    told = ansible(tmp_path, "-i", "box,", **common, smolray_interface="eth0", smolray_token_file=tmp_path / "none")
+    assert told.returncode and "ray get-auth-token --generate" in told.stdout
+
+
+def test_ray_up_reads_its_yaml():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = (ROOT / "cluster/ray-up.yaml").read_text()
+    config = prepare_config(yaml.safe_load(text))
+    validate_config(config)
+    assert config["provider"]["head_ip"] == "192.168.1.10" and config["max_workers"] == 1
+    for command in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
+        assert "RAY_AUTH_MODE=token" in command
+    with pytest.raises(Exception, match="head_ip"):
+        validate_config(prepare_config(yaml.safe_load(text.replace("head_ip:", "head_ips:"))))
+
+
+def test_join_prints_one_command():
+    forever = cluster.join_command("192.168.1.12", "http://192.168.1.10:8265", "eno1", user="me", card="rtx-3090")
+    assert forever == (
+        "ansible-playbook cluster/site.yml -i 192.168.1.12, -u me -e smolray_head_address=192.168.1.10 -e smolray_interface=eno1 -e smolray_card=rtx-3090"
+    )
+    once = shlex.split(cluster.join_command("loft", "192.168.1.10", "eno1", once=True))
+    assert once[:2] == ["env", "RAY_AUTH_MODE=token"] and "--address=192.168.1.10:6379" in once
+    assert "ray" in once and "start" in once and "--labels=smolray.io/box=loft" in once
+    with pytest.raises(cluster.ClusterError, match="names no host"):
+        cluster.join_command("loft", "http://", "eno1")

@@ -1,0 +1,64 @@
+"""What smolray starts or sends is closed: a local Ray asks for its token, a job carries no secrets."""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from smolray.config import ConfigError, load_config
+from smolray.jobs_client import EXCLUDES, JobsError, check_submission
+from smolray.launch import refuse_open_head
+
+START = """
+import subprocess, sys, os
+import ray
+from smolray.config import load_config
+from smolray.launch import connect
+connect(load_config(None, []))
+address = ray.get_runtime_context().gcs_address
+enter = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('let in')"
+for name, told in (("without", {"RAY_AUTH_MODE": "disabled"}), ("wrong", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64})):
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | told
+    done = subprocess.run([sys.executable, "-c", enter, address], env=own, capture_output=True, text=True, timeout=100)
+    print(name, "let in" if "let in" in done.stdout else "refused" if "AuthenticationError" in done.stderr else done.stderr[-500:])
+"""
+
+
+def test_a_ray_that_smolray_starts_lets_in_nobody_without_its_token():
+    with tempfile.TemporaryDirectory(prefix="sr") as folder:
+        own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"HOME": folder, "RAY_TMPDIR": folder}
+        done = subprocess.run([sys.executable, "-c", START], env=own, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.splitlines()[-2:] == ["without refused", "wrong refused"], done.stdout
+
+
+def test_an_open_head_is_refused_where_others_could_reach_it():
+    with pytest.raises(ConfigError, match="everyone who reaches it may run code"):
+        refuse_open_head("disabled", "192.168.1.10")
+    refuse_open_head("disabled", "127.0.0.1")
+    refuse_open_head("token", "192.168.1.10")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "storage=s3://key:word@bucket/runs",
+        "data.train=s3://bucket/data?access_key=abc&secret_key=def",
+        "data.shards=s3://AKIAABCDEFGHIJKLMNOP/x",
+        "data.prompt=hf_abcdefghijklmnopqrstuvwxyz",
+    ],
+)
+def test_a_job_with_a_secret_in_its_command_is_refused(secret, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "train.py").touch()
+    arguments = ["storage=s3://bucket/runs", "data.train=s3://bucket/data"]
+    check_submission(load_config(None, arguments), arguments, str(tmp_path))
+    arguments.append(secret)
+    with pytest.raises(JobsError, match=rf"{secret.partition('=')[0]} carries credentials"):
+        check_submission(load_config(None, arguments), arguments, str(tmp_path))
+
+
+def test_files_with_secrets_are_not_uploaded():
+    assert {".env", ".aws", "*.pem", "auth_token"} <= set(EXCLUDES)
