@@ -81,7 +81,7 @@ def complete(sidecar: Sidecar, shards: Manifest, make: Callable[[list[int]], Non
             f"{sidecar.uri} lacks {len(lost)} of {len(shards.files)} tables after all were made: {', '.join(lost[:3])} …; start again"
         )
     record = {"schema_version": VERSION, "kind": sidecar.kind, "identity": sidecar.identity, "about": sidecar.about,
-              "files": [asdict(notes[f.name]) for f in shards.files]}  # fmt: skip  # type: ignore[arg-type]
+              "files": [asdict(note) for note in notes.values() if note]}  # fmt: skip
     storage.write_bytes(manifest, json.dumps(record, indent=1).encode())
     for info in storage.list_files(sidecar.uri):  # what killed writers have left; one at work touches its file every few seconds
         if info.extension == "tmp" and time.time() - info.mtime.timestamp() > STALE_SECONDS:

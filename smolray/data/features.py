@@ -74,7 +74,7 @@ class FeatureWriter:
 
     def __init__(self, sidecar: Sidecar, config: RunConfig, device: torch.device, threads: int = 1):
         plain = config.model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})  # the front is never quantised
-        self.model = leave_out(load_model(plain), ("text",)).to(device).eval()
+        self.model = leave_out(load_model(plain), ["text"]).to(device).eval()
         self.tiler = cached_encoder(config.model, config.data, config.image).tiler
         self.sidecar, self.device, self.threads = sidecar, device, threads
 

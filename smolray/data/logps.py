@@ -5,6 +5,7 @@ training; the values do not depend on that.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +47,7 @@ class LogpsWriter:
     """Holds the reference model on one device and writes the tables of shards. `features`: URI of the features to read in place of images."""
 
     def __init__(self, sidecar: Sidecar, config: RunConfig, device: torch.device, index: pa.Table, features: str = ""):
-        model = load_model(config.model)
+        model: Any = load_model(config.model)
         if features:
             leave_out(model, frozen_front(config))
         self.model = model.to(device).eval()

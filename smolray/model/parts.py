@@ -63,4 +63,4 @@ def _weight_files(path: str, revision: str) -> list[str]:
         single = cached_file(path, "model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False)
         return [single] if single else []
     names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    return [cached_file(path, name, revision=revision) for name in names]
+    return [str(cached_file(path, name, revision=revision)) for name in names]
