@@ -104,7 +104,17 @@ def run_trials(base: RunConfig, space: Space, ledger: Ledger, board: Board, slot
         tuner.fit()
 
 
-class Queue(Searcher):
+class Unpickled:
+    """Tuner writes itself down for a restore that we do without: what lives in the driver alone is left out."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class Queue(Unpickled, Searcher):
     """What Tune asks for trials: those that an earlier session left first, then new ones."""
 
     def __init__(self, proposer: Proposer, known: list[TrialRecord], total: int):
@@ -141,7 +151,7 @@ class Column:
         return self.rows[spec.config["number"]][self.key]
 
 
-class Scribe(tune.Callback):
+class Scribe(Unpickled, tune.Callback):
     """Writes down what Tune sees, tells the proposer, and shows it."""
 
     def __init__(self, ledger: Ledger, board: Board, proposer: Proposer):

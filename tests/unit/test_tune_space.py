@@ -92,3 +92,8 @@ def test_a_grid_counts_every_combination():
 def test_rungs_reach_to_the_longest_trial():
     config = load_config(None, base={**BASE, "search": {"space": {"train.num_train_epochs": {"int": [2, 5]}}}, "evaluate": {"eval_epochs": 2}})
     assert longest(config, read_space(config)) == 3
+
+
+def test_the_search_that_is_shipped_is_one_that_can_run():
+    config = load_config("jobs/configs/tune_vqa.yaml", ["data.train=a", "data.validation=b"])
+    assert longest(config, read_space(config)) == 5 and total_trials(config, read_space(config)) == 24
