@@ -18,7 +18,7 @@ SCHEDULER_KWARGS = {
 
 def faults(config: Run) -> list[str]:
     """One line for each combination that cannot work; empty: the run may start."""
-    return [*_model(config), *_optimizer(config), *_method(config), *_engine(config), *_resources(config)]
+    return [*_model(config), *_optimizer(config), *_method(config), *_engine(config), *_trl(config), *_resources(config)]
 
 
 def _model(config: Run) -> list[str]:
@@ -90,7 +90,7 @@ def _method(config: Run) -> list[str]:
 def _engine(config: Run) -> list[str]:
     model, engine, found = config.model, config.engine, []
     quantised = model.load_in_4bit or model.load_in_8bit
-    if engine.name == "zero":
+    if engine.name in ("zero", "trl"):
         if quantised and engine.stage == 3:
             found.append("engine.stage = 3 with quantised weights: ZeRO-3 cannot shard them; allowed: 0, 1, 2; nearest: engine.stage=2")
         if engine.stage == 0 and model.dtype == "float16":
@@ -109,6 +109,33 @@ def _engine(config: Run) -> list[str]:
     if model.dtype == "float16" and config.resources.use_gpu == "no":
         found.append("model.dtype = float16 with resources.use_gpu = no: there is no fp16 training on CPU; "
                      "allowed: float32, bfloat16; nearest: bfloat16")  # fmt: skip
+    return found
+
+
+def _trl(config: Run) -> list[str]:
+    """TRL's trainers know neither our plan nor our pictures: what they would do otherwise than the run says is refused."""
+    (low, high), found = config.resources.workers, []
+    if config.engine.name != "trl":
+        return []
+    if low != high:
+        found.append(f"resources.num_workers = [{low}, {high}] with engine = trl: TRL's trainers are not elastic; nearest: resources.num_workers={high}")
+    if config.global_batch % high:
+        nearest = config.global_batch // high * high or high
+        found.append(f"train.global_batch = {config.global_batch} with engine = trl does not divide by its {high} workers; "
+                     f"nearest: train.global_batch={nearest}")  # fmt: skip
+    if config.train.audit:
+        found.append("train.audit = true with engine = trl: exactly-once does not hold there; nearest: train.audit=false, or engine=zero")
+    if not config.image.upscale:
+        found.append("image.upscale = false with engine = trl: the stock processor enlarges small images; nearest: image.upscale=true, or engine=zero")
+    if config.image.max_tiles not in (None, 1):
+        found.append(f"image.max_tiles = {config.image.max_tiles} with engine = trl: the stock processor has no such limit; nearest: image.max_tiles=null")
+    if config.model.vision_features == "precompute":
+        found.append("model.vision_features = precompute with engine = trl: its trainers read images; nearest: model.vision_features=compute")
+    if config.method == "dpo" and config.dpo.reference == "precompute":
+        found.append("dpo.reference = precompute with engine = trl: TRL has that not for images; nearest: dpo.reference=auto")
+    if config.method == "dpo" and config.lora is not None and (config.model.train or config.dpo.reference == "copy"):
+        found.append("method = dpo with lora and engine = trl takes the model without its adapters for the reference; "
+                     "nearest: model.train=[] dpo.reference=auto")  # fmt: skip
     return found
 
 

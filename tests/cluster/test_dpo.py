@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from smolray import checkpoint, storage
+from smolray.config import load_config
 from smolray.data.plan import PlanError
 from smolray.events import read_events, surviving
 from smolray.launch import RunError, evaluate_run, launch_run
@@ -61,7 +62,7 @@ def test_a_dpo_run_stops_and_resumes_exactly_and_shows_its_rewards(make_dpo_run,
     assert "Reward margin" in report and "dpo, full weights" in report
     points = export_tensorboard(reference.run_dir, str(tmp_path / "board"))
     assert points > len(want) * len(DPO_METRICS)
-    assert evaluate_run(reference.model_copy(), "latest")["accuracy"] == result["accuracy"]
+    assert evaluate_run(load_config(storage.join(reference.run_dir, "config.yaml")), "latest")["accuracy"] == result["accuracy"]
 
     stopped = make_dpo_run("dpo-stopped")
     thread = when_step(stopped, 5, lambda: request_stop(stopped.run_dir))
