@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,6 +38,9 @@ from smolray.model.parts import frozen_front, leave_out
 from smolray.objectives import objective_of
 from smolray.status import STOP_FLAG
 from smolray.train import Loop, Moment, metrics_fields
+
+if TYPE_CHECKING:
+    from smolray.engine.trl import TrlRun
 
 SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError)
 
@@ -141,11 +144,9 @@ class Worker:
         self.log = EventLog(run_dir) if self.rank == 0 else None
         attempt, found = self._broadcast((self.log.attempt, self._newest()) if self.log else None)
         model, state = self._agree(lambda: self._load(found))
-        self.engine = self._build_engine(model, state)
         self.audit = Audit(run_dir, attempt, self.rank) if config.train.audit else None
-        progress = found.progress if found else Progress(data=self.data)
-        loop = Loop(config, self.engine, self.plans, self._open_stream, progress, self._hooks(),
-                    stop_requested=lambda: storage.exists(storage.join(run_dir, STOP_FLAG)))  # fmt: skip
+        loop = self._build_loop(model, state, found.progress if found else Progress(data=self.data))
+        progress = loop.progress
         self._event("start", config=config.model_dump(mode="json"), versions=versions(), workers=world, total_steps=loop.total_steps,
                     device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu")  # fmt: skip
         if attempt > 1:  # an attempt that died before its first checkpoint is taken back whole
@@ -242,6 +243,16 @@ class Worker:
         from smolray.engine.zero import ZeroEngine  # DeepSpeed looks for its accelerator when it is imported
 
         return ZeroEngine(model, objective_of(self.config), self.config, self.device, state)
+
+    def _build_loop(self, model: nn.Module, state: EngineState | None, progress: Progress) -> "Loop | TrlRun":
+        config, stop = self.config, lambda: storage.exists(storage.join(self.config.run_dir, STOP_FLAG))
+        if config.engine.name == "trl":
+            from smolray.engine.trl import TrlRun
+
+            self.engine = run = TrlRun(config, model.to(self.device), state, self.plans, self.folders.train, progress, self._hooks(), stop)
+            return run
+        self.engine = self._build_engine(model, state)
+        return Loop(config, self.engine, self.plans, self._open_stream, progress, self._hooks(), stop_requested=stop)
 
     def _lay_plans(self) -> list[EpochPlan]:
         index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)
