@@ -87,10 +87,11 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
 
     from smolray.checkpoint import Progress
     from smolray.config import load_config
-    from smolray.data.local import LocalStream, local_plan
+    from smolray.data.local import LocalStream, local_plan, local_sidecars
     from smolray.engine.zero import ZeroEngine
     from smolray.model.adapters import prepare_for_training
     from smolray.model.load import load_model
+    from smolray.model.parts import frozen_front, leave_out
     from smolray.objectives import objective_of
     from smolray.train import Loop
 
@@ -99,9 +100,13 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/init", rank=0, world_size=1)
         config = load_config(None, [*task.overrides, f"train.per_device_train_batch_size={task.batch}"])
         plans = [local_plan(task.shards, config, epoch) for epoch in range(2)]
-        engine = ZeroEngine(prepare_for_training(load_model(config.model), config), objective_of(config), config, device)
+        sidecars = local_sidecars(task.shards, config, str(device))  # made before the clock starts
+        model = prepare_for_training(load_model(config.model), config)
+        if sidecars.features:
+            leave_out(model, frozen_front(config))
+        engine = ZeroEngine(model, objective_of(config), config, device)
         run = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": task.steps})})
-        Loop(run, engine, plans, lambda plan, numbers: LocalStream(task.shards, plan, numbers, config), Progress(),
+        Loop(run, engine, plans, lambda plan, numbers: LocalStream(task.shards, plan, numbers, config, sidecars), Progress(),
              [lambda moment: meter(moment.metrics.samples)]).run()  # fmt: skip
 
 
