@@ -28,6 +28,8 @@ from smolray.data.shards import ShardError, read_manifest
 from smolray.data.sidecar import load_index
 from smolray.data.stream import Stream
 from smolray.engine.base import Engine, EngineState
+from smolray.engine.pipeline.engine import PipelineEngine, check_pipeline
+from smolray.engine.pipeline.load import load_stage
 from smolray.evaluate.evaluator import EvalReport, evaluate, predictions_uri, write_predictions
 from smolray.evaluate.preference import margins, preference
 from smolray.events import EventLog
@@ -221,10 +223,14 @@ class Worker:
         if found is not None and found.progress.data != self.data:
             raise ConfigError(f"run {self.config.name!r} stands at step {found.step} of other data, seed, batch or length settings: "
                               "its position means nothing here; choose another name, or put the settings back")  # fmt: skip
+        return self._load_model(), checkpoint.load_state(found) if found else None
+
+    def _load_model(self) -> nn.Module:
+        if self.config.engine.name == "pipeline":
+            check_pipeline(self.config)
+            return load_stage(self.config)
         model = prepare_for_training(load_model(self.config.model), self.config)
-        if self.folders.sidecars.features:
-            leave_out(model, frozen_front(self.config))
-        return model, checkpoint.load_state(found) if found else None
+        return leave_out(model, frozen_front(self.config)) if self.folders.sidecars.features else model
 
     def _agree(self, work: Callable[[], Any]) -> Any:
         """The result of `work`; where it fails on one worker all raise its error, instead of waiting for the one that is gone."""
@@ -240,6 +246,8 @@ class Worker:
         return result
 
     def _build_engine(self, model: nn.Module, state: EngineState | None) -> Engine:
+        if self.config.engine.name == "pipeline":
+            return PipelineEngine(model, objective_of(self.config), self.config, self.device, state)
         from smolray.engine.zero import ZeroEngine  # DeepSpeed looks for its accelerator when it is imported
 
         return ZeroEngine(model, objective_of(self.config), self.config, self.device, state)

@@ -49,8 +49,7 @@ class Pipe:
         if mode not in self._made or self._made[mode][0] != bucket:
             # Only the newest is kept: it holds a buffer for each micro-batch, and making one costs a message around the pipeline.
             self._made[mode] = (bucket, self._make(mode))
-        target = {"target": numbers, "losses": losses} if losses is not None else {}
-        self._made[mode][1].step(number=numbers, return_outputs=False, **target)
+        self._made[mode][1].step(number=numbers, target=None if losses is None else numbers, losses=losses, return_outputs=False)
 
     def _make(self, mode: str) -> ScheduleGPipe | ScheduleInterleaved1F1B:
         module, index, training = self.stage, self.stage.index, mode == "train"

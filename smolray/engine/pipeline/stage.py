@@ -153,7 +153,7 @@ def _slice(module: nn.Module, layers: list[int]) -> nn.Module:
     """A tower of transformers that runs only these of its layers; the layers are the same modules, under their own names in the model."""
     part = copy.copy(module)
     part._modules = dict(module._modules)
-    part._modules["layers"] = nn.ModuleList([module.layers[i] for i in layers])  # type: ignore[index]
+    part._modules["layers"] = nn.ModuleList([module.layers[i] for i in layers])  # type: ignore[index, misc]
     return part
 
 

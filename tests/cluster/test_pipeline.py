@@ -1,0 +1,76 @@
+"""A pipeline of two workers through Ray Data and Ray Train: trained, evaluated, exported, resumed by another engine and after a lost stage."""
+
+import os
+import signal
+
+import pytest
+
+from smolray.config import load_config
+from smolray.events import read_events
+from smolray.export import export_run
+from smolray.launch import evaluate_run, launch_run
+from tests.cluster.test_train import assert_every_sample_once, assert_same_curve, losses, train_workers, when_step
+
+PIPELINE = ("engine.name=pipeline", "train.num_train_epochs=1")
+
+
+@pytest.fixture(scope="module")
+def piped(ray_cluster, small_vqa, tmp_path_factory):
+    """The uninterrupted run on two stages: (config, result, losses by step)."""
+    from tests.cluster.conftest import make_run
+
+    config = make_run.__wrapped__(ray_cluster, small_vqa, tmp_path_factory)("piped", *PIPELINE)
+    result = launch_run(config)
+    return config, result, losses(config)
+
+
+def test_a_pipeline_trains_and_evaluates_and_counts_every_sample_once(piped):
+    config, result, curve = piped
+    assert result["status"] == "finished" and result["steps"] == len(curve)
+    assert curve[max(curve)] < curve[1]
+    assert result["accuracy_counts"]["overall"] > 32
+    assert_every_sample_once(config)
+
+
+def test_its_checkpoint_says_in_one_process_what_the_gathered_stages_said(piped):
+    config, result, _ = piped
+    again = evaluate_run(load_config(f"{config.run_dir}/config.yaml"), "latest")
+    assert again["accuracy"] == result["accuracy"] and again["step"] == result["steps"]
+
+
+def test_its_export_loads_in_plain_transformers(piped, tmp_path):
+    """export_run compares the logits of the folder with the trained model's and refuses otherwise."""
+    folder = export_run(piped[0].run_dir, out=str(tmp_path / "export"), name="latest")
+    assert (tmp_path / "export" / "config.json").exists() and folder
+
+
+@pytest.mark.slow
+def test_one_worker_under_zero_gives_its_curve(make_run, piped):
+    config = make_run("piped-alone", "train.num_train_epochs=1", "resources.num_workers=1", "engine.stage=0")
+    launch_run(config)
+    assert_same_curve(config, piped[2])
+
+
+@pytest.mark.slow
+def test_a_cut_that_does_not_fit_ends_the_run_at_once_with_the_reason(make_run):
+    with pytest.raises(Exception, match="add up to 9 units"):
+        launch_run(make_run("piped-badly", *PIPELINE, "engine.cut=[4,4]"))
+
+
+@pytest.mark.faults
+def test_a_killed_stage_costs_nothing(make_run, piped):
+    config, killed = make_run("piped-killed", *PIPELINE), []
+
+    def kill():
+        victim = train_workers()[-1]
+        killed.append(victim.pid)
+        os.kill(victim.pid, signal.SIGKILL)
+
+    thread = when_step(config, 14, kill)
+    result = launch_run(config)
+    thread.join(timeout=5)
+    assert killed, "no worker was there to kill"
+    assert [e["attempt"] for e in read_events(config.run_dir) if e["event"] == "start"] == [1, 2], "the run was not started again"
+    assert result["status"] == "finished"
+    assert_same_curve(config, piped[2])
+    assert_every_sample_once(config)

@@ -1,0 +1,138 @@
+"""How a model is cut into stages, and what is refused."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from smolray.config import ConfigError, load_config
+from smolray.engine.pipeline.engine import check_pipeline
+from smolray.engine.pipeline.load import empty_model, fill
+from smolray.engine.pipeline.schedule import Pipe
+from smolray.engine.pipeline.slots import slots_of
+from smolray.engine.pipeline.units import Split, even_cut, split_of, unit_costs, unit_names, unit_of
+from smolray.model.adapters import prepare_for_training
+from smolray.model.load import load_model
+from smolray.model.tiny import build_model
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return str(build_model("tiny", ["what color is it? red"], tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def prepared(path, *overrides):
+    config = load_config(None, [f"model.path={path}", "model.dtype=float32", *overrides])
+    return prepare_for_training(empty_model(config.model), config), config
+
+
+def test_the_units_of_a_model_in_the_order_of_its_forward_pass(path):
+    model, _ = prepared(path)
+    assert unit_names(model) == ("vision_embeddings", "vision.0", "vision.1", "vision.2", "merge", "text.0", "text.1", "text.2", "head")
+
+
+def test_every_parameter_with_or_without_adapters_belongs_to_a_unit_and_every_unit_has_one(path):
+    for overrides in ((), ("lora={r: 2, groups: [vision, connector, text]}", "model.train=[]")):
+        config = load_config(None, [f"model.path={path}", "model.dtype=float32", *overrides])
+        model = prepare_for_training(load_model(config.model), config)
+        found = {unit_of(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+        assert found == set(unit_names(model))
+
+
+def test_the_empty_model_is_the_loaded_one_without_its_weights(path):
+    config = load_config(None, [f"model.path={path}", "model.dtype=bfloat16"])
+    empty, loaded = empty_model(config.model), load_model(config.model)
+    assert all(p.is_meta for p in empty.parameters())
+    assert {n: (p.shape, p.dtype) for n, p in empty.named_parameters()} == {n: (p.shape, p.dtype) for n, p in loaded.named_parameters()}
+    for (name, made), (other, read) in zip(empty.named_buffers(), loaded.named_buffers(), strict=True):
+        assert name == other and torch.equal(made, read)
+    for tower in ("vision_config", "text_config"):
+        assert getattr(empty.config, tower)._attn_implementation == getattr(loaded.config, tower)._attn_implementation
+
+
+def test_tied_embedding_and_head_have_two_owners(path):
+    model, config = prepared(path, "engine.cut=[4,4,1]")
+    owners = {slot.name: slot.stages for slot in slots_of(model, split_of(model, config, 3))}
+    assert owners.pop("model.text_model.embed_tokens.weight") == (1, 2)
+    assert set(owners.values()) == {(0,), (1,), (2,)}
+
+
+def test_a_dropped_weight_comes_back_in_both_its_places(path):
+    model, _ = prepared(path)
+    slot = next(s for s in slots_of(model, Split(unit_names(model), (9,))) if s.name.endswith("embed_tokens.weight"))
+    slot.put(torch.ones(slot.parameter.shape))
+    assert model.lm_head.weight is model.model.text_model.embed_tokens.weight and not model.lm_head.weight.is_meta
+    slot.drop()
+    assert model.lm_head.weight is model.model.text_model.embed_tokens.weight and model.lm_head.weight.is_meta
+    assert slot.parameter.requires_grad
+
+
+def test_the_even_cut_is_the_best_of_all_cuts():
+    rng = random.Random(0)
+    for _ in range(200):
+        costs, stages = tuple(rng.random() for _ in range(rng.randint(3, 9))), rng.randint(1, 3)
+        found = even_cut(costs, stages)
+        assert sum(found) == len(costs) and len(found) == stages and min(found) >= 1
+
+        def worst(cut, costs=costs):
+            ends = list(itertools.accumulate(cut))
+            return max(sum(costs[end - size : end]) for end, size in zip(ends, cut, strict=True))
+
+        cuts = (tuple(b - a for a, b in itertools.pairwise((0, *ends, len(costs)))) for ends in itertools.combinations(range(1, len(costs)), stages - 1))
+        assert worst(found) == pytest.approx(min(worst(cut) for cut in cuts))
+
+
+def test_frozen_units_cost_their_forward_pass_alone(path):
+    whole, frozen = (unit_costs(model, unit_names(model)) for model in (prepared(path)[0], prepared(path, "model.train=[text]")[0]))
+    assert whole[1] == pytest.approx(3 * frozen[1]) and whole[5] == pytest.approx(frozen[5])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers", "said"),
+    [
+        (["engine.cut=[4,4]"], 2, "add up to 9 units"),
+        (["engine.cut=[4,5]"], 3, "engine.pipeline_stages = 2 on 3 workers"),
+        (["engine.pipeline_stages=3", "engine.cut=[4,5]"], 3, "expected 3 numbers"),
+        ([], 10, "the model has 9 units"),
+    ],
+)
+def test_a_cut_that_does_not_fit_is_refused_with_the_numbers(path, overrides, workers, said):
+    model, config = prepared(path, *overrides)
+    with pytest.raises(ConfigError, match=said):
+        split_of(model, config, workers)
+
+
+def test_a_stage_for_each_worker_unless_the_cut_says_otherwise(path):
+    model, config = prepared(path)
+    assert split_of(model, config, 4).stages == 4
+    model, config = prepared(path, "engine.cut=[4,5]")
+    assert split_of(model, config, 4).stages == 2
+
+
+@pytest.mark.parametrize("overrides", [["dpo.reference=copy"], ["dpo.reference=auto"], ["lora={r: 2}", "dpo.reference=auto"]])
+def test_dpo_with_a_frozen_copy_is_refused(overrides):
+    with pytest.raises(ConfigError, match=r"nearest: dpo\.reference=precompute"):
+        check_pipeline(load_config(None, ["method=dpo", "engine.name=pipeline", *overrides]))
+
+
+def test_the_schedule_gets_a_number_of_micro_batches_that_it_takes():
+    """Interleaved1F1B's own rule (torch 2.13): a multiple of its rounds."""
+    for stages in range(1, 6):
+        pipe = Pipe(None, stages, (), "interleaved_1f1b", None)
+        for wanted in range(1, 40):
+            count = pipe.micro_batches(wanted)
+            assert wanted <= count < wanted + stages and count % max(1, count // stages) == 0
+    assert Pipe(None, 2, (), "gpipe", None).micro_batches(5) == 5
+
+
+def test_a_stage_reads_its_own_tensors_alone_from_several_files(path, tmp_path):
+    load_model(load_config(None, [f"model.path={path}", "model.dtype=float32"]).model).save_pretrained(tmp_path, max_shard_size="500KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    model, config = prepared(str(tmp_path), "engine.cut=[2,7]")
+    mine = [slot for slot in slots_of(model, split_of(model, config, 2)) if 0 in slot.stages]
+    fill(mine, config.model)
+    whole = dict(load_model(config.model).named_parameters())
+    real = {name: p for name, p in model.named_parameters() if not p.is_meta}
+    assert {unit_of(name) for name in real} == {"vision_embeddings", "vision.0"} and real.keys() == {slot.name for slot in mine}
+    assert all(torch.equal(p, whole[name]) for name, p in real.items())
