@@ -213,7 +213,7 @@ def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str) -
     counts = result.get("accuracy_counts", {})
     scores = "\n".join(f"| {name} | {value:.4f} | {counts[name]} |" for name, value in result.get("accuracy", {}).items())
     lora, groups = config.lora, ", ".join(config.model.train)
-    method = f"LoRA r={lora.r} on {', '.join(lora.groups)}, merged" if lora else f"full fine-tuning of {groups}"
+    method = f"{'DoRA' if lora.use_dora else 'LoRA'} r={lora.r} on {', '.join(lora.groups)}, merged" if lora else f"full fine-tuning of {groups}"
     source = read_manifest(config.data.train).source or config.data.train
     table = f"\n## Accuracy (exact match, greedy decoding)\n\n| type | accuracy | samples |\n|---|---|---|\n{scores}\n" if scores else ""
     return (

@@ -35,9 +35,9 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
         {"params": members, "lr": rate, "lr_scale": rate / config.learning_rate if config.learning_rate else 1.0, "weight_decay": decay, "optim_bits": bits}
         for (rate, decay, bits), members in groups.items()
     ]
-    betas, eps = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
+    common: Any = {"lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
     if config.name == "adamw":
-        return torch.optim.AdamW(settings, betas=betas, eps=eps, fused=True)
+        return torch.optim.AdamW(settings, **common, fused=True)
     import bitsandbytes as bnb
 
     kind: Any = bnb.optim.AdamW8bit if config.name == "adamw_8bit" else bnb.optim.PagedAdamW8bit
@@ -48,7 +48,7 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
             return super().get_config(gindex, pindex, group) | {"optim_bits": group["optim_bits"]}  # type: ignore[no-any-return]
 
-    return BitsByGroup(settings, betas=betas, eps=eps)  # type: ignore[no-any-return]
+    return BitsByGroup(settings, **common)  # type: ignore[no-any-return]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
