@@ -134,6 +134,7 @@ class Worker:
     config: RunConfig
     folders: Folders
     device: torch.device
+    engine: "Engine | TrlRun" = field(init=False)
     log: EventLog | None = field(default=None, init=False)  # rank 0 only
     reports: dict[int, EvalReport] = field(default_factory=dict, init=False)
     stream: Stream | None = field(default=None, init=False)  # of the epoch at hand
@@ -259,8 +260,8 @@ class Worker:
 
             self.engine = run = TrlRun(config, model.to(self.device), state, self.plans, self.folders.train, progress, self._hooks(), stop)
             return run
-        self.engine = self._build_engine(model, state)
-        return Loop(config, self.engine, self.plans, self._open_stream, progress, self._hooks(), stop_requested=stop)
+        self.engine = engine = self._build_engine(model, state)
+        return Loop(config, engine, self.plans, self._open_stream, progress, self._hooks(), stop_requested=stop)
 
     def _lay_plans(self) -> list[EpochPlan]:
         index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)

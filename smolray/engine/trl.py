@@ -117,7 +117,7 @@ class TrlRun(TrainerCallback):
         size, batch, plan = self.config.global_batch, self.config.train.per_device_train_batch_size, self.plans[epoch]
         consumed = min((number + 1) * size, self.micro_batches)
         lines = plan.lines[number * size * batch : consumed * batch]
-        device = self.trainer.accelerator.device
+        device = next(iter(self.parameters.values())).device
         sums = torch.tensor([self._waited, float(self._stop())], dtype=torch.float64, device=device)
         memory = torch.tensor([float(peak_memory_bytes(device))], dtype=torch.float64, device=device)
         dist.all_reduce(sums)
