@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,18 +21,26 @@ from ray.tune.search import Searcher
 
 from smolray import launch, storage
 from smolray.config import ConfigError, RunConfig, to_yaml
+from smolray.data.sidecar import load_index
+from smolray.planner.inventory import Card, InventoryError, find_card
+from smolray.planner.shapes import shape_of
+from smolray.planner.statistics import DataStatistics
 from smolray.search.ledger import Ledger, TrialRecord, best_trial, search_folder
+from smolray.search.price import Price, price
 from smolray.search.proposals import Proposer, make_proposer
 from smolray.search.report import write_report
 from smolray.search.space import Draw, Settings, Space, longest, read_space, total_trials, with_settings
 from smolray.search.table import Board
-from smolray.search.trial import OWN_KEYS, RunTrial
+from smolray.search.trial import RunTrial
+from smolray.worker import Folders
 
 STORED = "search.yaml"
 CHANGEABLE = ("num_samples", "max_concurrent", "train_best")  # of the search section, between two sessions of one search
 DRIVER = {"CPU": 0.0, "memory": 1.0}  # one byte: a trial's driver waits for its run, and a CPU of its own could starve that run's data tasks
 DRIVER_RESTARTS = 3
 HYPERBAND_BRACKETS = 3
+
+Pricer = Callable[[Settings], Price | None]
 
 
 def search_run(config: RunConfig) -> dict[str, Any]:
@@ -55,16 +65,16 @@ def search_run(config: RunConfig) -> dict[str, Any]:
         raise launch.ResourcesError(f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
                                     f"nearest: {f'search.num_samples={slots}' if slots > 1 else 'search.scheduler=asha'}")  # fmt: skip
     storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
-    base, _ = launch.prepare_data(base)  # once, for all trials
+    base, folders = launch.prepare_data(base)  # once, for all trials
     ledger = Ledger(folder)
     ledger.write("start", trials=total, slots=slots)
     board = Board(ledger, config, space, total)
     if any(not t.ended for t in ledger.trials.values()) or len(ledger.trials) < total:
-        run_trials(base, space, ledger, board, slots, total)
+        run_trials(base, folders, space, ledger, board, slots, total)
     return finish(config, space, ledger, time.time() - began)
 
 
-def run_trials(base: RunConfig, space: Space, ledger: Ledger, board: Board, slots: int, total: int) -> None:
+def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, board: Board, slots: int, total: int) -> None:
     """Run what the log does not yet have the end of."""
     search = base.search
     assert search is not None
@@ -73,9 +83,10 @@ def run_trials(base: RunConfig, space: Space, ledger: Ledger, board: Board, slot
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     known = [ledger.trials[n] for n in sorted(ledger.trials)]
     proposer = make_proposer(base, space, known)
+    pricer = make_pricer(base, folders, ray.nodes())
     scheduler = make_scheduler(base, space)
     recall(scheduler, known)
-    queue = Queue(proposer, known, total)
+    queue = Queue(proposer, known, total, pricer, ledger)
     settings: dict[str, Any] = {"max_concurrent_trials": slots, "search_alg": queue}
     param_space: dict[str, Any] = {}
     if search.scheduler == "pbt":  # its scheduler takes no searcher: the population is known beforehand
@@ -115,11 +126,11 @@ class Unpickled:
 
 
 class Queue(Unpickled, Searcher):
-    """What Tune asks for trials: those that an earlier session left first, then new ones."""
+    """What Tune asks for trials: those that an earlier session left first, then new ones; those that fit into no card are only written down."""
 
-    def __init__(self, proposer: Proposer, known: list[TrialRecord], total: int):
+    def __init__(self, proposer: Proposer, known: list[TrialRecord], total: int, pricer: Pricer, ledger: Ledger):
         super().__init__()
-        self.proposer = proposer
+        self.proposer, self.pricer, self.ledger = proposer, pricer, ledger
         self.interrupted = [t for t in known if not t.ended]
         self.fresh = iter(range(max((t.number for t in known), default=0) + 1, total + 1))
 
@@ -128,8 +139,15 @@ class Queue(Unpickled, Searcher):
         if self.interrupted:
             trial = self.interrupted.pop(0)
             return {**trial.settings, "number": trial.number, "reported": trial.reports[-1]["report"] if trial.reports else 0}
-        number = next(self.fresh, None)
-        return Searcher.FINISHED if number is None else {**self.proposer.propose(number), "number": number, "reported": 0}
+        for number in self.fresh:
+            settings = self.proposer.propose(number)
+            price = self.pricer(settings)
+            self.ledger.write("trial", number=number, run=f"{self.ledger.name}-{number}", settings=settings, gpu_minutes=price.gpu_minutes if price else None)
+            if price is None or not price.lacks:
+                return {**settings, "number": number, "reported": 0}
+            self.ledger.write("end", number=number, status="failed", reason=price.lacks)
+            self.proposer.learn(self.ledger.trials[number])
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The proposer hears of it from the log, with the reason."""
@@ -159,9 +177,6 @@ class Scribe(Unpickled, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Before the first step, and again after an exploit."""
-        number = number_of(trial)
-        if number not in self.ledger.trials:
-            self.ledger.write("trial", number=number, run=str(trial), settings=settings_of(trial))
         self.board.show()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -198,8 +213,27 @@ def number_of(trial: Any) -> int:
     return int(str(trial).rsplit("-", 1)[1])
 
 
-def settings_of(trial: Any) -> Settings:
-    return {key: value for key, value in trial.config.items() if key not in OWN_KEYS}
+def make_pricer(base: RunConfig, folders: Folders, nodes: list[dict[str, Any]]) -> Pricer:
+    """Prices a trial's settings on the cards of the cluster that the planner knows; None where it has no say."""
+    cards: list[Card] = []
+    for node in nodes:
+        kinds = [name.removeprefix("accelerator_type:") for name in node["Resources"] if name.startswith("accelerator_type:")]
+        if node["Alive"] and kinds and node["Resources"].get("GPU", 0) > 0:
+            try:
+                cards.append(find_card(kinds[0]))
+            except InventoryError:
+                return lambda settings: None  # a trial might fit into the one that is not known
+    counted = DataStatistics.from_index(load_index(folders.train, base)) if cards else None
+
+    def pricer(settings: Settings) -> Price | None:
+        if counted is None or not launch.use_gpu(base, {"GPU": len(cards)}):
+            return None
+        run = with_settings(base, settings)
+        shape = shape_of(run.model)
+        retiled = (run.image, run.data, run.model.path) != (base.image, base.data, base.model.path)
+        return price(run, shape, replace(DataStatistics.default(run, shape), samples=counted.samples) if retiled else counted, cards)
+
+    return pricer
 
 
 def trial_base(config: RunConfig) -> RunConfig:

@@ -2,8 +2,9 @@
 
 In: what the driver sees of each trial. Out: a TrialRecord for each, as far as it got.
 
-Kinds: start (trials, config), trial (number, run, settings), report (number, report, run, step, accuracy, loss, seconds, memory_bytes, workers), exploit
-(number, run, origin, hash, settings), end (number, status: finished | stopped | failed, reason). `report` counts 1, 2, … over a trial's life.
+Kinds: start (trials, slots), trial (number, run, settings, gpu_minutes: as planned), report (number, report, run, step, accuracy, loss, seconds,
+memory_bytes, workers), exploit (number, run, origin, hash, step, settings), end (number, status: finished | stopped | failed, reason).
+`report` counts 1, 2, … over a trial's life.
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ class TrialRecord:
     reason: str = ""
     reports: list[Event] = field(default_factory=list)
     exploits: list[Event] = field(default_factory=list)
+    gpu_minutes: float | None = None  # what the planner expects of the whole run
 
     @property
     def ended(self) -> bool:
@@ -65,7 +67,7 @@ class Ledger(EventLog):
 
     def __init__(self, folder: str):
         super().__init__(folder, file=FILE)
-        self.folder = folder
+        self.folder, self.name = folder, folder.rstrip("/").rsplit("/", 1)[-1]
         self.trials = {t.number: t for t in read_trials(folder)}
 
     def write(self, event: str, **fields: Any) -> None:
@@ -89,7 +91,7 @@ def apply(trials: dict[int, TrialRecord], event: Event) -> None:
     """Lay one event of the log over the records."""
     kind = event["event"]
     if kind == "trial":
-        trials[event["number"]] = TrialRecord(event["number"], event["run"], event["settings"])
+        trials[event["number"]] = TrialRecord(event["number"], event["run"], event["settings"], gpu_minutes=event.get("gpu_minutes"))
     elif kind == "report":
         trials[event["number"]].reports.append(event)
     elif kind == "exploit":

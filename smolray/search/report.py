@@ -77,6 +77,8 @@ def _head(config: RunConfig, trials: Sequence[TrialRecord], events: Sequence[Eve
         "Cost": f"{sum(t.worker_minutes for t in trials):.1f} worker minutes of training", "From first to last": duration(wall),
         "Sessions": len(starts), "Started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(events[0]["time"])) if events else "",
     }  # fmt: skip
+    planned = [t.gpu_minutes for t in trials if t.gpu_minutes]
+    facts["Planned"] = f"{sum(planned):.0f} GPU minutes for {len(planned)} whole trials" if planned else ""
     listed = "".join(f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v != "")
     return f'<header><h1>{escape(config.name)} <span class="badge {status}">{status}</span></h1><dl>{listed}</dl></header>'
 
