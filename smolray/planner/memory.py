@@ -142,6 +142,7 @@ def zero_memory(work: Work, zero: Zero) -> Memory:
         gathered = kept_whole + min(whole - kept_whole, a.LIVE_PARAMETERS * float(training.bytes))
         weights = gathered + (0.0 if zero.offload_param else whole / world) + copy
         buffers = trained * size / world + share * trained * (4 if size < 4 else 0)
+        buffers = max(buffers, whole - gathered)  # evaluation gathers all weights
         memory = (weights + a.REDUCE_BUCKET * size, trained * size, share * (a.MASTER * trained + moments), activations, buffers)
     return Memory(*memory, _workspace(work, sum(memory[:3]) + max(memory[3:]), world > 1))
 
@@ -149,11 +150,14 @@ def zero_memory(work: Work, zero: Zero) -> Memory:
 def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) -> np.ndarray:
     """(stages, units + 1, units + 1) bytes of stage p when it holds units[start:end]; `in_flight`: micro-batches it keeps at once.
 
-    torch.distributed.pipelining allocates the buffers that receive activations and gradients for every micro-batch of a step.
+    torch.distributed.pipelining allocates the buffers that receive activations and gradients for every micro-batch of a step. Quantised
+    weights cannot be left out: every stage has them whole. For evaluation every stage borrows the other stages' weights (engine/pipeline/engine.py).
     """
     shape, training, units = work.shape, work.training, work.shape.units
     each = a.PIPELINE_GRADIENT + (a.MASTER if training.trained_bytes < 4 else 0.0)
-    static = [w + n * each + m for w, n, m in zip(work.weights, work.trained, work.moments, strict=True)]
+    quantised = [training.quantised_bytes(u) for u in units]
+    plain = [w - q for w, q in zip(work.weights, quantised, strict=True)]
+    static = [w + n * each + m for w, n, m in zip(plain, work.trained, work.moments, strict=True)]
     if work.reference_copy:
         static = [s + u.parameters * training.bytes for s, u in zip(static, units, strict=True)]
     kept = work.kept
@@ -166,8 +170,10 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
     received = crossing[:, None] + np.where(np.arange(number + 1) < number, crossing * _returns(work), 0.0)[None, :]
     if shape.tied:  # a head without the embeddings beside it holds the table once more
         states[shape.merge + 1 :, number] += work.table * (training.bytes + (each + a.ADAM_MOMENTS if "text" in training.full else 0.0))
+    states += sum(quantised)
     fixed = states + transient + received * micro_batches
-    stages = [fixed + flying * (saved + crossing[None, :]) for flying in in_flight]
+    borrowing = states + sum(plain) - _ranges(plain)
+    stages = [np.maximum(fixed + flying * (saved + crossing[None, :]), borrowing) for flying in in_flight]
     return np.stack([_workspace_array(work, stage) for stage in stages])
 
 
@@ -178,7 +184,8 @@ def stage_memory(work: Work, start: int, end: int, flying: int, micro_batches: i
     again = copied if "text" in work.training.full else 0
     trained = sum(work.trained[start:end]) + again
     master = a.MASTER if work.training.trained_bytes < 4 else 0.0
-    weights = sum(work.weights[start:end]) + copied * work.training.bytes
+    quantised = sum(work.training.quantised_bytes(u) for n, u in enumerate(work.shape.units) if not start <= n < end)
+    weights = sum(work.weights[start:end]) + copied * work.training.bytes + quantised
     optimizer = trained * master + sum(work.moments[start:end]) + again * a.ADAM_MOMENTS
     states = (weights, trained * a.PIPELINE_GRADIENT, optimizer)
     workspace = total - (total - a.CUDA_CONTEXT - a.NCCL_BUFFERS - weight_workspace(work.shape, work.training)) / (1 + a.FRAGMENTATION)

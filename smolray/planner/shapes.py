@@ -234,11 +234,15 @@ class Training:
 
     def weight_bytes(self, unit: Unit) -> float:
         """Of a unit's frozen and trained weights as the forward pass reads them, adapters included."""
+        linear = sum(layer.weights for _, layer in unit.linears) if self.bits < 16 and unit.kind == "text" else 0
+        return self.quantised_bytes(unit) + (unit.parameters - linear) * self.bytes + self.lora_parameters(unit) * self.trained_bytes
+
+    def quantised_bytes(self, unit: Unit) -> float:
+        """Of a unit's weights in 4 or 8 bit, their scales included."""
         if self.bits == 16 or unit.kind != "text":
-            return unit.parameters * self.bytes + self.lora_parameters(unit) * self.trained_bytes
+            return 0.0
         linear = sum(layer.weights for _, layer in unit.linears)
-        kept = linear * NF4_BYTES if self.bits == 4 else linear + sum(4 * layer.outputs for _, layer in unit.linears)
-        return kept + (unit.parameters - linear) * self.bytes + self.lora_parameters(unit) * self.trained_bytes
+        return linear * NF4_BYTES if self.bits == 4 else linear + sum(4.0 * layer.outputs for _, layer in unit.linears)
 
 
 def _units(shape: ModelShape) -> Iterator[Unit]:

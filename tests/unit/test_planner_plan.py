@@ -93,6 +93,14 @@ def test_stages_of_a_pipeline_hold_what_one_card_would_and_a_tied_head_its_table
     assert sum(s.weights for s in stages) == 2 * (SHAPES[shape].parameters + tied)
 
 
+def test_quantised_weights_are_whole_on_every_stage():
+    quantised = Training(frozenset(), LoraConfig(r=8), "bfloat16", bits=4)
+    work = work_of("random-2.2b", quantised, True)
+    table = pipeline_memory(work, [1, 1], 1)
+    last = len(SHAPES["random-2.2b"].units)
+    assert table[1, last - 1, last] > sum(quantised.quantised_bytes(u) for u in SHAPES["random-2.2b"].units)
+
+
 def random_case(rng: random.Random):
     boxes = []
     for b in range(rng.randint(1, 4)):
@@ -109,7 +117,7 @@ def random_case(rng: random.Random):
 
 def test_no_plan_is_over_the_memory_of_a_card():
     rng, chosen = random.Random(0), 0
-    for case in range(40):
+    for case in range(16):
         inventory, shape, overrides = random_case(rng)
         plan = plan_of(inventory, shape, *overrides)
         final = plan.chosen or (plan.changed and plan.changed.chosen)
@@ -124,12 +132,12 @@ def test_no_plan_is_over_the_memory_of_a_card():
         assert sum(final.shares) in (0, final.micro_batches)
         fastest = max(row.samples_per_second for row in (plan.changed if plan.chosen is None else plan).rows if row.fits)
         assert final.samples_per_second >= 0.96 * fastest, "the fastest that fits, within the error of predictions"
-    assert chosen > 25
+    assert chosen > 10
 
 
 def test_settings_of_a_plan_are_a_run_that_is_accepted():
     rng = random.Random(1)
-    for _ in range(12):
+    for _ in range(6):
         inventory, shape, overrides = random_case(rng)
         plan = plan_of(inventory, shape, *overrides)
         settings = plan.settings()
