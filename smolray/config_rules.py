@@ -82,8 +82,10 @@ def _method(config: Run) -> list[str]:
                      "nearest: dpo.reference=copy")  # fmt: skip
     if dpo.reference == "copy" and (config.model.load_in_4bit or config.model.load_in_8bit):
         found.append("dpo.reference = copy with quantised weights: they cannot be copied; nearest: dpo.reference=adapter")
-    if dpo.reference == "copy" and config.engine.name == "zero" and config.engine.stage == 3:
-        found.append("dpo.reference = copy with engine.stage = 3: the copy would not be sharded; nearest: dpo.reference=precompute")
+    copied = dpo.reference == "copy" or (dpo.reference == "auto" and (config.lora is None or bool(config.model.train)))
+    if copied and config.engine.name == "zero" and config.engine.stage == 3:
+        found.append(f"dpo.reference = {dpo.reference}, a frozen copy, with engine.stage = 3: the copy would not be sharded; "
+                     "nearest: dpo.reference=precompute")  # fmt: skip
     return found
 
 

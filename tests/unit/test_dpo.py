@@ -229,3 +229,9 @@ def test_the_reference_answer_of_a_pair_is_the_chosen_one(processor):  # noqa: F
 def test_dropout_is_refused_where_two_models_are_compared():
     with pytest.raises(ConfigError, match=r"lora\.lora_dropout = 0\.1 with method = dpo.*nearest: lora\.lora_dropout=0"):
         load_config(None, ["method=dpo", "lora={lora_dropout: 0.1}"])
+
+
+def test_a_frozen_copy_that_would_not_be_sharded_is_refused():
+    with pytest.raises(ConfigError, match=r"dpo\.reference = auto, a frozen copy, with engine\.stage = 3.*nearest: dpo\.reference=precompute"):
+        load_config(None, ["method=dpo", "engine.stage=3"])
+    load_config(None, ["method=dpo", "engine.stage=3", "lora={r: 4}", "model.train=[]"])
