@@ -270,7 +270,8 @@ class Worker:
 
     def _open_stream(self, plan: EpochPlan, numbers: Sequence[int]) -> Stream:
         self._count_bytes()
-        self.stream = Stream(self.folders.train, plan, numbers, self.config, consumers=dist.get_world_size(), sidecars=self.folders.sidecars)
+        collate = "training" if self.engine.sees_images else "imageless"
+        self.stream = Stream(self.folders.train, plan, numbers, self.config, collate, consumers=dist.get_world_size(), sidecars=self.folders.sidecars)
         return self.stream
 
     def _count_bytes(self) -> None:

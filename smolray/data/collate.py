@@ -86,14 +86,19 @@ class Group:
         return [self.row.conversations[i] for i in self.conversations]
 
 
-def collate_training(groups: Sequence[Group], encoder: Encoder) -> Batch:
-    """The micro-batch of `groups`, with the ids of its conversations in `meta`."""
+def collate_training(groups: Sequence[Group], encoder: Encoder, images: bool = True) -> Batch:
+    """The micro-batch of `groups`, with the ids of its conversations in `meta`. Without `images` tiles keep their number and nothing else."""
     encoded = []
     for group in groups:
         grids = group.grids(encoder.tiler)
         encoded.append([branch for c in group.asked for branch in encoder.branches(c, grids) or ()])
     ids = [c.id for group in groups for c in group.asked]
-    return _collate(groups, encoded, encoder, {"ids": ids}, flat=encoder.packing == "full")
+    return _collate(groups, encoded, encoder, {"ids": ids}, flat=encoder.packing == "full", decode=images)
+
+
+def collate_imageless(groups: Sequence[Group], encoder: Encoder) -> Batch:
+    """What `collate_training` gives to a stage of a pipeline that looks at no image: none is decoded, `pixel_values` are (T, 0, side, side)."""
+    return collate_training(groups, encoder, images=False)
 
 
 def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
@@ -120,7 +125,8 @@ def question_record(conversation: Conversation) -> dict[str, Any]:
     return {"id": conversation.id, "type": conversation.type, "question": question, "answer": answer, "answers": answers}
 
 
-def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, meta: dict[str, Any], flat: bool) -> Batch:
+def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, meta: dict[str, Any], flat: bool, decode: bool = True
+             ) -> Batch:  # fmt: skip
     packed = [pack(rows) for rows in encoded]
     lengths = np.array([len(p.input_ids) for p in packed])
     # Where each group starts in the positions laid flat: behind the one before it, or in a row of its own.
@@ -143,7 +149,7 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
             continue
         for key in keys:
             if key not in numbers:
-                tiles.append(images[key].bits if images else encoder.tiler.tiles(key))
+                tiles.append(images[key].bits if images else encoder.tiler.tiles(key) if decode else _undecoded(key, encoder.tiler))
                 numbers[key] = np.arange(count, count + len(tiles[-1]))
                 count += len(tiles[-1])
         of_row = np.concatenate([numbers[key] for key in keys])
@@ -172,6 +178,10 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
         ends=_flat([p.ends for p in packed], offsets),
         meta=meta,
     )
+
+
+def _undecoded(image: bytes, tiler: Tiler) -> np.ndarray:
+    return np.zeros((tiler.grid(*image_size(image)).tiles, 0, tiler.side, tiler.side), np.uint8)
 
 
 def _flat(positions: list[np.ndarray], offsets: np.ndarray) -> torch.Tensor:

@@ -13,7 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from smolray.config import RunConfig
-from smolray.data.collate import Batch, Group, collate_prompts, collate_training
+from smolray.data.collate import Batch, Group, collate_imageless, collate_prompts, collate_training
 from smolray.data.encode import Encoder, cached_encoder
 from smolray.data.plan import EpochPlan
 from smolray.data.reader import ALONE, ShardReader, Sidecars
@@ -21,7 +21,7 @@ from smolray.data.shards import read_manifest
 from smolray.data.sidecar import at_once, quiet_context
 
 Collate = Callable[[Sequence[Group], Encoder], Batch]
-COLLATE: dict[str, Collate] = {"training": collate_training, "prompts": collate_prompts}
+COLLATE: dict[str, Collate] = {"training": collate_training, "imageless": collate_imageless, "prompts": collate_prompts}
 BATCHES_PER_TASK = 4  # neighbours share row groups, and a task's own cost is spread
 
 

@@ -73,6 +73,7 @@ class Engine(Protocol):
     device: torch.device
     epoch: int  # set by the loop; keys the dropout
     data_parallel: tuple[int, int]  # this worker's (rank, number) among those that are dealt different micro-batches
+    sees_images: bool  # whether this worker's micro-batches need the content of their tiles
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
         """Backward of this worker's shares of the loss (objectives.py); gradients are summed over all workers.

@@ -62,7 +62,7 @@ class ZeroEngine:
         self.model, self.objective, self.config, self.device = model, objective, config, device
         self.stage = config.engine.stage
         self.epoch = 0
-        self.data_parallel = (dist.get_rank(), dist.get_world_size())
+        self.data_parallel, self.sees_images = (dist.get_rank(), dist.get_world_size()), True
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
         self.reference_known = objective.pairs and config.dpo.reference == "precompute"  # it comes with the batches
         reference = reference_of(model.to(device), config) if objective.pairs else None  # a frozen copy is taken before a checkpoint is read

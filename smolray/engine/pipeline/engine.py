@@ -36,6 +36,7 @@ class PipelineEngine:
         mesh = init_device_mesh(device.type, (dist.get_world_size() // split.stages, split.stages), mesh_dim_names=("data", "pipeline"))
         self.data_parallel = (mesh.get_local_rank("data"), mesh.size(0))
         self.index = mesh.get_local_rank("pipeline")
+        self.sees_images = self.index == 0  # precomputed features enter there too
         self.pipeline, self.data = mesh.get_group("pipeline"), mesh.get_group("data")
 
         self.slots = slots_of(model, split)
