@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -261,16 +262,16 @@ class Worker:
             self.engine = run = TrlRun(config, model.to(self.device), state, self.plans, self.folders.train, progress, self._hooks(), stop)
             return run
         self.engine = engine = self._build_engine(model, state)
-        return Loop(config, engine, self.plans, self._open_stream, progress, self._hooks(), stop_requested=stop)
+        open_stream = partial(self._open_stream, collate="training" if engine.sees_images else "imageless")
+        return Loop(config, engine, self.plans, open_stream, progress, self._hooks(), stop_requested=stop)
 
     def _lay_plans(self) -> list[EpochPlan]:
         index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)
         check_kind(index, pairs=self.config.method == "dpo")
         return [lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)]
 
-    def _open_stream(self, plan: EpochPlan, numbers: Sequence[int]) -> Stream:
+    def _open_stream(self, plan: EpochPlan, numbers: Sequence[int], collate: str) -> Stream:
         self._count_bytes()
-        collate = "training" if self.engine.sees_images else "imageless"
         self.stream = Stream(self.folders.train, plan, numbers, self.config, collate, consumers=dist.get_world_size(), sidecars=self.folders.sidecars)
         return self.stream
 
