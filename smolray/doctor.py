@@ -48,9 +48,13 @@ def connect(address: str | None = None) -> None:
     """Join the running cluster of this machine, or the one at `address`. Raises DoctorError where there is none or the token is wrong."""
     if ray.is_initialized():
         return
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        ray.init(address=address or os.environ.get("RAY_ADDRESS") or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ray.exceptions.AuthenticationError, RuntimeError, ValueError) as error:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit():  # Ray itself would try a head that is not there for ten minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ray.exceptions.AuthenticationError, RuntimeError, ValueError) as error:
         raise DoctorError(
             f"no cluster to look at: {str(error).strip().splitlines()[0]}; run it on a box of the cluster with its token, "
             "or from elsewhere: ray job submit --address http://HEAD:8265 -- smolray doctor"
@@ -151,7 +155,7 @@ def _all_reduces(source: str, target: str, nodes: dict[str, Any], probes: dict[s
     for backend in ("gloo", *(["nccl"] if facts[source]["cards"] and facts[target]["cards"] else [])):
         port = ray.get(probes[source].free_port.remote(), timeout=PROBE_SECONDS)
         address = nodes[source]["NodeManagerAddress"]
-        task = ray.remote(_all_reduce).options(num_cpus=0, num_gpus=0.01 if backend == "nccl" else 0, max_retries=0, max_calls=1)
+        task = ray.remote(num_cpus=0, num_gpus=0.01 if backend == "nccl" else 0, max_retries=0, max_calls=1)(_all_reduce)
         ranks = [
             task.options(scheduling_strategy=_pinned(nodes[name])).remote(rank, address, port, backend) for rank, name in enumerate((source, target))
         ]

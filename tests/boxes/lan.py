@@ -73,6 +73,7 @@ class Box:
     def command(self, arguments: list[str]) -> list[str]:
         entered = ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "-p", "-i", "--", "env", "-i", "-C", "/srv"]
         own = {"HOME": "/srv", "PATH": f"{VENV}:/usr/sbin:/usr/bin:/sbin:/bin", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        own["RAY_memory_monitor_refresh_ms"] = "0"  # every box sees the memory of the machine: it would end workers for what others use
         own |= {k: os.environ[k] for k in ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "TORCH_EXTENSIONS_DIR") if k in os.environ}
         return [*entered, *(f"{k}={v}" for k, v in (own | self.environment).items()), *arguments]
 

@@ -1,12 +1,10 @@
-"""The role and its units on real boxes: up from nothing, and again after a power cut."""
+"""The role and its units on real boxes: up from nothing, and again after a power cut. The first two are quick enough for `make test`."""
 
 import time
 
 import pytest
 
 from tests.boxes.conftest import ETC, HOME
-
-pytestmark = pytest.mark.faults
 
 
 def test_boxes_come_up_from_nothing_and_the_role_run_twice_changes_nothing(cluster):
@@ -27,6 +25,7 @@ def test_a_power_cut_is_noticed_in_ten_seconds_and_the_box_comes_back_by_itself(
     assert gone <= 12
 
 
+@pytest.mark.faults
 def test_a_pulled_cable_is_noticed_and_the_box_rejoins_when_it_is_back(cluster):
     loft = cluster.lan["loft"]
     loft.cable_out()
@@ -38,6 +37,7 @@ def test_a_pulled_cable_is_noticed_and_the_box_rejoins_when_it_is_back(cluster):
     assert "ended with" in (loft.folder / "srv/supervisor.log").read_text(), "a box that was declared dead starts Ray anew"
 
 
+@pytest.mark.faults
 def test_workers_come_back_to_a_head_that_lost_power(cluster):
     before = cluster.python(NODES)
     cluster.head.off()
