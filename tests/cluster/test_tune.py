@@ -37,7 +37,7 @@ def folder_of(config):
 
 def assert_nothing_left():
     """No actor and no placement group of a trial outlives the search; Ray needs a moment to take them down."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         names = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True) if p.is_running()]
         actors = [n for n in names if any(kind in n for kind in ("RunTrial", "TrainController", "RayTrainWorker", "PlacementGroupCleaner"))]
