@@ -176,6 +176,7 @@ class EvalConfig(Section):
     eval_epochs: int = Field(default=1, ge=0, description="evaluate after every so many epochs; 0: at the end only")
     max_samples: int | None = Field(default=None, ge=1)
     metrics: tuple[Metric, ...] = Field(default=("exact_match",), description="figures to compute, each with its interval")
+    loss: bool = Field(default=False, description="sft: also the mean loss of the validation answers, at each evaluated checkpoint")
     max_new_tokens: int = Field(default=16, ge=1)
     batch_size: int = Field(default=64, ge=1, description="questions decoded together")
     samples_in_report: int = Field(default=24, ge=0)

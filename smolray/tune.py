@@ -242,7 +242,9 @@ def trial_base(config: RunConfig) -> RunConfig:
     resources = config.resources.model_copy(update={"num_workers": low})
     train = config.train.model_copy(update={"global_batch": config.global_batch, "gradient_accumulation_steps": 1}) if low != high else config.train
     keep = max(config.checkpoint.save_total_limit, 4 if config.search and config.search.scheduler == "pbt" else 1)  # what others may still want to copy
-    return config.model_copy(update={"resources": resources, "train": train, "checkpoint": config.checkpoint.model_copy(update={"save_total_limit": keep})})
+    kept = config.checkpoint.model_copy(update={"save_total_limit": keep})
+    asked = config.evaluate.model_copy(update={"loss": config.evaluate.loss or bool(config.search and config.search.metric == "loss")})
+    return config.model_copy(update={"resources": resources, "train": train, "checkpoint": kept, "evaluate": asked})
 
 
 def concurrency(base: RunConfig, nodes: list[dict[str, Any]]) -> int:

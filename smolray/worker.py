@@ -32,6 +32,7 @@ from smolray.engine.base import Engine, EngineState
 from smolray.engine.pipeline.engine import PipelineEngine, check_pipeline
 from smolray.engine.pipeline.load import load_stage
 from smolray.evaluate.evaluator import EvalReport, evaluate, predictions_uri, write_predictions
+from smolray.evaluate.loss import mean_loss
 from smolray.evaluate.preference import margins, preference
 from smolray.events import EventLog
 from smolray.export import trained_model
@@ -121,6 +122,18 @@ def with_preference(report: EvalReport, model: nn.Module, config: RunConfig, fol
     return replace(report, accuracy=report.accuracy | accuracy, counts=report.counts | counts, metrics=report.metrics | {"preference": figures})
 
 
+def validation_loss(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> float:
+    """Mean over the trained tokens of the validation shards. Collective."""
+    index = load_index(folders.validation, config)
+    asked = index.filter(pc.and_(pc.greater(index["tokens"], 0), pc.greater(index["label_tokens"], 0)))
+    if config.evaluate.max_samples is not None:
+        asked = asked.slice(0, config.evaluate.max_samples)
+    plan = lay_epoch(asked, PlanLimits.of(config), 0, 0, shuffle=False)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    stream = Stream(folders.validation, plan, range(len(plan))[rank::world], config, consumers=world, sidecars=folders.validation_sidecars)
+    return mean_loss(model, stream, int(plan.label_tokens.sum()), device)
+
+
 def check_device(config: RunConfig, device: torch.device) -> None:
     """Raise ConfigError where this device cannot compute in the run's dtype."""
     if config.model.dtype == "float16" and device.type != "cuda":
@@ -185,6 +198,9 @@ class Worker:
         metrics: dict[str, float] = {"loss": moment.metrics.loss}
         if due and self.folders.validation and not moment.stopping:
             metrics["accuracy"] = headline(self._evaluate(step), config)
+            if config.evaluate.loss and config.method == "sft":
+                with self.engine.gathered():
+                    metrics["validation_loss"] = validation_loss(self.engine.model, config, self.folders, self.device)
         periodic = every and step % every == 0 and not moment.metrics.skipped
         if moment.stopping or moment.last or moment.end_of_epoch or periodic:
             self._save(moment.progress, metrics)

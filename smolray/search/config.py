@@ -17,7 +17,10 @@ class SearchConfig(Section):
     scheduler: Literal["none", "asha", "hyperband", "pbt"] = Field(
         default="asha", description="asha: stop the worse early; hyperband: asha with several first rungs; pbt: the worse take over the weights of the better"
     )
-    metric: Literal["accuracy", "loss"] = Field(default="accuracy", description="of the checkpoints: validation accuracy, or training loss of their step")
+    metric: Literal["accuracy", "loss"] = Field(
+        default="accuracy", description="at the checkpoints. accuracy: what the best checkpoint of a run is chosen by; "
+        "loss: of the validation answers, without data.validation (and for dpo) of the training steps since the checkpoint before"
+    )  # fmt: skip
     second_objective: Literal["memory", "seconds"] | None = Field(default=None, description="optuna: accuracy or loss against peak memory or training time")
     grace_period: int = Field(default=1, ge=1, description="reports (epochs, unless evaluate.eval_epochs says otherwise) before a trial may be stopped")
     reduction_factor: float = Field(default=3.0, gt=1, description="asha, hyperband: one of so many goes on from each rung")

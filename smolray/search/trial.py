@@ -103,8 +103,8 @@ class RunTrial(tune.Trainable):
             due = "accuracy" in event if self.base.data.validation else self.ends_epoch
             if due:
                 self.taken, self.saved, self.reports = event["step"], event["path"], self.reports + 1
-                loss = sum(self.losses) / len(self.losses) if self.losses else event["loss"]
-                self.metrics = {"loss": loss} | ({"accuracy": event["accuracy"]} if "accuracy" in event else {})
+                mean = sum(self.losses) / len(self.losses) if self.losses else event["loss"]
+                self.metrics = {"loss": event.get("validation_loss", mean)} | ({"accuracy": event["accuracy"]} if "accuracy" in event else {})
                 self.losses = []
             return due
         return False

@@ -1,0 +1,26 @@
+"""The loss of the validation answers, as in training but without dropout. In: a model and packed Batches. Out: the mean over all trained tokens."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from smolray.data.collate import Batch
+from smolray.forward import hidden_states
+from smolray.model.adapters import base_model
+from smolray.objectives import Totals, sft
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[Batch], label_tokens: int, device: torch.device) -> float:
+    """Cross entropy summed over every worker's batches, divided by their `label_tokens` together. Collective: all receive the same."""
+    training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in batches:
+        batch = batch.to(device)
+        total += sft(base_model(model).lm_head, hidden_states(model, batch), batch, Totals(0, label_tokens))[0].double()
+    dist.all_reduce(total)
+    model.train(training)
+    return total.item()
