@@ -97,11 +97,9 @@ def _engine(config: Run) -> list[str]:
             found.append("engine.stage = 3 with quantised weights: ZeRO-3 cannot shard them; allowed: 0, 1, 2; nearest: engine.stage=2")
         if engine.stage == 0 and model.dtype == "float16":
             found.append("engine.stage = 0 with model.dtype = float16: its loss scaling is that of ZeRO; nearest: engine.stage=1")
-        if engine.stage == 0 and model.dtype == "bfloat16" and (config.lora is None or model.train):
-            found.append(f"engine.stage = 0 with model.dtype = {model.dtype}: stage 0 keeps no fp32 masters; nearest: engine.stage=1")
         if engine.stage > 0 and config.optimizer.name != "adamw":
             found.append(f"optimizer.name = {config.optimizer.name} with engine.stage = {engine.stage}: ZeRO flattens and cuts the parameters, so "
-                         "8-bit states could not be saved by name; nearest: optimizer.name=adamw, or engine.stage=0 (fp32 or adapters alone)")  # fmt: skip
+                         "8-bit states could not be saved by name; nearest: optimizer.name=adamw, or engine.stage=0")  # fmt: skip
         if engine.stage < 1 and engine.offload_optimizer == "cpu":
             found.append("engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1")
         if engine.stage < 3 and engine.offload_param == "cpu":

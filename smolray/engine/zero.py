@@ -34,7 +34,7 @@ from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_na
 from smolray.engine.reference import Reference, reference_of
 from smolray.forward import hidden_states
 from smolray.model.adapters import base_model, trainable
-from smolray.model.load import group_of
+from smolray.model.load import DTYPES, group_of
 from smolray.objectives import Objective, Totals
 from smolray.optim import FP32, Moments, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
 
@@ -67,13 +67,15 @@ class ZeroEngine:
         self.reference_known = objective.pairs and config.dpo.reference == "precompute"  # it comes with the batches
         reference = reference_of(model.to(device), config) if objective.pairs else None  # a frozen copy is taken before a checkpoint is read
         if state is not None:
-            load_weights(self.parameters, state.weights)  # before DeepSpeed copies its fp32 masters
+            load_weights(self.parameters, state.weights)  # before fp32 masters are copied
+        model.to(device)
+        self.masters = self._own_masters() if self.stage == 0 else self.parameters
         remove_stale_build_locks()
         deepspeed.logger.setLevel(logging.WARNING)
         # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.
         self.engine, *_ = deepspeed.initialize(
-            model=_ObjectiveModule(model.to(device), objective, reference),
-            optimizer=build_optimizer(self.parameters, config.optimizer),
+            model=_ObjectiveModule(model, objective, reference),
+            optimizer=build_optimizer(self.masters, config.optimizer),
             config=deepspeed_config(config, clip=self.stage > 0), dist_init_required=False,
         )  # fmt: skip
         self._first_step = True
@@ -114,9 +116,13 @@ class ZeroEngine:
         set_learning_rate(self.engine.optimizer, learning_rate)
         norm = None
         if self.stage == 0:
+            for name, p in self.parameters.items():
+                self.masters[name].grad = None if p.grad is None else p.grad.float()
             limit = self.config.optimizer.max_grad_norm or float("inf")
-            norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+            norm = float(nn.utils.clip_grad_norm_(self.masters.values(), limit))
         self.engine.step()
+        if self.stage == 0:
+            self._follow_masters()
         norm = norm if norm is not None else float(self.engine.get_global_grad_norm() or 0.0)
         scale = float(self.engine.optimizer.loss_scale) if self.config.model.dtype == "float16" else None
         return StepResult(norm, skipped=bool(getattr(self.engine.optimizer, "overflow", False)), loss_scale=scale)
@@ -142,7 +148,7 @@ class ZeroEngine:
         if self.config.model.dtype == "float16":
             state.loss_scale = float(self.engine.optimizer.loss_scale)
         for name, p in self.parameters.items():
-            weight, kept = self._full(p)
+            weight, kept = self._full(name, p)
             if keep:
                 state.put(name, weight, kept)
         return state
@@ -150,8 +156,9 @@ class ZeroEngine:
     def _load_state(self, state: EngineState) -> None:
         """Moments, masters and step counts; the working weights were set before DeepSpeed took them over."""
         if self.stage == 0:
-            for name, p in self.parameters.items():
-                set_moments(self._base_optimizer(), p, state.moments(name), state.optimizer_step)
+            load_weights(self.masters, state.weights)
+            for name, master in self.masters.items():
+                set_moments(self._base_optimizer(), master, state.moments(name), state.optimizer_step)
             return
         self._make_moments()
         self._link_moments()
@@ -189,9 +196,26 @@ class ZeroEngine:
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
 
-    def _full(self, p: nn.Parameter) -> tuple[torch.Tensor, Moments]:
+    def _own_masters(self) -> dict[str, nn.Parameter]:
+        """What the optimizer of stage 0 steps: fp32 copies, where the model computes in 16 bit; those of the other stages are DeepSpeed's."""
+        dtype = DTYPES[self.config.model.dtype]
+        if dtype == torch.float32:
+            return self.parameters
+        masters = {name: nn.Parameter(p.detach().float()) for name, p in self.parameters.items()}
+        for p in self.parameters.values():
+            p.data = p.data.to(dtype)  # adapters compute like the rest
+        return masters
+
+    @torch.no_grad()
+    def _follow_masters(self) -> None:
+        for name, p in self.parameters.items():
+            if self.masters[name] is not p:
+                p.copy_(self.masters[name])
+                self.masters[name].grad = None
+
+    def _full(self, name: str, p: nn.Parameter) -> tuple[torch.Tensor, Moments]:
         if self.stage == 0:
-            return p, moments(self._base_optimizer(), p)
+            return self.masters[name], moments(self._base_optimizer(), self.masters[name])
         return safe_get_full_fp32_param(p), {key: safe_get_full_optimizer_state(p, key) for key in FP32}
 
     def _make_moments(self) -> None:
@@ -258,8 +282,7 @@ def deepspeed_config(config: RunConfig, clip: bool) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
-        # Adapters alone, of fp32 (PEFT casts at their edges), are their own masters; ZeRO-3 gathers all weights in one dtype.
-        "bf16": {"enabled": config.model.dtype == "bfloat16" and (bool(config.model.train) or engine.stage == 3)},
+        "bf16": {"enabled": config.model.dtype == "bfloat16" and engine.stage > 0},  # at stage 0 the masters are ours
         "fp16": {"enabled": config.model.dtype == "float16", "initial_scale_power": 16, "loss_scale_window": 1000},
         "gradient_clipping": config.optimizer.max_grad_norm if clip else 0.0,
         "zero_allow_untested_optimizer": True,

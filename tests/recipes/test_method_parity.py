@@ -14,8 +14,8 @@ from tests.gloo import run_workers
 from tests.recipes.curves import curves
 from tests.recipes.methods import METHODS, STAGES, STEPS, resumed, saved, whole_groups
 
-# Exact in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to another value.
-TOLERANCE = {"bf16": 2e-3, "4-bit": 2e-3, "8-bit": 2e-3, "paged-8-bit-adam": 2e-3, "8-bit-adam": 1e-4}
+# Equal in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to another value.
+TOLERANCE = {"bf16": 5e-3, "4-bit": 5e-3, "8-bit": 5e-3, "paged-8-bit-adam": 5e-3, "8-bit-adam": 1e-4, "bf16-8-bit-adam": 5e-3}
 
 
 @pytest.fixture(scope="module")
