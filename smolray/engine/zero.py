@@ -34,7 +34,7 @@ from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_na
 from smolray.engine.reference import Reference, reference_of
 from smolray.forward import hidden_states
 from smolray.model.adapters import base_model, trainable
-from smolray.model.load import DTYPES, group_of
+from smolray.model.load import DTYPES
 from smolray.objectives import Objective, Totals
 from smolray.optim import FP32, Moments, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
 
@@ -70,6 +70,8 @@ class ZeroEngine:
             load_weights(self.parameters, state.weights)  # before fp32 masters are copied
         model.to(device)
         self.masters = self._own_masters() if self.stage == 0 else self.parameters
+        if self.stage == 3 and config.engine.offload_param == "none":
+            hide_frozen(model)
         remove_stale_build_locks()
         deepspeed.logger.setLevel(logging.WARNING)
         # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.
@@ -79,7 +81,6 @@ class ZeroEngine:
             config=deepspeed_config(config, clip=self.stage > 0), dist_init_required=False,
         )  # fmt: skip
         self._first_step = True
-        self.whole = self._keep_whole()
         if state is not None:
             self._load_state(state)
 
@@ -134,8 +135,7 @@ class ZeroEngine:
             return
         # Evaluation has no equal number of passes on every worker, so DeepSpeed's collective hooks must be off while weights are whole.
         remove_hooks(self.engine)
-        kept = {id(p) for p in self.whole}
-        with deepspeed.zero.GatheredParameters([p for p in self.model.parameters() if id(p) not in kept]):
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
             yield
         add_hooks(self.engine)
 
@@ -170,18 +170,6 @@ class ZeroEngine:
             values["step"] = torch.full_like(values["step"], float(state.optimizer_step))
         if state.loss_scale is not None and hasattr(self.engine.optimizer, "loss_scaler"):
             self.engine.optimizer.loss_scaler.cur_scale = state.loss_scale
-
-    def _keep_whole(self) -> list[nn.Parameter]:
-        """ZeRO-3 would gather a frozen tower anew in every pass: groups in which nothing trains stay whole, unless parameters are offloaded."""
-        if self.stage < 3 or self.config.engine.offload_param == "cpu":
-            return []
-        trained = {group_of(name) for name in self.parameters}
-        whole = [p for name, p in self.model.named_parameters() if group_of(name) not in trained]
-        for p in whole:
-            p.ds_persist = True  # type: ignore[attr-defined]  # DeepSpeed's mark of what is not partitioned again after use
-        if whole:
-            whole[0].all_gather(whole)  # type: ignore[operator]
-        return whole
 
     def _backward(self, share: torch.Tensor) -> None:
         """Backward of a share of the step's loss: x world undoes DeepSpeed's mean over workers."""
@@ -249,6 +237,15 @@ class ZeroEngine:
             safe_set_local_fp32_param(p, local_slice(value))
         else:
             safe_set_full_fp32_param(p, value)
+
+
+def hide_frozen(model: nn.Module) -> None:
+    """Take a frozen vision tower and connector out of the module tree, from where they still run: ZeRO-3 shards, and gathers for every pass, what it sees."""
+    inner = base_model(model).model
+    for name in ("vision_model", "connector"):
+        part = inner._modules.get(name)
+        if part is not None and not any(p.requires_grad for p in part.parameters()):
+            inner.__dict__[name] = inner._modules.pop(name)
 
 
 def local_slice(value: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """The methods that the parity tests compare, and what they run inside gloo workers."""
 
 import torch.distributed as dist
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
 from smolray.checkpoint import Progress
 from smolray.config import load_config
 from smolray.data.local import local_plan
 from smolray.engine import zero
-from smolray.model.load import group_of
+from smolray.model.adapters import base_model
 from smolray.train import Loop
 from tests.gloo import build_engine
 from tests.recipes.curves import curve, stream_of
@@ -42,8 +41,8 @@ def resumed(shards: str, overrides: list[str], root: str) -> dict[str, list[tupl
     return {name: curve(shards, [*overrides, *method], STEPS, f"{root}/{name}", True) for name, method in METHODS.items()}
 
 
-def whole_groups(shards: str, overrides: list[str]) -> list[dict[str, bool]]:
-    """Under ZeRO-3, group by group: are its large weights whole on this worker, after training and after an evaluation?"""
+def whole_parts(shards: str, overrides: list[str]) -> list[dict[str, bool]]:
+    """Under ZeRO-3: are the weights of a part whole on this worker, after training, inside an evaluation, and after it?"""
     plain = zero.deepspeed_config
 
     def none_is_small(config, clip):  # DeepSpeed leaves whole what is below 100,000 values: all of this model
@@ -56,8 +55,9 @@ def whole_groups(shards: str, overrides: list[str]) -> list[dict[str, bool]]:
     found = []
 
     def look() -> None:
-        large = {name: p for name, p in engine.model.named_parameters() if p.ds_numel > 1000}
-        found.append({g: all(p.ds_status == ZeroParamStatus.AVAILABLE for n, p in large.items() if group_of(n) == g) for g in ("vision", "text")})
+        inner = base_model(engine.model).model
+        parts = {"vision": inner.vision_model, "connector": inner.connector, "text": inner.text_model}
+        found.append({name: all(p.numel() for p in part.parameters()) for name, part in parts.items()})
 
     Loop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress()).run()
     look()

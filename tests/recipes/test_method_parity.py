@@ -12,7 +12,7 @@ from smolray.config import load_config, to_yaml
 from smolray.export import export_adapter, export_run, few_samples, logits, trained_model
 from tests.gloo import run_workers
 from tests.recipes.curves import curves
-from tests.recipes.methods import METHODS, STAGES, STEPS, resumed, saved, whole_groups
+from tests.recipes.methods import METHODS, STAGES, STEPS, resumed, saved, whole_parts
 
 # Equal in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to another value.
 TOLERANCE = {"bf16": 5e-3, "4-bit": 5e-3, "8-bit": 5e-3, "paged-8-bit-adam": 5e-3, "8-bit-adam": 1e-4, "bf16-8-bit-adam": 5e-3}
@@ -88,8 +88,8 @@ def test_the_adapter_folder_gives_the_same_logits_in_plain_peft(recipe, interrup
     assert (got - want).abs().max() <= 1e-5 * scale < (before - want).abs().max()
 
 
-def test_groups_in_which_nothing_trains_stay_whole_under_zero_3(recipe):
+def test_a_frozen_vision_tower_is_not_sharded_by_zero_3(recipe):
     shards, overrides = recipe
-    after_training, inside, after_evaluation = run_workers(whole_groups, 2, shards, [*overrides, "model.train=[text]"])
-    assert after_training == after_evaluation == {"vision": True, "text": False}
-    assert inside == {"vision": True, "text": True}
+    after_training, inside, after_evaluation = run_workers(whole_parts, 2, shards, [*overrides, "model.train=[connector, text]"])
+    assert after_training == after_evaluation == {"vision": True, "connector": False, "text": False}
+    assert inside == {"vision": True, "connector": True, "text": True}

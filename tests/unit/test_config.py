@@ -53,7 +53,7 @@ def test_a_wrong_setting_is_named_in_one_line(override, told):
         (["model.load_in_4bit=true", "model.load_in_8bit=true", "lora.r=4", "model.train=[]"], ["both true"]),
         (["model.load_in_8bit=true", "model.train=[]"], ["lora = null", "nearest: lora={r: 8}"]),
         (["model.load_in_4bit=true", "lora.r=4"], ["nearest: model.train=[]"]),
-        (["engine.stage=0"], ["model.dtype = bfloat16", "nearest: engine.stage=1"]),
+        (["engine.stage=0", "model.dtype=float16"], ["model.dtype = float16", "nearest: engine.stage=1"]),
         (["engine.offload_param=cpu"], ["needs engine.stage = 3, found 2"]),
         (["engine.stage=0", "model.dtype=float32", "engine.offload_optimizer=cpu"], ["engine.offload_optimizer = cpu", "engine.stage=1"]),
         (["model.dtype=float16", "resources.use_gpu=no"], ["model.dtype = float16", "nearest: bfloat16"]),
@@ -73,7 +73,7 @@ def test_an_impossible_combination_is_refused(overrides, told):
 
 def test_all_faults_are_told_at_once():
     assert len(refusal("seed=-1", "model.dtype=int4", "nope=1").splitlines()) == 3
-    assert len(refusal("engine.stage=0", "engine.offload_param=cpu").splitlines()) == 2
+    assert len(refusal("engine.stage=0", "engine.offload_param=cpu", "engine.offload_optimizer=cpu").splitlines()) == 2
 
 
 @pytest.mark.parametrize("override", ["novalue", "a b=1", "=3", "a..b=1", "train.max_steps=[1"])
