@@ -80,7 +80,7 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
     )  # fmt: skip
     for module in loaded.modules():  # bitsandbytes would repack 4-bit weights on a CPU for inference, with rounding, and training could not go on
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     loaded.config.use_cache = False
     loaded.set_attn_implementation({"text_config": attention.NAME})
     return loaded
