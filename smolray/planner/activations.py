@@ -53,12 +53,12 @@ def kept_bytes(shape: ModelShape, unit: Unit, training: Training, gradient: Grad
         return Kept(saved + pixels, 0.0, pixels * (2 * FP32 + size))  # the batch's own uint8 pixels stay; scaling makes fp32 copies
     if unit.kind == "vision":
         saved = patches * _vision_layer(shape, unit, training, gradient) if gradient.any else 0.0
-        transient = patches * size * (2 * v.intermediate + (3 if gradient.any else 2) * v.hidden)
+        transient = patches * size * ((1 if gradient.any else 2) * v.intermediate + 2 * v.hidden)
         return Kept(saved, patches * v.hidden * size if gradient.any else 0.0, transient)
     if unit.kind == "text":
         t = shape.text
         saved = load.tokens * _text_layer(shape, unit, training, gradient, masked=load.mask > 0) + load.mask * size if gradient.any else 0.0
-        transient = load.tokens * (3 * t.intermediate * size + 3 * t.hidden * FP32)
+        transient = load.tokens * (2 * t.intermediate * size + 2 * t.hidden * FP32)
         return Kept(saved, load.tokens * t.hidden * size if gradient.any else 0.0, transient)
     if unit.kind == "merge":
         return _merge(shape, unit, training, gradient, load)

@@ -122,13 +122,26 @@ class Work:
         return self.shape.text.vocab * self.shape.text.hidden
 
 
-def zero_memory(work: Work, zero: Zero) -> Memory:
-    """On one card of a data-parallel run. Gradients stay whole until the step's one reduction, whatever the stage (engine/zero.py)."""
+def activation_peak(work: Work, several: bool, gradient_bytes: int) -> float:
+    """Bytes of activations at the fullest moment of a backward pass, beside all gradients.
+
+    At unit u everything saved up to it is there, and what it needs while it runs. Of a step's only micro-batch the gradients of units before u do
+    not exist yet; with `several`, those of the micro-batches before do.
+    """
+    saved = np.cumsum([k.saved for k in work.kept]) + [k.transient for k in work.kept]
+    absent = np.concatenate([[0.0], np.cumsum(work.trained)[:-1]]) * (0 if several else gradient_bytes)
+    return max(float((saved - absent).max()), 0.0)
+
+
+def zero_memory(work: Work, zero: Zero, several: bool = True) -> Memory:
+    """On one card of a data-parallel run. Gradients stay whole until the step's one reduction, whatever the stage (engine/zero.py).
+
+    `several`: a card has more than one micro-batch in a step.
+    """
     training, world = work.training, zero.world
     size, trained, whole, moments = training.trained_bytes, sum(work.trained), sum(work.weights), sum(work.moments)
     copy = work.shape.parameters * training.bytes if work.reference_copy else 0
-    kept = work.kept
-    activations = sum(k.saved for k in kept) + max(k.transient for k in kept)
+    activations = activation_peak(work, several, 4 if zero.stage == 0 else size)
     share = 0.0 if zero.offload_optimizer else 1 / world
     if zero.stage == 0:
         weights = whole + trained * (4 - size)
@@ -164,16 +177,16 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
     crossing = boundary_bytes(work)
     number = len(units)
     saved, states = _ranges([k.saved for k in kept]), _ranges(static)
-    transient = np.zeros((number + 1, number + 1))
+    running = np.zeros((number + 1, number + 1))  # one micro-batch in its backward pass, at its fullest
     for start in range(number):
-        transient[start, start + 1 :] = np.maximum.accumulate([k.transient for k in kept[start:]])
+        running[start, start + 1 :] = np.maximum.accumulate(saved[start, start + 1 :] + [k.transient for k in kept[start:]])
     received = crossing[:, None] + np.where(np.arange(number + 1) < number, crossing * _returns(work), 0.0)[None, :]
     if shape.tied:  # a head without the embeddings beside it holds the table once more
         states[shape.merge + 1 :, number] += work.table * (training.bytes + (each + a.ADAM_MOMENTS if "text" in training.full else 0.0))
     states += sum(quantised)
-    fixed = states + transient + received * micro_batches
+    fixed = states + running + received * micro_batches
     borrowing = states + sum(plain) - _ranges(plain)
-    stages = [np.maximum(fixed + flying * (saved + crossing[None, :]), borrowing) for flying in in_flight]
+    stages = [np.maximum(fixed + (flying - 1) * saved + flying * crossing[None, :], borrowing) for flying in in_flight]
     return np.stack([_workspace_array(work, stage) for stage in stages])
 
 

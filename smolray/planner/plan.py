@@ -11,7 +11,7 @@ from typing import Any
 from smolray.config import LoraConfig, RunConfig
 from smolray.planner.inventory import Inventory
 from smolray.planner.search import Candidate, Search, grids
-from smolray.planner.shapes import ModelShape, left_out, shape_of
+from smolray.planner.shapes import ModelShape, shape_of
 from smolray.planner.statistics import DataStatistics
 
 NEARLY = 0.97  # candidates this close to the fastest are judged by how simple they are: predictions are not better than that
@@ -63,14 +63,14 @@ def make_plan(config: RunConfig, statistics: DataStatistics, inventory: Inventor
 
     Raises ConfigError where the model's shape is not known. The optimizer step keeps its number of conversations, whatever is chosen.
     """
-    shape = replace(shape or shape_of(config.model), left_out=left_out(config))
+    shape = shape or shape_of(config.model)
     search = Search(config, shape, statistics, inventory)
     candidates = list(search.candidates())
-    plan = Plan(config, shape, statistics, inventory, _rows(candidates, config), choose(candidates, config), written(search))
+    plan = Plan(config, search.shape, statistics, inventory, _rows(candidates, config), choose(candidates, config), written(search))
     if plan.chosen is not None:
         return plan
     for change, changed, counted in changes(config, statistics, shape):
-        narrow = Search(changed, replace(shape, left_out=left_out(changed)), counted, inventory, sizes=(1,), checkpointing=(True,))
+        narrow = Search(changed, shape, counted, inventory, sizes=(1,), checkpointing=(True,))
         if choose(list(narrow.candidates()), changed) is not None:
             after = make_plan(changed, counted, inventory, shape)
             if after.chosen is not None:
@@ -89,8 +89,7 @@ def choose(candidates: Sequence[Candidate], config: RunConfig) -> Candidate | No
 
 def predict(config: RunConfig, statistics: DataStatistics, inventory: Inventory, shape: ModelShape | None = None) -> Candidate | None:
     """The run exactly as its settings say, for comparison with a measurement; None where the planner knows no such strategy."""
-    shape = replace(shape or shape_of(config.model), left_out=left_out(config))
-    return written(Search(config, shape, statistics, inventory))
+    return written(Search(config, shape or shape_of(config.model), statistics, inventory))
 
 
 def written(search: Search) -> Candidate | None:

@@ -15,7 +15,7 @@ from smolray.planner.cut import Cut, CutProblem, find_cut
 from smolray.planner.inventory import Card, Inventory, Link
 from smolray.planner.memory import Memory, Work, Zero, boundary_bytes, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.schedule import Schedule, accepted, in_flight
-from smolray.planner.shapes import ModelShape, Training
+from smolray.planner.shapes import ModelShape, Training, left_out
 from smolray.planner.statistics import DataStatistics, Load
 from smolray.planner.time import StepTime, data_seconds, pipeline_seconds, slowest_hop, unit_table, zero_seconds
 
@@ -73,7 +73,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """The settings of one search. `micro_batches`, `checkpointing`: the choices; None: the planner's own."""
+    """The settings of one search. `sizes` of micro-batches, `checkpointing`: the choices; None: the planner's own."""
 
     config: RunConfig
     shape: ModelShape
@@ -83,6 +83,9 @@ class Search:
     checkpointing: tuple[bool | int, ...] | None = None
     _loads: dict[int, tuple[Load, Load]] = field(default_factory=dict, init=False)
     _works: dict[int, list[tuple[Work, Work]]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", replace(self.shape, left_out=left_out(self.config)))
 
     def load(self, micro_batch: int) -> tuple[Load, Load]:
         """(mean, largest) micro-batch."""
@@ -157,7 +160,7 @@ class Search:
         data = data_seconds(mean, count, cores)
         for zero in zero_choices(self.config, world):
             if (memory := known.get(zero)) is None:
-                memory = known[zero] = zero_memory(largest, zero)
+                memory = known[zero] = zero_memory(largest, zero, several=count > world)
             time, shares = zero_seconds(mean, zero, cards, hop, count, data)
             yield Candidate(
                 "single" if world == 1 else f"zero-{zero.stage}", places, tuple(c.name for c in cards), micro_batch, count, mean.checkpointing,
