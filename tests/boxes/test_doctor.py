@@ -63,7 +63,7 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
     assert loft.run("mount", "--bind", str(storage), str(storage)).returncode == 0
     assert loft.run("mount", "-o", "remount,bind,ro", str(storage)).returncode == 0
     cluster.start("den", "loft")
-    cluster.wait_alive("head", "den", "loft")
+    cluster.wait_alive("head", "den", "loft", seconds=300)
     loft.rate("100mbit")
 
     found = ills(examine(cluster, storage))
