@@ -91,3 +91,13 @@ def settings_line(settings: dict[str, Any]) -> str:
 
 def _stand(trial: TrialRecord) -> tuple[str, str, int]:
     return trial.status, trial.run, len(trial.reports)
+
+
+def result_lines(result: dict[str, Any], folder: str) -> list[str]:
+    """What a finished search has to say, from its result.json."""
+    lines = [f"{result['trials']} trials, {result['steps']:,} steps, {result['worker_minutes']:.1f} worker minutes of training"]
+    lines += [f"trial {number} failed: {reason}" for number, reason in result["failed"].items()]
+    if best := result.get("best"):
+        lines.append(f"best: trial {best['number']} (run {best['run']}), {result['metric']} {best[result['metric']]:.4f}, {settings_line(best['settings'])}")
+        lines.append(f"train with it: smolray train --config {best['config']}")
+    return [*lines, f"report: {folder}/report.html"]

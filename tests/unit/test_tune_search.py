@@ -8,7 +8,7 @@ from smolray.search.ledger import FILE, Ledger, best_trial, read_trials
 from smolray.search.proposals import make_proposer
 from smolray.search.report import importances, render
 from smolray.search.space import read_space
-from smolray.search.table import trials_table
+from smolray.search.table import result_lines, trials_table
 
 SPACE = {"optimizer.learning_rate": {"loguniform": [1e-5, 1e-2]}, "train.per_device_train_batch_size": {"choice": [4, 8, 16]}}
 
@@ -104,3 +104,11 @@ def test_a_search_section_survives_yaml(tmp_path):
     config = searched(num_samples=9, algorithm="random", second_objective=None)
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     assert load_config(str(tmp_path / "run.yaml")) == config and config.search.num_samples == 9
+
+
+def test_the_end_says_what_to_do_next():
+    best = {"number": 2, "run": "find-2", "accuracy": 0.75, "settings": {"optimizer.learning_rate": 3e-4}, "config": "runs/find/best.yaml"}
+    result = {"trials": 3, "steps": 1200, "worker_minutes": 4.2, "failed": {1: "out of memory"}, "metric": "accuracy", "best": best}
+    told = "\n".join(result_lines(result, "runs/find"))
+    assert "learning_rate=0.0003" in told and "--config runs/find/best.yaml" in told and "trial 1 failed: out of memory" in told
+    assert "best" not in "\n".join(result_lines({**result, "best": None}, "runs/find"))
