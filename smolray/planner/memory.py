@@ -87,6 +87,11 @@ class Work:
         return {}
 
     @cached_property
+    def whole_seconds(self) -> dict[object, float]:
+        """Filled by time.micro_batch_seconds."""
+        return {}
+
+    @cached_property
     def kept(self) -> tuple[Kept, ...]:
         """Of every unit, checkpointing applied: a checkpointed layer keeps its entry, and the rest only while it runs again."""
         known: dict[tuple[str, Gradients], Kept] = {}  # layers of one kind are alike
@@ -190,9 +195,8 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
     return np.stack([_workspace_array(work, stage) for stage in stages])
 
 
-def stage_memory(work: Work, start: int, end: int, flying: int, micro_batches: int) -> Memory:
-    """One stage's bytes by part; their total is the table's entry."""
-    total = float(pipeline_memory(work, [flying], micro_batches)[0, start, end])
+def stage_memory(work: Work, start: int, end: int, total: float) -> Memory:
+    """The bytes of a stage of units[start:end] by part; `total`: its entry in the table of `pipeline_memory`."""
     copied = work.table if work.shape.tied and end == len(work.shape.units) and start > work.shape.merge else 0
     again = copied if "text" in work.training.full else 0
     trained = sum(work.trained[start:end]) + again

@@ -213,7 +213,8 @@ class Search:
         data = data_seconds(mean, count * grid.replicas, cores)
         time = pipeline_seconds(mean, boundary_bytes(self.travelling(mean, largest)), cut.units, slow, links, count, data, schedule, grid.replicas, hop)
         ends = np.cumsum(cut.units).tolist()
-        parts = [stage_memory(largest, end - size, end, flying[p], count) for p, (size, end) in enumerate(zip(cut.units, ends, strict=True))]
+        starts = [end - size for size, end in zip(cut.units, ends, strict=True)]
+        parts = [stage_memory(largest, a, b, float(memory[p, a, b])) for p, (a, b) in enumerate(zip(starts, ends, strict=True))]
         places = tuple(chain[s][r] for r in range(grid.replicas) for s in range(stages))
         return Candidate(
             "pipeline" if grid.replicas == 1 else "pipeline x data", places, tuple(self.card(p).name for p in places), micro_batch,

@@ -98,6 +98,13 @@ def unit_table(work: Work, card: Card) -> list[tuple[float, float]]:
     return work.seconds[card]
 
 
+def micro_batch_seconds(work: Work, card: Card) -> float:
+    """Seconds of one micro-batch, forward and backward, on a card that holds the whole model."""
+    if card not in work.whole_seconds:
+        work.whole_seconds[card] = sum(map(sum, unit_table(work, card)))
+    return work.whole_seconds[card]
+
+
 def ring_seconds(size: float, world: int, link: Link, passes: int = 2, messages: int = 1) -> float:
     """A ring over `world` cards whose slowest hop is `link`: `passes` 2 for all-reduce, 1 for all-gather or reduce-scatter.
 
@@ -125,8 +132,7 @@ def zero_seconds(work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro
     On stages 0 to 2 faster cards are dealt more; on stage 3 every pass is collective, so that the slowest card sets the pace.
     """
     shape, world = work.shape, len(cards)
-    by_card = {card: sum(map(sum, unit_table(work, card))) for card in set(cards)}
-    seconds = [by_card[card] for card in cards]
+    seconds = [micro_batch_seconds(work, card) for card in cards]
     trained = sum(work.trained)
     size = float(work.training.trained_bytes)
     if zero.stage == 3:

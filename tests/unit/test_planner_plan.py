@@ -85,9 +85,10 @@ def test_stages_of_a_pipeline_hold_what_one_card_would_and_a_tied_head_its_table
     table = pipeline_memory(work, flying, 6)
     cut = (units // 3, units // 3, units - 2 * (units // 3))
     ends = [sum(cut[: i + 1]) for i in range(3)]
-    stages = [stage_memory(work, end - size, end, flying[p], 6) for p, (size, end) in enumerate(zip(cut, ends, strict=True))]
-    for p, stage in enumerate(stages):
-        assert stage.total == pytest.approx(float(table[p, ends[p] - cut[p], ends[p]]))
+    totals = [float(table[p, end - size, end]) for p, (size, end) in enumerate(zip(cut, ends, strict=True))]
+    stages = [stage_memory(work, end - size, end, total) for size, end, total in zip(cut, ends, totals, strict=True)]
+    for stage, total in zip(stages, totals, strict=True):
+        assert stage.total == pytest.approx(total)
         assert stage.activations > 0 and stage.workspace > 0
     tied = SHAPES[shape].text.vocab * SHAPES[shape].text.hidden * SHAPES[shape].tied
     assert sum(s.weights for s in stages) == 2 * (SHAPES[shape].parameters + tied)
