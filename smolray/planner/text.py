@@ -108,7 +108,7 @@ def _choice(plan: Plan, chosen: Candidate) -> list[str]:
     lines += [f"{row.name} does not fit: {row.limit}." for row in {row.limit: row for row in failed}.values()]
     left = _left_out(plan, chosen)
     if left:
-        lines.append(f"Left idle: {left}; with {'it' if ',' not in left and left.startswith('1x') else 'them'} the step would not be shorter.")
+        lines.append(f"Left idle: {left}; of the plans tried none that uses more cards is faster by more than predictions err.")
     return lines
 
 
