@@ -6,11 +6,12 @@ Errors of our own modules are one message and exit code 2; `--debug` shows where
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
+from smolray import cli_cluster
 from smolray import config as configs
 from smolray import status as runs
+from smolray.cli_options import Address, ConfigFile, Name, Overrides, Storage, console, errors, jobs, plain
 from smolray.storage import absolute, join
 
 
@@ -24,7 +25,7 @@ class _CleanErrors(TyperGroup):
             cause = getattr(error, "cause", None) or error  # Ray wraps what a task raised
             if ctx.params.get("debug") or not _is_told(cause):
                 raise
-            errors.print(f"[red]error:[/red] {_plain(str(cause) or type(cause).__name__)}", soft_wrap=True)
+            errors.print(f"[red]error:[/red] {plain(str(cause) or type(cause).__name__)}", soft_wrap=True)
             raise typer.Exit(2) from None
 
 
@@ -32,23 +33,12 @@ def _is_told(error: BaseException) -> bool:
     return isinstance(error, OSError) or any(c.__module__.split(".")[0] == "smolray" for c in type(error).__mro__)
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
 app = typer.Typer(cls=_CleanErrors, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 config_app = typer.Typer(no_args_is_help=True, help="Show a resolved run, or the schema of its settings.")
 app.add_typer(config_app, name="config")
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="settings, such as optimizer.learning_rate=1e-4")]
-ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML file of the run")]
-Name = Annotated[str, typer.Argument(help="name of the run")]
-Storage = Annotated[str, typer.Option(envvar="SMOLRAY_STORAGE", help="folder or URI under which runs live")]
-Address = Annotated[str | None, typer.Option(help="job server of a cluster, such as http://head:8265")]
-
+app.command("doctor")(cli_cluster.doctor)
+app.add_typer(cli_cluster.cluster_app, name="cluster")
+app.add_typer(cli_cluster.k8s_app, name="k8s")
 
 @app.callback()
 def main(debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False) -> None:
@@ -69,7 +59,7 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
     connect(run)
     manifests = prepare_run(run)
     console.print(manifests_table(manifests))
-    console.print(f"shards: {_plain(run.shards_dir)}")
+    console.print(f"shards: {plain(run.shards_dir)}")
 
 
 @app.command()
@@ -90,6 +80,39 @@ def preview(
 def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Train, evaluate and report; the same name again resumes the run."""
     _launch(configs.load_config(config, overrides or ()))
+
+
+@app.command()
+def plan(
+    inventory: Annotated[str, typer.Option(help="cards and links: '2x rtx4090 @ 10GbE, 1x rtx3060', or a YAML file")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="file to write the plan to")] = None,
+) -> None:
+    """Which strategies fit on these cards, how fast each would be, and which to take; takes no GPU."""
+    run = configs.load_config(config, overrides or ())
+    import json
+    from pathlib import Path
+
+    from smolray.planner.inventory import load
+    from smolray.planner.plan import make_plan
+    from smolray.planner.text import strategies_table, to_json, words
+
+    found = make_plan(run, _statistics(run), load(inventory))
+    console.print(strategies_table(found))
+    console.print(plain(words(found)), soft_wrap=True)
+    if json_file:
+        Path(json_file).write_text(json.dumps(to_json(found), indent=1) + "\n", encoding="utf-8")
+
+
+@app.command()
+def tune(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Search for hyperparameters; the same name again goes on."""
+    run = configs.load_config(config, overrides or ())
+    from smolray.tune import search_run
+
+    result = search_run(run)
+    console.print(f"{plain(join(run.storage, run.name))}: {result.get('trials', '')} trials; best.yaml is ready for smolray train", soft_wrap=True)
 
 
 @app.command()
@@ -140,7 +163,7 @@ def export(
     run_dir = runs.require_run(storage, name)
     from smolray.export import export_run
 
-    console.print(_plain(export_run(run_dir, out, checkpoint)), soft_wrap=True)
+    console.print(plain(export_run(run_dir, out, checkpoint)), soft_wrap=True)
 
 
 @app.command()
@@ -152,7 +175,7 @@ def status(name: Annotated[str | None, typer.Argument(help="a run; without: all 
         console.print(run_details(runs.run_status(runs.require_run(storage, name))))
         return
     found = runs.list_runs(storage)
-    console.print(runs_table(found) if found else f"no runs under {_plain(storage)}")
+    console.print(runs_table(found) if found else f"no runs under {plain(storage)}")
 
 
 @app.command()
@@ -182,7 +205,7 @@ def stop(
     from smolray.progress import duration
 
     run_dir = runs.require_run(storage, name)
-    client = _jobs(address) if address else None
+    client = jobs(address) if address else None
     seen, before = len(read_events(run_dir)), runs.run_status(run_dir)
     if before.ended:
         console.print(f"{name} has {before.state} already, at step {before.step}")
@@ -200,19 +223,19 @@ def stop(
         runs.clear_stop(run_dir)  # answered: a later launch of this name must not meet it
         saved = runs.run_status(run_dir).last_checkpoint
         console.print(
-            f"{name} {end.get('status')} at step {end.get('step')}{f', saved as {_plain(saved)}' if saved else ''}", soft_wrap=True
+            f"{name} {end.get('status')} at step {end.get('step')}{f', saved as {plain(saved)}' if saved else ''}", soft_wrap=True
         )
     if client is not None:
         from smolray.jobs_client import stop_jobs
 
         for line in stop_jobs(client, name, absolute(storage), patience) or [f"no job of {name} is active at {address}"]:
-            console.print(_plain(line))
+            console.print(plain(line))
 
 
 @app.command()
 def resume(name: Name, overrides: Overrides = None, address: Address = None, follow: bool = False, storage: Storage = "runs") -> None:
     """Go on with a run from its newest whole checkpoint, here or with --address as a Ray job."""
-    client = _jobs(address) if address else None
+    client = jobs(address) if address else None
     run, arguments = _stored_config(name, storage, overrides or ())
     if client is None:
         runs.clear_stop(run.run_dir)
@@ -230,6 +253,7 @@ def submit(
     address: Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="job server of a cluster, such as http://head:8265")],
     overrides: Overrides = None,
     follow: bool = False,
+    keep_alive: Annotated[bool, typer.Option("--keep-alive", help="stay, and submit it again when its driver is lost with the head")] = False,
 ) -> None:
     """Submit jobs/train.py of the current folder to a cluster as a Ray job."""
     run = configs.load_config(config, overrides or ())
@@ -237,7 +261,15 @@ def submit(
 
     arguments = ["--config", config, *(overrides or ())]
     check_submission(run, arguments)
-    _submit(_jobs(address), run, arguments, follow)
+    if keep_alive:
+        from smolray import keep_alive as watcher
+
+        client = jobs(address)
+        runs.clear_stop(run.run_dir)
+        for text in watcher.keep_alive(client, run, arguments):
+            typer.echo(text, nl=False)
+        raise typer.Exit(int(runs.run_status(run.run_dir).state == "failed"))
+    _submit(jobs(address), run, arguments, follow)
 
 
 @app.command()
@@ -246,14 +278,14 @@ def report(name: Name, storage: Storage = "runs") -> None:
     run_dir = runs.require_run(storage, name)
     from smolray.evaluate.report import write_report
 
-    console.print(_plain(write_report(run_dir)), soft_wrap=True)
+    console.print(plain(write_report(run_dir)), soft_wrap=True)
 
 
 @app.command()
 def tensorboard(name: Name, out: Annotated[str, typer.Option(help="a new local folder")], storage: Storage = "runs") -> None:
     """Export the curves of a run for TensorBoard."""
     points = runs.export_tensorboard(runs.require_run(storage, name), out)
-    console.print(f"{points:,} points in {_plain(out)}", soft_wrap=True)
+    console.print(f"{points:,} points in {plain(out)}", soft_wrap=True)
 
 
 @config_app.command("show")
@@ -268,6 +300,24 @@ def config_schema() -> None:
     import json
 
     typer.echo(json.dumps(configs.RunConfig.model_json_schema(), indent=1))
+
+
+def _statistics(run: configs.RunConfig) -> Any:
+    """What the planner is told of the data: counted where they are prepared and indexed, else assumed."""
+    from smolray.planner.statistics import DataStatistics
+
+    if run.data.train:
+        from smolray.data.prepare import shard_folder
+        from smolray.data.shards import ShardError
+        from smolray.data.sidecar import load_index
+
+        try:
+            return DataStatistics.from_index(load_index(shard_folder(run, "train"), run))
+        except (ShardError, FileNotFoundError):
+            errors.print("the data are not prepared and indexed yet: their size is assumed", style="yellow")
+    from smolray.planner.shapes import shape_of
+
+    return DataStatistics.default(run, shape_of(run.model))
 
 
 def _stored_config(name: str, storage_uri: str, overrides: list[str] | tuple[()]) -> tuple[configs.RunConfig, list[str]]:
@@ -287,13 +337,7 @@ def _launch(run: configs.RunConfig) -> None:
 
     result = launch_run(run)
     console.print(accuracy_table(result))
-    console.print(f"{_plain(run.run_dir)}: {_plain(str(result.get('status', 'finished')))}", soft_wrap=True)
-
-
-def _jobs(address: str) -> Any:
-    from smolray.jobs_client import connect
-
-    return connect(address)
+    console.print(f"{plain(run.run_dir)}: {plain(str(result.get('status', 'finished')))}", soft_wrap=True)
 
 
 def _submit(client: Any, run: configs.RunConfig, arguments: list[str], follow: bool) -> None:
@@ -301,7 +345,7 @@ def _submit(client: Any, run: configs.RunConfig, arguments: list[str], follow: b
 
     job_id = jobs_client.submit(client, run, arguments)
     runs.clear_stop(run.run_dir)  # after the cluster took the job: a refused one leaves the request to its run
-    console.print(f"submitted {job_id}; `smolray status {run.name} --storage {_plain(run.storage)}` tells how it goes", soft_wrap=True)
+    console.print(f"submitted {job_id}; `smolray status {run.name} --storage {plain(run.storage)}` tells how it goes", soft_wrap=True)
     if not follow:
         return
     for text in jobs_client.follow(client, job_id):
