@@ -65,7 +65,7 @@ def test_config_schema_is_json():
     [
         (["config", "show", "engine.stage=9"], "engine.stage = 9"),
         (["config", "show", "-c", "absent.yaml"], "absent.yaml"),
-        (["train", "engine.stage=0"], "nearest: engine.stage=1"),
+        (["train", "model.train=[]"], "nothing would be trained"),
         (["prepare", "out=/tmp/x"], "data.train = ''"),
         (["status", "nope", "--storage", "{storage}"], "no run 'nope'"),
         (["logs", "nope", "--storage", "{storage}"], "there: demo"),
