@@ -138,7 +138,7 @@ class Queue(Unpickled, Searcher):
         """The settings of a trial with its number, as the RunTrial expects them."""
         if self.interrupted:
             trial = self.interrupted.pop(0)
-            return {**trial.settings, "number": trial.number, "reported": trial.reports[-1]["report"] if trial.reports else 0}
+            return {**trial.settings, "number": trial.number, "reported": trial.reported}
         for number in self.fresh:
             settings = self.proposer.propose(number)
             price = self.pricer(settings)

@@ -4,7 +4,7 @@ In: what the driver sees of each trial. Out: a TrialRecord for each, as far as i
 
 Kinds: start (trials, slots), trial (number, run, settings, gpu_minutes: as planned), report (number, report, run, step, accuracy, loss, seconds,
 memory_bytes, workers), exploit (number, run, origin, hash, step, settings), end (number, status: finished | stopped | failed, reason).
-`report` counts 1, 2, … over a trial's life.
+`report` counts 1, 2, … over the life of the weights: a trial that exploits another goes on from the other's count.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,11 @@ class TrialRecord:
     @property
     def ended(self) -> bool:
         return self.status != "running"
+
+    @property
+    def reported(self) -> int:
+        """The number of the newest report of the run it has now; an exploit goes back to that of the other trial."""
+        return int(self.reports[-1]["report"]) if self.reports and self.reports[-1]["run"] == self.run else 0
 
     @property
     def steps(self) -> int:
@@ -73,7 +78,7 @@ class Ledger(EventLog):
     def write(self, event: str, **fields: Any) -> None:
         """Log one event, unless a resumed trial tells what it has told before."""
         known = self.trials.get(fields.get("number", 0))
-        if event == "report" and known and fields["report"] <= (known.reports[-1]["report"] if known.reports else 0):
+        if event == "report" and known and fields["report"] <= known.reported:
             return
         super().write(event, **fields)
         apply(self.trials, {"event": event, **fields})

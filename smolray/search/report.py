@@ -153,7 +153,8 @@ def _columns(metric: str) -> str:
 
 def _row(trial: TrialRecord, metric: str, mark: str = "") -> str:
     memory = trial.second("memory")
-    told = ", ".join(f"{key} = {json.dumps(value) if not isinstance(value, float) else f'{value:.4g}'}" for key, value in trial.settings.items())
+    shown = {k.rsplit(".", 1)[-1]: f"{v:.4g}" if isinstance(v, float) else json.dumps(v) for k, v in trial.settings.items()}
+    told = ", ".join(f"{key} {value}" for key, value in shown.items())
     told += "".join(f"; took over {e['origin']}" for e in trial.exploits) + (f"; {trial.reason}" if trial.reason else "")
     cells: list[Any] = [f"{trial.number}{mark}", trial.status, _value(trial.value(metric), metric), f"{trial.steps:,}", duration(trial.seconds),
                         size(memory * 2**30) if memory else "", told]  # fmt: skip

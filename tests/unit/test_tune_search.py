@@ -56,6 +56,13 @@ def test_a_report_is_written_once(ledger, tmp_path):
     assert len(read_events(str(tmp_path), FILE)) == len(before) + 1
 
 
+def test_after_an_exploit_the_reports_go_on_from_the_other_trial(ledger, tmp_path):
+    ledger.write("exploit", number=8, run="find-8-g2", origin="find-2/…", hash="h", step=10, settings={"optimizer.learning_rate": 1e-4})
+    ledger.write("report", **report(8, 2, 0.95, run="find-8-g2"))
+    trial = read_trials(str(tmp_path))[7]
+    assert trial.value("accuracy") == 0.95 and trial.reported == 2 and trial.settings == {"optimizer.learning_rate": 1e-4}
+
+
 def test_random_draws_are_the_same_in_every_session():
     config = searched(algorithm="random", num_samples=6)
     first, again = (make_proposer(config, read_space(config)) for _ in range(2))
