@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]  # on a machine that others use a run takes its time
 EXAMINE = """
 from smolray import doctor
 doctor.connect({address!r})

@@ -14,7 +14,7 @@ from smolray.audit import consumed
 from smolray.events import read_events, surviving
 from tests.boxes.conftest import ROOT
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]  # on a machine that others use a run takes its time
 QUESTIONS = 1500
 EPOCHS = 2
 SAVE_STEPS = 10
@@ -66,7 +66,7 @@ class Watched:
     def told(self):
         return self.log.read_text()[-4000:] + str([e for e in read_events(self.run_dir) if e["event"] != "step"][-6:]) + self.cluster.logs()[-3000:]
 
-    def reaches(self, step, seconds=180):
+    def reaches(self, step, seconds=400):
         self.wait(lambda: any(e["step"] >= step for e in self.events("step")), seconds, f"step {step}")
 
     def trains_again_after(self, moment, seconds):
@@ -78,7 +78,7 @@ class Watched:
         self.wait(again, seconds, "training again")
         return min(again()) - moment
 
-    def finishes(self, seconds=240):
+    def finishes(self, seconds=400):
         self.wait(lambda: self.process.poll() is not None, seconds, "the end")
         assert self.process.returncode == 0, self.told()
         events = read_events(self.run_dir)
@@ -97,7 +97,7 @@ def test_a_worker_that_loses_power_costs_only_the_steps_since_the_last_checkpoin
     assert run.events("start")[-1]["workers"] == 2
     moment, last = time.time(), run.events("step")[-1]["step"]
     cluster.lan["loft"].off()
-    seconds = run.trains_again_after(moment, 120)
+    seconds = run.trains_again_after(moment, 240)
     [resumed] = run.events("resume")
     print(f"worker cut at step {last}: on 1 worker again from step {resumed['step']} after {seconds:.1f} s")
     assert resumed["step"] >= last - SAVE_STEPS and run.events("start")[-1]["workers"] == 1
@@ -136,5 +136,4 @@ def test_a_drained_box_is_empty_and_its_run_goes_on_without_losing_a_step(cluste
     stop, resume = run.events("end")[0]["step"], run.events("resume")[-1]["step"]
     assert stop == resume, "nothing is trained twice"
     assert cluster.alive() == {"head", "den"}
-    run.wait(lambda: read_events(run.run_dir)[-1]["event"] == "end", 240, "the end")
     run.finishes()
