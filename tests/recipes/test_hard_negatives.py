@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.hard_negatives import answers_by_type, hard_negatives
+from jobs.hard_negatives import answers_by_type, hard_negatives, shard_rows
 from smolray.checkpoint import Progress, save
 from smolray.config import RunConfig, load_config, to_yaml
 from smolray.data.collate import Group, collate_prompts, collate_training
@@ -19,7 +19,7 @@ from smolray.train import Loop
 from tests.gloo import build_engine, run_workers
 from tests.shards import vqa_rows, write_shards
 
-TESTED_IMAGES = 400
+IMAGES, MINED, TESTED = 1500, 300, 150  # for the base, for its pairs, unseen
 COMMON = [
     "model.dtype=float32", "engine.stage=0", "train.global_batch=2", "data.max_questions_per_image=32", "data.max_length=1024",
     "optimizer.warmup_ratio=0.05", "resources.num_workers=2",
@@ -60,7 +60,7 @@ def train_base(folder: str, overrides: list[str]) -> None:
 def train_on_pairs(folder: str, overrides: list[str]) -> list[dict]:
     """The figures on unseen images before and after DPO."""
     config = load_config(None, [*COMMON, *PAIRS, f"storage={folder}", "name=dpo", f"data.train={folder}/pairs", f"model.path={folder}/base/export", *overrides])
-    tested = pairs_of(folder, vqa_rows("test", TESTED_IMAGES))
+    tested = shard_rows(f"{folder}/tested")
     before = figures(build_engine(config).model, config, tested)
     return [before, figures(train(config, f"{folder}/pairs").model, config, tested)]
 
@@ -73,19 +73,20 @@ def pairs_of(folder: str, rows):
     return list(hard_negatives(model, rows, answers_by_type(rows), encoder, torch.device("cpu")))
 
 
-def prepare(folder: str, images: int, overrides: list[str]) -> None:
-    """A base that answers questions, trained from nothing; exported, and the pairs of its second choices."""
-    rows = vqa_rows("train", images)
+def prepare(folder: str, overrides: list[str]) -> None:
+    """A base that answers questions, trained from nothing and exported; pairs of its second choices to train on, and unseen ones."""
+    rows = vqa_rows("train", IMAGES)
     write_shards(f"{folder}/questions", rows)
     path = build_model("tiny", sorted({"\n ".join(m.text for m in c.messages) for row in rows for c in row.conversations}), f"{folder}/random")
     run_workers(train_base, 2, folder, [f"model.path={path}", *overrides])
     export_run(f"{folder}/base")
-    write_shards(f"{folder}/pairs", pairs_of(folder, rows))
+    write_shards(f"{folder}/pairs", pairs_of(folder, rows[:MINED]))
+    write_shards(f"{folder}/tested", pairs_of(folder, vqa_rows("test", TESTED)))
 
 
 @pytest.mark.slow
 def test_dpo_on_second_choices_raises_preference_accuracy_and_keeps_the_answers(tmp_path):
-    prepare(str(tmp_path), 4000, ["train.num_train_epochs=4"])
+    prepare(str(tmp_path), ["train.num_train_epochs=3"])
     before, after = run_workers(train_on_pairs, 2, str(tmp_path), [])
     for name in ("preference", "exact_match"):
         print(f"{name}: {before[name]['overall']} -> {after[name]['overall']}")
