@@ -13,7 +13,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 test slow faults demo bench: export HF_HUB_OFFLINE ?= 1
 
-.PHONY: venv demo test slow faults lint types bench clean
+.PHONY: venv demo test slow faults lint types bench audit clean
 
 venv: $(STAMP)
 
@@ -33,7 +33,7 @@ demo: venv
 	$(BIN)/python -m jobs.demo
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow and not faults" $(wildcard tests/unit tests/recipes tests/cluster) $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not faults" $(wildcard tests/unit tests/recipes tests/boxes tests/cluster) $(ARGS)
 
 slow: venv
 	$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)
@@ -49,6 +49,11 @@ types: venv
 
 bench: venv
 	$(BIN)/python jobs/benchmark.py $(ARGS)
+
+# Known faults of the pinned packages; asks the network.
+audit: venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist
