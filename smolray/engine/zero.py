@@ -78,7 +78,7 @@ class ZeroEngine:
         self.engine, *_ = deepspeed.initialize(
             model=_ObjectiveModule(model, objective, reference),
             optimizer=build_optimizer(self.masters, config.optimizer),
-            config=deepspeed_config(config, clip=self.stage > 0), dist_init_required=False,
+            config=deepspeed_config(config, clip=self.stage > 0, trained=sum(p.numel() for p in self.parameters.values())), dist_init_required=False,
         )  # fmt: skip
         self._first_step = True
         if state is not None:
@@ -267,10 +267,11 @@ def dummy_batch(device: torch.device, pairs: bool, reference_known: bool) -> Bat
     ).to(device)  # fmt: skip
 
 
-def deepspeed_config(config: RunConfig, clip: bool) -> dict[str, Any]:
-    """The DeepSpeed config of a run; batch sizes are 1 because the loop, not DeepSpeed, counts."""
+def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) -> dict[str, Any]:
+    """The DeepSpeed config of a run that trains so many values; batch sizes are 1 because the loop, not DeepSpeed, counts."""
     engine = config.engine
-    zero: dict[str, Any] = {"stage": engine.stage, "overlap_comm": False, "contiguous_gradients": True}
+    bucket = max(1, min(500_000_000, trained))  # DeepSpeed allocates its bucket of 5e8 values at every step, for a few LoRA weights too
+    zero: dict[str, Any] = {"stage": engine.stage, "overlap_comm": False, "contiguous_gradients": True, "reduce_bucket_size": bucket}
     if engine.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if engine.offload_param == "cpu":

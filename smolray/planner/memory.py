@@ -152,7 +152,7 @@ def zero_memory(work: Work, zero: Zero, several: bool = True) -> Memory:
         weights = whole + trained * (4 - size)
         memory = (weights + copy, trained * 4.0, moments, activations, 0.0)
     elif zero.stage < 3:
-        flush = a.REDUCE_BUCKET * size + share * trained * size
+        flush = min(a.REDUCE_BUCKET, trained) * size + share * trained * size
         update = share * trained * (2 * size + (4 if size < 4 else 0))
         memory = (whole + copy, trained * size, share * (a.MASTER * trained + moments), activations, max(flush, update))
     else:
@@ -161,7 +161,7 @@ def zero_memory(work: Work, zero: Zero, several: bool = True) -> Memory:
         weights = gathered + (0.0 if zero.offload_param else whole / world) + copy
         buffers = trained * size / world + share * trained * (4 if size < 4 else 0)
         buffers = max(buffers, whole - gathered)  # evaluation gathers all weights
-        memory = (weights + a.REDUCE_BUCKET * size, trained * size, share * (a.MASTER * trained + moments), activations, buffers)
+        memory = (weights + min(a.REDUCE_BUCKET, trained) * size, trained * size, share * (a.MASTER * trained + moments), activations, buffers)
     return Memory(*memory, _workspace(work, sum(memory[:3]) + max(memory[3:]), world > 1))
 
 
