@@ -35,12 +35,20 @@ def folder_of(config):
     return search_folder(config.storage, config.name)
 
 
+def command_of(process):
+    """Empty where it has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def assert_nothing_left():
     """No actor and no placement group of a trial outlives the search; Ray needs a moment to take them down."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        names = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True) if p.is_running()]
-        actors = [n for n in names if any(kind in n for kind in ("RunTrial", "TrainController", "RayTrainWorker", "PlacementGroupCleaner"))]
+        names = [command_of(p) for p in psutil.Process().children(recursive=True)]
+        actors = [n for n in names if any(kind in n for kind in ("Trainable", "TrainController", "RayTrainWorker", "PlacementGroupCleaner"))]
         groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
         free = ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
         if not actors and not groups and free:
