@@ -157,13 +157,14 @@ def export(
     name: Name,
     out: Annotated[str | None, typer.Option(help="default: <run>/export")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="default: the best, else the newest")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="the adapters alone, for PEFT")] = False,
     storage: Storage = "runs",
 ) -> None:
-    """Write a folder that transformers loads."""
+    """Write a folder that transformers loads, or with --adapter PEFT."""
     run_dir = runs.require_run(storage, name)
-    from smolray.export import export_run
+    from smolray.export import export_adapter, export_run
 
-    console.print(plain(export_run(run_dir, out, checkpoint)), soft_wrap=True)
+    console.print(plain((export_adapter if adapter else export_run)(run_dir, out, checkpoint)), soft_wrap=True)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import psutil
 import pytest
 
 from smolray.config import load_config
@@ -62,7 +63,8 @@ def test_a_killed_stage_costs_nothing(make_run, piped):
     config, killed = make_run("piped-killed", *PIPELINE), []
 
     def kill():
-        victim = train_workers()[-1]
+        mine = {p.pid for p in psutil.Process().children(recursive=True)}  # not those of another test session on this machine
+        victim = [p for p in train_workers() if p.pid in mine][-1]
         killed.append(victim.pid)
         os.kill(victim.pid, signal.SIGKILL)
 
