@@ -32,7 +32,8 @@ def stream_costs(samples: Sequence[int] = SAMPLES) -> list[tuple[int, float]]:
     from smolray.data.stream import Stream
     from smolray.model.tiny import build_processor
 
-    rows, found = vqa_rows("train", 4000), []
+    rows = vqa_rows("train", 4000)
+    found: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         texts = [m.text for row in rows[:200] for c in row.conversations for m in c.messages]
         build_processor("tiny", texts).save_pretrained(f"{folder}/processor")

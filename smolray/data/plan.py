@@ -14,7 +14,6 @@ import pyarrow as pa
 from smolray.config import RunConfig
 from smolray.data.pack import packed_length
 
-
 WINDOW = 8  # groups that wait to be the one that fills a micro-batch
 
 
@@ -168,8 +167,8 @@ def _fill(groups: list[tuple[int, int, int]], limits: PlanLimits, window: int) -
         waiting += islice(coming, window - len(waiting))
         if not waiting:
             return batches
-        batch, longest, total, count = [], 0, 0, 0
-        at = 0
+        batch: list[int] = []
+        at = longest = total = count = 0
         while at < len(waiting) and count < limits.samples:
             start, end, length = groups[waiting[at]]
             laid = max(longest, length) * (len(batch) + 1) if limits.padded else total + length

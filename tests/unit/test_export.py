@@ -214,7 +214,7 @@ def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_pat
     config = run_config(tmp_path, tiny_path, shards, model={"train": [], "load_in_4bit": True}, lora=LORA | {"groups": ["text"]})
     run = write_run(tmp_path, config)
     folder = export_run(run)
-    said = re.search(r"trained over 4-bit weights: from the model as it was trained its answers diverge by (\S+) nats", (Path(folder) / "README.md").read_text())
+    said = re.search(r"over 4-bit weights: from the model as it was trained its answers diverge by (\S+) nats", (Path(folder) / "README.md").read_text())
     assert said and 0 < float(said[1]) < export.DIVERGENCE["4-bit"]
     monkeypatch.setitem(export.DIVERGENCE, "4-bit", 0.0)
     with pytest.raises(ExportError, match="diverge from those of the model trained over 4-bit weights"):
