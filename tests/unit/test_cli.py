@@ -67,6 +67,9 @@ def test_config_schema_is_json():
         (["config", "show", "-c", "absent.yaml"], "absent.yaml"),
         (["train", "model.train=[]"], "nothing would be trained"),
         (["prepare", "out=/tmp/x"], "data.train = ''"),
+        (["plan", "--inventory", "2x rtx4091", "model.path=random-256m"], "rtx4090"),
+        (["tune", "name=x"], "search"),
+        (["k8s", "render", "-c", "absent.yaml"], "absent.yaml"),
         (["status", "nope", "--storage", "{storage}"], "no run 'nope'"),
         (["logs", "nope", "--storage", "{storage}"], "there: demo"),
         (["export", "nope", "--storage", "{storage}"], "there: demo"),
@@ -81,6 +84,13 @@ def test_config_schema_is_json():
 def test_an_error_is_one_message_and_code_2(run, arguments, told):
     assert told in refused(*[a.format(storage=run.parent) for a in arguments])
     assert not (run / "control").exists(), "a refused command changes nothing"
+
+
+def test_a_plan_says_what_fits_and_why(tmp_path):
+    done = smolray("plan", "--inventory", "2x rtx4090 @ 10GbE, 1x rtx3060", "model.path=random-256m", "--json", str(tmp_path / "plan.json"))
+    assert done.exit_code == 0, done.output
+    assert "Chosen: " in done.stdout and "pipeline" in done.stdout
+    assert json.loads((tmp_path / "plan.json").read_text())["settings"]["resources.num_workers"] >= 1
 
 
 def test_markup_in_a_value_is_printed_as_it_is():
