@@ -154,7 +154,9 @@ class DPOConfig(Section):
 
 
 class EngineConfig(Section):
-    name: Literal["zero", "pipeline", "trl"] = "zero"
+    name: Literal["zero", "pipeline", "trl"] = Field(
+        default="zero", description="trl: TRL's own trainers over the same shards; not elastic, no packing, an interrupted run begins again"
+    )
     stage: Literal[0, 1, 2, 3] = Field(default=2, description="of ZeRO")
     pipeline_stages: int | None = Field(default=None, ge=1, description="pipeline: stages; default: one for each worker")
     cut: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="pipeline: units in each stage; default: even by cost")
