@@ -43,9 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
             start_ray()
         records |= {result.name: result.to_json() for result in cases[name](options.scale, options.repetitions)}
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        if options.json:  # after each case: what was measured is not lost with what comes after
+            Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     _print(list(records.values()))
-    if options.json:
-        Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
 def start_ray() -> None:
