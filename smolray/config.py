@@ -160,7 +160,9 @@ class EngineConfig(Section):
     stage: Literal[0, 1, 2, 3] = Field(default=2, description="of ZeRO")
     pipeline_stages: int | None = Field(default=None, ge=1, description="pipeline: stages; default: one for each worker")
     cut: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="pipeline: units in each stage; default: even by cost")
-    schedule: Literal["interleaved_1f1b", "gpipe"] = "interleaved_1f1b"
+    schedule: Literal["interleaved_1f1b", "gpipe"] = Field(
+        default="interleaved_1f1b", description="zero-bubble schedules are not offered: they lose the gradients of a stage whose input needs none"
+    )
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_param: Literal["none", "cpu"] = "none"
 

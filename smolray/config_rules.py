@@ -86,6 +86,8 @@ def _method(config: Run) -> list[str]:
     if copied and config.engine.name == "zero" and config.engine.stage == 3:
         found.append(f"dpo.reference = {dpo.reference}, a frozen copy, with engine.stage = 3: the copy would not be sharded; "
                      "nearest: dpo.reference=precompute")  # fmt: skip
+    if config.engine.name == "pipeline" and dpo.reference != "precompute" and (dpo.reference == "copy" or config.lora is None or config.model.train):
+        found.append(f"dpo.reference = {dpo.reference} with engine = pipeline: a frozen copy would need a second pipeline; nearest: dpo.reference=precompute")
     return found
 
 
