@@ -111,8 +111,11 @@ def tune(overrides: Overrides = None, config: ConfigFile = None) -> None:
     run = configs.load_config(config, overrides or ())
     from smolray.tune import search_run
 
+    from smolray.search.table import result_lines
+
     result = search_run(run)
-    console.print(f"{plain(join(run.storage, run.name))}: {result.get('trials', '')} trials; best.yaml is ready for smolray train", soft_wrap=True)
+    for line in result_lines(result, join(run.storage, run.name)):
+        console.print(plain(line), soft_wrap=True)
 
 
 @app.command()
