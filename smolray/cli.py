@@ -109,9 +109,8 @@ def plan(
 def tune(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Search for hyperparameters; the same name again goes on."""
     run = configs.load_config(config, overrides or ())
-    from smolray.tune import search_run
-
     from smolray.search.table import result_lines
+    from smolray.tune import search_run
 
     result = search_run(run)
     for line in result_lines(result, join(run.storage, run.name)):
