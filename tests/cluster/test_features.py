@@ -38,6 +38,7 @@ def many_shards(tmp_path_factory):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_killed_job_goes_on_where_it_was_and_makes_what_one_process_makes(ray_cluster, many_shards, tmp_path):
     shards, config = many_shards
     ensure_index(shards, config)
@@ -106,6 +107,7 @@ def amplification(result):
     return sum(w["bytes_read"] for w in result["workers"]) / sum(w["bytes_needed"] for w in result["workers"])
 
 
+@pytest.mark.slow
 def test_a_dpo_run_reads_features_and_reference_log_probabilities(ray_cluster, make_run, tmp_path):
     """ZeRO-3, everything trained but the tower: a frozen copy could not be sharded there."""
     rows = preference_rows("train", 50)

@@ -61,6 +61,7 @@ def losses(storage_uri, name):
     return {e["step"]: e["loss"] for e in surviving(read_events(storage.join(storage_uri, name))) if e["event"] == "step"}
 
 
+@pytest.mark.slow
 def test_a_search_runs_its_trials_once_and_leaves_nothing_behind(make_search):
     space = {"optimizer.learning_rate": {"choice": [3e-3, 1e30, 1e-6]}}
     config = make_search("small", space, {"algorithm": "grid", "scheduler": "asha", "reduction_factor": 2})
