@@ -67,7 +67,7 @@ def test_8_bit_moments_are_saved_as_they_are(interrupted):
     assert all(kept["state1"].dtype == torch.uint8 for kept in state.codes.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow) if m == "paged-8-bit-adam" else m for m in METHODS])
 def test_each_method_is_exported_as_it_was_trained(interrupted, method):
     """export_run holds the logits against the trained model's before there is a folder."""
     folder = Path(export_run(str(interrupted[0] / method)))
@@ -89,6 +89,7 @@ def test_the_adapter_folder_gives_the_same_logits_in_plain_peft(recipe, interrup
     assert (got - want).abs().max() <= 1e-5 * scale < (before - want).abs().max()
 
 
+@pytest.mark.slow
 def test_a_frozen_vision_tower_is_not_sharded_by_zero_3(recipe):
     shards, overrides = recipe
     after_training, inside, after_evaluation = run_workers(whole_parts, 2, shards, [*overrides, "model.train=[connector, text]"])
