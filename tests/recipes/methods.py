@@ -45,8 +45,8 @@ def whole_parts(shards: str, overrides: list[str]) -> list[dict[str, bool]]:
     """Under ZeRO-3: are the weights of a part whole on this worker, after training, inside an evaluation, and after it?"""
     plain = zero.deepspeed_config
 
-    def none_is_small(config, clip):  # DeepSpeed leaves whole what is below 100,000 values: all of this model
-        found = plain(config, clip)
+    def none_is_small(*args, **settings):  # DeepSpeed leaves whole what is below 100,000 values: all of this model
+        found = plain(*args, **settings)
         return found | {"zero_optimization": found["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
 
     zero.deepspeed_config = none_is_small

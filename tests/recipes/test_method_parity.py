@@ -89,7 +89,6 @@ def test_the_adapter_folder_gives_the_same_logits_in_plain_peft(recipe, interrup
     assert (got - want).abs().max() <= 1e-5 * scale < (before - want).abs().max()
 
 
-@pytest.mark.slow
 def test_a_frozen_vision_tower_is_not_sharded_by_zero_3(recipe):
     shards, overrides = recipe
     after_training, inside, after_evaluation = run_workers(whole_parts, 2, shards, [*overrides, "model.train=[connector, text]"])
