@@ -39,7 +39,8 @@ def consume(ray, folder, plan, config, world_size):
 
     @ray.remote(num_cpus=0.1)
     def worker(rank):
-        numbers = [n for s in range(plan.steps(config.global_batch)) for n in share(plan.step(s, config.global_batch), rank, world_size)]
+        starts = range(0, len(plan), config.global_batch)
+        numbers = [n for s in starts for n in share(range(s, min(s + config.global_batch, len(plan))), rank, world_size)]
         stream = Stream(folder, plan, numbers, config, consumers=world_size)
         seen = [(batch.meta["number"], batch.meta["ids"]) for batch in stream]
         assert [number for number, _ in seen] == numbers, "out of order"
