@@ -15,8 +15,7 @@ from tests.recipes.curves import curves
 from tests.recipes.methods import METHODS, STAGES, STEPS, resumed, saved, whole_parts
 
 # Equal in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to another value.
-# bf16 keeps 8 bits of a number: sums in another order (2 workers, memory that lies otherwise) differ by 3e-3, in one run of several by more than 5e-3.
-TOLERANCE = {"bf16": 2e-2, "4-bit": 2e-2, "8-bit": 2e-2, "paged-8-bit-adam": 2e-2, "8-bit-adam": 1e-4, "bf16-8-bit-adam": 2e-2}
+TOLERANCE = {"bf16": 5e-3, "4-bit": 5e-3, "8-bit": 5e-3, "paged-8-bit-adam": 5e-3, "8-bit-adam": 1e-4, "bf16-8-bit-adam": 5e-3}
 
 
 @pytest.fixture(scope="module")
