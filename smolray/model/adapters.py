@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -46,7 +47,29 @@ def merge(model: nn.Module) -> Any:
     base = base_model(model)
     if getattr(base, "is_quantized", False):
         raise ConfigError("adapters are not merged into 4- or 8-bit weights: load the model without model.load_in_*bit")
-    return model.merge_and_unload() if isinstance(model, PeftModel) else base
+    if not isinstance(model, PeftModel):
+        return base
+    chance = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            dtype, weight.data = weight.dtype, weight.data.float()
+            layer.merge(safe_merge=True)
+            weight.data = stochastic_round(weight.data, dtype, chance)
+    return model.unload()
+
+
+def stochastic_round(values: torch.Tensor, dtype: torch.dtype, chance: torch.Generator) -> torch.Tensor:
+    """float32 `values` in `dtype`; in bfloat16 up or down by chance, so that the mean is kept.
+
+    A bf16 weight lies on bf16's grid already: rounded to the nearest, an update below half a step of it (2^-9 of the weight) would vanish whole,
+    in every weight alike.
+    """
+    if dtype != torch.bfloat16:
+        return values.to(dtype)
+    bits = values.cpu().view(torch.int32)
+    bits = bits + torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, generator=chance)
+    return (bits & -(1 << 16)).view(torch.float32).to(values.device, dtype)
 
 
 def checkpoint_layers(inner: nn.Module, layers: bool | int) -> None:

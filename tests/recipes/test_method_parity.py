@@ -66,7 +66,7 @@ def test_8_bit_moments_are_saved_as_they_are(interrupted):
     assert all(kept["state1"].dtype == torch.uint8 for kept in state.codes.values())
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow) if m == "paged-8-bit-adam" else m for m in METHODS])
+@pytest.mark.parametrize("method", METHODS)
 def test_each_method_is_exported_as_it_was_trained(interrupted, method):
     """export_run holds the logits against the trained model's before there is a folder."""
     folder = Path(export_run(str(interrupted[0] / method)))

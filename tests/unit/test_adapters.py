@@ -152,3 +152,25 @@ def test_the_first_layers_alone_are_recomputed_with_the_same_loss_and_gradients(
     for name, gradient in found["true"][2].items():
         torch.testing.assert_close(gradient, found["false"][2][name], atol=1e-6, rtol=1e-5)
     assert hidden_states(model, batch).requires_grad
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_updates_too_small_for_bf16_survive_the_merge(tiny_path, use_dora):  # noqa: F811
+    """Each changes a weight by less than half a step of bf16; together they must move the outputs as far as they do unmerged."""
+
+    def change(dtype):
+        before = load_model(load_config(None, [f"model.path={tiny_path}", f"model.dtype={dtype}"]).model)
+        model = adapted(tiny_path, f"lora={{r: 8, use_dora: {str(use_dora).lower()}}}", f"model.dtype={dtype}")
+        rng = torch.Generator().manual_seed(0)
+        for name, p in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:  # the same way for every input
+                p.data = torch.rand(p.shape, generator=rng) * 2e-3
+        after, before = (m.model.text_model.layers[0].mlp.down_proj.weight.detach().double() for m in (merge(model), before))
+        return before, after - before
+
+    _, wanted = change("float32")
+    before, got = change("bfloat16")
+    nearest = (before + wanted).bfloat16().double() - before
+    kept, kept_by_nearest = (float(found.sum() / wanted.sum()) for found in (got, nearest))
+    assert kept == pytest.approx(1, abs=0.1)
+    assert abs(kept_by_nearest) < 0.5, "updates of this size would have survived anyhow"
