@@ -52,7 +52,7 @@ def merge(model: nn.Module) -> Any:
     chance = torch.Generator().manual_seed(0)
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
-            weight = layer.get_base_layer().weight
+            weight: Any = layer.get_base_layer().weight
             dtype, weight.data = weight.dtype, weight.data.float()
             layer.merge(safe_merge=True)
             weight.data = stochastic_round(weight.data, dtype, chance)
