@@ -3,9 +3,9 @@
 In: the Moments of a loop. Out: `<run>/audit/attempt-00001-rank-0000.jsonl`; `consumed` folds them, taking back what a resume took back.
 """
 
+import contextlib
 import json
 from collections import defaultdict
-from pathlib import Path
 
 from smolray import storage
 from smolray.events import read_events
@@ -13,7 +13,7 @@ from smolray.train import Moment
 
 
 class Audit:
-    """A loop hook. On local storage every step is on disk before the next; elsewhere the file is written at checkpoints and at the end."""
+    """A loop hook. On local storage every step is on disk before the next, unless it is full; elsewhere written at checkpoints and at the end."""
 
     def __init__(self, run_dir: str, attempt: int, rank: int):
         self.uri = storage.join(run_dir, "audit", f"attempt-{attempt:05d}-rank-{rank:04d}.jsonl")
@@ -26,16 +26,15 @@ class Audit:
         for number, ids in moment.local.ids:
             self.lines.append(json.dumps({"step": moment.progress.step, "epoch": epoch, "micro_batch": number, "ids": ids}))
         if self.local:
-            self.flush()
+            with contextlib.suppress(storage.StorageFullError):
+                self.flush()
 
     def flush(self) -> None:
+        """Write what has not been. Raises StorageFullError."""
         if self._written == len(self.lines):
             return
         if self.local:
-            path = Path(storage.absolute(self.uri))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in self.lines[self._written :])
+            storage.append_text(self.uri, "".join(line + "\n" for line in self.lines[self._written :]))
         else:
             storage.write_bytes(self.uri, ("\n".join(self.lines) + "\n").encode())
         self._written = len(self.lines)

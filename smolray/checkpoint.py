@@ -56,7 +56,10 @@ def folder(run_dir: str, step: int) -> str:
 
 
 def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str, float], about: dict[str, Any]) -> Checkpoint:
-    """Write a checkpoint; `about` (config, versions) is kept beside it. A folder of the same step is written anew."""
+    """Write a checkpoint; `about` (config, versions) is kept beside it. A folder of the same step is written anew.
+
+    Raises StorageFullError, and then leaves nothing behind.
+    """
     uri = folder(run_dir, progress.step)
     storage.delete(storage.join(uri, MANIFEST))  # a half-written folder must not carry the old manifest
     files: dict[str, dict[str, Any]] = {}
@@ -65,14 +68,18 @@ def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str
         storage.write_bytes(storage.join(uri, name), data)
         files[name] = {"bytes": len(data), "blake2b": _hash(data)}
 
-    for name in TENSORS:
-        write(f"{name}.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}))
-    if state.codes:
-        write(CODES, safetensors.torch.save({f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}))
-    extra = {"optimizer_step": state.optimizer_step, "loss_scale": state.loss_scale, "codes": bool(state.codes), "progress": asdict(progress)}
-    write(STATE, json.dumps(extra | {"about": about}, indent=1).encode())
-    record = {"progress": asdict(progress), "metrics": metrics, "files": files}
-    storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(record, indent=1).encode())
+    try:
+        for name in TENSORS:
+            write(f"{name}.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}))
+        if state.codes:
+            write(CODES, safetensors.torch.save({f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}))
+        extra = {"optimizer_step": state.optimizer_step, "loss_scale": state.loss_scale, "codes": bool(state.codes), "progress": asdict(progress)}
+        write(STATE, json.dumps(extra | {"about": about}, indent=1).encode())
+        record = {"progress": asdict(progress), "metrics": metrics, "files": files}
+        storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(record, indent=1).encode())
+    except storage.StorageFullError:
+        storage.delete(uri)  # half of it is of no use, and takes room
+        raise
     return Checkpoint(uri, progress, metrics)
 
 

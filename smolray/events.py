@@ -8,6 +8,7 @@ label_tokens, seconds, data_wait_seconds, memory_bytes, eta_seconds), evaluate (
 Every event has `time` (s since 1970) and `attempt` (1, 2, …).
 """
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -32,19 +33,19 @@ class EventLog:
         self._written = len(self._lines)
 
     def write(self, event: str, **fields: Any) -> None:
+        """Add an event. One that a full storage does not take is kept, and written with a later one."""
         self._lines.append(json.dumps({"event": event, "time": round(time.time(), 3), "attempt": self.attempt, **fields}))
         if time.monotonic() - self._flushed >= self.flush_seconds:
-            self.flush()
+            with contextlib.suppress(storage.StorageFullError):
+                self.flush()
 
     def flush(self) -> None:
+        """Write what has not been. Raises StorageFullError."""
         if self._written == len(self._lines):
             return
         if storage.is_local(self.uri):
-            path = Path(storage.absolute(self.uri))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n" if self._torn else "")
-                file.writelines(line + "\n" for line in self._lines[self._written :])
+            fresh = "".join(line + "\n" for line in self._lines[self._written :])
+            storage.append_text(self.uri, ("\n" if self._torn else "") + fresh)
         else:
             storage.write_bytes(self.uri, ("\n".join(self._lines) + "\n").encode())
         self._torn = False

@@ -28,6 +28,7 @@ from smolray.data.prepare import prepare_run, shard_folder
 from smolray.data.reader import ShardReader, Sidecars
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import ensure_index, ensure_sidecars, found_features, map_shards
+from smolray.elastic import NEVER, Growth
 from smolray.engine.base import NonFiniteLossError, StateMismatchError
 from smolray.evaluate.baseline import TEXT_SHARDS, blind_baseline, count_answers, distinct_texts
 from smolray.evaluate.evaluator import read_predictions
@@ -36,7 +37,7 @@ from smolray.events import Event, EventLog, EventTail, read_events, surviving
 from smolray.export import chosen_checkpoint
 from smolray.model.tiny import SHAPES, build_model
 from smolray.progress import event_line
-from smolray.status import STOP_FLAG
+from smolray.status import RESIZED, STOP_FLAG
 from smolray.worker import SETUP_ERRORS, Folders, evaluate_worker, run_worker
 
 
@@ -246,22 +247,28 @@ def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None
     low, high = resources.workers
     # Ray's stubs still describe Train v1, hence the untyped settings.
     scaling: dict[str, Any] = {"num_workers": high if low == high else (low, high), "use_gpu": gpu, "resources_per_worker": each}
+    scaling["elastic_resize_monitor_interval_s"] = NEVER
     if resources.label_selector:
         scaling["label_selector"] = resources.label_selector
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # an elastic run waits this long for a lost worker
+    # How long Ray Train waits for room for a group before it counts the boxes again: one that was just lost may still be counted.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     notes, path = storage.filesystem(storage.join(config.storage, ".ray"))  # Ray's own reading of a URI knows no AWS_ENDPOINT_URL
-    run = TrainRunConfig(
-        name=f"{config.name}-{int(time.time())}", storage_path=path, storage_filesystem=notes,
-        failure_config=FailureConfig(max_failures=resources.max_failures),
-    )  # fmt: skip
     settings = {"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {})
     function: Any = _train_function
-    trainer = TorchTrainer(
-        function, train_loop_config=settings, torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(**scaling), run_config=run,
-    )  # fmt: skip
-    result: Any = trainer.fit()
-    return result.return_value
+    growth = Growth(config, each)
+    while True:
+        run = TrainRunConfig(
+            name=f"{config.name}-{int(time.time())}", storage_path=path, storage_filesystem=notes,
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+        )  # fmt: skip
+        trainer = TorchTrainer(
+            function, train_loop_config=settings, torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=ScalingConfig(**scaling), run_config=run,
+        )  # fmt: skip
+        with growth.watching():
+            result: Any = trainer.fit()
+        if result.return_value.get("status") != RESIZED:
+            return result.return_value
 
 
 def _train_function(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from smolray.progress import accuracy_of
 State = Literal["waiting", "running", "silent", "finished", "stopped", "failed"]
 STOP_FLAG = "control/stop"
 RESIZE_FLAG = "control/resize"  # save and end the workers: more of them are about to be started
+RESIZED = "resized"  # the status of a group that did
 # A run is called silent after this long without an event, or after ten times its usual pause if that is longer.
 SILENT_SECONDS = 120.0
 RATE_EVENTS = 20  # rates are those of the last so many step events

@@ -3,8 +3,11 @@
 In: a URI. Out: a `pyarrow.fs.FileSystem` with the path inside it, or whole small files. A write is seen whole or not at all.
 """
 
+import errno
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -12,6 +15,10 @@ import pyarrow.fs as pafs
 
 class StorageError(OSError):
     """A storage location cannot be read or written; the message names it."""
+
+
+class StorageFullError(StorageError):
+    """There is no room for a file; nothing of it was left behind."""
 
 
 def is_local(uri: str) -> bool:
@@ -86,23 +93,46 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write the whole file so that a reader sees the old one, the new one, or none: never a part."""
+    """Write the whole file so that a reader sees the old one, the new one, or none: never a part. Raises StorageFullError."""
     fs, path = filesystem(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
+            with _room_for(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
         return
     with fs.open_output_stream(path) as stream:
         stream.write(data)
+
+
+def append_text(uri: str, text: str) -> None:
+    """Append to a local file, the whole text or nothing of it. Raises StorageFullError."""
+    path = Path(absolute(uri))
+    with _room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            before, data = file.tell(), text.encode()
+            if file.write(data) != len(data):  # what fits of it, and no error
+                os.truncate(path, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(f"no room for {path}: {error.strerror}") from None
+        raise
 
 
 def delete(uri: str) -> None:

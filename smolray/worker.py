@@ -40,7 +40,8 @@ from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.model.parts import frozen_front, leave_out
 from smolray.objectives import objective_of
-from smolray.status import STOP_FLAG
+from smolray.status import RESIZE_FLAG, RESIZED, STOP_FLAG
+from smolray.storage import StorageFullError
 from smolray.train import Loop, Moment, metrics_fields
 
 if TYPE_CHECKING:
@@ -168,13 +169,18 @@ class Worker:
                     device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu")  # fmt: skip
         if attempt > 1:  # an attempt that died before its first checkpoint is taken back whole
             self._event("resume", step=progress.step, position=(progress.epoch, progress.consumed), checkpoint=found.uri if found else None)
+        if self.log:
+            self.log.flush()  # an attempt that could not be counted must not begin
         self.stopped = False
         if progress.step < loop.total_steps and progress.epoch < len(self.plans):
             progress = loop.run()
         elif self.folders.validation:
             self._evaluate(progress.step)  # resumed after the last step: only the report is missing
-        status = "stopped" if self.stopped else "finished"
-        self._event("end", status=status, step=progress.step, seconds=round(time.time() - began, 1))
+        status = self._why_ended() if self.stopped else "finished"
+        if status == RESIZED:
+            self._event("resize", step=progress.step)
+        else:
+            self._event("end", status=status, step=progress.step, seconds=round(time.time() - began, 1))
         if self.audit:
             self.audit.flush()
         if self.log:
@@ -206,8 +212,15 @@ class Worker:
             self._save(moment.progress, metrics)
         self.stopped = moment.stopping and not moment.last
 
+    def _why_ended(self) -> str:
+        """Asked by a person, or by the launcher that starts more workers."""
+        return "stopped" if storage.exists(storage.join(self.config.run_dir, STOP_FLAG)) else RESIZED
+
     def _save(self, progress: Progress, metrics: dict[str, float]) -> None:
         state = self.engine.state()
+        self._agree(lambda: self._write(state, progress, metrics))  # no worker goes on, and perhaps dies, before the checkpoint is whole
+
+    def _write(self, state: EngineState, progress: Progress, metrics: dict[str, float]) -> None:
         if self.log is not None:
             about = {"config": self.config.model_dump(mode="json"), "versions": versions()}
             saved = checkpoint.save(self.config.run_dir, state, progress, metrics, about)
@@ -216,7 +229,6 @@ class Worker:
             self.log.flush()
         if self.audit:
             self.audit.flush()
-        dist.barrier()  # no worker goes on, and perhaps dies, before the checkpoint is whole
 
     def _evaluate(self, step: int) -> EvalReport:
         with self.engine.gathered():
@@ -255,7 +267,7 @@ class Worker:
         result, error = None, None
         try:
             result = work()
-        except SETUP_ERRORS as fault:
+        except (*SETUP_ERRORS, StorageFullError) as fault:
             error = f"worker {self.rank}: {fault}"
         errors: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(errors, error)
@@ -271,7 +283,11 @@ class Worker:
         return ZeroEngine(model, objective_of(self.config), self.config, self.device, state)
 
     def _build_loop(self, model: nn.Module, state: EngineState | None, progress: Progress) -> "Loop | TrlRun":
-        config, stop = self.config, lambda: storage.exists(storage.join(self.config.run_dir, STOP_FLAG))
+        config, flags = self.config, [storage.join(self.config.run_dir, flag) for flag in (STOP_FLAG, RESIZE_FLAG)]
+
+        def stop() -> bool:
+            return any(storage.exists(flag) for flag in flags)
+
         if config.engine.name == "trl":
             from smolray.engine.trl import TrlRun
 
