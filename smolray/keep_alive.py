@@ -56,12 +56,12 @@ def keep_alive(
 
 
 def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
-    """Whether a job that wrote no end was stopped by someone. Raises JobsError where it failed before the run could say why."""
+    """Whether a job that wrote no end was stopped by someone. Raises JobsError where it failed and its run could not say why."""
     job = client.get_job_info(job_id)
     if jobs_client.is_lost(client, job):
         return False
     if job.status.value == "FAILED" and (job.driver_exit_code or 0) > 0 and job.driver_exit_code != 137:  # not killed
-        raise JobsError(f"job {job_id} failed before its run began: {client.get_job_logs(job_id).strip()[-1000:]}")
+        raise JobsError(f"job {job_id} failed, and its run could not say why: {client.get_job_logs(job_id).strip()[-1000:]}")
     return job.status.value in ("STOPPED", "SUCCEEDED")
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,33 +25,40 @@ def weed() -> str | None:
     return str(beside) if beside.exists() else shutil.which("weed")
 
 
-@contextmanager
-def running_s3(folder: Path):
-    """Start a server that keeps its data in `folder`; yields the environment that a client needs, AWS_ENDPOINT_URL included."""
-    master, volume, filer, s3 = _free_ports(4)
+def client_environment(host: str, port: int) -> dict[str, str]:
+    """What a client of the server needs."""
+    return {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def write_identity(folder: Path) -> None:
+    """The keys that the server of `folder` lets in."""
     identity = {"name": "test", "credentials": [{"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}]}
     identity["actions"] = ["Admin", "Read", "List", "Tagging", "Write"]
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    command = [
-        weed(),
-        f"-logdir={folder}",
-        "server",
-        f"-dir={folder}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        "-filer",
-        "-s3",
-        f"-s3.config={folder / 's3.json'}",
-    ]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=64", f"-s3.port={s3}", "-s3.port.iceberg=0"]
+
+
+def server_command(folder: Path, host: str, ports: Sequence[int]) -> list[str]:
+    """The server on master, volume, filer and S3 `ports`; its gRPC ports are 10,000 above."""
+    command = [str(weed()), f"-logdir={folder}", "server", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}", "-filer", "-s3"]
+    command += [f"-s3.config={folder}/s3.json", "-master.volumeSizeLimitMB=64", "-volume.max=64", "-s3.port.iceberg=0"]
     command += ["-s3.port.lance=0"]  # a fixed port, on which two servers would collide
-    for name, port in (("master", master), ("volume", volume), ("filer", filer)):
+    for name, port in zip(("master", "volume", "filer", "s3"), ports, strict=True):
         command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 10000}"]
-    command += [f"-s3.port.grpc={s3 + 10000}"]
-    environment = {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "AWS_EC2_METADATA_DISABLED": "true"}
+    return command
+
+
+@contextmanager
+def running_s3(folder: Path):
+    """Start a server that keeps its data in `folder`; yields the environment that a client needs, AWS_ENDPOINT_URL included."""
+    ports = master, volume, filer, s3 = _free_ports(4)
+    write_identity(folder)
+    command, environment = server_command(folder, "127.0.0.1", ports), client_environment("127.0.0.1", s3)
     with (folder / "weed.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
         try:
-            _wait_and_make_bucket(environment, process, folder / "weed.log")
+            try:
+                make_bucket(environment, 60)
+            except OSError as error:
+                raise RuntimeError(f"the S3 server did not start ({error}):\n{(folder / 'weed.log').read_text()[-3000:]}") from error
             yield environment
         finally:
             process.kill()  # it ignores SIGTERM, and its folder goes with the test
@@ -90,7 +98,8 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _wait_and_make_bucket(environment: dict[str, str], process: subprocess.Popen, log: Path) -> None:
+def make_bucket(environment: dict[str, str], seconds: float) -> None:
+    """Make the bucket as soon as the server takes files. Raises OSError where it does not within `seconds`."""
     import pyarrow.fs as pafs
 
     fs = pafs.S3FileSystem(
@@ -101,7 +110,7 @@ def _wait_and_make_bucket(environment: dict[str, str], process: subprocess.Popen
         region="us-east-1",
         allow_bucket_creation=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while True:
         try:
             fs.create_dir(BUCKET)
@@ -109,7 +118,7 @@ def _wait_and_make_bucket(environment: dict[str, str], process: subprocess.Popen
                 stream.write(b"yes")
             fs.delete_file(f"{BUCKET}/ready")
             return
-        except OSError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the S3 server did not start ({error}):\n{log.read_text()[-3000:]}") from error
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.5)

