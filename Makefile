@@ -50,10 +50,10 @@ types: venv
 bench: venv
 	$(BIN)/python jobs/benchmark.py $(ARGS)
 
-# Known faults of the pinned packages; asks the network.
+# Known faults of the pinned packages; asks pypi.org. A package that it could not ask about fails it: a mirror without advisories audits nothing.
 audit: venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit
-	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip --strict
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist
