@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -111,6 +113,25 @@ def checkout(head):
 def submit(head, checkout, *overrides, token=TOKEN):
     arguments = ["submit", "--address", head[0], "--config", "jobs/configs/a.yaml", *overrides]
     return smolray(head[1], *arguments, cwd=checkout, token=token)
+
+
+ENDPOINTS = [
+    ("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("GET", "/api/jobs/x"), ("DELETE", "/api/jobs/x"), ("POST", "/api/jobs/x/stop"),
+    ("GET", "/api/jobs/x/logs"), ("GET", "/api/jobs/x/logs/tail"), ("GET", "/api/packages/gcs/x.zip"), ("PUT", "/api/packages/gcs/x.zip"),
+    ("GET", "/api/version"), ("GET", "/api/v0/nodes"), ("GET", "/api/v0/actors"), ("GET", "/api/v0/logs"), ("GET", "/nodes?view=summary"),
+    ("GET", "/api/cluster_status"), ("GET", "/logical/actors"), ("GET", "/api/serve/applications/"), ("PUT", "/api/serve/applications/"),
+    ("GET", "/worker/traceback?pid=1"), ("GET", "/api/prometheus_health"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", [None, "f" * 64], ids=["none", "wrong"])
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS, ids=lambda text: text)
+def test_a_raw_request_without_the_token_is_refused(head, method, path, token):
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    body = None if method == "GET" else b'{"entrypoint": "id"}'
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(head[0] + path, body, headers, method=method), timeout=20)
+    assert refused.value.code == (403 if token else 401)
 
 
 @pytest.mark.parametrize("token", [None, "f" * 64], ids=["none", "wrong"])

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from smolray import storage
 from smolray.events import FILE, EventLog, read_events, surviving
 
 
@@ -65,3 +66,17 @@ def test_events_carry_time_and_attempt_and_are_lines_of_json(tmp_path):
     assert event["attempt"] == 1
     assert event["time"] == pytest.approx(time.time(), abs=60)
     assert event["why"] == "hash differs — ü"
+
+
+def test_events_that_a_full_storage_does_not_take_are_written_when_there_is_room(tmp_path):
+    log = EventLog(str(tmp_path))
+    log.write("start", workers=1)
+    path = tmp_path / "events.jsonl"
+    path.rename(tmp_path / "aside")
+    path.symlink_to("/dev/full")
+    log.write("step", step=1)
+    with pytest.raises(storage.StorageFullError, match="no room for"):
+        log.flush()
+    (tmp_path / "aside").replace(path)
+    log.write("step", step=2)
+    assert [e.get("step") for e in read_events(str(tmp_path))] == [None, 1, 2]
