@@ -26,6 +26,7 @@ from smolray.events import read_events, surviving
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 300
 TOKEN = "0123456789abcdef" * 4
+SECRET = "a-key-of-the-storage"
 TRAIN = """
 import argparse, time
 from smolray import status, storage
@@ -59,7 +60,7 @@ def free_port():
 
 def environment(folder, token=TOKEN):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SMOLRAY_"))}
-    extra = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "HOME": folder, "COLUMNS": "160"}
+    extra = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "HOME": folder, "COLUMNS": "160", "AWS_SECRET_ACCESS_KEY": SECRET}
     # What DeepSpeed once built for this machine is found again, though the home is another.
     extra["TORCH_EXTENSIONS_DIR"] = kept.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
     extra["RAY_worker_niceness"] = "0"  # or on a busy machine Ray's workers wait for all else
@@ -151,6 +152,8 @@ def test_a_job_is_followed_to_its_end(head, checkout):
     assert "SUCCEEDED" in done.stdout
     told = smolray(head[1], "status", "short", "--storage", f"{head[1]}/runs").stdout
     assert "finished" in told and "5/5" in told
+    listed = urllib.request.urlopen(urllib.request.Request(f"{head[0]}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}), timeout=20).read()
+    assert b"name=short" in listed and SECRET.encode() not in listed, "what the submitter's environment holds is not sent along"
 
 
 def test_a_run_is_submitted_once_stopped_politely_and_resumed_by_name(head, checkout):
