@@ -48,7 +48,7 @@ def test_a_cable_pulled_in_mid_epoch_costs_only_the_steps_since_the_last_checkpo
 def test_a_run_grows_when_a_box_returns_and_saves_first(cluster, shared):
     cluster.lan["loft"].off()
     cluster.wait_alive("head", "den")
-    run = Run(cluster, shared, "returned", epochs=5)
+    run = Run(cluster, shared, "returned", epochs=12)
     run.reaches(SAVE_STEPS + 3)
     assert run.events("start")[-1]["workers"] == 1
     moment = time.time()
