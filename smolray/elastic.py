@@ -30,7 +30,7 @@ class Growth:
         self.flag = storage.join(config.run_dir, RESIZE_FLAG)
         self.boxes: frozenset[str] = frozenset()
         self.asked_at = 0  # workers when it was last asked to grow
-        self.workers = 0
+        self.workers, self.began, self.steps = 0, 0.0, 0  # of the group at work
         self.eta = 0.0
         self.room = 0
 
@@ -67,9 +67,10 @@ class Growth:
             _look_again()
         for event in tail.new():
             if event["event"] == "start":
-                self.workers, self.eta = event["workers"], 0.0
+                self.workers, self.eta, self.began, self.steps = event["workers"], 0.0, event["time"], 0
             elif event["event"] == "step":
-                self.eta = event["eta_seconds"]
+                self.steps += 1
+                self.eta = (event["time"] - self.began) / self.steps * (event["total_steps"] - event["step"])  # pauses between epochs included
         # Between two groups of workers all is free: only a run that trains is asked.
         wanted = 0 < self.workers < self.config.resources.workers[1] and self.workers != self.asked_at and self.eta > WORTH_SECONDS
         self.room = self.room + 1 if wanted and _has_room(self.each, self.config.resources.label_selector) else 0
