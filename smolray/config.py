@@ -19,6 +19,7 @@ from smolray.config_section import Section
 from smolray.search.config import SearchConfig
 
 Group = Literal["vision", "connector", "text"]
+PIPELINE_ACCUMULATION = 4  # with fewer micro-batches a stage, filling and emptying a pipeline takes most of a step
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -136,7 +137,12 @@ class TrainConfig(Section):
         default=None, ge=8, description="padded tokens in a micro-batch, at most; default: no limit but the count"
     )
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="with a fixed number of workers: global_batch / workers")
-    global_batch: int | None = Field(default=None, ge=1, description="micro-batches in an optimizer step, over all workers")
+    global_batch: int | None = Field(
+        default=None, ge=1, description="micro-batches in an optimizer step, over all workers; default: workers x accumulation, 4 a worker for a pipeline"
+    )
+    deal: Literal["auto", "speed", "equal"] = Field(
+        default="auto", description="ZeRO 0-2: speed: micro-batches are dealt by the speed that workers have in the first steps; auto: where their cards differ"
+    )
     logging_steps: int = Field(default=10, ge=1)
     audit: bool = Field(default=False, description="write the ids of the consumed samples per step")
 
@@ -154,12 +160,17 @@ class DPOConfig(Section):
 
 
 class EngineConfig(Section):
-    name: Literal["zero", "pipeline", "trl"] = Field(
-        default="zero", description="trl: TRL's own trainers over the same shards; not elastic, no packing, an interrupted run begins again"
+    name: Literal["zero", "pipeline", "trl", "auto"] = Field(
+        default="zero",
+        description="trl: TRL's own trainers over the same shards; not elastic, no packing, an interrupted run begins again; "
+        "auto: the planner chooses, on at most resources.num_workers",
     )
     stage: Literal[0, 1, 2, 3] = Field(default=2, description="of ZeRO")
     pipeline_stages: int | None = Field(default=None, ge=1, description="pipeline: stages; default: one for each worker")
     cut: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="pipeline: units in each stage; default: even by cost")
+    cards: tuple[str, ...] | None = Field(
+        default=None, description="pipeline: node address and card of each stage, pipeline after pipeline, as the log's inventory names them; auto sets it"
+    )
     schedule: Literal["interleaved_1f1b", "gpipe"] = Field(
         default="interleaved_1f1b", description="zero-bubble schedules are not offered: they lose the gradients of a stage whose input needs none"
     )
@@ -241,7 +252,10 @@ class RunConfig(Section):
     @property
     def global_batch(self) -> int:
         """Micro-batches in an optimizer step: the truth that does not change with the number of workers."""
-        return self.train.global_batch or self.resources.workers[1] * self.train.gradient_accumulation_steps
+        accumulation = self.train.gradient_accumulation_steps
+        if self.engine.name == "pipeline" and accumulation == 1:
+            accumulation = PIPELINE_ACCUMULATION
+        return self.train.global_batch or self.resources.workers[1] * accumulation
 
     def fingerprint(self, *sections: str) -> str:
         """A hash of the named sections: equal means the same data, plan or model."""

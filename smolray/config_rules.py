@@ -106,6 +106,11 @@ def _engine(config: Run) -> list[str]:
             found.append("engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1")
         if engine.stage < 3 and engine.offload_param == "cpu":
             found.append(f"engine.offload_param = cpu needs engine.stage = 3, found {engine.stage}")
+    if config.train.deal == "speed" and (engine.name in ("pipeline", "trl") or (engine.name == "zero" and engine.stage == 3)):
+        why = "on stage 3 every pass is collective, so that the slowest card rules" if engine.name == "zero" else f"not with engine = {engine.name}"
+        found.append(f"train.deal = speed deals micro-batches on ZeRO 0 to 2: {why}; nearest: train.deal=equal, or engine.stage=2")
+    if engine.cards is not None and engine.name != "pipeline":
+        found.append(f"engine.cards says where the stages of a pipeline lie, found engine = {engine.name}; nearest: engine=pipeline, or leave it out")
     if engine.name == "pipeline" and model.dtype == "float16":
         found.append("model.dtype = float16 with engine = pipeline: one loss scale for all stages does not exist; nearest: model.dtype=bfloat16")
     if model.dtype == "float16" and config.resources.use_gpu == "no":
@@ -149,14 +154,14 @@ def _resources(config: Run) -> list[str]:
                      "nearest: resources.gpus_per_worker=1")  # fmt: skip
     if not 1 <= low <= high:
         found.append(f"resources.num_workers = [{low}, {high}]: expected 1 <= min <= max")
-    if low != high and config.train.global_batch is None:
+    if low != high and config.train.global_batch is None and config.engine.name != "auto":
         found.append("resources.num_workers is elastic and train.global_batch is not set: say how many micro-batches a step has "
                      f"(nearest: train.global_batch={high * config.train.gradient_accumulation_steps})")  # fmt: skip
     fixed = high * config.train.gradient_accumulation_steps
     if config.train.global_batch is not None and config.train.gradient_accumulation_steps > 1 and config.train.global_batch != fixed:
         found.append(f"train.global_batch = {config.train.global_batch} is not workers x gradient_accumulation_steps = {fixed}: "
                      "set only one of the two")  # fmt: skip
-    if config.global_batch < high and config.engine.name != "pipeline":
+    if config.global_batch < high and config.engine.name not in ("pipeline", "auto"):
         found.append(f"train.global_batch = {config.global_batch} is below the {high} workers of resources.num_workers: "
                      f"some would never have a micro-batch; nearest: train.global_batch={high}")  # fmt: skip
     if config.train.micro_batch_tokens is not None and config.train.micro_batch_tokens < config.data.max_length:

@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +18,16 @@ from typing import Any
 
 import ray
 import torch
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from smolray import storage
+from smolray import auto, storage
 from smolray.config import ConfigError, RunConfig, check_run, load_config, to_yaml
 from smolray.data.prepare import prepare_run, shard_folder
 from smolray.data.reader import ShardReader, Sidecars
 from smolray.data.shards import read_manifest
-from smolray.data.sidecar import ensure_index, ensure_sidecars, found_features, map_shards
+from smolray.data.sidecar import ensure_index, ensure_sidecars, found_features, load_index, map_shards
 from smolray.elastic import NEVER, Growth
 from smolray.engine.base import NonFiniteLossError, StateMismatchError
 from smolray.evaluate.baseline import TEXT_SHARDS, blind_baseline, count_answers, distinct_texts
@@ -36,13 +36,13 @@ from smolray.evaluate.report import write_report
 from smolray.events import Event, EventLog, EventTail, read_events, surviving
 from smolray.export import chosen_checkpoint
 from smolray.model.tiny import SHAPES, build_model
+from smolray.planner.plan import with_settings
+from smolray.planner.statistics import DataStatistics
 from smolray.progress import event_line
+from smolray.resources import check_resources, most_workers, use_gpu
 from smolray.status import RESIZED, STOP_FLAG
-from smolray.worker import SETUP_ERRORS, Folders, evaluate_worker, run_worker
-
-
-class ResourcesError(ConfigError):
-    """The cluster lacks what the run asks for; the message says what was asked, what is there, and the nearest that works."""
+from smolray.survey import Survey, survey
+from smolray.worker import SETUP_ERRORS, Folders, evaluate_worker, measure_worker, run_worker
 
 
 class RunError(ValueError):
@@ -76,14 +76,16 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     began = time.time()
     refuse_lost_storage(config)
     connect(config)
-    config = with_fixed_batch(with_absolute_paths(config))
+    begun = storage.exists(storage.join(config.run_dir, "config.yaml"))
+    config = auto.bounded(with_fixed_batch(with_absolute_paths(config)))
     check_resources(config, ray.cluster_resources())
     storage.delete(storage.join(config.run_dir, STOP_FLAG))
     config, folders = prepare_data(config)
-    storage.write_bytes(storage.join(config.run_dir, "config.yaml"), to_yaml(config).encode())
+    if config.engine.name != "auto":
+        storage.write_bytes(storage.join(config.run_dir, "config.yaml"), to_yaml(config).encode())
     with shown_progress(config):
         try:
-            record = fit(config, folders)
+            record = fit_planned(config, folders, begun) if config.engine.name == "auto" else fit(config, folders)
         except Exception as error:
             EventLog(config.run_dir).write("end", status="failed", error=f"{type(error).__name__}: {error}"[:2000])
             raise
@@ -136,11 +138,14 @@ def refuse_lost_storage(config: RunConfig) -> None:
 def with_fixed_batch(config: RunConfig) -> RunConfig:
     """The run with its global batch spelt out. A run that began keeps the one it has, whatever the number of workers now."""
     stored = storage.join(config.run_dir, "config.yaml")
-    global_batch = config.global_batch
-    if config.train.global_batch is None and storage.exists(stored):
-        global_batch = load_config(stored).global_batch
-    train = config.train.model_copy(update={"global_batch": global_batch, "gradient_accumulation_steps": 1})
-    config = config.model_copy(update={"train": train})
+    fixed: dict[str, Any] = {"global_batch": config.global_batch, "gradient_accumulation_steps": 1}
+    if storage.exists(stored):
+        kept = load_config(stored)
+        if config.train.global_batch is None:
+            fixed["global_batch"] = kept.global_batch
+        if config.engine.name == "auto":  # and the size of a micro-batch that was chosen then
+            fixed |= {"global_batch": kept.global_batch, "per_device_train_batch_size": kept.train.per_device_train_batch_size}
+    config = config.model_copy(update={"train": config.train.model_copy(update=fixed)})
     check_run(config)
     return config
 
@@ -193,54 +198,39 @@ def _absolute(path: str) -> str:
     return storage.absolute(path) if path and storage.is_local(path) and Path(path).expanduser().exists() else path
 
 
-def use_gpu(config: RunConfig, available: dict[str, float]) -> bool:
-    return config.resources.use_gpu == "yes" or (config.resources.use_gpu == "auto" and available.get("GPU", 0) > 0)
+def fit_planned(config: RunConfig, folders: Folders, begun: bool) -> dict[str, Any]:
+    """`engine: auto`: look at the cards, plan, train; where a worker is lost, all of it again with those that are left.
+
+    `begun`: the run has trained before and keeps the size of its steps. Raises auto.NothingFitsError, and the workers' error when max_failures are used up.
+    """
+    lost, after, statistics = 0, "", DataStatistics.from_index(load_index(folders.train, config))
+    while True:
+        seen = Survey.from_json(fit(config, folders, {"survey": True}))
+        chosen = auto.choose(config, statistics, seen, begun)
+        config, begun = chosen.kept, True
+        storage.write_bytes(storage.join(config.run_dir, "config.yaml"), to_yaml(config).encode())
+        log = EventLog(config.run_dir)
+        log.write("plan", **chosen.told, after=after)
+        log.flush()
+        try:
+            return fit(chosen.run, folders, nodes=chosen.nodes)
+        except TrainingFailedError as error:
+            lost, after = lost + 1, f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            if 0 <= config.resources.max_failures < lost:
+                raise
 
 
-def check_resources(config: RunConfig, available: dict[str, float]) -> None:
-    """Raise ResourcesError where the smallest worker group cannot start, or would leave no CPU for the data tasks that feed it."""
-    wanted, task = config.resources.workers[0], config.data.num_cpus_per_task
-    cpus, gpus, each = available.get("CPU", 0), available.get("GPU", 0), config.resources.cpus_per_worker
-    if use_gpu(config, available) and wanted * config.resources.gpus_per_worker > gpus:
-        fits = int(gpus // config.resources.gpus_per_worker)
-        nearest = f"resources.num_workers={fits}" if fits else "resources.use_gpu=no"
-        raise ResourcesError(f"asked for {wanted} workers x {config.resources.gpus_per_worker:g} GPU, the cluster has {gpus:g} GPU "
-                             f"({_cards(available)}); nearest: {nearest}")  # fmt: skip
-    # An elastic group grows as far as its own CPUs reach; its data tasks must still find some then.
-    room = [config.resources.workers[1], *([int(cpus // each)] if each else [])]
-    room += [int(gpus // config.resources.gpus_per_worker)] if use_gpu(config, available) else []
-    largest = max(wanted, min(room))
-    if largest * (each + task) > cpus + 1e-9:
-        up_to = "up to " if largest > wanted else ""
-        raise ResourcesError(f"asked for {up_to}{largest} workers x ({each:g} CPU + {task:g} CPU for their data tasks) = {largest * (each + task):g} CPU, "
-                             f"the cluster has {cpus:g}: the data tasks would starve; nearest: {_nearest_cpus(wanted, largest, each, task, cpus)}")  # fmt: skip
+def look(config: RunConfig) -> Survey:
+    """The cards of the cluster, as many as there may be workers."""
+    most = most_workers(config, ray.cluster_resources())
+    return Survey.from_json(fit(with_settings(config, {"resources.num_workers": (1, most)}), Folders(""), {"survey": True}))
 
 
-def _nearest_cpus(smallest: int, largest: int, each: float, task: float, cpus: float) -> str:
-    """Settings with which workers and their data tasks fit into `cpus`: smaller shares first, then fewer workers."""
+def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None, nodes: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the workers under Ray Train and return rank 0's record. Ray keeps only its own notes: checkpoints are ours, nothing is uploaded twice.
 
-    def floor(value: float) -> float:
-        return int(value * 100 + 1e-9) / 100  # rounded up, it would not fit
-
-    fits = int((cpus + 1e-9) // (each + task))
-    if smallest < largest and fits >= smallest:
-        return f"resources.num_workers=[{smallest},{fits}]"
-    if (spare := floor(cpus / largest - task)) > 0:
-        return f"resources.cpus_per_worker={spare:g}"
-    if fits:
-        return f"resources.num_workers={fits}"
-    if (spare := floor(cpus - task)) > 0:
-        return f"resources.num_workers=1 resources.cpus_per_worker={spare:g}"
-    return f"resources.num_workers=1 resources.cpus_per_worker={floor(cpus / 2):g} data.num_cpus_per_task={floor(cpus / 2):g}"
-
-
-def _cards(available: dict[str, float]) -> str:
-    cards = [f"{n:g}x {name.removeprefix('accelerator_type:')}" for name, n in available.items() if name.startswith("accelerator_type:")]
-    return ", ".join(cards) or "no card named"
-
-
-def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run the workers under Ray Train and return rank 0's record. Ray keeps only its own notes: checkpoints are ours, nothing is uploaded twice."""
+    `nodes`: the id of the node of each worker; a group that was placed so is not started again by itself.
+    """
     resources, available = config.resources, ray.cluster_resources()
     gpu = use_gpu(config, available)
     each: dict[str, float] = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if gpu else {})
@@ -248,18 +238,21 @@ def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None
     # Ray's stubs still describe Train v1, hence the untyped settings.
     scaling: dict[str, Any] = {"num_workers": high if low == high else (low, high), "use_gpu": gpu, "resources_per_worker": each}
     scaling["elastic_resize_monitor_interval_s"] = NEVER
-    if resources.label_selector:
+    if nodes:
+        scaling["label_selector"] = [{**resources.label_selector, "ray.io/node-id": node} for node in nodes]
+    elif resources.label_selector:
         scaling["label_selector"] = resources.label_selector
     # How long Ray Train waits for room for a group before it counts the boxes again: one that was just lost may still be counted.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     notes, path = storage.filesystem(storage.join(config.storage, ".ray"))  # Ray's own reading of a URI knows no AWS_ENDPOINT_URL
     settings = {"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {})
     function: Any = _train_function
+    failures: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 1} if nodes else {"max_failures": resources.max_failures}
     growth = Growth(config, each)
     while True:
         run = TrainRunConfig(
             name=f"{config.name}-{int(time.time())}", storage_path=path, storage_filesystem=notes,
-            failure_config=FailureConfig(max_failures=resources.max_failures),
+            failure_config=FailureConfig(**failures),
         )  # fmt: skip
         trainer = TorchTrainer(
             function, train_loop_config=settings, torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
@@ -281,10 +274,15 @@ def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    node = (ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+    if "survey" in settings:
+        return survey(device, config.model.dtype, node).to_json()
+    if "measure" in settings:
+        return measure_worker(config, folders, device, node)
     if "evaluate" in settings:
         return evaluate_worker(config, folders, device, settings["evaluate"])
     try:
-        return run_worker(config, folders, device)
+        return run_worker(config, folders, device, node)
     except (*SETUP_ERRORS, StateMismatchError, NonFiniteLossError) as error:
         return {"error": str(error)}  # every worker meets it alike; raised, it would be tried again from the same place
     except torch.OutOfMemoryError as error:
@@ -330,7 +328,7 @@ def report_images(config: RunConfig, folders: Folders) -> dict[str, bytes]:
 def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
     """Decode the validation shards of a run with one of its checkpoints (default: the best, else the newest), over its workers."""
     connect(config)
-    config = with_absolute_paths(config)
+    config = auto.bounded(with_absolute_paths(config))
     if not config.data.validation:
         raise ConfigError("data.validation is not set: there is nothing to evaluate on")
     chosen = chosen_checkpoint(config.run_dir, name)

@@ -46,6 +46,14 @@ def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
         return f"eval    step {event.get('step', '?')}  accuracy {', '.join(scores) or '?'}  ({event.get('samples', '?')} samples{left})"
     if kind == "checkpoint":
         return f"saved   step {event.get('step', '?')}  {event.get('path', '')}"
+    if kind == "inventory":
+        return f"cards   {cards_text(event)}"
+    if kind == "deal":
+        speeds = ", ".join(count(speed) for speed in event["tokens_per_second"])
+        return f"dealt   {' + '.join(map(str, event['shares']))} micro-batches a step, by {speeds} tokens/s"
+    if kind == "plan":
+        lines = [f"again after {event['after']}"] if event.get("after") else []
+        return "\n".join(f"plan    {line}" for line in [*lines, *event["words"].splitlines()])
     if kind == "skipped":
         return f"skipped {event.get('what', '?')}: {event.get('why', '?')}"
     if kind == "end":
@@ -54,6 +62,22 @@ def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
         return f"end     {event.get('status', '?')}{where}{why}"
     rest = ", ".join(f"{k}={v}" for k, v in event.items() if k not in ("event", "time", "attempt"))
     return f"{kind:7s} {rest}"
+
+
+def cards_text(inventory: dict[str, Any]) -> str:
+    """An inventory event by node and link: `10.0.0.1: 2x NVIDIA L4 (22.1 GiB free, 48 TFLOP/s); 10.0.0.1 - 10.0.0.2: 0.94 Gbit/s, 0.12 ms`."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for worker in inventory["workers"]:
+        kinds.setdefault((worker["node"], worker["card"]), []).append(worker)
+    parts = [
+        f"{node}: {len(same)}x {card} ({size(min(w['memory'] for w in same))} free, {min(w['tflops'] for w in same):.3g} TFLOP/s)"
+        for (node, card), same in kinds.items()
+    ]
+    for link in inventory["links"]:
+        a, b = link["nodes"]
+        where = f"inside {a}" if a == b else f"{a} - {b}"
+        parts.append(f"{where}: {link['bandwidth'] * 8 / 1e9:.3g} Gbit/s, {link['latency'] * 1e3:.2g} ms")
+    return "; ".join(parts)
 
 
 def accuracy_of(record: dict[str, Any]) -> dict[str, float]:

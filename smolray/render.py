@@ -47,6 +47,8 @@ def run_details(run: RunStatus) -> Table:
         "checkpoint": escape(run.last_checkpoint) if run.last_checkpoint else None,
         "accuracy": f"{accuracy} at step {run.accuracy_step}{f' ({escape(by_type)})' if by_type else ''}" if accuracy else None,
         "workers": str(run.workers) if run.workers else None,
+        "cards": escape(run.cards) if run.cards else None,
+        "dealt": f"{' + '.join(map(str, run.shares))} micro-batches a step, by speed" if run.shares else None,
         "attempts": f"{run.attempts}, {run.restarts} resumed" if run.attempts else None,
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started)) if run.started else None,
     }

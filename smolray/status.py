@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from smolray import storage
 from smolray.events import FILE, Event, EventTail, read_events, surviving
-from smolray.progress import accuracy_of
+from smolray.progress import accuracy_of, cards_text
 
 State = Literal["waiting", "running", "silent", "finished", "stopped", "failed"]
 STOP_FLAG = "control/stop"
@@ -49,6 +49,8 @@ class RunStatus:
     attempts: int = 0
     restarts: int = 0
     workers: int | None = None
+    cards: str | None = None
+    shares: tuple[int, ...] | None = None  # micro-batches of a step that each worker takes, where they are dealt by speed
     started: float | None = None
     updated: float | None = None
     stop_requested: bool = False
@@ -79,6 +81,9 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
     last: Event = steps[-1] if steps else {}
     checkpoint: Event = next((e for e in reversed(events) if e["event"] == "checkpoint"), {})
     evaluation: Event = next((e for e in reversed(events) if e["event"] == "evaluate"), {})
+    attempt = [e for e in events if e.get("attempt") == start.get("attempt")]
+    inventory: Event = next((e for e in reversed(attempt) if e["event"] == "inventory"), {})
+    deal: Event = next((e for e in reversed(attempt) if e["event"] == "deal"), {})
     state, silent = _state(written, time.time() if now is None else now)
     known = [e["memory_bytes"] for e in steps if e.get("memory_bytes")]
     return RunStatus(
@@ -101,6 +106,8 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
         attempts=len({e.get("attempt", 1) for e in written if e["event"] == "start"}),
         restarts=sum(e["event"] == "resume" for e in written),
         workers=start.get("workers"),
+        cards=cards_text(inventory) if inventory else None,
+        shares=tuple(deal["shares"]) if deal else None,
         started=written[0]["time"] if written else None,
         updated=written[-1]["time"] if written else None,
         stop_requested=storage.exists(storage.join(run_dir, STOP_FLAG)),

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from smolray.checkpoint import Progress
 from smolray.config import RunConfig
 from smolray.data.collate import Batch
-from smolray.data.plan import EpochPlan, share
+from smolray.data.plan import EpochPlan
+from smolray.dealing import Dealer
 from smolray.engine.base import Engine, LocalSums, NonFiniteLossError
 from smolray.objectives import Totals
 from smolray.optim import schedule
@@ -80,6 +81,7 @@ class Loop:
     progress: Progress
     hooks: Sequence[Hook] = ()
     stop_requested: Callable[[], bool] = lambda: False
+    dealer: Dealer | None = None  # default: equal shares
     _polled: float = field(default=0.0, init=False)
 
     @property
@@ -99,41 +101,46 @@ class Loop:
         return self.progress
 
     def _steps(self, rate: Callable[[int], float]) -> Iterator[Moment]:
-        (rank, world), size = self.engine.data_parallel, self.config.global_batch
+        dealer, size = self.dealer or Dealer(*self.engine.data_parallel), self.config.global_batch
         for epoch in range(self.progress.epoch, len(self.plans)):
-            plan, first = self.plans[epoch], self.progress.consumed
-            starts = range(first, len(plan), size)
+            plan = self.plans[epoch]
+            starts = range(self.progress.consumed, len(plan), size)
             if not starts or self.progress.step >= self.total_steps:
                 continue
-            runs = [range(s, min(s + size, len(plan))) for s in starts]
-            stream = self.open_stream(plan, [n for run in runs for n in share(run, rank, world)])
-            batches = iter(stream)
             self.engine.epoch = epoch
-            for run in runs:
-                began, waited = time.perf_counter(), stream.wait_seconds
-                totals = totals_of(plan, run)
-                mine = share(run, rank, world)
-                most = max(len(share(run, r, world)) for r in range(world))
-                local = self.engine.accumulate(islice(batches, len(mine)), most, totals)
-                sums = self._reduce(local, stream.wait_seconds - waited)
-                loss = sums["loss"]
-                if not torch.isfinite(torch.tensor(loss)):
-                    raise NonFiniteLossError(f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, micro-batches {run.start}..{run.stop - 1}); "
-                                             "the optimizer has not stepped; lower optimizer.learning_rate or look at the data")  # fmt: skip
-                learning_rate = rate(self.progress.step)
-                result = self.engine.step(learning_rate)
-                self._advance(epoch, run, int(sums["samples"]), int(sums["tokens"]), result.skipped)
-                metrics = StepMetrics(
-                    step=self.progress.step, total_steps=self.total_steps, position=(epoch, run.stop), epoch=epoch + run.stop / len(plan), loss=loss,
-                    metrics={name: sums[name] for name in self.engine.objective.metrics}, grad_norm=result.grad_norm, learning_rate=learning_rate,
-                    samples=int(sums["samples"]), tokens=int(sums["tokens"]), label_tokens=totals.label_tokens, seconds=time.perf_counter() - began,
-                    data_wait_seconds=sums["waited"] / dist.get_world_size(), memory_bytes=int(sums["memory"]),
-                    skipped=result.skipped, loss_scale=result.loss_scale,
-                )  # fmt: skip
-                yield Moment(
-                    self.progress, metrics, local, end_of_epoch=run.stop == len(plan), stopping=sums["stop"] > 0,
-                    last=self.progress.step >= self.total_steps or (run.stop == len(plan) and epoch == len(self.plans) - 1),
-                )  # fmt: skip
+            for span in dealer.spans([range(s, min(s + size, len(plan))) for s in starts]):
+                yield from self._span(epoch, span, dealer, rate)
+
+    def _span(self, epoch: int, steps: Sequence[range], dealer: Dealer, rate: Callable[[int], float]) -> Iterator[Moment]:
+        """Steps of one epoch through one stream."""
+        plan = self.plans[epoch]
+        stream = self.open_stream(plan, [n for run in steps for n in dealer.share(run)])
+        batches = iter(stream)
+        for run in steps:
+            began, waited = time.perf_counter(), stream.wait_seconds
+            totals = totals_of(plan, run)
+            local = self.engine.accumulate(islice(batches, len(dealer.share(run))), max(dealer.counts(len(run))), totals)
+            waited = stream.wait_seconds - waited
+            sums = self._reduce(local, waited)
+            loss = sums["loss"]
+            if not torch.isfinite(torch.tensor(loss)):
+                raise NonFiniteLossError(f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, micro-batches {run.start}..{run.stop - 1}); "
+                                         "the optimizer has not stepped; lower optimizer.learning_rate or look at the data")  # fmt: skip
+            learning_rate = rate(self.progress.step)
+            result = self.engine.step(learning_rate)
+            self._advance(epoch, run, int(sums["samples"]), int(sums["tokens"]), result.skipped)
+            metrics = StepMetrics(
+                step=self.progress.step, total_steps=self.total_steps, position=(epoch, run.stop), epoch=epoch + run.stop / len(plan), loss=loss,
+                metrics={name: sums[name] for name in self.engine.objective.metrics}, grad_norm=result.grad_norm, learning_rate=learning_rate,
+                samples=int(sums["samples"]), tokens=int(sums["tokens"]), label_tokens=totals.label_tokens, seconds=time.perf_counter() - began,
+                data_wait_seconds=sums["waited"] / dist.get_world_size(), memory_bytes=int(sums["memory"]),
+                skipped=result.skipped, loss_scale=result.loss_scale,
+            )  # fmt: skip
+            yield Moment(
+                self.progress, metrics, local, end_of_epoch=run.stop == len(plan), stopping=sums["stop"] > 0,
+                last=self.progress.step >= self.total_steps or (run.stop == len(plan) and epoch == len(self.plans) - 1),
+            )  # fmt: skip
+            dealer.observe(local.tokens, local.seconds - waited, len(run), self.engine.device)
 
     def _reduce(self, local: LocalSums, waited: float) -> dict[str, float]:
         """Sums over all workers (the peak memory: maximum), in two small collectives a step."""

@@ -25,6 +25,7 @@ from smolray.data.sidecar import load_index
 from smolray.planner.inventory import Card, InventoryError, find_card
 from smolray.planner.shapes import shape_of
 from smolray.planner.statistics import DataStatistics
+from smolray.resources import ResourcesError, check_resources, use_gpu
 from smolray.search.ledger import Ledger, TrialRecord, best_trial, search_folder
 from smolray.search.price import Price, price
 from smolray.search.proposals import Proposer, make_proposer
@@ -58,11 +59,11 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     refuse_other_search(config, folder)
     launch.connect(config)
     base = trial_base(config)
-    launch.check_resources(base, ray.cluster_resources())
+    check_resources(base, ray.cluster_resources())
     slots = concurrency(base, ray.nodes())
     total = total_trials(config, space)
     if config.search.scheduler == "pbt" and total > slots:
-        raise launch.ResourcesError(f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
+        raise ResourcesError(f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
                                     f"nearest: {f'search.num_samples={slots}' if slots > 1 else 'search.scheduler=asha'}")  # fmt: skip
     storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
     base, folders = launch.prepare_data(base)  # once, for all trials
@@ -226,7 +227,7 @@ def make_pricer(base: RunConfig, folders: Folders, nodes: list[dict[str, Any]]) 
     counted = DataStatistics.from_index(load_index(folders.train, base)) if cards else None
 
     def pricer(settings: Settings) -> Price | None:
-        if counted is None or not launch.use_gpu(base, {"GPU": len(cards)}):
+        if counted is None or not use_gpu(base, {"GPU": len(cards)}):
             return None
         run = with_settings(base, settings)
         shape = shape_of(run.model)
@@ -251,7 +252,7 @@ def concurrency(base: RunConfig, nodes: list[dict[str, Any]]) -> int:
     """How many trials run at a time: every worker of each, and a data task for each worker, has its place on some node."""
     search, resources = base.search, base.resources
     alive = [node["Resources"] for node in nodes if node["Alive"]]
-    gpu = launch.use_gpu(base, {"GPU": sum(node.get("GPU", 0.0) for node in alive)})
+    gpu = use_gpu(base, {"GPU": sum(node.get("GPU", 0.0) for node in alive)})
     each = resources.cpus_per_worker + base.data.num_cpus_per_task
     places = 0
     for node in alive:

@@ -28,6 +28,7 @@ from smolray.data.reader import ALONE, Sidecars
 from smolray.data.shards import ShardError, read_manifest
 from smolray.data.sidecar import load_index
 from smolray.data.stream import Stream
+from smolray.dealing import Dealer
 from smolray.engine.base import Engine, EngineState
 from smolray.engine.pipeline.engine import PipelineEngine, check_pipeline
 from smolray.engine.pipeline.load import load_stage
@@ -42,12 +43,13 @@ from smolray.model.parts import frozen_front, leave_out
 from smolray.objectives import objective_of
 from smolray.status import RESIZE_FLAG, RESIZED, STOP_FLAG
 from smolray.storage import StorageFullError
-from smolray.train import Loop, Moment, metrics_fields
+from smolray.survey import Survey, SurveyError, survey
+from smolray.train import Hook, Loop, Moment, StepMetrics, metrics_fields, peak_memory_bytes
 
 if TYPE_CHECKING:
     from smolray.engine.trl import TrlRun
 
-SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError)
+SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError, SurveyError)
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,14 @@ class Folders:
     validation_sidecars: Sidecars = ALONE
 
 
-def run_worker(config: RunConfig, folders: Folders, device: torch.device) -> dict[str, Any]:
-    """Train, evaluate and save one run, or what is left of it. Collective over the process group."""
-    return Worker(config, folders, device).run()
+def run_worker(config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str]) -> dict[str, Any]:
+    """Train, evaluate and save one run, or what is left of it, on a node of this (address, id). Collective over the process group."""
+    return Worker(config, folders, device, node).run()
+
+
+def measure_worker(config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str]) -> dict[str, Any]:
+    """Train the first steps of a run and say how long they took; nothing is written. Collective."""
+    return Worker(config, folders, device, node).measure()
 
 
 def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, uri: str) -> dict[str, Any]:
@@ -149,6 +156,8 @@ class Worker:
     config: RunConfig
     folders: Folders
     device: torch.device
+    node: tuple[str, str]
+    survey: Survey = field(init=False)
     engine: "Engine | TrlRun" = field(init=False)
     log: EventLog | None = field(default=None, init=False)  # rank 0 only
     reports: dict[int, EvalReport] = field(default_factory=dict, init=False)
@@ -161,14 +170,16 @@ class Worker:
         self.rank, world = dist.get_rank(), dist.get_world_size()
         self.log = EventLog(run_dir) if self.rank == 0 else None
         attempt, found = self._broadcast((self.log.attempt, self._newest()) if self.log else None)
+        self.survey = survey(self.device, config.model.dtype, self.node)
         model, state = self._agree(lambda: self._load(found))
         self.audit = Audit(run_dir, attempt, self.rank) if config.train.audit else None
-        loop = self._build_loop(model, state, found.progress if found else Progress(data=self.data))
+        loop = self._build_loop(model, state, found.progress if found else Progress(data=self.data), self._hooks())
         progress = loop.progress
         self._event("start", config=config.model_dump(mode="json"), versions=versions(), workers=world, total_steps=loop.total_steps,
                     device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu")  # fmt: skip
         if attempt > 1:  # an attempt that died before its first checkpoint is taken back whole
             self._event("resume", step=progress.step, position=(progress.epoch, progress.consumed), checkpoint=found.uri if found else None)
+        self._event("inventory", **self.survey.to_json())
         if self.log:
             self.log.flush()  # an attempt that could not be counted must not begin
         self.stopped = False
@@ -187,9 +198,19 @@ class Worker:
             self.log.flush()
         return self._record(status, progress)
 
+    def measure(self) -> dict[str, Any]:
+        """Seconds of each step, the wait for data among them, and the peak bytes of every worker."""
+        self.rank, self.survey = dist.get_rank(), survey(self.device, self.config.model.dtype, self.node)
+        model, _ = self._agree(lambda: self._load(None))
+        steps: list[StepMetrics] = []
+        self._build_loop(model, None, Progress(data=self.data), [lambda moment: steps.append(moment.metrics)]).run()
+        peaks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(peaks, peak_memory_bytes(self.device))
+        return {"seconds": [s.seconds for s in steps], "waits": [s.data_wait_seconds for s in steps], "memory": peaks}
+
     # What happens after a step, in this order.
 
-    def _hooks(self) -> list[Callable[[Moment], None]]:
+    def _hooks(self) -> list[Hook]:
         return [h for h in (self._log_step, self.audit, self._save_and_evaluate) if h is not None]
 
     def _log_step(self, moment: Moment) -> None:
@@ -258,7 +279,7 @@ class Worker:
     def _load_model(self) -> nn.Module:
         if self.config.engine.name == "pipeline":
             check_pipeline(self.config)
-            return load_stage(self.config)
+            return load_stage(self.config, self._order())
         model = prepare_for_training(load_model(self.config.model), self.config)
         return leave_out(model, frozen_front(self.config)) if self.folders.sidecars.features else model
 
@@ -277,12 +298,12 @@ class Worker:
 
     def _build_engine(self, model: nn.Module, state: EngineState | None) -> Engine:
         if self.config.engine.name == "pipeline":
-            return PipelineEngine(model, objective_of(self.config), self.config, self.device, state)
+            return PipelineEngine(model, objective_of(self.config), self.config, self.device, state, self._order())
         from smolray.engine.zero import ZeroEngine  # DeepSpeed looks for its accelerator when it is imported
 
         return ZeroEngine(model, objective_of(self.config), self.config, self.device, state)
 
-    def _build_loop(self, model: nn.Module, state: EngineState | None, progress: Progress) -> "Loop | TrlRun":
+    def _build_loop(self, model: nn.Module, state: EngineState | None, progress: Progress, hooks: Sequence[Hook]) -> "Loop | TrlRun":
         config, flags = self.config, [storage.join(self.config.run_dir, flag) for flag in (STOP_FLAG, RESIZE_FLAG)]
 
         def stop() -> bool:
@@ -291,11 +312,24 @@ class Worker:
         if config.engine.name == "trl":
             from smolray.engine.trl import TrlRun
 
-            self.engine = run = TrlRun(config, model.to(self.device), state, self.plans, self.folders.train, progress, self._hooks(), stop)
+            self.engine = run = TrlRun(config, model.to(self.device), state, self.plans, self.folders.train, progress, hooks, stop)
             return run
         self.engine = engine = self._build_engine(model, state)
         open_stream = partial(self._open_stream, collate="training" if engine.sees_images else "imageless")
-        return Loop(config, engine, self.plans, open_stream, progress, self._hooks(), stop_requested=stop)
+        return Loop(config, engine, self.plans, open_stream, progress, hooks, stop_requested=stop, dealer=self._dealer(engine))
+
+    def _order(self) -> tuple[int, ...] | None:
+        """The ranks in the order of the pipeline's stages; None: as they are."""
+        return self.survey.ranks(self.config.engine.cards) if self.config.engine.cards else None
+
+    def _dealer(self, engine: Engine) -> Dealer:
+        deal, chosen = self.config.train.deal, self.config.engine
+        asked = deal == "speed" or (deal == "auto" and self.survey.unequal)
+
+        def heard(speeds: Sequence[float], shares: Sequence[int]) -> None:
+            self._event("deal", tokens_per_second=[round(s, 1) for s in speeds], shares=list(shares))
+
+        return Dealer(*engine.data_parallel, measure=asked and chosen.name == "zero" and chosen.stage < 3, heard=heard)
 
     def _lay_plans(self) -> list[EpochPlan]:
         index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)

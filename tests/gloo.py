@@ -42,7 +42,8 @@ def _worker(rank: int, world_size: int, folder: str, function: Callable[..., Any
 def build_engine(config: RunConfig, state: EngineState | None = None) -> Engine:
     torch.manual_seed(0)
     if config.engine.name == "pipeline":
-        return PipelineEngine(load_stage(config), objective_of(config), config, torch.device("cpu"), state)
+        order = tuple(map(int, config.engine.cards)) if config.engine.cards else None  # in these tests a card is called by its rank
+        return PipelineEngine(load_stage(config, order), objective_of(config), config, torch.device("cpu"), state, order)
     model = prepare_for_training(load_model(config.model), config)
     if config.model.vision_features == "precompute":
         leave_out(model, frozen_front(config))

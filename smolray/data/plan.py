@@ -5,6 +5,7 @@ packed together). An optimizer step takes `global_batch` of them; each worker a 
 (epoch, micro-batches consumed), so nothing is lost or seen twice when the number of workers changes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -94,10 +95,10 @@ class EpochPlan:
         return self.index[name].chunk(0).to_numpy() if self.index[name].num_chunks == 1 else self.index[name].to_numpy()
 
 
-def share(micro_batches: range, rank: int, world_size: int) -> range:
-    """The contiguous run of a step that falls to `rank`; shares differ by at most one."""
-    n = len(micro_batches)
-    return micro_batches[n * rank // world_size : n * (rank + 1) // world_size]
+def share(micro_batches: range, rank: int, counts: Sequence[int]) -> range:
+    """The contiguous run of a step that falls to `rank`; `counts`: how many each worker takes."""
+    first = sum(counts[:rank])
+    return micro_batches[first : first + counts[rank]]
 
 
 def check_kind(index: pa.Table, pairs: bool) -> None:

@@ -88,6 +88,7 @@ class ZeroEngine:
         names = self.objective.metrics
         loss, metrics = (torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in ((), (len(names),)))
         samples = tokens = done = 0
+        began = time.perf_counter()
         ids: list[tuple[int, tuple[str, ...]]] = []
         coalesced = self.engine.coalesce_grad_reduction() if self.stage else nullcontext()
         if self.stage == 0:
@@ -103,6 +104,9 @@ class ZeroEngine:
                 metrics += torch.stack([shares[name] for name in names]).double()
                 samples, tokens, done = samples + batch.samples, tokens + batch.meta["tokens"], done + 1
                 ids.append((number, tuple(batch.meta["ids"])))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - began
             # Collective passes: with ZeRO-3 as many forwards as the busiest worker, else one backward so that every gradient exists.
             for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
                 self._backward(self.engine(dummy_batch(self.device, self.objective.pairs, self.reference_known), totals)[0] * 0.0)
@@ -111,7 +115,7 @@ class ZeroEngine:
         self.engine.set_gradient_accumulation_boundary(True)
         if self.stage == 0 and dist.get_world_size() > 1:  # alone it would only copy them to a bucket and back
             self.engine.allreduce_gradients()
-        return LocalSums(loss, metrics, samples, tokens, tuple(ids))
+        return LocalSums(loss, metrics, samples, tokens, tuple(ids), seconds)
 
     def step(self, learning_rate: float) -> StepResult:
         set_learning_rate(self.engine.optimizer, learning_rate)

@@ -32,6 +32,7 @@ class Card:
     bandwidth: float  # bytes/s of its memory
     bf16: bool = True
     measured: bool = False  # the speeds were measured by a matmul; otherwise they are the maker's
+    host: bool = False  # a CPU: there is nothing to offload to
 
     @property
     def usable(self) -> int:
@@ -217,7 +218,9 @@ def find_network(text: str) -> Link:
     return Link(float(match[1]) * {"g": 1e9, "m": 1e6}[match[2]] / 8, ETHERNET_LATENCY)
 
 
-def measured_card(name: str, memory: int, tflops_16: float, tflops_32: float, bandwidth: float | None = None, bf16: bool = True) -> Card:
+def measured_card(
+    name: str, memory: int, tflops_16: float, tflops_32: float, bandwidth: float | None = None, bf16: bool = True, host: bool = False
+) -> Card:
     """What a worker reports: its card's usable memory (bytes) and the speeds of a short matmul (TFLOP/s).
 
     Memory bandwidth comes from the table where the card is known; else it is taken as 1 byte for every 25 operations.
@@ -226,7 +229,7 @@ def measured_card(name: str, memory: int, tflops_16: float, tflops_32: float, ba
         bandwidth = bandwidth or find_card(name).bandwidth
     except InventoryError:
         bandwidth = tflops_32 * 1e12 / 25
-    return Card(name, memory, tflops_16, tflops_32, bandwidth, bf16, measured=True)
+    return Card(name, memory, tflops_16, tflops_32, bandwidth, bf16, measured=True, host=host)
 
 
 def _box(number: int, entry: Any) -> Box:

@@ -10,7 +10,7 @@ from typing import Any
 
 from smolray.config import LoraConfig, RunConfig
 from smolray.planner.inventory import Inventory
-from smolray.planner.search import Candidate, Search, grids
+from smolray.planner.search import Candidate, Search, grids, offload_settings
 from smolray.planner.shapes import ModelShape, shape_of
 from smolray.planner.statistics import DataStatistics
 
@@ -51,20 +51,21 @@ class Plan:
             "train.gradient_accumulation_steps": 1, "model.gradient_checkpointing": chosen.checkpointing,
         }  # fmt: skip
         if chosen.zero:
-            found |= {"engine.stage": chosen.zero.stage, "engine.offload_optimizer": "cpu" if chosen.zero.offload_optimizer else "none",
-                      "engine.offload_param": "cpu" if chosen.zero.offload_param else "none"}  # fmt: skip
+            found |= {"engine.stage": chosen.zero.stage, **{f"engine.{key}": value for key, value in offload_settings(chosen.zero).items()}}
         else:
             found |= {"engine.pipeline_stages": len(chosen.cut), "engine.cut": list(chosen.cut), "engine.schedule": self.config.engine.schedule}
         return found
 
 
-def make_plan(config: RunConfig, statistics: DataStatistics, inventory: Inventory, shape: ModelShape | None = None) -> Plan:
-    """Predict every strategy and choose the fastest that fits.
+def make_plan(
+    config: RunConfig, statistics: DataStatistics, inventory: Inventory, shape: ModelShape | None = None, sizes: tuple[int, ...] | None = None
+) -> Plan:
+    """Predict every strategy and choose the fastest that fits. `sizes`: of micro-batches, where they are not the planner's to choose.
 
     Raises ConfigError where the model's shape is not known. The optimizer step keeps its number of conversations, whatever is chosen.
     """
     shape = shape or shape_of(config.model)
-    search = Search(config, shape, statistics, inventory)
+    search = Search(config, shape, statistics, inventory, sizes)
     candidates = list(search.candidates())
     plan = Plan(config, search.shape, statistics, inventory, _rows(candidates, config), choose(candidates, config), written(search))
     if plan.chosen is not None:

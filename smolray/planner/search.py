@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from smolray.config import RunConfig
+from smolray.config_rules import faults
 from smolray.planner.cut import Cut, CutProblem, find_cut
 from smolray.planner.inventory import Card, Inventory, Link
 from smolray.planner.memory import Memory, Work, Zero, boundary_bytes, pipeline_memory, stage_memory, zero_memory
@@ -81,6 +82,7 @@ class Search:
     inventory: Inventory
     sizes: tuple[int, ...] | None = None
     checkpointing: tuple[bool | int, ...] | None = None
+    _allowed: dict[tuple[tuple[str, object], ...], bool] = field(default_factory=dict, init=False)
     _loads: dict[int, tuple[Load, Load]] = field(default_factory=dict, init=False)
     _works: dict[int, list[tuple[Work, Work]]] = field(default_factory=dict, init=False)
 
@@ -132,6 +134,15 @@ class Search:
         """Micro-batches of a step."""
         return max(1, round(self.samples / mean.samples))
 
+    def allowed(self, **engine: object) -> bool:
+        """Whether the run may have such an engine (config_rules.py)."""
+        key = tuple(engine.items())
+        if key not in self._allowed:
+            section = self.config.engine.model_copy(update={"cards": None, "cut": None, **engine})
+            told = faults(self.config.model_copy(update={"engine": section}))
+            self._allowed[key] = not any("engine" in fault for fault in told)
+        return self._allowed[key]
+
     def card(self, place: Place) -> Card:
         return self.inventory.boxes[place[0]].cards[place[1]]
 
@@ -159,6 +170,9 @@ class Search:
         cores = sum(self.inventory.boxes[box].cpus for box in {box for box, _ in places})
         data = data_seconds(mean, count, cores)
         for zero in zero_choices(self.config, world):
+            offloads = zero.offload_optimizer or zero.offload_param
+            if not self.allowed(name="zero", stage=zero.stage, **offload_settings(zero)) or (offloads and any(card.host for card in cards)):
+                continue
             if (memory := known.get(zero)) is None:
                 memory = known[zero] = zero_memory(largest, zero, several=count > world)
             time, shares = zero_seconds(mean, zero, cards, hop, count, data)
@@ -169,7 +183,7 @@ class Search:
 
     def pipelines(self, places: tuple[Place, ...]) -> Iterator[Candidate]:
         """One stage on each card, and, where boxes are alike in number of cards, replicas by box or inside boxes."""
-        if self.config.model.dtype == "float16":
+        if not self.allowed(name="pipeline"):
             return
         for grid in grids(places):
             stages = sum(map(len, grid.boxes))
@@ -260,21 +274,22 @@ def grids(places: Sequence[Place]) -> Iterator[Grid]:
 
 
 def zero_choices(config: RunConfig, world: int) -> Iterator[Zero]:
-    """The stages and offloads that the run's settings allow (config_rules.py)."""
-    model = config.model
-    quantised = model.load_in_4bit or model.load_in_8bit
-    if model.dtype == "float32" or (config.lora is not None and not model.train):
+    """The ZeRO stages and offloads worth trying. Stage 0 where it keeps no copy of the weights, or is the only one."""
+    adapters_alone = config.lora is not None and not config.model.train
+    if config.model.dtype == "float32" or adapters_alone or config.optimizer.name != "adamw":
         yield Zero(0, world)
-    if config.optimizer.name != "adamw":
-        return
     for stage in (1,) if world == 1 else (1, 2):
         yield Zero(stage, world)
     yield Zero(1 if world == 1 else 2, world, offload_optimizer=True)
-    if not quantised:
-        if world > 1:
-            yield Zero(3, world)
-            yield Zero(3, world, offload_optimizer=True)
-        yield Zero(3, world, offload_optimizer=True, offload_param=True)
+    if world > 1:
+        yield Zero(3, world)
+        yield Zero(3, world, offload_optimizer=True)
+    yield Zero(3, world, offload_optimizer=True, offload_param=True)
+
+
+def offload_settings(zero: Zero) -> dict[str, str]:
+    """As EngineConfig spells them."""
+    return {"offload_optimizer": "cpu" if zero.offload_optimizer else "none", "offload_param": "cpu" if zero.offload_param else "none"}
 
 
 def card_sets(inventory: Inventory) -> list[tuple[Place, ...]]:

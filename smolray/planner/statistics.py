@@ -24,6 +24,10 @@ TOKENS_AROUND_TILE = 3  # fake_token_around_image, row and column, a share of th
 TEMPLATE_TOKENS = 8
 
 
+class NoDataError(ValueError):
+    """Nothing is left to train on; the message says how to look."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One shard row: its images' tiles, the prefix its conversations share, their whole lengths and label tokens."""
@@ -75,12 +79,12 @@ class DataStatistics:
 
     @classmethod
     def from_index(cls, index: pa.Table) -> "DataStatistics":
-        """From the table of data/index.py (SCHEMA). Raises ValueError where no conversation is left to train on."""
+        """From the table of data/index.py (SCHEMA). Raises NoDataError where no conversation is left to train on."""
         names = ("shard", "row_group", "row", "tokens", "prefix", "label_tokens", "tiles")
         column = {name: index[name].to_numpy() for name in names}
         kept = (column["tokens"] > 0) & (column["label_tokens"] > 0)
         if not kept.any():
-            raise ValueError(f"none of the {len(index)} conversations in the index has tokens to train on; see `smolray preview`")
+            raise NoDataError(f"none of the {len(index)} conversations in the index has tokens to train on; see `smolray preview`")
         column = {name: values[kept] for name, values in column.items()}
         changed = np.ones(len(column["row"]), bool)
         changed[1:] = np.any([column[n][1:] != column[n][:-1] for n in ("shard", "row_group", "row")], axis=0)

@@ -10,7 +10,8 @@ import pytest
 
 from smolray.config import load_config
 from smolray.events import read_events
-from smolray.launch import ResourcesError, check_resources, launch_run
+from smolray.launch import launch_run
+from smolray.resources import ResourcesError, check_resources
 
 ROOT = Path(__file__).parents[2]
 GPU_BOX = {"CPU": 16.0, "GPU": 2.0, "accelerator_type:GeForce-RTX-3090": 1.0}

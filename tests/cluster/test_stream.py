@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from smolray.config import load_config
-from smolray.data.plan import PlanLimits, lay_epoch, share
+from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.data.sidecar import ensure_index, load_index
 from smolray.data.stream import Stream
+from smolray.dealing import Dealer
 from smolray.model.tiny import build_model
 from tests.shards import write_shards
 
@@ -40,7 +41,7 @@ def consume(ray, folder, plan, config, world_size):
     @ray.remote(num_cpus=0.1)
     def worker(rank):
         starts = range(0, len(plan), config.global_batch)
-        numbers = [n for s in starts for n in share(range(s, min(s + config.global_batch, len(plan))), rank, world_size)]
+        numbers = [n for s in starts for n in Dealer(rank, world_size).share(range(s, min(s + config.global_batch, len(plan))))]
         stream = Stream(folder, plan, numbers, config, consumers=world_size)
         seen = [(batch.meta["number"], batch.meta["ids"]) for batch in stream]
         assert [number for number, _ in seen] == numbers, "out of order"

@@ -80,6 +80,7 @@ def two(data, tmp_path_factory):
     wanted = jobs(data, ALL, PIPELINE)
     wanted |= {f"{name}, {cut}": (data[name][0], [*data[name][1], PIPELINE, f"engine.cut={sizes}"], STEPS)
                for cut, sizes in CUTS.items() for name in ("full", "text alone")}  # fmt: skip
+    wanted["backwards"] = (data["full"][0], [*data["full"][1], PIPELINE, "engine.cards=['1','0']"], STEPS)
     wanted["bf16"] = (data["full"][0], [*data["full"][1], PIPELINE, "model.dtype=bfloat16"], STEPS)
     return run_workers(measure, 2, wanted, folder), folder
 
@@ -94,6 +95,7 @@ def three(data, tmp_path_factory):
 def four(data, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("four"))
     meshes = {f"{name}, 2 x 2": job for name, job in jobs(data, ALL, PIPELINE, "engine.pipeline_stages=2").items()}
+    meshes["crosswise"] = (data["full"][0], [*data["full"][1], PIPELINE, "engine.pipeline_stages=2", "engine.cards=['3','1','0','2']"], STEPS)
     return run_workers(measure, 4, jobs(data, ALL, PIPELINE) | meshes, folder), folder
 
 
@@ -123,6 +125,15 @@ def test_two_stages_give_the_losses_and_gradients_of_one_process(alone, two, nam
 @pytest.mark.parametrize("name", ["full", "text alone"])
 def test_wherever_it_is_cut(alone, two, name, cut):
     assert_same(two, alone, f"{name}, {cut}", name)
+
+
+def test_whichever_worker_runs_which_stage(alone, two):
+    assert_same(two, alone, "backwards", "full")
+
+
+@pytest.mark.slow
+def test_whichever_workers_run_two_pipelines(alone, four):
+    assert_same(four, alone, "crosswise", "full")
 
 
 def test_in_bf16_it_follows_fp32(alone, two):

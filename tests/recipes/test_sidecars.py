@@ -4,8 +4,8 @@ import pytest
 
 from smolray.config import load_config
 from smolray.data.local import local_plan, local_sidecars
-from smolray.data.plan import share
 from smolray.data.shards import write_shards
+from smolray.dealing import Dealer
 from tests.gloo import run_workers
 from tests.offline import asked, picture, shard_row
 from tests.recipes.curves import curves, step_metrics
@@ -71,7 +71,7 @@ def test_in_these_curves_a_worker_has_text_alone_while_the_other_has_images(mixe
         has_image = [bool(tiles[first:last].any()) for first, last in runs]
         for start in range(0, len(plan), config.global_batch):
             step = range(start, min(start + config.global_batch, len(plan)))
-            pairs |= {(has_image[a], has_image[b]) for a, b in zip(share(step, 0, WORLD), share(step, 1, WORLD), strict=False)}
+            pairs |= {(has_image[a], has_image[b]) for a, b in zip(Dealer(0, WORLD).share(step), Dealer(1, WORLD).share(step), strict=False)}
     assert {(True, False), (False, True)} <= pairs
 
 

@@ -61,6 +61,8 @@ def test_a_wrong_setting_is_named_in_one_line(override, told):
         (["resources.num_workers=[1,4]"], ["train.global_batch is not set", "nearest: train.global_batch=4"]),
         (["resources.num_workers=[4,2]", "train.global_batch=4"], ["[4, 2]", "1 <= min <= max"]),
         (["resources.num_workers=2", "train.gradient_accumulation_steps=2", "train.global_batch=5"], ["train.global_batch = 5", "= 4"]),
+        (["train.deal=speed", "engine.stage=3"], ["train.deal = speed", "slowest card rules", "nearest: train.deal=equal"]),
+        (["engine.cards=[a,b]"], ["engine.cards", "engine = zero", "nearest: engine=pipeline"]),
         (["resources.num_workers=4", "train.global_batch=3"], ["train.global_batch = 3", "below the 4 workers", "nearest: train.global_batch=4"]),
         (["train.micro_batch_tokens=100"], ["train.micro_batch_tokens = 100", "data.max_length = 2048"]),
     ],
@@ -144,6 +146,9 @@ def test_the_schema_is_valid_and_accepts_what_the_models_accept():
         (["resources.num_workers=3", "train.gradient_accumulation_steps=2"], 6),
         (["resources.num_workers=[1,4]", "train.global_batch=6"], 6),
         (["resources.num_workers=2", "train.global_batch=3"], 3),
+        (["resources.num_workers=3", "engine=pipeline"], 12),
+        (["resources.num_workers=3", "engine=pipeline", "train.gradient_accumulation_steps=2"], 6),
+        (["resources.num_workers=[1,3]", "engine=auto"], 3),
     ],
 )
 def test_the_global_batch_is_said_or_follows_from_the_workers(overrides, global_batch):

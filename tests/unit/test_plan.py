@@ -12,10 +12,11 @@ from smolray.data.collate import collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.index import SCHEMA
 from smolray.data.local import local_index
-from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_epoch, share
+from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_epoch
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.stream import BATCHES_PER_TASK
+from smolray.dealing import Dealer
 from tests.offline import asked, picture, processor, shard_row, tiny_path  # noqa: F401
 from tests.shards import vqa_rows, write_shards
 
@@ -63,7 +64,7 @@ def runs(plan: EpochPlan, global_batch: int, first: int = 0):
 
 
 def worker_numbers(plan, rank, world, global_batch, first=0):
-    return [n for run in runs(plan, global_batch, first) for n in share(run, rank, world)]
+    return [n for run in runs(plan, global_batch, first) for n in Dealer(rank, world).share(run)]
 
 
 def test_every_conversation_exactly_once_on_any_number_of_workers(index, plan):
@@ -80,13 +81,13 @@ def test_every_conversation_exactly_once_on_any_number_of_workers(index, plan):
 def test_the_order_of_steps_does_not_depend_on_the_number_of_workers(plan):
     for world in (1, 2, 3, 4, 5):
         for run in runs(plan, 7):
-            assert [n for rank in range(world) for n in share(run, rank, world)] == list(run)
+            assert [n for rank in range(world) for n in Dealer(rank, world).share(run)] == list(run)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 64])
 def test_shares_are_contiguous_and_differ_by_at_most_one(count):
     for world in range(1, 9):
-        shares = [share(range(10, 10 + count), rank, world) for rank in range(world)]
+        shares = [Dealer(rank, world).share(range(10, 10 + count)) for rank in range(world)]
         assert [n for s in shares for n in s] == list(range(10, 10 + count))
         sizes = [len(s) for s in shares]
         assert max(sizes) - min(sizes) <= 1 and all(s.step == 1 for s in shares)

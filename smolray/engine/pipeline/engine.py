@@ -4,18 +4,18 @@ In: the model of a stage (load.py) and an objective, on NCCL or gloo. Out: exact
 Hugging Face names. Every rank of one pipeline draws the same micro-batches; the last stage alone counts them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from smolray.config import ConfigError, RunConfig
 from smolray.data.collate import Batch
 from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, load_weights
+from smolray.engine.pipeline.mesh import Mesh
 from smolray.engine.pipeline.schedule import Pipe
 from smolray.engine.pipeline.slots import slots_of
 from smolray.engine.pipeline.stage import Bucket, Stage
@@ -26,18 +26,20 @@ from smolray.optim import build_optimizer, moments, set_learning_rate, set_momen
 
 
 class PipelineEngine:
-    """An Engine (engine/base.py) over torch.distributed.pipelining. `state`, when given, is restored before the first step."""
+    """An Engine (engine/base.py) over torch.distributed.pipelining. `state`, when given, is restored before the first step; `order`: see Mesh."""
 
-    def __init__(self, model: nn.Module, objective: Objective, config: RunConfig, device: torch.device, state: EngineState | None = None):
+    def __init__(
+        self, model: nn.Module, objective: Objective, config: RunConfig, device: torch.device, state: EngineState | None = None,
+        order: Sequence[int] | None = None,
+    ):  # fmt: skip
         check_pipeline(config)
         self.model, self.objective, self.config, self.device, self.epoch = model, objective, config, device, 0
         self.split = split = split_of(model, config, dist.get_world_size())
-        # Ranks of one pipeline are neighbours: stages 0, 1, … of the first, then of the second.
-        mesh = init_device_mesh(device.type, (dist.get_world_size() // split.stages, split.stages), mesh_dim_names=("data", "pipeline"))
-        self.data_parallel = (mesh.get_local_rank("data"), mesh.size(0))
-        self.index = mesh.get_local_rank("pipeline")
+        self.mesh = mesh = Mesh.of(split.stages, order)
+        replica, self.index = mesh.place(dist.get_rank())
+        self.data_parallel = (replica, mesh.replicas)
         self.sees_images = self.index == 0  # precomputed features enter there too
-        self.pipeline, self.data = mesh.get_group("pipeline"), mesh.get_group("data")
+        self.pipeline, self.data = mesh.own_pipeline(), mesh.own_replicas()
 
         self.slots = slots_of(model, split)
         self.trained = [slot for slot in self.slots if slot.parameter.requires_grad]
@@ -111,7 +113,7 @@ class PipelineEngine:
                 continue  # every worker has quantised weights whole
             mine = self.index in slot.stages
             value = slot.parameter.detach() if mine else torch.empty_like(slot.parameter, device=self.device)
-            dist.broadcast(value, src=slot.stages[0])
+            dist.broadcast(value, src=self.mesh.rank(slot.stages[0]))
             if not mine:
                 borrowed.append(slot)
                 slot.put(value)
@@ -123,7 +125,7 @@ class PipelineEngine:
         """One parameter at a time from the first pipeline's stages to rank 0."""
         state, rank = EngineState(optimizer_step=self.steps), dist.get_rank()
         for slot in self.trained:
-            name, owner = canonical_name(slot.name), slot.stages[0]
+            name, owner = canonical_name(slot.name), self.mesh.rank(slot.stages[0])
             held: list[Any] = [None]
             if rank == owner:
                 assert self.optimizer is not None
@@ -167,7 +169,7 @@ class PipelineEngine:
         mine = None
         for pair in pairs:
             for replica in range(self.data_parallel[1]):
-                group = dist.new_group([replica * self.split.stages + stage for stage in pair])
+                group = dist.new_group([self.mesh.rank(stage, replica) for stage in pair])
                 if replica == self.data_parallel[0] and self.index in pair:
                     mine = group
         return mine

@@ -5,6 +5,7 @@ quantised weights the whole model is read into CPU memory first and the rest dro
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.utils import cached_file
 
 from smolray.config import ModelConfig, RunConfig
+from smolray.engine.pipeline.mesh import Mesh
 from smolray.engine.pipeline.slots import Slot, slots_of
 from smolray.engine.pipeline.units import split_of
 from smolray.model import attention
@@ -25,14 +27,14 @@ from smolray.model.parts import frozen_front, leave_out
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-def load_stage(config: RunConfig) -> nn.Module:
-    """The model with the weights of this worker's stage. Raises ConfigError where stages and workers do not fit."""
+def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Module:
+    """The model with the weights of this worker's stage; `order`: see Mesh. Raises ConfigError where stages and workers do not fit."""
     whole = config.lora is not None
     model = prepare_for_training(load_model(config.model) if whole else empty_model(config.model), config)
     if config.model.vision_features == "precompute":
         leave_out(model, frozen_front(config))
     split = split_of(model, config, dist.get_world_size())
-    stage, slots = dist.get_rank() % split.stages, slots_of(model, split)
+    stage, slots = Mesh.of(split.stages, order).place(dist.get_rank())[1], slots_of(model, split)
     if whole:
         for slot in slots:
             if stage not in slot.stages and slot.plain:

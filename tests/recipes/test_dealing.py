@@ -1,0 +1,82 @@
+"""Two workers of unequal speed: dealing by what was measured trains the same and is as much faster as the arithmetic says."""
+
+import statistics
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from smolray.checkpoint import Progress
+from smolray.config import load_config
+from smolray.data.local import local_plan
+from smolray.dealing import MEASURED, WARM_UP, Dealer
+from smolray.survey import Survey, survey
+from smolray.train import Loop
+from tests.gloo import build_engine, run_workers
+from tests.recipes.curves import stream_of
+
+STEPS, MICRO_BATCHES, BREAKS = WARM_UP + MEASURED + 4, 8, (0.15, 0.45)  # seconds that each worker sleeps in a micro-batch
+SLOW = ["engine.stage=2", "train.global_batch=8", "train.per_device_train_batch_size=2", f"train.max_steps={STEPS}"]
+
+
+def train_unequal(shards: str, overrides: list[str]) -> dict[str, dict[str, list[float]]]:
+    """Curves and seconds of a run that deals by speed and of one that does not, on workers that sleep, and what the first heard."""
+    found = {}
+    for name in ("equal", "speed"):
+        config = load_config(None, overrides)
+        engine = build_engine(config)
+        engine.engine.register_forward_hook(lambda *_: time.sleep(BREAKS[dist.get_rank()]))
+        heard, losses, seconds, done = [], [], [], []
+
+        def note(moment, losses=losses, seconds=seconds, done=done):
+            losses.append(moment.metrics.loss)
+            seconds.append(moment.metrics.seconds - moment.metrics.data_wait_seconds)
+            done.append(len(moment.local.ids))
+
+        dealer = Dealer(*engine.data_parallel, measure=name == "speed", heard=lambda *told, heard=heard: heard.extend(told))
+        Loop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress(), [note], dealer=dealer).run()
+        found[name] = {"losses": losses, "seconds": seconds, "heard": heard, "done": done}
+    return found
+
+
+def look_around() -> dict[str, object]:
+    began = time.perf_counter()
+    found = survey(torch.device("cpu"), "float32", (f"10.0.0.{dist.get_rank()}", "id"))
+    return {"survey": found.to_json(), "seconds": time.perf_counter() - began}
+
+
+@pytest.fixture(scope="module")
+def unequal(recipe):
+    shards, overrides = recipe
+    return run_workers(train_unequal, 2, shards, [*overrides, *SLOW])
+
+
+def test_dealing_by_speed_trains_what_equal_shares_train(unequal):
+    equal, dealt = unequal["equal"], unequal["speed"]
+    assert len(dealt["losses"]) == STEPS and set(equal["done"]) == {4}
+    assert dealt["done"] == [4] * (WARM_UP + MEASURED) + [6] * 4, "the fast one takes three where the slow one takes one"
+    assert dealt["losses"] == pytest.approx(equal["losses"], abs=1e-5)
+    assert equal["losses"][-1] < equal["losses"][0]
+
+
+def test_a_step_is_as_much_shorter_as_the_arithmetic_says(unequal):
+    speeds, shares = unequal["speed"]["heard"]
+    each = [1 / s for s in speeds]
+    before = max(4 * each[0], 4 * each[1])
+    after = max(n * t for n, t in zip(shares, each, strict=True))
+    measured = [statistics.median(unequal[name]["seconds"][-4:]) for name in ("equal", "speed")]
+    assert measured[0] / measured[1] == pytest.approx(before / after, rel=0.15)
+    assert measured[0] / measured[1] > 1.5
+
+
+def test_workers_see_cards_and_links_within_seconds():
+    found = run_workers(look_around, 3)
+    seen = Survey.from_json(found["survey"])
+    assert found["seconds"] < 10
+    assert seen.nodes == ("10.0.0.0", "10.0.0.1", "10.0.0.2") and set(seen.links) == {(0, 1), (0, 2), (1, 2)}
+    for one in seen.workers:
+        assert one.card.startswith("CPU") and one.memory > 2**20 and 1e-3 < one.tflops < 100 and 1e8 < one.bandwidth < 1e13
+    for link in seen.links.values():
+        assert 1e6 < link.bandwidth < 1e12 and 0 < link.latency < 0.1
+    assert not seen.unequal and seen.inventory().cards[0].measured

@@ -1,0 +1,91 @@
+"""engine: auto takes what the planner chooses on the cards that were found, on fewer as well, and says plainly when nothing fits."""
+
+import pytest
+
+from smolray.auto import NothingFitsError, bounded, choose
+from smolray.config import load_config
+from smolray.planner.inventory import Link
+from smolray.planner.plan import with_settings
+from smolray.planner.shapes import known_shape
+from smolray.planner.statistics import DataStatistics
+from smolray.survey import Standing, Survey
+
+SHAPE = known_shape("random-2.2b")
+GBIT = Link(117e6, 1e-4)
+
+
+def boxes(*cards, link=GBIT):
+    """A Survey of boxes with one card each: (name, GB, TFLOP/s)."""
+    workers = [Standing(f"10.0.0.{i}", f"id{i}", name, int(gb * 1e9), tflops, tflops / 2, 9e11, True, 16) for i, (name, gb, tflops) in enumerate(cards)]
+    return Survey(tuple(workers), {(a, b): link for a in range(len(cards)) for b in range(a + 1, len(cards))})
+
+
+def auto_run(*overrides):
+    return bounded(load_config(None, ["engine=auto", "model.path=random-2.2b", "resources.num_workers=3", "train.global_batch=12", *overrides]))
+
+
+def plan(config, seen, begun=False):
+    return choose(config, DataStatistics.default(config, SHAPE), seen, begun, SHAPE)
+
+
+THREE = [("RTX 3090", 24, 60.0), ("RTX 4090", 24, 150.0), ("RTX 3090", 24, 60.0)]
+
+
+def test_over_a_slow_network_it_is_a_pipeline_whose_stages_are_bound_to_the_cards_that_were_planned():
+    chosen = plan(auto_run(), boxes(*THREE))
+    run = chosen.run
+    assert run.engine.name == "pipeline" and sum(run.engine.cut) == len(SHAPE.units)
+    assert len(chosen.nodes) == run.resources.num_workers == len(run.engine.cards) > 1
+    seen = boxes(*THREE)
+    assert [seen.workers[rank].node_id for rank in seen.ranks(run.engine.cards)] == list(chosen.nodes)
+    assert chosen.told["settings"]["engine.cut"] == list(run.engine.cut) and "Chosen: a pipeline" in chosen.told["words"]
+    assert chosen.kept.engine.name == "auto", "it is planned again when it is resumed"
+
+
+def test_a_run_that_lost_a_card_goes_on_with_two_and_keeps_the_size_of_its_steps():
+    first = plan(auto_run(), boxes(*THREE))
+    again = plan(first.kept, boxes(*THREE[:2]), begun=True)
+    assert again.run.resources.num_workers <= 2 and set(again.nodes) <= {"id0", "id1"}
+    for key in ("per_device_train_batch_size", "global_batch"):
+        assert getattr(again.run.train, key) == getattr(first.run.train, key) == getattr(first.kept.train, key)
+    assert again.run.global_batch == first.run.global_batch
+
+
+def test_where_two_are_too_small_it_says_so_and_what_would_fit():
+    """8-bit Adam, which ZeRO cannot cut or offload: three cards hold the model as a pipeline, two do not."""
+    small = [("RTX 4080", 17, 90.0)] * 3
+    first = plan(auto_run("optimizer.name=adamw_8bit"), boxes(*small))
+    assert len(first.run.engine.cut) == 3
+    with pytest.raises(NothingFitsError, match=r"Nothing fits on .*lacks .* GB(.|\n)*It fits with"):
+        plan(first.kept, boxes(*small[:2]), begun=True)
+
+
+def test_fast_links_and_small_models_take_data_parallelism_or_one_card_and_bind_nothing():
+    shape = known_shape("random-256m")
+    config = load_config(None, ["engine=auto", "model.path=random-256m", "resources.num_workers=4", "train.global_batch=32"])
+    seen = boxes(*[("A100", 80, 250.0)] * 4, link=Link(2e10, 1e-5))
+    chosen = choose(config, DataStatistics.default(config, shape), seen, False, shape)
+    assert chosen.run.engine.name == "zero" and chosen.run.engine.cards is None
+    assert len(chosen.nodes) == chosen.run.resources.num_workers
+
+
+def test_what_the_run_cannot_have_is_not_chosen():
+    slow = boxes(*THREE)
+    full_dpo = plan(auto_run("method=dpo", "dpo.reference=copy", "model.gradient_checkpointing=true", "model.path=random-256m"), slow)
+    assert full_dpo.run.engine.name == "zero" and full_dpo.run.engine.stage < 3, "a frozen copy is neither piped nor sharded"
+    speed = plan(auto_run("train.deal=speed", "lora.r=8", "model.train=[]"), slow)
+    assert speed.run.engine.name == "zero" and speed.run.engine.stage < 3
+
+
+def test_a_processor_has_nowhere_to_offload_to():
+    here = Survey(tuple(Standing("10.0.0.1", "id", "CPU Xeon", 4 * 10**9, 0.05, 0.05, 1e10, True, 2) for _ in range(2)), {})
+    config = with_settings(auto_run("model.dtype=float32"), {"model.gradient_checkpointing": True})
+    with pytest.raises(NothingFitsError) as told:
+        plan(config, here)
+    assert "offload" not in str(told.value)
+
+
+def test_the_number_of_workers_is_an_upper_limit():
+    assert auto_run().resources.num_workers == (1, 3)
+    assert bounded(load_config(None, ["engine=auto", "resources.num_workers=[2,4]"])).resources.num_workers == (2, 4)
+    assert bounded(load_config(None, ["resources.num_workers=4"])).resources.num_workers == 4
