@@ -84,25 +84,36 @@ def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
 @app.command()
 def plan(
-    inventory: Annotated[str, typer.Option(help="cards and links: '2x rtx4090 @ 10GbE, 1x rtx3060', or a YAML file")],
     overrides: Overrides = None,
     config: ConfigFile = None,
+    inventory: Annotated[
+        str | None, typer.Option(help="cards and links: '2x rtx4090 @ 10GbE, 1x rtx3060', or a YAML file; default: this cluster's, measured")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="train a few steps of the chosen plan on this cluster and compare")] = False,
     json_file: Annotated[str | None, typer.Option("--json", help="file to write the plan to")] = None,
 ) -> None:
-    """Which strategies fit on these cards, how fast each would be, and which to take; takes no GPU."""
+    """Which strategies fit on these cards, how fast each would be, and which to take; with --inventory it takes no GPU."""
     run = configs.load_config(config, overrides or ())
+    if measure and inventory:
+        raise configs.ConfigError("--measure trains on the cards of this cluster, --inventory describes others: leave one of them out")
     import json
     from pathlib import Path
 
-    from smolray.planner.inventory import load
-    from smolray.planner.plan import make_plan
     from smolray.planner.text import strategies_table, to_json, words
 
-    found = make_plan(run, _statistics(run), load(inventory))
+    if measure:
+        from smolray.measure import beside_table, measure_plan
+
+        found, measured = measure_plan(run)
+    else:
+        found, measured = _planned(run, inventory), None
     console.print(strategies_table(found))
     console.print(plain(words(found)), soft_wrap=True)
+    if measured is not None:
+        console.print(beside_table(found, measured))
     if json_file:
-        Path(json_file).write_text(json.dumps(to_json(found), indent=1) + "\n", encoding="utf-8")
+        record = to_json(found) | ({"measured": measured.to_json()} if measured else {})
+        Path(json_file).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -303,6 +314,20 @@ def config_schema() -> None:
     import json
 
     typer.echo(json.dumps(configs.RunConfig.model_json_schema(), indent=1))
+
+
+def _planned(run: configs.RunConfig, inventory: str | None) -> Any:
+    """The plan on described cards, or on those of the cluster."""
+    from smolray.planner.inventory import load
+    from smolray.planner.plan import make_plan
+
+    if inventory is not None:
+        return make_plan(run, _statistics(run), load(inventory))
+    from smolray.launch import connect, look
+
+    statistics = _statistics(run)
+    connect(run)
+    return make_plan(run, statistics, look(run).inventory())
 
 
 def _statistics(run: configs.RunConfig) -> Any:
