@@ -26,7 +26,6 @@ from deepspeed.utils import (
 )
 from torch import nn
 from torch.utils.cpp_extension import get_default_build_root
-from trl.models.utils import add_hooks, remove_hooks
 
 from smolray.config import RunConfig
 from smolray.data.collate import Batch
@@ -137,6 +136,8 @@ class ZeroEngine:
         if self.stage < 3:
             yield
             return
+        from trl.models.utils import add_hooks, remove_hooks  # takes a second, at the start of every worker
+
         # Evaluation has no equal number of passes on every worker, so DeepSpeed's collective hooks must be off while weights are whole.
         remove_hooks(self.engine)
         with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
