@@ -12,7 +12,7 @@ from smolray import cli_cluster
 from smolray import config as configs
 from smolray import status as runs
 from smolray.cli_options import Address, ConfigFile, Name, Overrides, Storage, console, errors, jobs, plain
-from smolray.storage import absolute, join
+from smolray.storage import absolute, exists, join
 
 
 class _CleanErrors(TyperGroup):
@@ -214,12 +214,42 @@ def stop(
     patience: Annotated[float, typer.Option(min=0, help="seconds the job may take to end by itself after that")] = 30.0,
     storage: Storage = "runs",
 ) -> None:
-    """Ask a run to save and stop; with --address end its Ray job after that."""
+    """Ask a run, or all trials of a search, to save and stop; with --address end its Ray job after that."""
+    from smolray.search.ledger import FILE, search_folder
+
+    client = jobs(address) if address else None
+    if exists(join(folder := search_folder(storage, name), FILE)):
+        _stop_search(folder, wait)
+    else:
+        _stop_run(runs.require_run(storage, name), wait)
+    if client is not None:
+        from smolray.jobs_client import stop_jobs
+
+        for line in stop_jobs(client, name, absolute(storage), patience) or [f"no job of {name} is active at {address}"]:
+            console.print(plain(line))
+
+
+def _stop_search(folder: str, wait: float) -> None:
+    from smolray.events import read_events
+    from smolray.progress import duration
+    from smolray.search.ledger import FILE
+
+    before = read_events(folder, FILE)
+    if before[-1]["event"] == "over":
+        console.print(f"{folder} is not running: its last session has ended")
+        return
+    runs.request_stop(folder)
+    if runs.wait_for_end(folder, len(before), wait, file=FILE, kind="over") is None:
+        errors.print(f"{folder} has not stopped within {duration(wait)}. The request stays: its trials save and stop when they look next", soft_wrap=True)
+        raise typer.Exit(1)
+    console.print(f"{folder} stopped; `smolray tune` under the same name goes on with it", soft_wrap=True)
+
+
+def _stop_run(run_dir: str, wait: float) -> None:
     from smolray.events import read_events
     from smolray.progress import duration
 
-    run_dir = runs.require_run(storage, name)
-    client = jobs(address) if address else None
+    name = run_dir.rstrip("/").rsplit("/", 1)[-1]
     seen, before = len(read_events(run_dir)), runs.run_status(run_dir)
     if before.ended:
         console.print(f"{name} has {before.state} already, at step {before.step}")
@@ -239,11 +269,6 @@ def stop(
         console.print(
             f"{name} {end.get('status')} at step {end.get('step')}{f', saved as {plain(saved)}' if saved else ''}", soft_wrap=True
         )
-    if client is not None:
-        from smolray.jobs_client import stop_jobs
-
-        for line in stop_jobs(client, name, absolute(storage), patience) or [f"no job of {name} is active at {address}"]:
-            console.print(plain(line))
 
 
 @app.command()

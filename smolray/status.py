@@ -110,7 +110,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
         shares=tuple(deal["shares"]) if deal else None,
         started=written[0]["time"] if written else None,
         updated=written[-1]["time"] if written else None,
-        stop_requested=storage.exists(storage.join(run_dir, STOP_FLAG)),
+        stop_requested=stop_requested(run_dir),
         error=written[-1].get("error") if state == "failed" else None,
     )
 
@@ -126,17 +126,22 @@ def request_stop(run_dir: str) -> None:
     storage.write_bytes(storage.join(run_dir, STOP_FLAG), f"{time.time()}\n".encode())
 
 
+def stop_requested(run_dir: str) -> bool:
+    """Has somebody asked, and nobody taken it back?"""
+    return storage.exists(storage.join(run_dir, STOP_FLAG))
+
+
 def clear_stop(run_dir: str) -> None:
     """Take the request back, so that the next launch trains on."""
     storage.delete(storage.join(run_dir, STOP_FLAG))
 
 
-def wait_for_end(run_dir: str, seen: int, timeout: float, poll: float | None = None) -> Event | None:
-    """The first `end` event after the first `seen` events, or None when `timeout` seconds have passed without one."""
+def wait_for_end(run_dir: str, seen: int, timeout: float, poll: float | None = None, file: str = FILE, kind: str = "end") -> Event | None:
+    """The first `kind` of event in `file` after its first `seen` events, or None when `timeout` seconds have passed without one."""
     deadline = time.monotonic() + timeout
     pause = poll or (0.2 if storage.is_local(run_dir) else 2.0)
     while True:
-        ends = [e for e in read_events(run_dir)[seen:] if e["event"] == "end"]
+        ends = [e for e in read_events(run_dir, file)[seen:] if e["event"] == kind]
         if ends or time.monotonic() >= deadline:
             return ends[0] if ends else None
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))

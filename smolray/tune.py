@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ import ray
 import yaml
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import Searcher
 
 from smolray import launch, storage
 from smolray.config import ConfigError, RunConfig, to_yaml
@@ -26,22 +24,21 @@ from smolray.planner.inventory import Card, InventoryError, find_card
 from smolray.planner.shapes import shape_of
 from smolray.planner.statistics import DataStatistics
 from smolray.resources import ResourcesError, check_resources, use_gpu
+from smolray.search.driver import DRIVER_RESTARTS, Asked, Column, Pricer, Queue, Scribe
 from smolray.search.ledger import Ledger, TrialRecord, best_trial, search_folder
 from smolray.search.price import Price, price
-from smolray.search.proposals import Proposer, make_proposer
+from smolray.search.proposals import make_proposer
 from smolray.search.report import write_report
 from smolray.search.space import Draw, Settings, Space, longest, read_space, total_trials, with_settings
 from smolray.search.table import Board
 from smolray.search.trial import RunTrial
+from smolray.status import clear_stop, stop_requested
 from smolray.worker import Folders
 
 STORED = "search.yaml"
 CHANGEABLE = ("num_samples", "max_concurrent", "train_best")  # of the search section, between two sessions of one search
 DRIVER = {"CPU": 0.0, "memory": 1.0}  # one byte: a trial's driver waits for its run, and a CPU of its own could starve that run's data tasks
-DRIVER_RESTARTS = 3
 HYPERBAND_BRACKETS = 3
-
-Pricer = Callable[[Settings], Price | None]
 
 
 def search_run(config: RunConfig) -> dict[str, Any]:
@@ -66,12 +63,14 @@ def search_run(config: RunConfig) -> dict[str, Any]:
         raise ResourcesError(f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
                                     f"nearest: {f'search.num_samples={slots}' if slots > 1 else 'search.scheduler=asha'}")  # fmt: skip
     storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
+    clear_stop(folder)
     base, folders = launch.prepare_data(base)  # once, for all trials
     ledger = Ledger(folder)
     ledger.write("start", trials=total, slots=slots)
     board = Board(ledger, config, space, total)
     if any(not t.ended for t in ledger.trials.values()) or len(ledger.trials) < total:
         run_trials(base, folders, space, ledger, board, slots, total)
+    ledger.write("over", stopped=stop_requested(folder))
     return finish(config, space, ledger, time.time() - began)
 
 
@@ -87,7 +86,8 @@ def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, 
     pricer = make_pricer(base, folders, ray.nodes())
     scheduler = make_scheduler(base, space)
     recall(scheduler, known)
-    queue = Queue(proposer, known, total, pricer, ledger)
+    asked = Asked(ledger, base.storage)
+    queue = Queue(proposer, known, total, pricer, ledger, asked)
     settings: dict[str, Any] = {"max_concurrent_trials": slots, "search_alg": queue}
     param_space: dict[str, Any] = {}
     if search.scheduler == "pbt":  # its scheduler takes no searcher: the population is known beforehand
@@ -109,109 +109,11 @@ def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, 
         ),
         run_config=tune.RunConfig(
             name=f"{base.name}-{int(time.time())}", storage_path=path, storage_filesystem=notes, verbose=0,
-            failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS), callbacks=[Scribe(ledger, board, proposer)],
+            failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS), callbacks=[Scribe(ledger, board, proposer, asked)], stop=asked,
         ),
     )  # fmt: skip
     with board:
         tuner.fit()
-
-
-class Unpickled:
-    """Tuner writes itself down for a restore that we do without: what lives in the driver alone is left out."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self
-
-
-class Queue(Unpickled, Searcher):
-    """What Tune asks for trials: those that an earlier session left first, then new ones; those that fit into no card are only written down."""
-
-    def __init__(self, proposer: Proposer, known: list[TrialRecord], total: int, pricer: Pricer, ledger: Ledger):
-        super().__init__()
-        self.proposer, self.pricer, self.ledger = proposer, pricer, ledger
-        self.interrupted = [t for t in known if not t.ended]
-        self.fresh = iter(range(max((t.number for t in known), default=0) + 1, total + 1))
-
-    def suggest(self, trial_id: str) -> Any:
-        """The settings of a trial with its number, as the RunTrial expects them."""
-        if self.interrupted:
-            trial = self.interrupted.pop(0)
-            return {**trial.settings, "number": trial.number, "reported": trial.reported}
-        for number in self.fresh:
-            settings = self.proposer.propose(number)
-            price = self.pricer(settings)
-            self.ledger.write("trial", number=number, run=f"{self.ledger.name}-{number}", settings=settings, gpu_minutes=price.gpu_minutes if price else None)
-            if price is None or not price.lacks:
-                return {**settings, "number": number, "reported": 0}
-            self.ledger.write("end", number=number, status="failed", reason=price.lacks)
-            self.proposer.learn(self.ledger.trials[number])
-        return Searcher.FINISHED
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The proposer hears of it from the log, with the reason."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the log of the search is what it goes on from."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
-
-
-class Column:
-    """One setting of a population that is known beforehand, by the trial's number."""
-
-    def __init__(self, rows: dict[int, dict[str, Any]], key: str):
-        self.rows, self.key = rows, key
-
-    def __call__(self, spec: Any) -> Any:
-        return self.rows[spec.config["number"]][self.key]
-
-
-class Scribe(Unpickled, tune.Callback):
-    """Writes down what Tune sees, tells the proposer, and shows it."""
-
-    def __init__(self, ledger: Ledger, board: Board, proposer: Proposer):
-        self.ledger, self.board, self.proposer = ledger, board, proposer
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Before the first step, and again after an exploit."""
-        self.board.show()
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """An evaluated checkpoint, or the end."""
-        number, record = number_of(trial), self.ledger.trials[number_of(trial)]
-        if result["run"] != record.run:
-            origin = result["origin"]
-            self.ledger.write("exploit", number=number, run=result["run"], origin=origin["copied"], hash=origin["hash"], step=origin["step"],
-                              settings=result["settings"])  # fmt: skip
-        if not result["failed"]:
-            names = ("report", "run", "step", "accuracy", "loss", "seconds", "memory_bytes", "workers")
-            self.ledger.write("report", number=number, **{name: result[name] for name in names if name in result})
-        self.board.show()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The run has ended, or the scheduler has stopped it."""
-        last = trial.last_result or {}
-        status = "failed" if last.get("failed") else "finished" if last.get("over") else "stopped"
-        self._end(number_of(trial), status, last.get("failed", ""))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial's driver was lost more often than it is started again."""
-        self._end(number_of(trial), "failed", f"the trial's driver was lost {DRIVER_RESTARTS + 1} times")
-
-    def _end(self, number: int, status: str, reason: str) -> None:
-        self.ledger.write("end", number=number, status=status, reason=reason)
-        self.proposer.learn(self.ledger.trials[number])
-        self.board.show()
-        self.board.save()
-
-
-def number_of(trial: Any) -> int:
-    """Of a Tune trial. Its name, not its config: an exploit copies that of another."""
-    return int(str(trial).rsplit("-", 1)[1])
 
 
 def make_pricer(base: RunConfig, folders: Folders, nodes: list[dict[str, Any]]) -> Pricer:
@@ -370,6 +272,6 @@ def finish(config: RunConfig, space: Space, ledger: Ledger, seconds: float) -> d
         storage.write_bytes(path, (head + to_yaml(best_config(config, best))).encode())
     storage.write_bytes(storage.join(ledger.folder, "result.json"), json.dumps(result, indent=1).encode())
     write_report(ledger.folder, config, space)
-    if best is not None and search.train_best:
+    if best is not None and search.train_best and not stop_requested(ledger.folder):
         result["final"] = launch.launch_run(best_config(config, best))
     return result

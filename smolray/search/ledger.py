@@ -2,8 +2,9 @@
 
 In: what the driver sees of each trial. Out: a TrialRecord for each, as far as it got.
 
-Kinds: start (trials, slots), trial (number, run, settings, gpu_minutes: as planned), report (number, report, run, step, accuracy, loss, seconds,
-memory_bytes, workers), exploit (number, run, origin, hash, step, settings), end (number, status: finished | stopped | failed, reason).
+Kinds: start (trials, slots) and over (stopped) of a session, trial (number, run, settings, gpu_minutes: as planned),
+report (number, report, run, step, accuracy, loss, seconds, memory_bytes, workers), exploit (number, run, origin, hash, step, settings),
+end (number, status: finished | stopped | failed, reason).
 `report` counts 1, 2, … over the life of the weights: a trial that exploits another goes on from the other's count.
 """
 

@@ -1,17 +1,21 @@
 """Searches through Ray Tune and Ray Train: trials are ordinary runs, nothing is left behind, and the same name goes on."""
 
+import threading
 import time
 
 import psutil
 import pytest
 import ray
 import yaml
+from typer.testing import CliRunner
 
 from smolray import storage
+from smolray.cli import app
 from smolray.config import ConfigError, load_config
 from smolray.events import read_events, surviving
 from smolray.launch import launch_run
 from smolray.search.ledger import FILE, read_trials, search_folder
+from smolray.status import run_status
 from smolray.tune import search_run
 
 
@@ -82,7 +86,34 @@ def test_a_search_runs_its_trials_once_and_leaves_nothing_behind(make_search):
     # The same name again: everything is known.
     before = read_events(folder_of(config), FILE)
     assert search_run(config)["best"] == result["best"]
-    assert [e["event"] for e in read_events(folder_of(config), FILE)[len(before) :]] == ["start"]
+    assert [e["event"] for e in read_events(folder_of(config), FILE)[len(before) :]] == ["start", "over"]
+
+
+@pytest.mark.slow
+def test_a_stopped_search_frees_everything_and_goes_on_where_it_was(make_search):
+    space = {"optimizer.learning_rate": {"choice": [3e-3, 2e-3, 1e-3]}}
+    config = make_search("halted", space, {"algorithm": "grid", "scheduler": "none"}, "train.num_train_epochs=6")
+
+    def stop():
+        while not any(t.reports for t in read_trials(folder_of(config))):
+            time.sleep(0.2)
+        commands = CliRunner().invoke(app, ["stop", "halted", "--storage", config.storage])
+        said.append((commands.exit_code, commands.output))
+
+    said: list[tuple[int, str]] = []
+    thread = threading.Thread(target=stop)
+    thread.start()
+    search_run(config)
+    thread.join()
+    assert_nothing_left()
+    assert said[0][0] == 0 and "stopped" in said[0][1], said
+    open_trials = [t for t in read_trials(folder_of(config)) if not t.ended]
+    assert open_trials and len(read_trials(folder_of(config))) < 3, "a trial began after the search was to stop"
+    stood = {t.run: run_status(storage.join(config.storage, t.run)).step for t in open_trials}
+    search_run(config)
+    assert [t.status for t in read_trials(folder_of(config))] == ["finished"] * 3
+    for run, step in stood.items():
+        assert [e["step"] for e in read_events(storage.join(config.storage, run)) if e["event"] == "resume"] == [step]
 
 
 def test_another_search_under_the_same_name_is_refused(make_search):
