@@ -159,6 +159,12 @@ class DPOConfig(Section):
     )
 
 
+class RetrievalConfig(Section):
+    """Contrastive training of image search by text."""
+
+    temperature: float = Field(default=0.05, gt=0, description="divides the cosine similarities; smaller: the hardest negatives count for more")
+
+
 class EngineConfig(Section):
     name: Literal["zero", "pipeline", "trl", "auto"] = Field(
         default="zero",
@@ -227,7 +233,7 @@ class RunConfig(Section):
     name: str = Field(default="run", pattern=r"^[a-z0-9]([a-z0-9._-]{0,60}[a-z0-9])?$")
     storage: str = Field(default="runs", description="folder or URI under which runs live")
     seed: int = Field(default=0, ge=0)
-    method: Literal["sft", "dpo"] = "sft"
+    method: Literal["sft", "dpo", "retrieval"] = Field(default="sft", description="retrieval: images beside their captions, for `smolray search`")
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
     data: DataConfig = DataConfig()
@@ -235,6 +241,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     dpo: DPOConfig = DPOConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     engine: Annotated[EngineConfig, BeforeValidator(_engine_shorthand)] = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvalConfig = EvalConfig()

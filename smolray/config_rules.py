@@ -68,8 +68,10 @@ def _optimizer(config: Run) -> list[str]:
 
 def _method(config: Run) -> list[str]:
     dpo, found = config.dpo, []
+    if config.method == "retrieval" and config.engine.name != "zero":
+        found.append(f"method = retrieval with engine = {config.engine.name}: it compares all pairs of a step; nearest: engine=zero")
     if config.method != "dpo":
-        return []
+        return found
     if dpo.loss_weights is not None and len(dpo.loss_weights) != len(dpo.loss_type):
         found.append(f"dpo.loss_weights has {len(dpo.loss_weights)} weights, dpo.loss_type {len(dpo.loss_type)} losses: expected one for each")
     if config.data.overlong == "truncate_text":

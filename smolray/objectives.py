@@ -33,12 +33,15 @@ class Objective:
     metrics: tuple[str, ...]
     loss: Callable[[Head, torch.Tensor, Batch, Totals], tuple[torch.Tensor, Shares]]
     pairs: bool = False
+    embeds: bool = False  # contrastive: an engine prepares the batches of a step together (contrastive.py)
 
 
 def objective_of(config: RunConfig) -> Objective:
     """The objective of a run's method."""
     if config.method == "sft":
         return Objective(("token_accuracy",), sft)
+    if config.method == "retrieval":
+        return Objective(("in_batch_accuracy",), pulled, embeds=True)
     settings = config.dpo
     return Objective(DPO_METRICS, lambda head, hidden, batch, totals: dpo(head, hidden, batch, totals, settings), pairs=True)
 
@@ -50,6 +53,15 @@ def sft(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tuple
     with torch.no_grad():
         correct = (logits.argmax(-1) == batch.target_ids).sum()
     return loss, {"token_accuracy": correct / totals.label_tokens}
+
+
+def pulled(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tuple[torch.Tensor, Shares]:
+    """Second pass of a contrastive step: this batch's share of a loss that is known already, with its gradient by the embeddings."""
+    if not len(batch.pull):  # a dummy
+        return 0.0 * hidden.float().sum(), {"in_batch_accuracy": hidden.new_zeros((), dtype=torch.float32)}
+    found = F.normalize(hidden.flatten(0, 1)[batch.ends].float(), dim=-1)
+    surrogate = (found * batch.pull).sum()
+    return batch.shares[0] + surrogate - surrogate.detach(), {"in_batch_accuracy": batch.shares[1]}
 
 
 def target_logits(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -35,6 +35,7 @@ from smolray.engine.pipeline.load import load_stage
 from smolray.evaluate.evaluator import EvalReport, evaluate, predictions_uri, write_predictions
 from smolray.evaluate.loss import mean_loss
 from smolray.evaluate.preference import margins, preference
+from smolray.evaluate.retrieval import search_report
 from smolray.events import EventLog
 from smolray.export import trained_model
 from smolray.model.adapters import prepare_for_training
@@ -85,7 +86,7 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
 
 
 def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> EvalReport:
-    """Greedy decoding of the validation shards, each worker every so-manieth micro-batch. Collective."""
+    """Greedy decoding of the validation shards (method: retrieval: a search in them), each worker every so-manieth micro-batch. Collective."""
     settings, folder, sidecars = config.evaluate, folders.validation, folders.validation_sidecars
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing != "none" else 1
     index = load_index(folder, config)
@@ -94,11 +95,15 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
         asked = asked.slice(0, settings.max_samples)
     plan = lay_epoch(asked, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(folder, plan, range(len(plan))[rank::world], config, collate="prompts", consumers=world, sidecars=sidecars)
+    collate = "retrieval" if config.method == "retrieval" else "prompts"
+    stream = Stream(folder, plan, range(len(plan))[rank::world], config, collate=collate, consumers=world, sidecars=sidecars)
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
     training = model.training
     model.eval()
-    report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device, settings.metrics)
+    if config.method == "retrieval":
+        report = search_report(model, stream, device)
+    else:
+        report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device, settings.metrics)
     if config.method == "dpo":
         report = with_preference(report, model, config, folders, asked, device)
     model.train(training)
@@ -112,8 +117,9 @@ def evaluation_fields(report: EvalReport) -> dict[str, Any]:
 
 
 def headline(report: EvalReport, config: RunConfig) -> float:
-    """What the best checkpoint is chosen by: the preference accuracy of DPO, else the first of evaluate.metrics that could be taken."""
-    names = ("preference", *config.evaluate.metrics)
+    """What the best checkpoint is chosen by: the preference accuracy of DPO, the precision of a search, else the first of evaluate.metrics that
+    could be taken."""
+    names = ("preference", "mean_average_precision", *config.evaluate.metrics)
     return next((report.metrics[name]["overall"]["value"] for name in names if name in report.metrics), report.accuracy["overall"])
 
 
@@ -315,7 +321,7 @@ class Worker:
             self.engine = run = TrlRun(config, model.to(self.device), state, self.plans, self.folders.train, progress, hooks, stop)
             return run
         self.engine = engine = self._build_engine(model, state)
-        open_stream = partial(self._open_stream, collate="training" if engine.sees_images else "imageless")
+        open_stream = partial(self._open_stream, collate=None if engine.sees_images else "imageless")
         return Loop(config, engine, self.plans, open_stream, progress, hooks, stop_requested=stop, dealer=self._dealer(engine))
 
     def _order(self) -> tuple[int, ...] | None:
@@ -336,7 +342,7 @@ class Worker:
         check_kind(index, pairs=self.config.method == "dpo")
         return [lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)]
 
-    def _open_stream(self, plan: EpochPlan, numbers: Sequence[int], collate: str) -> Stream:
+    def _open_stream(self, plan: EpochPlan, numbers: Sequence[int], collate: str | None) -> Stream:
         self._count_bytes()
         self.stream = Stream(self.folders.train, plan, numbers, self.config, collate, consumers=dist.get_world_size(), sidecars=self.folders.sidecars)
         return self.stream

@@ -1,7 +1,8 @@
 """Packed sequences and tiles -> Batch, one micro-batch of tensors; and its bytes, in which a Ray Data task hands it over."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from smolray.data.encode import Encoded, Encoder
 from smolray.data.pack import pack
-from smolray.data.sample import Conversation, ShardRow
+from smolray.data.sample import Conversation, Message, Part, ShardRow
 from smolray.data.tiles import Grid, Tiler, image_size
 from smolray.model.load import DTYPES
 
@@ -32,6 +33,8 @@ class Batch:
     target_completion: torch.Tensor  # (N,) int64: the completion that each trained token belongs to
     ends: torch.Tensor  # (C,) int64 into the flat positions: the last token of each completion
     reference_logps: torch.Tensor  # (C,) float32: the reference model's log-probabilities; (0,) where they are not known yet
+    pull: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # (C, hidden): of a contrastive step, its gradient by each embedding
+    shares: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (2,): this batch's shares of that step's loss and accuracy
     meta: dict[str, Any] = field(default_factory=dict)  # ids, tokens (padding left out) and, for evaluation, questions and answers
 
     @property
@@ -113,6 +116,39 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
             records.append(question_record(conversation) | {"key": group.row.key})
         encoded.append(rows)
     return _collate(groups, encoded, encoder, {"ids": [r["id"] for r in records], "records": records}, flat=False)
+
+
+def collate_pairs(groups: Sequence[Group], encoder: Encoder) -> Batch:
+    """Image and text of each conversation apart, for contrastive training: what is asked about an image, once, and the answer as a turn of its own.
+
+    `meta` has question records and, as `pairs`, for each conversation the completions that are its image and its text and a key of either.
+    """
+    encoded, records, pairs, count = [], [], [], 0
+    for group in groups:
+        grids, rows, places = group.grids(encoder.tiler), [], dict[bytes, int]()
+        for conversation in group.asked:
+            record = question_record(conversation) | {"key": group.row.key}
+            said = Conversation(conversation.id, (Message("user", (Part("text", record["answer"]),)),))
+            sides = (encoder.prompt(conversation, grids), encoder.prompt(said, ()))
+            for ids in sides:
+                if ids.tobytes() not in places:
+                    places[ids.tobytes()] = count
+                    rows.append(Encoded(ids, np.zeros(len(ids), bool)))
+                    count += 1
+            pairs.append([places[sides[0].tobytes()], places[sides[1].tobytes()], _key(group.row.key), _key(record["answer"])])
+            records.append(record)
+        encoded.append(rows)
+    meta = {"ids": [r["id"] for r in records], "records": records, "pairs": pairs}
+    return _collate(groups, encoded, encoder, meta, flat=encoder.packing == "full")
+
+
+COLLATE: dict[str, Callable[[Sequence[Group], Encoder], Batch]] = {
+    "sft": collate_training, "dpo": collate_training, "retrieval": collate_pairs, "imageless": collate_imageless, "prompts": collate_prompts,
+}  # fmt: skip
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def question_record(conversation: Conversation) -> dict[str, Any]:

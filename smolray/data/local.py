@@ -11,7 +11,7 @@ import torch
 
 from smolray.config import RunConfig
 from smolray.data.beside import Sidecar, complete
-from smolray.data.collate import Batch, collate_training
+from smolray.data.collate import COLLATE, Batch
 from smolray.data.encode import cached_encoder
 from smolray.data.features import FeatureWriter, features_sidecar
 from smolray.data.index import index_shard
@@ -27,12 +27,13 @@ class LocalStream:
     def __init__(self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, sidecars: Sidecars = ALONE):
         self.reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files), sidecars)
         self.plan, self.numbers, self.encoder = plan, numbers, cached_encoder(config.model, config.data, config.image)
+        self.collate = COLLATE[config.method]
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         for number in self.numbers:
             began = time.perf_counter()
-            batch = collate_training(self.reader.groups([self.plan.micro_batch(number)])[0], self.encoder)
+            batch = self.collate(self.reader.groups([self.plan.micro_batch(number)])[0], self.encoder)
             batch.meta["number"] = number
             self.wait_seconds += time.perf_counter() - began
             yield batch

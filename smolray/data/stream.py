@@ -5,7 +5,7 @@ Data's own statistics. Tasks run on the worker's node where they can, so decoded
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import pyarrow as pa
@@ -13,15 +13,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from smolray.config import RunConfig
-from smolray.data.collate import Batch, Group, collate_imageless, collate_prompts, collate_training
-from smolray.data.encode import Encoder, cached_encoder
+from smolray.data.collate import COLLATE, Batch
+from smolray.data.encode import cached_encoder
 from smolray.data.plan import EpochPlan
 from smolray.data.reader import ALONE, ShardReader, Sidecars
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import at_once, quiet_context
 
-Collate = Callable[[Sequence[Group], Encoder], Batch]
-COLLATE: dict[str, Collate] = {"training": collate_training, "imageless": collate_imageless, "prompts": collate_prompts}
 BATCHES_PER_TASK = 4  # neighbours share row groups, and a task's own cost is spread
 
 
@@ -29,11 +27,12 @@ class Stream:
     """Iterates Batches. `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of rows."""
 
     def __init__(
-        self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str = "training", consumers: int = 1,
+        self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str | None = None, consumers: int = 1,
         sidecars: Sidecars = ALONE,
     ):  # fmt: skip
         self.sidecars = sidecars
-        self.folder, self.plan, self.numbers, self.config, self.collate = folder, plan, list(numbers), config, collate
+        self.folder, self.plan, self.numbers, self.config = folder, plan, list(numbers), config
+        self.collate = collate or config.method
         self.consumers = consumers  # pipelines that share the cluster
         self.wait_seconds = 0.0
         self.bytes_read = 0

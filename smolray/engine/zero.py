@@ -28,6 +28,7 @@ from torch import nn
 from torch.utils.cpp_extension import get_default_build_root
 
 from smolray.config import RunConfig
+from smolray.contrastive import contrast, embeddings
 from smolray.data.collate import Batch
 from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, load_weights, micro_batch_seed
 from smolray.engine.reference import Reference, reference_of
@@ -48,7 +49,9 @@ class _ObjectiveModule(nn.Module):
         super().__init__()
         self.model, self.objective, self.reference = model, objective, reference
 
-    def forward(self, batch: Batch, totals: Totals):
+    def forward(self, batch: Batch, totals: Totals | None):
+        if totals is None:
+            return embeddings(self.model, batch)
         if self.reference is not None and not len(batch.reference_logps):
             batch = replace(batch, reference_logps=self.reference(self.model, batch))
         return self.objective.loss(base_model(self.model).lm_head, hidden_states(self.model, batch), batch, totals)
@@ -89,6 +92,8 @@ class ZeroEngine:
         samples = tokens = done = 0
         began = time.perf_counter()
         ids: list[tuple[int, tuple[str, ...]]] = []
+        if self.objective.embeds:
+            batches = self._contrasted(list(batches), forwards)
         coalesced = self.engine.coalesce_grad_reduction() if self.stage else nullcontext()
         if self.stage == 0:
             self.engine.set_gradient_accumulation_boundary(False)
@@ -115,6 +120,18 @@ class ZeroEngine:
         if self.stage == 0 and dist.get_world_size() > 1:  # alone it would only copy them to a bucket and back
             self.engine.allreduce_gradients()
         return LocalSums(loss, metrics, samples, tokens, tuple(ids), seconds)
+
+    @torch.no_grad()
+    def _contrasted(self, batches: list[Batch], forwards: int) -> list[Batch]:
+        """First pass of a contrastive step: every embedding, under the dropout that the second pass will meet."""
+        found = []
+        for batch in batches:
+            torch.manual_seed(micro_batch_seed(self.config.seed, self.epoch, batch.meta["number"]))
+            found.append(self.engine(batch.to(self.device), None))
+        for _ in range(forwards - len(batches) if self.stage == 3 else 0):
+            self.engine(dummy_batch(self.device, False, False), None)
+        with torch.enable_grad():
+            return contrast(batches, found, self.config.retrieval.temperature, self.device)
 
     def step(self, learning_rate: float) -> StepResult:
         set_learning_rate(self.engine.optimizer, learning_rate)

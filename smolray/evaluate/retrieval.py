@@ -1,24 +1,60 @@
 """Image search by text: how well a caption finds its images.
 
 In: a model, images and captions. Out: a score for every caption and image, and from those recall@k and mean average precision.
-A caption's score for an image is the mean log-probability of its tokens given the image.
+A caption's score for an image is the cosine of their embeddings (method: retrieval), or the mean log-probability of its tokens given the image.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from smolray.contrastive import embeddings
 from smolray.data.collate import Batch, Group, collate_training
 from smolray.data.encode import Encoder
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
+from smolray.evaluate.evaluator import EvalReport, score, summarize
 from smolray.evaluate.scores import Figure, MetricError, Scores, figure
 from smolray.forward import hidden_states
 from smolray.model.adapters import base_model
 from smolray.objectives import completion_logps
 
 LogProbabilities = Callable[[Batch], torch.Tensor]  # (C,): of each completion of a batch, per trained token
+
+
+@torch.no_grad()
+def search_report(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> EvalReport:
+    """Every distinct text of the batches (collate_pairs) looks for its images among all of theirs. Collective: all receive the whole report.
+
+    `exact_match` is recall@1: a prediction is the key of the image found first, the right answers are the keys of all images with that text.
+    """
+    mine: list[tuple[dict[str, Any], np.ndarray]] = []
+    for batch in batches:
+        found = embeddings(model, batch.to(device)).cpu().numpy()
+        mine += [(record, found[pair[:2]]) for record, pair in zip(batch.meta["records"], batch.meta["pairs"], strict=True)]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    images: dict[str, np.ndarray] = {}
+    texts: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for record, (image, text) in (one for part in parts for one in part):
+        images.setdefault(record["key"], image)
+        texts.setdefault(record["answer"], (record, text))
+        wanted[record["answer"]].add(record["key"])
+    if not texts:
+        return EvalReport()
+    keys, sought = list(images), sorted(texts)
+    scores = np.stack([texts[text][1] for text in sought]) @ np.stack(list(images.values())).T
+    relevant = np.array([[key in wanted[text] for key in keys] for text in sought])
+    records = [score(texts[text][0] | {"question": text, "answer": min(wanted[text]), "answers": sorted(wanted[text])}, keys[best])
+               for text, best in zip(sought, scores.argmax(1), strict=True)]  # fmt: skip
+    report = summarize(records)
+    return replace(report, metrics=report.metrics | {name: {"overall": value} for name, value in measure_retrieval(scores, relevant).items()})
 
 
 def caption_scores(

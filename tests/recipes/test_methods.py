@@ -1,7 +1,6 @@
 """Every method learns: a base that can only caption easy-VQA's images is taught by each to answer questions about images it has not seen."""
 
 import time
-from dataclasses import replace
 
 import pytest
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import cached_encoder
 from smolray.data.local import LocalStream, local_index
 from smolray.data.plan import PlanLimits, lay_epoch
-from smolray.data.sample import Conversation, Message, Part, ShardRow
+from smolray.data.sample import ShardRow
 from smolray.evaluate.baseline import blind_baseline, count_answers
 from smolray.evaluate.evaluator import evaluate
 from smolray.export import export_run
@@ -20,7 +19,7 @@ from smolray.model.tiny import build_model
 from smolray.storage import write_bytes
 from smolray.train import Loop
 from tests.gloo import build_engine, run_workers
-from tests.shards import ANSWERS, vqa_rows, write_shards
+from tests.shards import captioned, vqa_rows, write_shards
 
 TESTED_IMAGES = 200
 LORA = "lora={r: 16, lora_alpha: 32, groups: [text]}"
@@ -35,28 +34,6 @@ COMMON = [
     "model.dtype=float32", "engine.stage=0", "train.per_device_train_batch_size=64", "train.global_batch=2", "data.max_questions_per_image=32",
     "data.max_length=1024", "optimizer.warmup_ratio=0.05", "optimizer.weight_decay=0.01", "resources.num_workers=2",
 ]  # fmt: skip
-
-
-def caption(row: ShardRow) -> str | None:
-    """"a blue circle", where the questions about an image tell it."""
-    colours, shapes = set(), set()
-    for conversation in row.conversations:
-        question, answer = (message.text for message in conversation.messages)
-        words = set(question.rstrip("?").split())
-        if answer not in ANSWERS["yes/no"] or (answer == "yes") != bool(words & {"not", "no"}):
-            colours |= {answer, *words} & set(ANSWERS["color"])
-            shapes |= {answer, *words} & set(ANSWERS["shape"])
-    return f"a {colours.pop()} {shapes.pop()}" if len(colours) == len(shapes) == 1 else None
-
-
-def captioned(rows: list[ShardRow]) -> list[ShardRow]:
-    """The images with their captions in place of the questions."""
-    found = []
-    for row in rows:
-        if text := caption(row):
-            turns = (Message("user", (Part("image"), Part("text", "describe"))), Message("assistant", (Part("text", text),)))
-            found.append(replace(row, conversations=(Conversation(row.key, turns, answers=(text,)),)))
-    return found
 
 
 def trained(config: RunConfig, shards: str, tested: list[ShardRow]) -> dict[str, float]:

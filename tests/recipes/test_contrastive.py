@@ -1,0 +1,113 @@
+"""Contrastive training: a step's pairs are compared with each other whatever micro-batches and workers they lie in."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from smolray.checkpoint import Progress
+from smolray.config import load_config
+from smolray.contrastive import embeddings, info_nce
+from smolray.data.local import LocalStream, local_plan
+from smolray.engine.base import canonical_name
+from smolray.evaluate.retrieval import search_report
+from smolray.model.load import load_model
+from smolray.model.tiny import build_model
+from smolray.train import Loop
+from tests.gloo import build_engine, run_workers
+from tests.recipes.curves import curves, first_gradients
+from tests.shards import captioned, vqa_rows, write_shards
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """(shard folder, overrides): captions of easy-vqa's pictures, seven pairs in a micro-batch, three of those in a step."""
+    folder = tmp_path_factory.mktemp("contrastive")
+    rows = captioned(vqa_rows("train", 150))
+    shards = write_shards(str(folder / "shards"), rows)
+    model = build_model("tiny", [m.text for row in rows for m in row.conversations[0].messages], folder / "model")
+    return shards, [
+        "method=retrieval", f"model.path={model}", "model.dtype=float32", "train.per_device_train_batch_size=7", "train.global_batch=3",
+        "optimizer.learning_rate=1e-3", "optimizer.lr_scheduler_type=constant", "engine.stage=0",
+    ]  # fmt: skip
+
+
+def test_pairs_of_one_image_or_one_text_are_no_negatives():
+    rng = torch.Generator().manual_seed(0)
+    images, texts = (F.normalize(torch.randn(4, 8, generator=rng), dim=-1) for _ in range(2))
+    keys = torch.tensor([[1, 10], [1, 11], [2, 12], [3, 10]])  # 0 and 1 share their image, 0 and 3 their text
+    losses, _ = info_nce(images, texts, keys, 0.1)
+    scores = (texts @ images.T / 0.1).exp()
+    for n, negatives in enumerate([(2,), (2, 3), (0, 1, 3), (1, 2)]):
+        of_text = -(scores[n, n] / (scores[n, n] + sum(scores[n, m] for m in negatives))).log()
+        of_image = -(scores[n, n] / (scores[n, n] + sum(scores[m, n] for m in negatives))).log()
+        assert float(losses[n]) == pytest.approx(float((of_text + of_image) / 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", ["full", "image", "none"])
+def test_loss_and_gradients_are_those_of_all_pairs_of_the_step_at_once(pictures, packing, tmp_path):
+    shards, overrides = pictures
+    overrides = [*overrides, f"data.packing={packing}"]
+    config = load_config(None, overrides)
+    model = load_model(config.model).train()
+    batches = list(LocalStream(shards, local_plan(shards, config), range(3), config))
+    places = [torch.tensor(batch.meta["pairs"]) for batch in batches]
+    found = [embeddings(model, batch) for batch in batches]
+    images, texts = (torch.cat([e[p[:, side]] for e, p in zip(found, places, strict=True)]) for side in (0, 1))
+    loss = info_nce(images, texts, torch.cat([p[:, 2:] for p in places]), config.retrieval.temperature)[0].mean()
+    loss.backward()
+    wanted = {canonical_name(name): p.grad for name, p in model.named_parameters()}
+    run_workers(first_gradients, 1, shards, {"alone": overrides}, str(tmp_path))
+    got = load_file(tmp_path / "alone.safetensors")
+    norm = torch.stack([g.norm() for g in wanted.values()]).norm()
+    assert got.keys() == wanted.keys()
+    assert max(float((got[name] - wanted[name]).norm() / norm) for name in got) < 1e-5
+    (curve,) = run_workers(curves, 1, shards, {"alone": (overrides, 1)}).values()
+    assert curve[0][0] == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_workers_and_stages_give_one_curve(pictures):
+    """Also LoRA with dropout: both passes of a step meet the same noise. Two workers share three micro-batches unevenly."""
+    shards, overrides = pictures
+    lora = [*overrides, "lora={r: 4, lora_dropout: 0.1, groups: [text, vision]}", "model.train=[]"]
+    alone = run_workers(curves, 1, shards, {"full": (overrides, STEPS), "lora": (lora, STEPS)})
+    jobs = {f"full {stage}": ([*overrides, f"engine.stage={stage}"], STEPS) for stage in (0, 2, 3)} | {"lora 2": ([*lora, "engine.stage=2"], STEPS)}
+    for name, curve in run_workers(curves, 2, shards, jobs).items():
+        want = alone[name.split()[0]]
+        assert [loss for loss, _ in curve] == pytest.approx([loss for loss, _ in want], abs=1e-5), name
+        assert [norm for _, norm in curve] == pytest.approx([norm for _, norm in want], rel=1e-4), name
+    assert alone["full"][-1][0] < alone["full"][0][0]
+
+
+def train_and_search(shards: str, tested: str, overrides: list[str]) -> list[float]:
+    """Mean average precision of a search among unseen pictures by their captions, before and after training. Collective."""
+    config = load_config(None, overrides)
+    engine = build_engine(config)
+
+    def precision() -> float:
+        engine.model.eval()
+        plan = local_plan(tested, config)
+        report = search_report(engine.model, LocalStream(tested, plan, range(len(plan)), config), engine.device)
+        engine.model.train()
+        return report.metrics["mean_average_precision"]["overall"]["value"]
+
+    before = precision()
+    plans = [local_plan(shards, config, epoch) for epoch in range(config.train.num_train_epochs)]
+    Loop(config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()).run()
+    return [before, precision()]
+
+
+@pytest.mark.slow
+def test_pictures_are_found_by_the_24_captions(tmp_path):
+    rows, tested = captioned(vqa_rows("train", 2500)), captioned(vqa_rows("test", 300))
+    shards, unseen = write_shards(f"{tmp_path}/train", rows), write_shards(f"{tmp_path}/tested", tested)
+    model = build_model("tiny", sorted({m.text for row in rows for m in row.conversations[0].messages}), tmp_path / "model")
+    before, after = run_workers(train_and_search, 1, shards, unseen, [
+        "method=retrieval", f"model.path={model}", "model.dtype=float32", "engine.stage=0", "train.per_device_train_batch_size=64",
+        "train.num_train_epochs=10", "optimizer.learning_rate=1e-3", "optimizer.warmup_ratio=0.1",
+    ])  # fmt: skip
+    print(f"mean average precision over {len({r.conversations[0].answers[0] for r in tested})} captions, {len(tested)} pictures: {before:.3f} -> {after:.3f}")
+    assert before < 0.3
+    assert after > 0.8
