@@ -12,6 +12,7 @@ from tests.boxes.conftest import QUESTIONS, ROOT
 
 EPOCHS = 2
 SAVE_STEPS = 10
+LOSS_SECONDS = 60  # the goal: from the loss of a box to the next step, on two cores
 WATCH = """
 import sys
 from smolray.config import load_config

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from tests.boxes.conftest import ETC, HOME
+from tests.boxes.runs import LOSS_SECONDS, SAVE_STEPS, Run
 
 
 def test_boxes_come_up_from_nothing_and_the_role_run_twice_changes_nothing(cluster):
@@ -14,15 +15,23 @@ def test_boxes_come_up_from_nothing_and_the_role_run_twice_changes_nothing(clust
     assert cluster.head.run("stat", "-c", "%a", f"{ETC}/token").stdout.strip() == "440"
 
 
-def test_a_power_cut_is_noticed_in_ten_seconds_and_the_box_comes_back_by_itself(cluster):
-    den = cluster.lan["den"]
+def test_a_worker_that_loses_power_costs_a_run_only_the_steps_since_the_last_checkpoint(cluster, shared):
+    run = Run(cluster, shared, "worker-cut")
+    run.reaches(SAVE_STEPS + 3)
+    assert run.events("start")[-1]["workers"] == 2
+    moment, last, den = time.time(), run.events("step")[-1]["step"], cluster.lan["den"]
     den.off()
     gone = cluster.wait_alive("head", "loft", seconds=20)
+    seconds = run.trains_again_after(moment)
+    [resumed] = run.events("resume")
+    print(f"worker cut at step {last}, noticed after {gone:.1f} s; on 1 worker again from step {resumed['step']} after {seconds:.1f} s")
+    assert resumed["step"] >= last - SAVE_STEPS and run.events("start")[-1]["workers"] == 1
+    assert gone <= 12 and seconds <= LOSS_SECONDS
+    run.finishes()
     den.on()
     cluster.start("den")
     back = cluster.wait_alive("head", "den", "loft", seconds=60)
-    print(f"power cut noticed after {gone:.1f} s, back {back:.1f} s after power on")
-    assert gone <= 12
+    print(f"the box is back {back:.1f} s after power on")
 
 
 @pytest.mark.faults
