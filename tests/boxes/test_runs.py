@@ -33,7 +33,7 @@ def test_a_cable_pulled_in_mid_epoch_costs_only_the_steps_since_the_last_checkpo
 def test_a_run_grows_when_a_box_returns_and_saves_first(cluster, shared):
     cluster.lan["loft"].off()
     cluster.wait_alive("head", "den")
-    run = Run(cluster, shared, "returned", epochs=12)
+    run = Run(cluster, shared, "returned", "train.per_device_train_batch_size=2", epochs=3)
     run.reaches(SAVE_STEPS + 3)
     assert run.events("start")[-1]["workers"] == 1
     moment = time.time()
