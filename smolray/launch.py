@@ -29,7 +29,6 @@ from smolray.data.reader import ShardReader, Sidecars
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import ensure_index, ensure_sidecars, found_features, load_index, map_shards
 from smolray.elastic import NEVER, Growth
-from smolray.engine.base import NonFiniteLossError, StateMismatchError
 from smolray.evaluate.baseline import TEXT_SHARDS, blind_baseline, count_answers, distinct_texts
 from smolray.evaluate.evaluator import read_predictions
 from smolray.evaluate.report import write_report
@@ -40,9 +39,10 @@ from smolray.planner.plan import with_settings
 from smolray.planner.statistics import DataStatistics
 from smolray.progress import event_line
 from smolray.resources import check_resources, most_workers, use_gpu
+from smolray.start import train_function
 from smolray.status import RESIZED, STOP_FLAG
-from smolray.survey import Survey, survey
-from smolray.worker import SETUP_ERRORS, Folders, evaluate_worker, measure_worker, run_worker
+from smolray.survey import Survey
+from smolray.worker import Folders
 
 
 class RunError(ValueError):
@@ -246,7 +246,7 @@ def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     notes, path = storage.filesystem(storage.join(config.storage, ".ray"))  # Ray's own reading of a URI knows no AWS_ENDPOINT_URL
     settings = {"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {})
-    function: Any = _train_function
+    function: Any = train_function
     failures: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 1} if nodes else {"max_failures": resources.max_failures}
     growth = Growth(config, each)
     while True:
@@ -262,33 +262,6 @@ def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None
             result: Any = trainer.fit()
         if result.return_value.get("status") != RESIZED:
             return result.return_value
-
-
-def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs in each Train worker, its process group ready."""
-    import ray.train.torch
-
-    config, folders, device = RunConfig.model_validate(settings["config"]), Folders(**settings["folders"]), ray.train.torch.get_device()
-    # Set here and not through a runtime_env: the data tasks then share worker processes with the driver's, and start at once.
-    torch.set_num_threads(config.resources.omp_num_threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    node = (ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
-    if "survey" in settings:
-        return survey(device, config.model.dtype, node).to_json()
-    if "measure" in settings:
-        return measure_worker(config, folders, device, node)
-    if "evaluate" in settings:
-        return evaluate_worker(config, folders, device, settings["evaluate"])
-    try:
-        return run_worker(config, folders, device, node)
-    except (*SETUP_ERRORS, StateMismatchError, NonFiniteLossError) as error:
-        return {"error": str(error)}  # every worker meets it alike; raised, it would be tried again from the same place
-    except torch.OutOfMemoryError as error:
-        if torch.distributed.get_world_size() > 1:
-            raise  # the others wait in a collective: Ray must end them
-        return {"error": f"out of memory: {error}"}
 
 
 def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds: float) -> dict[str, Any]:

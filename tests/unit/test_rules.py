@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 RAY_IMPORTERS = {
     "launch",
+    "start",
     "elastic",
     "tune",
     "search.trial",
@@ -28,7 +30,7 @@ RAY_IMPORTERS = {
     "data.sidecar",
 }
 # A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention says so.
-ENVIRONMENT_READERS = {"storage", "launch", "tune", "doctor", "cli", "engine.zero"}
+ENVIRONMENT_READERS = {"storage", "launch", "start", "tune", "doctor", "cli", "engine.zero"}
 
 # jobs, cli -> launch, tune -> train -> {stream, engine, checkpoint, evaluate} -> {encode, pack, objectives, adapters} -> {sample, config}.
 # A module imports its own layer or lower ones; the longest matching name decides.
@@ -39,7 +41,7 @@ LAYERS = {
     "data.stream": 2, "data.prepare": 2, "data.sidecar": 2, "data.preview": 2,
     "engine": 2, "engine.trl": 3, "checkpoint": 2, "evaluate": 2, "status": 2, "search": 2,
     "survey": 2, "dealing": 2, "train": 3, "audit": 3, "worker": 3, "export": 3,
-    "auto": 3, "resources": 3, "launch": 4, "measure": 4, "elastic": 4,
+    "auto": 3, "resources": 3, "start": 4, "launch": 4, "measure": 4, "elastic": 4,
     "search.trial": 4, "search.driver": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4, "k8s": 4, "cluster": 4, "keep_alive": 4, "diagnosis": 3,
     "cli_options": 4, "cli_cluster": 5, "cli_runs": 5, "cli": 5, "jobs": 5,
 }  # fmt: skip
@@ -167,12 +169,11 @@ def test_modules_and_public_functions_say_what_they_do(path):
             assert ast.get_docstring(node), f"{relative(path)}:{node.lineno} {node.name} has no docstring"
 
 
-def test_the_command_line_starts_without_ray_and_torch():
+@pytest.mark.parametrize("module", ["smolray.cli", "smolray.start"], ids=["the command line", "what Ray Train's controller unpickles"])
+def test_it_starts_without_ray_and_torch(module):
     heavy = "{'ray', 'torch', 'transformers', 'deepspeed', 'pandas', 'tensorboardX'}"
-    code = f"import sys, smolray.cli; found = {heavy} & {{m.split('.')[0] for m in sys.modules}}; assert not found, found"
-    from sys import executable
-
-    done = subprocess.run([executable, "-c", code], capture_output=True, text=True, timeout=120)
+    code = f"import sys, {module}; found = {heavy} & {{m.split('.')[0] for m in sys.modules}}; assert not found, found"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
