@@ -90,7 +90,8 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
     assert "GLOO_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"] or "NCCL_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"]
     assert found["build lock", "den"]["remedy"] == "on den: rm /srv/extensions/py311/deepspeed_shm_comm/lock"
     assert "ead-only" in found["storage", "loft"]["found"] and "writable" in found["storage", "loft"]["remedy"]
-    assert found["clock", "loft"]["level"] == "fail" and "90 s ahead" in found["clock", "loft"]["found"] and "timedatectl" in found["clock", "loft"]["remedy"]
+    assert found["clock", "loft"]["level"] == "fail" and "timedatectl" in found["clock", "loft"]["remedy"]
+    assert abs(float(found["clock", "loft"]["found"].split()[0]) - 90) < 1 and "ahead" in found["clock", "loft"]["found"]
     assert found["ports", "den > loft"]["found"] == "closed: 10101" and "open them on loft for den" in found["ports", "den > loft"]["remedy"]
     slow = {pair for name, pair in found if name == "link"}
     assert {"head > loft", "loft > head"} <= slow, slow
