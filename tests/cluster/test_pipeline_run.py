@@ -1,16 +1,11 @@
 """A pipeline of two workers through Ray Data and Ray Train: trained, evaluated, exported, resumed by another engine and after a lost stage."""
 
-import os
-import signal
-
-import psutil
 import pytest
 
 from smolray.config import load_config
-from smolray.events import read_events
 from smolray.export import export_run
 from smolray.launch import evaluate_run, launch_run
-from tests.cluster.test_train import assert_every_sample_once, assert_same_curve, losses, train_workers, when_step
+from tests.cluster.test_train import assert_a_killed_worker_costs_nothing, assert_every_sample_once, assert_same_curve, losses
 
 PIPELINE = ("engine.name=pipeline", "train.num_train_epochs=1")
 
@@ -60,19 +55,4 @@ def test_a_cut_that_does_not_fit_ends_the_run_at_once_with_the_reason(make_run):
 
 @pytest.mark.faults
 def test_a_killed_stage_costs_nothing(make_run, piped):
-    config, killed = make_run("piped-killed", *PIPELINE), []
-
-    def kill():
-        mine = {p.pid for p in psutil.Process().children(recursive=True)}  # not those of another test session on this machine
-        victim = [p for p in train_workers() if p.pid in mine][-1]
-        killed.append(victim.pid)
-        os.kill(victim.pid, signal.SIGKILL)
-
-    thread = when_step(config, 14, kill)
-    result = launch_run(config)
-    thread.join(timeout=5)
-    assert killed, "no worker was there to kill"
-    assert [e["attempt"] for e in read_events(config.run_dir) if e["event"] == "start"] == [1, 2], "the run was not started again"
-    assert result["status"] == "finished"
-    assert_same_curve(config, piped[2])
-    assert_every_sample_once(config)
+    assert_a_killed_worker_costs_nothing(make_run("piped-killed", *PIPELINE), piped[2], -1)

@@ -72,6 +72,14 @@ def test_api_server_and_operator_accept_every_object(overlay):
             assert not operator_faults(manifest), manifest["metadata"]["name"]
 
 
+def put(manifest, path, value):
+    """Set what stands at `path`, such as spec/groups/0/name."""
+    *parents, last = path.split("/")
+    for part in parents:
+        manifest = manifest[int(part) if part.isdigit() else part]
+    manifest[last] = value
+
+
 @pytest.mark.parametrize(
     ("kind", "path", "value"),
     [
@@ -91,11 +99,7 @@ def test_api_server_and_operator_accept_every_object(overlay):
 def test_a_seeded_error_is_caught(kind, path, value):
     manifest = copy.deepcopy(next(o for o in objects_of("home") if o["kind"] == kind))
     assert not faults(manifest)
-    *parents, last = path.split("/")
-    node = manifest
-    for part in parents:
-        node = node[int(part) if part.isdigit() else part]
-    node[last] = value
+    put(manifest, path, value)
     assert faults(manifest)
 
 
@@ -117,11 +121,7 @@ def test_a_seeded_error_is_caught(kind, path, value):
 def test_the_operators_rules_catch_what_the_schemas_do_not(path, value):
     manifest = copy.deepcopy(one(objects_of("home"), "RayJob", "train"))
     assert not operator_faults(manifest)
-    *parents, last = path.split("/")
-    node = manifest
-    for part in parents:
-        node = node[int(part) if part.isdigit() else part]
-    node[last] = value
+    put(manifest, path, value)
     assert operator_faults(manifest)
 
 
