@@ -223,7 +223,8 @@ def fit_planned(config: RunConfig, folders: Folders, begun: bool) -> dict[str, A
 def look(config: RunConfig) -> Survey:
     """The cards of the cluster, as many as there may be workers."""
     most = most_workers(config, ray.cluster_resources())
-    return Survey.from_json(fit(with_settings(config, {"resources.num_workers": (1, most)}), Folders(""), {"survey": True}))
+    everywhere = with_settings(with_absolute_paths(config), {"resources.num_workers": (1, most)})
+    return Survey.from_json(fit(everywhere, Folders(""), {"survey": True}))
 
 
 def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None, nodes: Sequence[str] = ()) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def test_config_schema_is_json():
         (["train", "model.train=[]"], "nothing would be trained"),
         (["prepare", "out=/tmp/x"], "data.train = ''"),
         (["plan", "--inventory", "2x rtx4091", "model.path=random-256m"], "rtx4090"),
+        (["plan", "--measure", "--inventory", "2x rtx4090", "model.path=random-256m"], "leave one of them out"),
         (["tune", "name=x"], "search"),
         (["k8s", "render", "-c", "absent.yaml"], "absent.yaml"),
         (["status", "nope", "--storage", "{storage}"], "no run 'nope'"),
