@@ -43,17 +43,18 @@ def choose(config: RunConfig, statistics: DataStatistics, seen: Survey, begun: b
     plan = make_plan(config, statistics, seen.inventory(), shape, (own,) if begun else None)
     if plan.chosen is None:
         raise NothingFitsError(words(plan))
-    settings = plan.settings()
+    run, nodes = bind(config, plan.chosen, plan.settings(), seen)
     if begun:
-        settings |= {"train.global_batch": config.global_batch}
-    kept = {key: settings[key] for key in ("train.per_device_train_batch_size", "train.global_batch", "train.gradient_accumulation_steps")}
-    run = with_settings(config, settings | {"engine.cards": cards_of(plan.chosen, seen)})
+        run = with_settings(run, {"train.global_batch": config.global_batch})
     check_run(run)
-    nodes = tuple(seen.workers[seen.rank_of(*place)].node_id for place in plan.chosen.cards)
-    told = {"words": words(plan), "settings": settings, "strategies": [candidate_json(row) for row in plan.rows]}
-    return Choice(run, with_settings(config, kept), nodes, told)
+    sizes = ("per_device_train_batch_size", "global_batch", "gradient_accumulation_steps")
+    kept = with_settings(config, {f"train.{name}": getattr(run.train, name) for name in sizes})
+    told = {"words": words(plan), "settings": plan.settings() | {"train.global_batch": run.global_batch}, "strategies": [candidate_json(row) for row in plan.rows]}
+    return Choice(run, kept, nodes, told)
 
 
-def cards_of(chosen: Candidate, seen: Survey) -> tuple[str, ...] | None:
-    """The place of each stage, pipeline after pipeline; None under ZeRO, where any order will do."""
-    return tuple(seen.workers[seen.rank_of(*place)].place for place in chosen.cards) if chosen.cut else None
+def bind(config: RunConfig, chosen: Candidate, settings: dict[str, Any], seen: Survey) -> tuple[RunConfig, tuple[str, ...]]:
+    """The run as planned, and the id of each worker's node. A pipeline's stages are bound to their cards; under ZeRO any order of ranks will do."""
+    workers = [seen.workers[seen.rank_of(*place)] for place in chosen.cards]
+    bound = {"engine.cut": chosen.cut, "engine.cards": tuple(w.place for w in workers)} if chosen.cut else {"engine.cards": None}
+    return with_settings(config, {**settings, **bound}), tuple(w.node_id for w in workers)

@@ -10,10 +10,10 @@ from typing import Any
 from rich.table import Table
 
 from smolray import launch
-from smolray.auto import NothingFitsError, cards_of
+from smolray.auto import NothingFitsError, bind
 from smolray.config import RunConfig, check_run
 from smolray.data.sidecar import load_index
-from smolray.planner.plan import Plan, make_plan, with_settings
+from smolray.planner.plan import Plan, make_plan
 from smolray.planner.statistics import DataStatistics
 from smolray.planner.text import words
 
@@ -42,10 +42,8 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     plan = make_plan(config, DataStatistics.from_index(load_index(folders.train, config)), seen.inventory())
     if plan.chosen is None:
         raise NothingFitsError(words(plan))
-    settings = {**plan.settings(), "engine.cards": cards_of(plan.chosen, seen), "train.max_steps": STEPS, "train.num_train_epochs": STEPS}
-    run = with_settings(config, settings)
+    run, nodes = bind(config, plan.chosen, plan.settings() | {"train.max_steps": STEPS, "train.num_train_epochs": STEPS}, seen)
     check_run(run)
-    nodes = [seen.workers[seen.rank_of(*place)].node_id for place in plan.chosen.cards]
     record = launch.fit(run, folders, {"measure": True}, nodes)
     if "error" in record:
         raise launch.RunError(record["error"])
