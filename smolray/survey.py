@@ -108,7 +108,8 @@ class Survey:
 def survey(device: torch.device, dtype: str, node: tuple[str, str]) -> Survey:
     """Look around. Collective. `dtype`: as ModelConfig spells it; `node`: (address, id) of this worker's."""
     dist.barrier()  # all compute at once, as they will
-    tflops, tflops_32, bandwidth = matmul_tflops(device, dtype), matmul_tflops(device, "float32"), copy_bandwidth(device)
+    tflops_32, bandwidth = matmul_tflops(device, "float32"), copy_bandwidth(device)
+    tflops = tflops_32 if dtype == "float32" else matmul_tflops(device, dtype)
     bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     mine = Standing(*node, card_name(device), free_memory(device), tflops, tflops_32, bandwidth, bf16, len(os.sched_getaffinity(0)))
     workers: list[Any] = [None] * dist.get_world_size()
