@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smolray import cli_cluster, cli_runs
+from smolray import cli_cluster, cli_generate, cli_runs
 from smolray import config as configs
 from smolray import status as runs
 from smolray.cli_options import Address, ConfigFile, Name, Overrides, Storage, console, errors, jobs, plain
@@ -39,6 +39,7 @@ app.add_typer(config_app, name="config")
 app.command("doctor")(cli_cluster.doctor)
 for command in (cli_runs.status, cli_runs.logs, cli_runs.stop, cli_runs.report, cli_runs.tensorboard):
     app.command()(command)
+app.command("generate")(cli_generate.generate)
 app.add_typer(cli_cluster.cluster_app, name="cluster")
 app.add_typer(cli_cluster.k8s_app, name="k8s")
 

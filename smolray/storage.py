@@ -5,10 +5,13 @@ In: a URI. Out: a `pyarrow.fs.FileSystem` with the path inside it, or whole smal
 
 import errno
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pyarrow.fs as pafs
 
@@ -95,22 +98,33 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write the whole file so that a reader sees the old one, the new one, or none: never a part. Raises StorageFullError."""
     fs, path = filesystem(uri)
-    if isinstance(fs, pafs.LocalFileSystem):
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with _room_for(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(uri) if isinstance(fs, pafs.LocalFileSystem) else fs.open_output_stream(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write into, which is at `uri` as a whole once the block has ended, and not at all where it raises. Raises StorageFullError."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, pafs.LocalFileSystem):  # a stream that is given up would leave its part there
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with fs.open_output_stream(path) as stream:
+                shutil.copyfileobj(file, stream, 2**20)
         return
-    with fs.open_output_stream(path) as stream:
-        stream.write(data)
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with _room_for(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def append_text(uri: str, text: str) -> None:

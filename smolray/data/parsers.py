@@ -58,6 +58,44 @@ def parse(record: Record, row_id: str, data: DataConfig, images: ImageReader) ->
     return samples
 
 
+def parse_questions(record: Record, row_id: str, data: DataConfig, images: ImageReader, asked: Sequence[str] = ()) -> list[Sample]:
+    """What one record asks; answers that it holds are left aside. Each conversation ends in an empty assistant turn, the place of the answer.
+
+    `asked`: texts in place of `data.prompt`, a conversation each. They are asked of the row's images in place of its own question, or stand before
+    the question in `data.columns.question` where that is named. Ids are those of `parse`. Raises SampleError.
+    """
+    for key, column in data.columns.model_dump(include={"image", "question", "id"}).items():
+        if column and column not in record:
+            raise SampleError("wrong_columns", f"column {column!r} (data.columns.{key}) is not there; {_found(record)}")
+    if asked and not data.columns.question:
+        _, embedded = read_messages(record["messages"], "messages") if record.get("messages") is not None else ((), [])
+        conversations = [Conversation("", (_user(text),)) for text in asked]
+        if not embedded and not _has_image(record, data):
+            raise SampleError("wrong_columns", f"the row has no image to ask about; {_found(record)}; expected one of {', '.join(IMAGE_COLUMNS)}, "
+                                               "or name it in data.columns.image")  # fmt: skip
+    else:
+        conversations, embedded = [], []
+        for prompt in asked or (data.prompt,):
+            found, embedded = _questions(record, data.model_copy(update={"prompt": prompt}))
+            conversations += found
+    own = _own_id(record, data) or row_id
+    pictures = tuple(images.read(value) for value in _image_values(record, data, embedded))
+    samples = []
+    for number, conversation in enumerate(conversations):
+        name = conversation.id or (own if len(conversations) == 1 else f"{own}/{number + 1}")
+        turns = list(_place(conversation.messages, len(pictures)))
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        if not turns:
+            raise SampleError("no_turn", "nothing is asked")
+        if (placed := sum(p.type == "image" for m in turns for p in m.content)) != len(pictures):
+            raise SampleError("image_count", f"the messages place {placed} images, the row has {len(pictures)}")
+        conversation = Conversation(name, (*turns, _assistant("")))
+        _check_text(conversation)
+        samples.append(Sample(pictures, conversation))
+    return samples
+
+
 Parsed = tuple[list[Conversation], list[Any]]  # conversations without ids, image values found inside messages
 
 
@@ -78,6 +116,30 @@ def _layout(record: Record, data: DataConfig) -> Callable[[Record, DataConfig], 
     if _has_image(record, data) and has & {*CAPTION_COLUMNS, *LABEL_COLUMNS}:
         return _caption
     raise SampleError("wrong_columns", f"no known layout; {_found(record)}; expected {EXPECTED}; or name them in data.columns.*")
+
+
+def _questions(record: Record, data: DataConfig) -> Parsed:
+    """The conversations of a record that need hold no answers: prepared shards, any layout that is trained on, a question, a prompt, or an image alone."""
+    has = {name for name, value in record.items() if value is not None}
+    if not data.columns.question:
+        if {"key", "images", "conversations"} <= has and all(isinstance(c, str) for c in record["conversations"]):
+            return [Conversation.from_json(text) for text in record["conversations"]], []
+        if {"chosen", "rejected"} <= has:
+            return _preference(record, data)
+        for column, parser in (("messages", _messages), ("conversations", _conversations), ("texts", _cauldron)):
+            if column in has:
+                return parser(record, data)
+        if "prompt" in has:
+            messages, embedded = _prompt(record["prompt"], "prompt", data)
+            return [Conversation("", messages)], embedded
+    if (question := _question(record, data)) is not None:
+        return [Conversation("", (_user(_with_prompt(_string(question, "the question"), data)),))], []
+    if data.columns.question:
+        raise SampleError("wrong_type", f"the question in column {data.columns.question!r} is empty; expected text")
+    if _has_image(record, data):
+        labelled = has & set(LABEL_COLUMNS) and not has & set(CAPTION_COLUMNS)
+        return [Conversation("", (_user(data.prompt or (LABEL_PROMPT if labelled else CAPTION_PROMPT)),))], []
+    raise SampleError("wrong_columns", f"nothing to ask; {_found(record)}; expected an image, question, prompt or messages; or name them in data.columns.*")
 
 
 def _vqa(record: Record, data: DataConfig) -> Parsed:

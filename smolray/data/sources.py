@@ -16,6 +16,7 @@ from smolray.config import DataConfig
 from smolray.data import readers
 from smolray.data.hub import hub_units, read_hub, resolve_hub
 from smolray.data.images import folder_of
+from smolray.data.readers import IMAGE_PARTS
 from smolray.data.units import UNIT_BYTES, Raw, Source, SourceError, Unit
 
 SUFFIXES = {
@@ -55,6 +56,24 @@ def resolve(source: str, data: DataConfig) -> Source:
         raise SourceError(f"{source} holds no {chosen} file ({', '.join(SUFFIXES[chosen])}); files found: {_some(found)}")
     identity = hashlib.blake2b(repr([(chosen, *f) for f in files]).encode(), digest_size=16).hexdigest()
     return Source(chosen, tuple((f[0], f[1]) for f in files), root, identity, split)
+
+
+def image_files(source: str) -> tuple[list[str], str]:
+    """Image files behind a file, folder or glob, as paths inside the folder that comes with them; none where data files are what is meant.
+
+    Data files go before images, but for a JSON beside images; a single file that is no data file may bear any name. Raises SourceError.
+    """
+    source = storage.absolute(source).rstrip("/")
+    found, root = _files(source)
+    names = [uri for uri, *_ in found]
+    if any(name.lower().endswith(ends) for name in names for kind in SUFFIXES.values() for ends in kind if ends != ".json"):
+        return [], root
+    images = [name for name in names if name.lower().rpartition(".")[2] in IMAGE_PARTS]
+    if len(names) == 1 and not names[0].lower().endswith(".json"):
+        images = names
+    if not images and not names:
+        raise SourceError(f"{source} holds no file")
+    return [name[len(root) :].strip("/") for name in images], root
 
 
 def list_units(source: Source, unit_bytes: int = UNIT_BYTES) -> list[Unit]:

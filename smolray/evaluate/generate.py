@@ -1,7 +1,9 @@
-"""Greedy decoding of packed prompts: the image and the common words are computed once, then its questions go on side by side.
+"""Decoding of packed prompts: the image and the common words are computed once, then its questions go on side by side.
 
 In: a Batch of prompts. Out: token ids for each conversation, equal to decoding each prompt alone (a test holds this).
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,10 +13,22 @@ from smolray.data.collate import Batch
 from smolray.forward import branch_mask, embed
 from smolray.model.adapters import base_model
 
+Choose = Callable[[torch.Tensor, int], torch.Tensor]  # logits (C, vocabulary), number of the new token -> token ids (C,) int64
 
-@torch.no_grad()
+
+def most_likely(logits: torch.Tensor, number: int) -> torch.Tensor:
+    """The token with the largest logit: (C, vocabulary) -> (C,) int64."""
+    return logits.argmax(-1)
+
+
 def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int) -> list[list[int]]:
     """New token ids of each conversation in the order of `batch.ends`, the end token left out."""
+    return decode(model, batch, max_new_tokens, eos_token_id, most_likely)
+
+
+@torch.no_grad()
+def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int, choose: Choose) -> list[list[int]]:
+    """As `greedy`, with tokens as `choose` takes them (evaluate/sampling.py)."""
     text_model, head = base_model(model).model.text_model, base_model(model).lm_head
     device, length = batch.input_ids.device, batch.input_ids.shape[1]
     sequence, position = batch.ends // length, batch.ends % length
@@ -33,7 +47,7 @@ def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
         inputs_embeds=embed(model, batch), position_ids=batch.position_ids, attention_mask=branch_mask(batch.branch, keys, 0),
         past_key_values=cache, use_cache=True,
     ).last_hidden_state  # fmt: skip
-    token = head(hidden[sequence, position]).argmax(-1)
+    token = choose(head(hidden[sequence, position]), 0)
     done = token == eos_token_id
     tokens = [token]
     while len(tokens) < max_new_tokens and not bool(done.all()):
@@ -44,7 +58,7 @@ def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
             input_ids=step, position_ids=next_position, attention_mask=branch_mask(branch, keys, keys.shape[1] - width),
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
-        token = head(hidden[sequence, slot]).argmax(-1)
+        token = choose(head(hidden[sequence, slot]), len(tokens))
         done |= token == eos_token_id
         tokens.append(token)
         next_position += 1

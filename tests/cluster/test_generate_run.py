@@ -1,0 +1,53 @@
+"""`smolray generate` over Ray Data: the rows of an input in its order, several models at a time, answers as in one process."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from smolray import generate
+from smolray.answer import Decoding, ModelSource, find_model
+from smolray.config import load_config
+from smolray.data.questions import Asking, find_pieces
+from tests.offline import picture, tiny_path  # noqa: F401
+
+DECODING = Decoding(max_new_tokens=5, temperature=0.7, seed=1)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Two files of one row group each: twelve pictures with one to three questions, a broken picture, a row without any; and a torn file."""
+    folder = tmp_path_factory.mktemp("rows")
+    records = [
+        {"id": f"{n}-{q}", "image": b"broken" if n == 7 else picture(64, 64, n), "question": f"what is in image {q}?"}
+        for n in range(12) for q in range(n % 3 + 1)
+    ]  # fmt: skip
+    records.insert(5, {"id": "empty", "image": None, "question": None})
+    for number, part in enumerate((records[:16], records[16:])):
+        pq.write_table(pa.Table.from_pylist(part), folder / f"{number}.parquet")
+    (folder / "9.parquet").write_bytes(b"PAR1 torn")
+    return folder, [r["id"] for r in records]
+
+
+def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows, tiny_path, tmp_path):  # noqa: F811
+    folder, ids = rows
+    source = find_model(tiny_path, "runs", ["model.dtype=float32", "resources.use_gpu=no"])
+    pieces, asking = find_pieces(str(folder), Asking(source.config.data), 4)
+    assert len(pieces) == 3, "two tasks read the rows, and one file cannot be opened"
+    with generate.writing(str(tmp_path / "out.parquet")) as write:
+        for table in generate.answers(source, pieces, asking, DECODING, batch_size=4, workers=2):
+            write(table)
+    got = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    here = [row for table in generate._answers_here(source, pieces, asking, DECODING, batch_size=100) for row in table.to_pylist()]
+    assert got == here
+    assert [row["id"] for row in got] == [*ids, "9.parquet"]
+    assert {row["id"]: row["error"].partition(":")[0] for row in got if row["error"]} == {
+        "empty": "wrong_columns", "7-0": "corrupt_image", "7-1": "corrupt_image", "9.parquet": "torn_file",
+    }  # fmt: skip
+    assert len({row["text"] for row in got}) > 5, "the answers do not vary: this test would show nothing"
+
+
+def test_what_an_actor_is_told_holds_no_weights(tiny_path):  # noqa: F811
+    import cloudpickle
+
+    config = load_config(None, [f"model.path={tiny_path}"])
+    assert len(cloudpickle.dumps(ModelSource(config))) < 20_000
