@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smolray import cli_cluster, cli_generate, cli_runs
+from smolray import cli_cluster, cli_generate, cli_runs, cli_search
 from smolray import config as configs
 from smolray import status as runs
 from smolray.cli_options import Address, ConfigFile, Name, Overrides, Storage, console, errors, jobs, plain
@@ -42,6 +42,7 @@ for command in (cli_runs.status, cli_runs.logs, cli_runs.stop, cli_runs.report, 
 app.command("generate")(cli_generate.generate)
 app.add_typer(cli_cluster.cluster_app, name="cluster")
 app.add_typer(cli_cluster.k8s_app, name="k8s")
+app.add_typer(cli_search.search_app, name="search")
 
 @app.callback()
 def main(debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False) -> None:

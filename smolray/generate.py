@@ -7,7 +7,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,23 +33,52 @@ CPUS_OF_A_MODEL = 0.5  # the tasks that read find the rest
 MEMORY_OF_A_MODEL = 2  # times its weights: what it computes comes on top
 
 
+class Holder(Protocol):
+    """A model on a device."""
+
+    def rows(self, batch: Batch | None, asked: Sequence[Asked]) -> pa.Table:
+        """A row for each of `asked`; `batch` holds those of them that could be read."""
+        ...
+
+
+Maker = Callable[[torch.device], Holder]
+
+
+class Answers:
+    """A Holder that answers. In: Batches of prompts. Out: rows of SCHEMA."""
+
+    def __init__(self, source: ModelSource, decoding: Decoding, device: torch.device):
+        self.answerer = Answerer(source, decoding, device)
+
+    def rows(self, batch: Batch | None, asked: Sequence[Asked]) -> pa.Table:
+        return pa.Table.from_pylist(answer_rows(self.answerer, batch, asked), schema=SCHEMA)
+
+
 def answers(
     source: ModelSource, pieces: Sequence[Piece], asking: Asking, decoding: Decoding, batch_size: int, workers: int | None = None
 ) -> Iterator[pa.Table]:
-    """Tables of SCHEMA, a row for each question, in order. What one batch holds is answered in this process, more over Ray.
+    """Tables of SCHEMA, a row for each question, in order."""
+    return over_batches(source, pieces, asking, batch_size, decoding.max_new_tokens, workers, partial(Answers, source, decoding))
+
+
+def over_batches(
+    source: ModelSource, pieces: Sequence[Piece], asking: Asking, batch_size: int, max_new_tokens: int, workers: int | None, make: Maker
+) -> Iterator[pa.Table]:
+    """The tables that a holder of the model, made on its device by `make`, gives for each batch, in order. What one batch holds is done in this
+    process, more over Ray.
 
     `workers`: models held at a time; default: one a GPU, else one a core as far as the memory goes.
     """
     questions = max(1, len(asking.prompts)) * sum(len(piece.images) for piece in pieces)
     if all(piece.images for piece in pieces) and questions <= batch_size:
-        yield from _answers_here(source, pieces, asking, decoding, batch_size)
+        yield from here(source, pieces, asking, batch_size, max_new_tokens, make)
         return
     connect(source.config)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if source.config.resources.use_gpu != "no" else 0
     models = workers or (gpus or _models_on_cpus(source))
     if all(piece.images for piece in pieces):
         models = min(models, -(-questions // batch_size))
-    yield from _dataset(source, pieces, asking, decoding, batch_size, models, bool(gpus)).iter_batches(
+    yield from _dataset(source, pieces, asking, batch_size, max_new_tokens, models, bool(gpus), make).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     )
 
@@ -76,22 +107,23 @@ def _batches(piece: Piece, asking: Asking, encoder: Encoder, size: int, max_new_
         yield collate_questions(some, encoder, max_new_tokens)
 
 
-def _answers_here(source: ModelSource, pieces: Sequence[Piece], asking: Asking, decoding: Decoding, batch_size: int) -> Iterator[pa.Table]:
+def here(source: ModelSource, pieces: Sequence[Piece], asking: Asking, batch_size: int, max_new_tokens: int, make: Maker) -> Iterator[pa.Table]:
+    """The same in this process, without Ray."""
     gpu = torch.cuda.is_available() and source.config.resources.use_gpu != "no"
-    answerer = Answerer(source, decoding, torch.device("cuda" if gpu else "cpu"))
+    held = make(torch.device("cuda" if gpu else "cpu"))
     for piece in pieces:
-        for batch, asked in _batches(piece, asking, source.encoder(), batch_size, decoding.max_new_tokens):
-            yield pa.Table.from_pylist(answer_rows(answerer, batch, asked), schema=SCHEMA)
+        for batch, asked in _batches(piece, asking, source.encoder(), batch_size, max_new_tokens):
+            yield held.rows(batch, asked)
 
 
 def _dataset(
-    source: ModelSource, pieces: Sequence[Piece], asking: Asking, decoding: Decoding, batch_size: int, models: int, gpu: bool
+    source: ModelSource, pieces: Sequence[Piece], asking: Asking, batch_size: int, max_new_tokens: int, models: int, gpu: bool, make: Maker
 ) -> ray.data.Dataset:
     held, config = ray.put(list(pieces)), source.config
 
     def read(table: pa.Table) -> Iterator[pa.Table]:
         for number in table["item"].to_pylist():
-            for batch, asked in _batches(ray.get(held)[number], asking, source.encoder(), batch_size, decoding.max_new_tokens):
+            for batch, asked in _batches(ray.get(held)[number], asking, source.encoder(), batch_size, max_new_tokens):
                 yield pa.table({
                     "batch": pa.array([batch.to_bytes() if batch else None], pa.large_binary()), "asked": [json.dumps([asdict(a) for a in asked])],
                 })  # fmt: skip
@@ -104,23 +136,23 @@ def _dataset(
             ray.data.from_items(list(range(len(pieces))), override_num_blocks=len(pieces))
             .map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task, compute=at_once(1, len(pieces)))
             .map_batches(
-                _Answers, fn_constructor_args=(source, decoding, gpu), batch_format="pyarrow", batch_size=1, compute=ActorPoolStrategy(size=models),
+                _Held, fn_constructor_args=(make, gpu), batch_format="pyarrow", batch_size=1, compute=ActorPoolStrategy(size=models),
                 num_cpus=CPUS_OF_A_MODEL, num_gpus=1 if gpu else None,
             )
         )  # fmt: skip
 
 
-class _Answers:
-    """A Ray Data actor that holds one model. In: one row with a Batch and what is asked in it. Out: rows of SCHEMA."""
+class _Held:
+    """A Ray Data actor that holds one model. In: one row with a Batch and what is asked in it. Out: the model's rows."""
 
-    def __init__(self, source: ModelSource, decoding: Decoding, gpu: bool):
+    def __init__(self, make: Maker, gpu: bool):
         if not gpu:
             torch.set_num_threads(1)  # there is an actor for each core
-        self.answerer = Answerer(source, decoding, torch.device("cuda" if gpu else "cpu"))
+        self.held = make(torch.device("cuda" if gpu else "cpu"))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         data, asked = table["batch"][0].as_py(), [Asked(**a) for a in json.loads(table["asked"][0].as_py())]
-        return pa.Table.from_pylist(answer_rows(self.answerer, Batch.from_bytes(data) if data else None, asked), schema=SCHEMA)
+        return self.held.rows(Batch.from_bytes(data) if data else None, asked)
 
 
 def _models_on_cpus(source: ModelSource) -> int:

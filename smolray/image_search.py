@@ -8,10 +8,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import faiss
+import faiss  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,7 +62,7 @@ class Embedder:
 def build_index(source: ModelSource, pieces: Sequence[Piece], asking: Asking, out: str, batch_size: int, workers: int | None = None) -> Counter[str]:
     """Write the index of the images in `pieces`; returns the reasons why others were left out, counted. Raises ConfigError where nothing is left."""
     vectors, ids, paths, errors = list[np.ndarray](), list[str](), list[str](), Counter[str]()
-    for table in over_batches(source, pieces, asking, batch_size, 0, workers, Embedder):
+    for table in over_batches(source, pieces, asking, batch_size, 0, workers, partial(Embedder, source)):
         for row in table.to_pylist():
             if row["error"]:
                 errors[row["error"].partition(":")[0]] += 1

@@ -1,5 +1,7 @@
 """`smolray generate` over Ray Data: the rows of an input in its order, several models at a time, answers as in one process."""
 
+from functools import partial
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,7 +39,8 @@ def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows
         for table in generate.answers(source, pieces, asking, DECODING, batch_size=4, workers=2):
             write(table)
     got = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    here = [row for table in generate._answers_here(source, pieces, asking, DECODING, batch_size=100) for row in table.to_pylist()]
+    alone = generate.here(source, pieces, asking, 100, DECODING.max_new_tokens, partial(generate.Answers, source, DECODING))
+    here = [row for table in alone for row in table.to_pylist()]
     assert got == here
     assert [row["id"] for row in got] == [*ids, "9.parquet"]
     assert {row["id"]: row["error"].partition(":")[0] for row in got if row["error"]} == {

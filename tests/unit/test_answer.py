@@ -1,6 +1,7 @@
 """`smolray generate`: a run, its export and plain transformers say the same; sampling is seeded by the question; files are written whole."""
 
 import json
+from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
@@ -47,7 +48,7 @@ def asked(name, photos, decoding, batch_size=100, prompts=PROMPTS, storage="runs
     """The rows for all photos, decoded in this process."""
     source = find_model(str(name), str(storage), settings)
     pieces, asking = find_pieces(str(photos), Asking(source.config.data, prompts), batch_size)
-    tables = generate._answers_here(source, pieces, asking, decoding, batch_size)
+    tables = generate.here(source, pieces, asking, batch_size, decoding.max_new_tokens, partial(generate.Answers, source, decoding))
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -133,7 +134,7 @@ def test_a_file_that_is_not_finished_is_not_there(tmp_path):
 
 
 def test_what_is_no_model_is_named_with_what_is_there(run, tmp_path):
-    with pytest.raises(RunNotFoundError, match="no run 'nope'.*there: my-run"):
+    with pytest.raises(RunNotFoundError, match=r"no run 'nope'.*there: my-run"):
         find_model("nope", str(run.parent))
     with pytest.raises(ConfigError, match="neither a run"):
         find_model(str(tmp_path), str(run.parent))

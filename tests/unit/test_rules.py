@@ -44,8 +44,8 @@ LAYERS = {
     "survey": 2, "dealing": 2, "train": 3, "audit": 3, "worker": 3, "export": 3,
     "auto": 3, "resources": 3, "start": 4, "launch": 4, "measure": 4, "elastic": 4,
     "search.trial": 4, "search.driver": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4, "k8s": 4, "cluster": 4, "keep_alive": 4, "diagnosis": 3,
-    "answer": 3, "generate": 4,
-    "cli_options": 4, "cli_cluster": 5, "cli_generate": 5, "cli_runs": 5, "cli": 5, "jobs": 5,
+    "answer": 3, "generate": 4, "image_search": 4,
+    "cli_options": 4, "cli_cluster": 5, "cli_generate": 5, "cli_runs": 5, "cli_search": 5, "cli": 5, "jobs": 5,
 }  # fmt: skip
 
 

@@ -1,0 +1,76 @@
+"""`smolray search`: an index of pictures answers texts with the pictures that are nearest, as a comparison with all of them would."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from smolray import cli
+from smolray.answer import find_model
+from smolray.contrastive import embeddings
+from smolray.data.collate import Group, collate_pairs
+from smolray.image_search import ImageSearch
+from tests.offline import asked, picture, shard_row, tiny_path  # noqa: F401
+
+TEXTS = ["a red box", "what shape is it?", "blue"]
+SETTINGS = ["model.dtype=float32", "resources.use_gpu=no"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Six pictures and a broken one; more than a batch would go over Ray."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(picture(64, 48, number))
+    (folder / "broken.png").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(photos, tiny_path, tmp_path_factory):  # noqa: F811
+    out = str(tmp_path_factory.mktemp("index") / "photos")
+    done = CliRunner().invoke(cli.app, ["search", "build", tiny_path, str(photos), *SETTINGS, "--out", out, "--prompt", "find this"])
+    assert done.exit_code == 0, done.output
+    assert "left out: 1 (corrupt_image 1)" in done.output
+    return out
+
+
+def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, tiny_path):  # noqa: F811
+    source = find_model(tiny_path, "runs", SETTINGS)
+    model, encoder = ImageSearch(index).embed.answerer.model, source.encoder()
+    names = sorted(p.name for p in photos.iterdir() if p.name != "broken.png")
+    rows = [shard_row([(photos / name).read_bytes()], asked("find this", text)) for name in names for text in TEXTS]
+    batch = collate_pairs([Group(row, (0,)) for row in rows], encoder)  # as in training
+    with torch.no_grad():
+        vectors = embeddings(model, batch).numpy()
+    pairs = np.array(batch.meta["pairs"])
+    cosines = (vectors[pairs[:, 0]] * vectors[pairs[:, 1]]).sum(-1).reshape(len(names), len(TEXTS))
+    found = list(ImageSearch(index).find(TEXTS, top=4))
+    for number, hits in enumerate(found):
+        best = np.argsort(-cosines[:, number])[:4]
+        assert [hit.id for hit in hits] == [names[n] for n in best]
+        np.testing.assert_allclose([hit.score for hit in hits], cosines[best, number], atol=1e-5)
+    assert len({tuple(hit.id for hit in hits) for hits in found}) > 1, "every text finds the same: this test would show nothing"
+
+
+def test_the_command_prints_paths_the_best_first(index, photos):
+    done = CliRunner().invoke(cli.app, ["search", "query", index, *TEXTS, "--top", "2"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert [lines[n] for n in (0, 3, 6)] == TEXTS
+    scores = [float(lines[n].split()[0]) for n in (1, 2)]
+    assert scores[0] >= scores[1] and lines[1].split()[1].startswith(str(photos))
+
+
+def test_a_folder_without_an_index_is_told_apart(tmp_path):
+    done = CliRunner().invoke(cli.app, ["search", "query", str(tmp_path), "a cat"])
+    assert done.exit_code == 2
+    assert "smolray search build" in done.output + (done.stderr or "")
+
+
+def test_an_index_names_the_model_it_was_made_with(index, tiny_path):  # noqa: F811
+    about = json.loads(Path(index, "index.json").read_text())
+    assert about["images"] == 6 and about["config"]["model"]["path"] == tiny_path
