@@ -6,6 +6,7 @@ In: an image value of a raw record (bytes, {bytes, path}, a path). Out: its byte
 import hashlib
 import io
 import posixpath
+import re
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -143,4 +144,5 @@ def folder_of(uri: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r"\s*<_io\.\w+ object at 0x\w+>", "", line)[:300]  # PIL names the stream by its address, each time another

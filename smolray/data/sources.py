@@ -68,7 +68,7 @@ def image_files(source: str) -> tuple[list[str], str]:
     names = [uri for uri, *_ in found]
     if any(name.lower().endswith(ends) for name in names for kind in SUFFIXES.values() for ends in kind if ends != ".json"):
         return [], root
-    images = [name for name in names if name.lower().rpartition(".")[2] in IMAGE_PARTS]
+    images = [n for n in names if n.lower().rpartition(".")[2] in IMAGE_PARTS and not n.rpartition("/")[2].startswith(".")]  # a glob lists hidden ones
     if len(names) == 1 and not names[0].lower().endswith(".json"):
         images = names
     if not images and not names:

@@ -67,8 +67,8 @@ def test_an_instruction_of_the_run_is_asked_where_nothing_else_is(photos):
 
 
 IMAGE = picture(20, 20)
-MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one?"}]}, {"role": "assistant", "content": "1"},
-            {"role": "user", "content": "two?"}]  # fmt: skip
+MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "1"}]}, {"role": "user", "content": [{"type": "text", "text": "two?"}]}]  # fmt: skip
 LAYOUTS = {
     "question without an answer": ({"image": IMAGE, "question": "what?"}, ["what?"]),
     "question with an empty answer": ({"image": IMAGE, "question": "what?", "answer": ""}, ["what?"]),
