@@ -14,6 +14,7 @@ from smolray.data.collate import Batch, Group, collate_prompts
 from smolray.data.encode import EncodeError, Encoder
 from smolray.data.images import ImageReader, folder_of
 from smolray.data.parsers import parse_questions
+from smolray.data.readers import IMAGE_PARTS
 from smolray.data.sample import Sample, SampleError, ShardRow, image_key
 from smolray.data.shards import MANIFEST, read_manifest
 from smolray.data.sources import image_files, is_hub, list_units, read_unit, resolve
@@ -75,7 +76,8 @@ def find_pieces(source: str, asking: Asking, images_each: int) -> tuple[list[Pie
     Raises SourceError where there is nothing to read, ConfigError where a column is named for image files.
     """
     data = asking.data
-    if data.format == "auto" and not is_hub(source, data):
+    named_image = source.lower().rpartition(".")[2] in IMAGE_PARTS  # `photos/cat.jpg` looks like a hub id
+    if data.format == "auto" and (named_image or not is_hub(source, data)):
         if storage.exists(storage.join(source, MANIFEST)):
             return [*_pieces_of(_shards(storage.absolute(source)))], asking
         images, root = image_files(source if storage.exists(source) else source.partition("#")[0])

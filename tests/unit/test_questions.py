@@ -167,6 +167,8 @@ def test_data_without_anything_to_ask_are_refused_before_a_model_is_loaded(photo
         questions_of(photos, columns=ColumnsConfig(question="q"))
     with pytest.raises(SourceError, match="does not exist"):
         questions_of(tmp_path / "absent.png")
+    with pytest.raises(SourceError, match="does not exist"):
+        questions_of("photos/absent.png")  # and no hub data set
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="holds no file"):
         questions_of(tmp_path / "empty")
