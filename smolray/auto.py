@@ -49,8 +49,8 @@ def choose(config: RunConfig, statistics: DataStatistics, seen: Survey, begun: b
     check_run(run)
     sizes = ("per_device_train_batch_size", "global_batch", "gradient_accumulation_steps")
     kept = with_settings(config, {f"train.{name}": getattr(run.train, name) for name in sizes})
-    told = {"words": words(plan), "settings": plan.settings() | {"train.global_batch": run.global_batch}}
-    told["strategies"] = [candidate_json(row) for row in plan.rows]
+    settings = plan.settings() | {"train.global_batch": run.global_batch}
+    told = {"words": words(plan), "settings": settings, "strategies": [candidate_json(row) for row in plan.rows]}
     return Choice(run, kept, nodes, told)
 
 
