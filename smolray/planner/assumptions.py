@@ -30,6 +30,7 @@ PCIE_BYTES = 10e9  # estimate: bytes a second between a card and its host
 OPTIMIZER_TRAFFIC = 44.0  # bytes a parameter: master, two moments read and written, gradient read and converted, weight written
 CPU_ADAM_PARAMETERS = 2.5e8  # estimate: parameters a second of torch's AdamW on the CPU, one thread
 ZERO3_UNIT_SECONDS = 1e-3  # estimate: DeepSpeed's hooks around the modules of one layer, a pass
+PIPELINE_STEP_SECONDS = 5e-2  # measured roughly with gloo on a loaded machine (0.1): a schedule made anew for another bucket, messages of the host
 STEP_OVERHEAD = 5e-3  # estimate: norm, finite checks, logging
 TILE_SECONDS = 8e-3  # estimate: decoding, scaling and cutting one tile on one core
 SAMPLE_SECONDS = 3e-4  # estimate: tokens and collation of one conversation on one core

@@ -181,7 +181,7 @@ def pipeline_seconds(
     if micro_batches > few:
         seconds += (micro_batches - few) * (seconds - simulate(stages, few - len(cut), schedule)) / len(cut)
     computing = max(micro_batches * (s.forward + s.backward) for s in stages)
-    talk = seconds - computing  # waiting for others and for links
+    talk = seconds - computing + a.PIPELINE_STEP_SECONDS  # waiting for others and for links
     if replicas > 1 and hop is not None:
         talk += max(ring_seconds(n * a.PIPELINE_GRADIENT, replicas, hop) for n in trained)
     if work.shape.tied and "text" in work.training.full and cut[-1] < len(work.shape.units) - work.shape.merge:
