@@ -76,6 +76,8 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
     assert rule.returncode == 0, rule.stderr
     for box in (den, loft):
         box.off()
+    cluster.wait_alive("head", seconds=20)  # else the boxes that are gone would be taken for those that come
+    for box in (den, loft):
         box.on()
     assert loft.run("mount", "--bind", str(storage), str(storage)).returncode == 0
     assert loft.run("mount", "-o", "remount,bind,ro", str(storage)).returncode == 0
