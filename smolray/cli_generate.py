@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from smolray.cli_options import Overrides, Storage, console, errors, plain
+from smolray.cli_options import Storage, console, errors, plain
 
 PROGRESS_SECONDS = 10
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="a run's name, or a folder or hub id that transformers loads")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a run's name, or a folder or hub id that transformers loads")],
     source: Annotated[str, typer.Argument(metavar="INPUT", help="an image, a folder, a glob, or data in any layout that prepare reads")],
-    overrides: Overrides = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="such as image.max_tiles=5 model.dtype=float32")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="asked of every image; may be given several times")] = None,
     question_column: Annotated[str, typer.Option(help="column with the questions; --prompt then stands before each")] = "",
     out: Annotated[str | None, typer.Option(help="answers.parquet or answers.jsonl; default: the terminal")] = None,
@@ -79,4 +79,5 @@ class _Told:
     def summary(self) -> str:
         """`1,203 answers, 3 errors (corrupt_image 2, missing_file 1)`"""
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.failed.most_common())
-        return f"{self.answered:,} answers" + (f", {self.failed.total():,} errors ({reasons})" if self.failed else "")
+        failed = self.failed.total()
+        return f"{self.answered:,} answer{'s' * (self.answered != 1)}" + (f", {failed:,} error{'s' * (failed != 1)} ({reasons})" if failed else "")

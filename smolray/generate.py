@@ -78,9 +78,10 @@ def over_batches(
     models = workers or (gpus or _models_on_cpus(source))
     if all(piece.images for piece in pieces):
         models = min(models, -(-questions // batch_size))
-    yield from _dataset(source, pieces, asking, batch_size, max_new_tokens, models, bool(gpus), make).iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=0
-    )
+    made = _dataset(source, pieces, asking, batch_size, max_new_tokens, models, bool(gpus), make)
+    for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for table in batch["table"]:
+            yield pa.ipc.open_stream(table.as_buffer()).read_all()
 
 
 @contextmanager
@@ -130,7 +131,7 @@ def _dataset(
 
     context = quiet_context().copy()
     context.execution_options.preserve_order = True
-    context.target_max_block_size = 1  # a block a batch, or a small data set would be one block, and one actor's work
+    context.target_max_block_size = 1  # a block a row, and a row a batch, or a small data set would be one block, and one actor's work
     with DataContext.current(context):
         return (
             ray.data.from_items(list(range(len(pieces))), override_num_blocks=len(pieces))
@@ -143,7 +144,7 @@ def _dataset(
 
 
 class _Held:
-    """A Ray Data actor that holds one model. In: one row with a Batch and what is asked in it. Out: the model's rows."""
+    """A Ray Data actor that holds one model. In: one row with a Batch and what is asked in it. Out: one row with the model's table."""
 
     def __init__(self, make: Maker, gpu: bool):
         if not gpu:
@@ -152,7 +153,10 @@ class _Held:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         data, asked = table["batch"][0].as_py(), [Asked(**a) for a in json.loads(table["asked"][0].as_py())]
-        return self.held.rows(Batch.from_bytes(data) if data else None, asked)
+        rows, sink = self.held.rows(Batch.from_bytes(data) if data else None, asked), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        return pa.table({"table": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
 
 
 def _models_on_cpus(source: ModelSource) -> int:

@@ -5,8 +5,9 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
-from smolray import generate
+from smolray import cli, generate, storage
 from smolray.answer import Decoding, ModelSource, find_model
 from smolray.config import load_config
 from smolray.data.questions import Asking, find_pieces
@@ -47,6 +48,17 @@ def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows
         "empty": "wrong_columns", "7-0": "corrupt_image", "7-1": "corrupt_image", "9.parquet": "torn_file",
     }  # fmt: skip
     assert len({row["text"] for row in got}) > 5, "the answers do not vary: this test would show nothing"
+
+
+def test_photos_in_a_bucket_are_answered_into_the_bucket(s3_server, tiny_path):  # noqa: F811
+    for number in range(3):
+        storage.write_bytes(f"s3://bucket/photos/{number}.png", picture(64, 64, number) if number != 1 else b"broken")
+    command = ["generate", tiny_path, "s3://bucket/photos", "--out", "s3://bucket/answers/a.parquet", "--max-new-tokens", "4"]
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0 and "2 answers, 1 error (corrupt_image 1)" in done.stderr, done.output
+    rows = pq.read_table(pa.BufferReader(storage.read_bytes("s3://bucket/answers/a.parquet"))).to_pylist()
+    assert [row["path"] for row in rows] == [f"s3://bucket/photos/{n}.png" for n in range(3)]
+    assert [bool(row["text"]) for row in rows] == [True, False, True]
 
 
 def test_what_an_actor_is_told_holds_no_weights(tiny_path):  # noqa: F811

@@ -164,7 +164,7 @@ def test_the_command_prints_answers_and_counts_and_writes_files(run, photos, gre
     assert "3 answers" in shown.stderr
     for name in ("a.jsonl", "a.parquet"):
         done = smolray("my-run", photos, *options, "--out", tmp_path / name)
-        assert done.exit_code == 0 and "9 answers, 1 errors (corrupt_image 1)" in done.stderr, done.output
+        assert done.exit_code == 0 and "9 answers, 1 error (corrupt_image 1)" in done.stderr, done.output
     assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()] == greedy
     assert pq.read_table(tmp_path / "a.parquet").to_pylist() == greedy
 
@@ -184,4 +184,4 @@ def test_a_wrong_command_is_refused_in_one_message(run, photos, arguments, told)
 
 def test_nothing_answered_is_a_failure(run, photos):
     done = smolray("my-run", photos / "2.png", "--storage", run.parent)
-    assert done.exit_code == 1 and "corrupt_image" in done.stdout and "0 answers, 1 errors" in done.stderr
+    assert done.exit_code == 1 and "corrupt_image" in done.stdout and "0 answers, 1 error" in done.stderr
