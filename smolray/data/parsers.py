@@ -44,7 +44,7 @@ def parse(record: Record, row_id: str, data: DataConfig, images: ImageReader) ->
     for key, column in data.columns.model_dump().items():
         if column and column not in record:
             raise SampleError("wrong_columns", f"column {column!r} (data.columns.{key}) is not there; {_found(record)}")
-    own, kind = _own_id(record, data) or row_id, _type(record, data)
+    own, kind = own_id(record, data) or row_id, _type(record, data)
     conversations, embedded = _layout(record, data)(record, data)
     pictures = tuple(images.read(value) for value in _image_values(record, data, embedded))
     samples = []
@@ -78,7 +78,7 @@ def parse_questions(record: Record, row_id: str, data: DataConfig, images: Image
         for prompt in asked or (data.prompt,):
             found, embedded = _questions(record, data.model_copy(update={"prompt": prompt}))
             conversations += found
-    own = _own_id(record, data) or row_id
+    own = own_id(record, data) or row_id
     pictures = tuple(images.read(value) for value in _image_values(record, data, embedded))
     samples = []
     for number, conversation in enumerate(conversations):
@@ -319,7 +319,8 @@ def _question(record: Record, data: DataConfig) -> Any:
     return next((record[c] for c in QUESTION_COLUMNS if record.get(c) is not None), None)
 
 
-def _own_id(record: Record, data: DataConfig) -> str:
+def own_id(record: Record, data: DataConfig) -> str:
+    """The row's own id, empty where it has none. Raises SampleError where the named column holds none."""
     for column in [data.columns.id] if data.columns.id else ID_COLUMNS:
         value = record.get(column)
         if isinstance(value, (str, int)) and not isinstance(value, bool):

@@ -13,7 +13,7 @@ from smolray.config import ColumnsConfig, ConfigError, DataConfig
 from smolray.data.collate import Batch, Group, collate_prompts
 from smolray.data.encode import EncodeError, Encoder
 from smolray.data.images import ImageReader, folder_of
-from smolray.data.parsers import parse_questions
+from smolray.data.parsers import own_id, parse_questions
 from smolray.data.readers import IMAGE_PARTS
 from smolray.data.sample import Sample, SampleError, ShardRow, image_key
 from smolray.data.shards import MANIFEST, read_manifest
@@ -115,7 +115,7 @@ def read_questions(piece: Piece, asking: Asking) -> Iterator[Question]:
             for sample in parse_questions(raw.record, name, asking.data, reader, asking.prompts):
                 yield Question(sample.conversation.id, path, sample)
         except SampleError as error:
-            yield Question(name, path, error=f"{error.reason}: {error}")
+            yield Question(_own_id(raw, asking.data) or name, path, error=f"{error.reason}: {error}")
 
 
 def collate_questions(questions: Sequence[Question], encoder: Encoder, max_new_tokens: int) -> tuple[Batch | None, list[Asked]]:
@@ -160,6 +160,13 @@ def _rows(unit: Unit) -> Iterator[Raw]:
             yield raw
     except (SourceError, OSError) as error:
         yield Raw(row + 1, {}, reason="torn_file", message=f"{unit.uri} cannot be read beyond row {row + 1}: {error}")
+
+
+def _own_id(raw: Raw, data: DataConfig) -> str:
+    try:
+        return own_id(raw.record, data)
+    except SampleError:
+        return ""
 
 
 def _shards(folder: str) -> Source:

@@ -4,6 +4,7 @@ In: a shard folder and a function of one shard, or a run that wants vision featu
 order, or the URIs of sidecars that are whole.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ DECODERS = 8  # threads that decode images beside a GPU
 
 def quiet_context() -> ray.data.DataContext:
     """Ray Data without progress bars and start-up notes: our own progress line says what matters."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off is meant
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
