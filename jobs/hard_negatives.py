@@ -23,7 +23,7 @@ from smolray.data.sample import Conversation, Message, Part, ShardRow
 from smolray.data.shards import read_manifest, write_shards
 from smolray.export import chosen_checkpoint, trained_model
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
 MOST_ANSWERS = 32  # of a type: the commonest

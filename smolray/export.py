@@ -25,8 +25,8 @@ from smolray.data.shards import read_manifest
 from smolray.data.tiles import image_size
 from smolray.engine.base import canonical_name, load_weights
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model, merge, prepare_for_training, trainable
-from smolray.model.load import DTYPES, load_model, load_processor
+from smolray.model.adapters import merge, prepare_for_training, trainable
+from smolray.model.load import DTYPES, base_model, load_model, load_processor
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
 DIVERGENCE = {"4-bit": 0.5, "8-bit": 0.05}  # nats a trained token: adapters of quantised weights on the 16-bit ones

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from smolray.data.collate import Batch
-from smolray.model.adapters import base_model
 from smolray.model.attention import Layout
+from smolray.model.load import base_model
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The loss of a batch, straight from the model and without an engine."""
 
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 from smolray.objectives import Totals, sft
 
 

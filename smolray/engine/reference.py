@@ -13,7 +13,7 @@ from torch import nn
 from smolray.config import RunConfig
 from smolray.data.collate import Batch
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
 Reference = Callable[[nn.Module, Batch], torch.Tensor]

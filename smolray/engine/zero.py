@@ -33,8 +33,8 @@ from smolray.data.collate import Batch
 from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, load_weights, micro_batch_seed
 from smolray.engine.reference import Reference, reference_of
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model, trainable
-from smolray.model.load import DTYPES
+from smolray.model.adapters import trainable
+from smolray.model.load import DTYPES, base_model
 from smolray.objectives import Objective, Totals
 from smolray.optim import FP32, Moments, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
 

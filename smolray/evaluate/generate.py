@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from smolray.data.collate import Batch
 from smolray.forward import branch_mask, embed
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 
 Choose = Callable[[torch.Tensor, int], torch.Tensor]  # logits (C, vocabulary), number of the new token -> token ids (C,) int64
 

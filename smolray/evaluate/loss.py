@@ -8,7 +8,7 @@ from torch import nn
 
 from smolray.data.collate import Batch
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 from smolray.objectives import Totals, sft
 
 

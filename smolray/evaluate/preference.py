@@ -15,7 +15,7 @@ from smolray.data.collate import Batch
 from smolray.evaluate.metrics import Figures, Record, by_type
 from smolray.evaluate.scores import Scores, figure
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
 

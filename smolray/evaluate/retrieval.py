@@ -21,7 +21,7 @@ from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.evaluate.evaluator import EvalReport, score, summarize
 from smolray.evaluate.scores import Figure, MetricError, Scores, figure
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
 LogProbabilities = Callable[[Batch], torch.Tensor]  # (C,): of each completion of a batch, per trained token

@@ -15,15 +15,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from smolray.config import ConfigError, Group, LoraConfig, RunConfig
-from smolray.model.load import freeze, group_of
+from smolray.model.load import base_model, freeze, group_of
 
 # How PEFT's patterns spell a group (model/load.py, group_of).
 MODULES_OF: dict[Group, str] = {"vision": r".*vision_model\..*", "connector": r".*connector\..*", "text": r".*text_model\..*|lm_head"}
-
-
-def base_model(model: nn.Module) -> Any:
-    """The transformers model inside a PeftModel, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:

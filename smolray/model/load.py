@@ -29,6 +29,12 @@ MODEL_TYPES = ("idefics3", "smolvlm")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside a PeftModel, or the model itself. Here and without PEFT, which every data task would have to import."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if inner else model
+
+
 def resolve(path: str) -> str:
     """A local folder or hub id for `path`; a folder in object storage is copied to this node once."""
     if storage.is_local(path) or "://" not in path:

@@ -15,8 +15,7 @@ from torch import nn
 from transformers.utils import cached_file
 
 from smolray.config import ConfigError, Group, ModelConfig, RunConfig
-from smolray.model.adapters import base_model
-from smolray.model.load import group_of, resolve
+from smolray.model.load import base_model, group_of, resolve
 
 INDEX = "model.safetensors.index.json"
 

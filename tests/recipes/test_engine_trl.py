@@ -6,8 +6,8 @@ import torch
 from smolray.checkpoint import Progress
 from smolray.config import ConfigError, load_config
 from smolray.data.local import local_plan
-from smolray.model.adapters import base_model, prepare_for_training
-from smolray.model.load import load_model
+from smolray.model.adapters import prepare_for_training
+from smolray.model.load import base_model, load_model
 from tests.gloo import run_workers
 from tests.recipes.curves import step_metrics
 

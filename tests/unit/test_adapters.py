@@ -6,8 +6,8 @@ from transformers import AutoModelForImageTextToText
 
 from smolray.config import ConfigError, load_config
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model, lora_config, merge, prepare_for_training, trainable
-from smolray.model.load import group_of, load_model
+from smolray.model.adapters import lora_config, merge, prepare_for_training, trainable
+from smolray.model.load import base_model, group_of, load_model
 from smolray.model.tiny import build_config, build_processor
 from tests.losses import sft_sum
 from tests.offline import TEXTS, asked, encoder_of, picture, shard_row, tiny_path  # noqa: F401

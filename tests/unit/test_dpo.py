@@ -12,8 +12,8 @@ from smolray.data.sample import Conversation
 from smolray.data.tiles import image_size
 from smolray.engine.reference import reference_of
 from smolray.forward import hidden_states
-from smolray.model.adapters import base_model, prepare_for_training
-from smolray.model.load import load_model
+from smolray.model.adapters import prepare_for_training
+from smolray.model.load import base_model, load_model
 from smolray.objectives import DPO_METRICS, Totals, dpo, objective_of
 from tests.offline import encoder_of, message, picture, processor, shard_row, tiny_path  # noqa: F401
 

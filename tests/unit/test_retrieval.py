@@ -109,7 +109,7 @@ def test_captions_that_do_not_fit_are_refused(processor):  # noqa: F811
 def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F811
     """From chance to near perfect on the images that were trained on."""
     from smolray.forward import hidden_states
-    from smolray.model.adapters import base_model
+    from smolray.model.load import base_model
     from smolray.objectives import Totals, sft
     from tests.offline import asked
 

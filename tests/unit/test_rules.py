@@ -171,9 +171,15 @@ def test_modules_and_public_functions_say_what_they_do(path):
             assert ast.get_docstring(node), f"{relative(path)}:{node.lineno} {node.name} has no docstring"
 
 
-@pytest.mark.parametrize("module", ["smolray.cli", "smolray.start"], ids=["the command line", "what Ray Train's controller unpickles"])
-def test_it_starts_without_ray_and_torch(module):
-    heavy = "{'ray', 'torch', 'transformers', 'deepspeed', 'pandas', 'tensorboardX'}"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("smolray.cli", {"ray", "torch", "transformers", "deepspeed", "pandas", "tensorboardX"}),
+        ("smolray.start", {"ray", "torch", "transformers", "deepspeed"}),  # Ray Train's controller unpickles what is in it
+        ("smolray.data.stream", {"peft", "bitsandbytes", "deepspeed", "trl"}),  # every data task's process does
+    ],
+)
+def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
     code = f"import sys, {module}; found = {heavy} & {{m.split('.')[0] for m in sys.modules}}; assert not found, found"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

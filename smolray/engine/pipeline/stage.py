@@ -17,7 +17,7 @@ from smolray.data.collate import Batch
 from smolray.engine.base import micro_batch_seed
 from smolray.engine.pipeline.units import EMBEDDINGS, HEAD, MERGE
 from smolray.forward import attention
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 from smolray.objectives import Objective, Shares, Totals, completion_logps
 
 TOKENS_ROUNDED_TO, TILES_ROUNDED_TO = 64, 2  # so that neighbouring steps share a bucket

@@ -11,7 +11,7 @@ from functools import cache
 from torch import nn
 
 from smolray.config import ConfigError, RunConfig
-from smolray.model.adapters import base_model
+from smolray.model.load import base_model
 from smolray.optim import EMBEDDINGS as LOOKED_UP
 
 EMBEDDINGS, MERGE, HEAD = "vision_embeddings", "merge", "head"
