@@ -39,6 +39,7 @@ from smolray.objectives import Objective, Totals
 from smolray.optim import FP32, Moments, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
 
 STALE_LOCK_SECONDS = 600
+LINEAR = nn.functional.linear  # DeepSpeed replaces it at stage 3, for all that the process does from then on
 logger = logging.getLogger(__name__)
 
 
@@ -74,6 +75,8 @@ class ZeroEngine:
         self.masters = self._own_masters() if self.stage == 0 else self.parameters
         if self.stage == 3 and config.engine.offload_param == "none":
             hide_frozen(model)
+        if self.stage < 3:
+            nn.functional.linear = LINEAR  # that of stage 3 adds the bias in a step of its own: in bf16 another rounding
         remove_stale_build_locks()
         deepspeed.logger.setLevel(logging.WARNING)
         # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.

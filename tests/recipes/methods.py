@@ -30,6 +30,14 @@ METHODS = ADAPTERS | {
 STAGES = dict.fromkeys(ADAPTERS, (0, 2)) | {"dora": (0, 1, 2, 3), "8-bit-adam": (0,), "paged-8-bit-adam": (0,), "bf16-8-bit-adam": (0,), "rates": (0, 2, 3)}
 
 
+def after_zero3(shards: str, overrides: list[str]) -> list[list[tuple[float, float]]]:
+    """The curve of bf16 weights in a fresh process, and again after a ZeRO-3 engine has lived in it."""
+    again = [*overrides, *METHODS["bf16-8-bit-adam"]]
+    fresh = curve(shards, again, STEPS)
+    curve(shards, [*overrides, "engine.stage=3"], 1)
+    return [fresh, curve(shards, again, STEPS)]
+
+
 def saved(shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
     """The first half of each method's curve under its highest stage, saved in `root/<method>`."""
     return {name: curve(shards, [*overrides, *method, f"engine.stage={max(STAGES[name])}"], STEPS // 2, f"{root}/{name}")
