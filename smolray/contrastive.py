@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from smolray.data.collate import Batch
 from smolray.forward import hidden_states
+from smolray.objectives import pooled
 
 
 def embeddings(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Of each completion of the batch, the last hidden state of its last token, of length 1: (C, hidden) float32."""
-    return F.normalize(hidden_states(model, batch).flatten(0, 1)[batch.ends].float(), dim=-1)
+    return pooled(hidden_states(model, batch), batch)
 
 
 def info_nce(images: torch.Tensor, texts: torch.Tensor, keys: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,6 +43,8 @@ def contrast(batches: Sequence[Batch], found: Sequence[torch.Tensor], temperatur
     mine = [torch.stack([e[pairs[:, 0]], e[pairs[:, 1]]], 1) for e, pairs in zip(found, about, strict=True)]
     vectors, first = _gathered(torch.cat(mine) if mine else torch.zeros(0, 2, 1, device=device))
     keys, _ = _gathered(torch.cat([pairs[:, 2:] for pairs in about]) if about else torch.zeros(0, 2, dtype=torch.int64, device=device))
+    if not len(vectors):  # a step without samples, by which DeepSpeed makes its moments
+        return list(batches)
     vectors.requires_grad_()
     losses, right = info_nce(vectors[:, 0], vectors[:, 1], keys, temperature)
     (gradient,) = torch.autograd.grad(losses.mean(), vectors)

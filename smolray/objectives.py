@@ -59,9 +59,13 @@ def pulled(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tu
     """Second pass of a contrastive step: this batch's share of a loss that is known already, with its gradient by the embeddings."""
     if not len(batch.pull):  # a dummy
         return 0.0 * hidden.float().sum(), {"in_batch_accuracy": hidden.new_zeros((), dtype=torch.float32)}
-    found = F.normalize(hidden.flatten(0, 1)[batch.ends].float(), dim=-1)
-    surrogate = (found * batch.pull).sum()
+    surrogate = (pooled(hidden, batch) * batch.pull).sum()
     return batch.shares[0] + surrogate - surrogate.detach(), {"in_batch_accuracy": batch.shares[1]}
+
+
+def pooled(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Embedding of each completion: the last hidden state of its last token, of length 1. `hidden`: (B, L, hidden); returns (C, hidden) float32."""
+    return F.normalize(hidden.flatten(0, 1)[batch.ends].float(), dim=-1)
 
 
 def target_logits(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

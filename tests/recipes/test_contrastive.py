@@ -15,7 +15,7 @@ from smolray.model.load import load_model
 from smolray.model.tiny import build_model
 from smolray.train import Loop
 from tests.gloo import build_engine, run_workers
-from tests.recipes.curves import curves, first_gradients
+from tests.recipes.curves import curve, curves, first_gradients
 from tests.shards import captioned, vqa_rows, write_shards
 
 STEPS = 6
@@ -68,17 +68,39 @@ def test_loss_and_gradients_are_those_of_all_pairs_of_the_step_at_once(pictures,
     assert curve[0][0] == pytest.approx(float(loss), rel=1e-6)
 
 
-def test_workers_and_stages_give_one_curve(pictures):
+LORA = ["lora={r: 4, lora_dropout: 0.1, groups: [text, vision]}", "model.train=[]"]
+
+
+@pytest.fixture(scope="module")
+def alone(pictures):
+    shards, overrides = pictures
+    return run_workers(curves, 1, shards, {"full": (overrides, STEPS), "lora": ([*overrides, *LORA], STEPS)})
+
+
+def test_workers_and_stages_give_one_curve(pictures, alone):
     """Also LoRA with dropout: both passes of a step meet the same noise. Two workers share three micro-batches unevenly."""
     shards, overrides = pictures
-    lora = [*overrides, "lora={r: 4, lora_dropout: 0.1, groups: [text, vision]}", "model.train=[]"]
-    alone = run_workers(curves, 1, shards, {"full": (overrides, STEPS), "lora": (lora, STEPS)})
-    jobs = {f"full {stage}": ([*overrides, f"engine.stage={stage}"], STEPS) for stage in (0, 2, 3)} | {"lora 2": ([*lora, "engine.stage=2"], STEPS)}
-    for name, curve in run_workers(curves, 2, shards, jobs).items():
+    jobs = {f"full {s}": ([*overrides, f"engine.stage={s}"], STEPS) for s in (0, 2, 3)} | {"lora 2": ([*overrides, *LORA, "engine.stage=2"], STEPS)}
+    for name, found in run_workers(curves, 2, shards, jobs).items():
         want = alone[name.split()[0]]
-        assert [loss for loss, _ in curve] == pytest.approx([loss for loss, _ in want], abs=1e-5), name
-        assert [norm for _, norm in curve] == pytest.approx([norm for _, norm in want], rel=1e-4), name
+        assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in want], abs=1e-5), name
+        assert [norm for _, norm in found] == pytest.approx([norm for _, norm in want], rel=1e-4), name
     assert alone["full"][-1][0] < alone["full"][0][0]
+
+
+def halves(shards: str, overrides: list[str], stages: list[int], root: str, resume: bool) -> list[list[float]]:
+    """The losses of the first half, saved, or with `resume` of the second one, for each stage."""
+    steps = STEPS if resume else STEPS // 2
+    return [[loss for loss, _ in curve(shards, [*overrides, f"engine.stage={stage}"], steps, f"{root}/{number}", resume)]
+            for number, stage in enumerate(stages)]  # fmt: skip
+
+
+def test_saved_under_one_stage_and_resumed_under_another_it_goes_on(pictures, alone, tmp_path):
+    shards, overrides = pictures
+    begun = run_workers(halves, 2, shards, overrides, [2, 3, 0], str(tmp_path), False)
+    rest = run_workers(halves, 1, shards, overrides, [2, 0, 1], str(tmp_path), True)
+    for first, second in zip(begun, rest, strict=True):
+        assert first + second == pytest.approx([loss for loss, _ in alone["full"]], abs=1e-5)
 
 
 def train_and_search(shards: str, tested: str, overrides: list[str]) -> list[float]:
