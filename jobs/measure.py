@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from smolray.background import beside
+
 SAMPLE_SECONDS = 0.5
 
 
@@ -68,21 +70,16 @@ def in_turns(ways: dict[str, Callable[[], Cost]], repetitions: int) -> dict[str,
 @contextmanager
 def measured(ray: bool) -> Iterator[Cost]:
     """A Cost that is filled in at the end: this process, and Ray's processes with `ray`, else those of `multiprocessing`."""
-    cost, over, seen, before = Cost(), threading.Event(), {}, _cpu(ray)
+    cost, seen, before = Cost(), {}, _cpu(ray)
 
-    def sample() -> None:  # a process that ends in between takes its times with it
+    def sample(over: threading.Event) -> None:  # a process that ends in between takes its times with it
         while not over.wait(SAMPLE_SECONDS):
             seen.update(_cpu(ray))
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    began = time.perf_counter()
-    try:
+    with beside(sample):
+        began = time.perf_counter()
         yield cost
         cost.wall_s = time.perf_counter() - began
-    finally:
-        over.set()
-        thread.join()
     seen.update(_cpu(ray))
     cost.cpu_s = sum(seconds - before.get(pid, 0.0) for pid, seconds in seen.items())
 

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from smolray import storage
+from smolray.background import beside
 from smolray.config import RunConfig
 from smolray.events import EventTail
 from smolray.status import RESIZE_FLAG
@@ -42,16 +43,10 @@ class Growth:
         if low == high:
             yield
             return
-        over = threading.Event()
         self.workers, self.room = 0, 0
         _look_again()
-        thread = threading.Thread(target=self._watch, args=(over,), daemon=True)
-        thread.start()
-        try:
+        with beside(self._watch):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def _watch(self, over: threading.Event) -> None:
         tail = EventTail(self.config.run_dir, skip=True)

@@ -23,6 +23,7 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from smolray import auto, storage
+from smolray.background import beside
 from smolray.config import ConfigError, RunConfig, check_run, load_config, to_yaml
 from smolray.data.prepare import prepare_run, shard_folder
 from smolray.data.reader import ShardReader, Sidecars
@@ -105,9 +106,9 @@ def refuse_open_head(auth_mode: str, address: str) -> None:
 @contextmanager
 def shown_progress(config: RunConfig) -> Iterator[None]:
     """Print the run's events as lines while it goes on. The workers' own output stays in Ray's logs."""
-    over, run_dir, tail = threading.Event(), config.run_dir, EventTail(config.run_dir, skip=True)
+    run_dir, tail = config.run_dir, EventTail(config.run_dir, skip=True)
 
-    def follow() -> None:
+    def follow(over: threading.Event) -> None:
         total = None
         while True:
             last = over.is_set()
@@ -119,13 +120,8 @@ def shown_progress(config: RunConfig) -> Iterator[None]:
                 return
             over.wait(1.0 if storage.is_local(run_dir) else 5.0)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with beside(follow):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def refuse_lost_storage(config: RunConfig) -> None:
@@ -277,7 +273,7 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
         "peak_memory_bytes": max((e["memory_bytes"] for e in steps), default=0), "final_loss": steps[-1]["loss"] if steps else None,
         "versions": _start(history).get("versions", {}),
     }  # fmt: skip
-    if record["accuracy"]:
+    if record["accuracy"] and config.method != "retrieval":  # a search has no answer that the question alone could give away
         training = map_shards(folders.train, read_manifest(folders.train), count_answers, config.data.num_cpus_per_task)
         step = max(e["step"] for e in history if e["event"] == "evaluate")
         result["blind_baseline"] = round(blind_baseline(training, read_predictions(config.run_dir, step)), 4)

@@ -32,6 +32,7 @@ def test_a_run_learns_to_search_and_its_index_answers(make_run, captions):
     assert result["status"] == "finished"
     found = result["metrics"]["mean_average_precision"]["overall"]
     assert 0 < found["value"] <= 1 and found["samples"] == result["accuracy_counts"]["overall"]
+    assert "blind_baseline" not in result, "a search has no answer to guess"
     assert [e["in_batch_accuracy"] for e in read_events(config.run_dir) if e["event"] == "step"]
     assert_every_sample_once(config)
     index = f"{config.run_dir}/index"

@@ -38,6 +38,7 @@ ENVIRONMENT_READERS = {"storage", "launch", "start", "tune", "doctor", "cli", "e
 LAYERS = {
     "": 0,  # smolray/__init__.py: the version
     "config": 0, "config_errors": 0, "config_rules": 0, "config_section": 0, "search.config": 0, "storage": 0, "events": 0, "progress": 0,
+    "background": 0,
     "data": 1, "data.sample": 0, "model": 1, "forward": 1, "contrastive": 1, "objectives": 1, "optim": 1, "planner": 1,
     "data.stream": 2, "data.prepare": 2, "data.sidecar": 2, "data.preview": 2,
     "engine": 2, "engine.trl": 3, "checkpoint": 2, "evaluate": 2, "status": 2, "search": 2,
