@@ -96,7 +96,10 @@ class ZeroEngine:
         began = time.perf_counter()
         ids: list[tuple[int, tuple[str, ...]]] = []
         if self.objective.embeds:
-            batches = self._contrasted(list(batches), forwards)
+            batches = list(batches)
+            found, met = self._embeddings(batches, forwards), self._now()
+            batches = contrast(batches, found, self.config.retrieval.temperature, self.device)
+            began += self._now() - met  # waiting for the others
         coalesced = self.engine.coalesce_grad_reduction() if self.stage else nullcontext()
         if self.stage == 0:
             self.engine.set_gradient_accumulation_boundary(False)
@@ -111,9 +114,7 @@ class ZeroEngine:
                 metrics += torch.stack([shares[name] for name in names]).double()
                 samples, tokens, done = samples + batch.samples, tokens + batch.meta["tokens"], done + 1
                 ids.append((number, tuple(batch.meta["ids"])))
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            seconds = time.perf_counter() - began
+            seconds = self._now() - began
             # Collective passes: with ZeRO-3 as many forwards as the busiest worker, else one backward so that every gradient exists.
             for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
                 self._backward(self.engine(dummy_batch(self.device, self.objective.pairs, self.reference_known), totals)[0] * 0.0)
@@ -124,8 +125,14 @@ class ZeroEngine:
             self.engine.allreduce_gradients()
         return LocalSums(loss, metrics, samples, tokens, tuple(ids), seconds)
 
+    def _now(self) -> float:
+        """Seconds, when the device has done its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
     @torch.no_grad()
-    def _contrasted(self, batches: list[Batch], forwards: int) -> list[Batch]:
+    def _embeddings(self, batches: list[Batch], forwards: int) -> list[torch.Tensor]:
         """First pass of a contrastive step: every embedding, under the dropout that the second pass will meet."""
         found = []
         for batch in batches:
@@ -133,8 +140,7 @@ class ZeroEngine:
             found.append(self.engine(batch.to(self.device), None))
         for _ in range(forwards - len(batches) if self.stage == 3 else 0):
             self.engine(dummy_batch(self.device, False, False), None)
-        with torch.enable_grad():
-            return contrast(batches, found, self.config.retrieval.temperature, self.device)
+        return found
 
     def step(self, learning_rate: float) -> StepResult:
         set_learning_rate(self.engine.optimizer, learning_rate)

@@ -20,10 +20,10 @@ STEPS, MICRO_BATCHES, BREAKS = WARM_UP + MEASURED + 4, 8, (0.15, 0.45)  # second
 SLOW = ["engine.stage=2", "train.global_batch=8", "train.per_device_train_batch_size=2", f"train.max_steps={STEPS}"]
 
 
-def train_unequal(shards: str, overrides: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Curves and seconds of a run that deals by speed and of one that does not, on workers that sleep, and what the first heard."""
+def train_unequal(shards: str, overrides: list[str], names: list[str]) -> dict[str, dict[str, list[float]]]:
+    """Curves and seconds of a run that deals by "speed" and of one with "equal" shares, on workers that sleep, and what the first heard."""
     found = {}
-    for name in ("equal", "speed"):
+    for name in names:
         config = load_config(None, overrides)
         engine = build_engine(config)
         engine.engine.register_forward_hook(lambda *_: time.sleep(BREAKS[dist.get_rank()]))
@@ -49,7 +49,7 @@ def look_around() -> dict[str, object]:
 @pytest.fixture(scope="module")
 def unequal(recipe):
     shards, overrides = recipe
-    return run_workers(train_unequal, 2, shards, [*overrides, *SLOW])
+    return run_workers(train_unequal, 2, shards, [*overrides, *SLOW], ["equal", "speed"])
 
 
 def test_dealing_by_speed_trains_what_equal_shares_train(unequal):
@@ -68,6 +68,14 @@ def test_a_step_is_as_much_shorter_as_the_arithmetic_says(unequal):
     measured = [statistics.median(unequal[name]["seconds"][-4:]) for name in ("equal", "speed")]
     assert measured[0] / measured[1] == pytest.approx(before / after, rel=0.15)
     assert measured[0] / measured[1] > 1.5
+
+
+def test_in_a_contrastive_step_waiting_for_the_others_is_no_work(recipe):
+    """Its first pass ends with every worker's embeddings on every worker: the fast one waits there for the slow one."""
+    shards, overrides = recipe
+    few = ["method=retrieval", "train.global_batch=4", f"train.max_steps={WARM_UP + MEASURED + 1}"]
+    heard = run_workers(train_unequal, 2, shards, [*overrides, *SLOW, *few], ["speed"])["speed"]["heard"]
+    assert heard[0][0] / heard[0][1] == pytest.approx(BREAKS[1] / BREAKS[0], rel=0.2)
 
 
 def test_workers_see_cards_and_links_within_seconds():
