@@ -1,6 +1,7 @@
 """Plain gloo workers for engine tests: real processes, real DeepSpeed, no Ray."""
 
 import json
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,8 +25,9 @@ from smolray.objectives import objective_of
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> Any:
     """Run `function(*args)` on `world_size` gloo workers; returns rank 0's result (JSON types)."""
+    multiprocessing.set_forkserver_preload(["tests.gloo"])  # one process imports torch and DeepSpeed; the workers are forked from it
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_worker, (world_size, folder, function, args), nprocs=world_size, start_method="spawn")
+        mp.start_processes(_worker, (world_size, folder, function, args), nprocs=world_size, start_method="forkserver")
         return json.loads((Path(folder) / "result.json").read_text())
 
 
