@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from smolray.config import load_config, to_yaml
 from smolray.events import read_events
 from smolray.search.ledger import FILE, read_trials
 from smolray.tune import search_run
+from tests.cluster.test_train import train_workers
 from tests.cluster.test_tune import assert_nothing_left, folder_of
 from tests.cluster.test_tune import make_search as make_search
 
@@ -122,3 +124,28 @@ def test_a_search_whose_driver_is_killed_repeats_nothing(make_search, tmp_path):
     assert resumed and resumed[0] >= 5, "it began anew instead of at its checkpoint"
     log = read_events(folder_of(config), FILE)
     assert len([e for e in log if e["event"] == "trial"]) == 3 and len([e for e in log if e["event"] == "end"]) == 3
+
+
+@pytest.mark.faults
+def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(make_search):
+    space = {"optimizer.learning_rate": {"choice": [1e-3, 2e-3]}}
+    settings = ("train.num_train_epochs=3", "checkpoint.save_steps=5", "resources.max_failures=2")
+    config, killed = make_search("wounded", space, {"algorithm": "grid", "scheduler": "none"}, *settings), []
+
+    def kill():
+        while not all(checkpoint.list_steps(storage.join(config.storage, f"wounded-{n}")) for n in (1, 2)):
+            time.sleep(0.05)
+        killed.append(train_workers()[0].pid)
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    search_run(config)
+    assert killed
+    trials = read_trials(folder_of(config))
+    assert [t.status for t in trials] == ["finished"] * 2
+    assert [[r["report"] for r in t.reports] for t in trials] == [[1, 2, 3]] * 2
+    resumed = [[e["step"] for e in read_events(storage.join(config.storage, t.run)) if e["event"] == "resume"] for t in trials]
+    assert sorted(map(len, resumed)) == [0, 1], "the other trial did not notice"
+    assert max(resumed)[0] >= 5
+    assert_nothing_left()

@@ -19,13 +19,16 @@ from smolray.train import Loop
 from tests.gloo import build_engine, run_workers
 from tests.shards import vqa_rows, write_shards
 
-IMAGES, MINED, TESTED = 1500, 300, 150  # for the base, for its pairs, unseen
+IMAGES, MINED, TESTED = 1500, 600, 150  # for the base; others for its pairs, where it errs as it will; unseen
 COMMON = [
     "model.dtype=float32", "engine.stage=0", "train.global_batch=2", "data.max_questions_per_image=32", "data.max_length=1024",
     "optimizer.warmup_ratio=0.05", "resources.num_workers=2",
 ]  # fmt: skip
 BASE = ["train.per_device_train_batch_size=64", "optimizer.learning_rate=2e-3", "optimizer.weight_decay=0.01"]
-PAIRS = ["method=dpo", "train.per_device_train_batch_size=32", "optimizer.learning_rate=1e-4", "dpo.loss_type=[sigmoid,sft]", "dpo.loss_weights=[1,0.5]"]
+PAIRS = [
+    "method=dpo", "train.per_device_train_batch_size=32", "train.num_train_epochs=2", "optimizer.learning_rate=3e-4", "dpo.loss_type=[sigmoid,sft]",
+    "dpo.loss_weights=[1,0.5]",
+]  # fmt: skip
 
 
 def train(config: RunConfig, shards: str):
@@ -75,12 +78,12 @@ def pairs_of(folder: str, rows):
 
 def prepare(folder: str, overrides: list[str]) -> None:
     """A base that answers questions, trained from nothing and exported; pairs of its second choices to train on, and unseen ones."""
-    rows = vqa_rows("train", IMAGES)
-    write_shards(f"{folder}/questions", rows)
+    rows = vqa_rows("train", IMAGES + MINED)
+    write_shards(f"{folder}/questions", rows[:IMAGES])
     path = build_model("tiny", sorted({"\n ".join(m.text for m in c.messages) for row in rows for c in row.conversations}), f"{folder}/random")
     run_workers(train_base, 2, folder, [f"model.path={path}", *overrides])
     export_run(f"{folder}/base")
-    write_shards(f"{folder}/pairs", pairs_of(folder, rows[:MINED]))
+    write_shards(f"{folder}/pairs", pairs_of(folder, rows[IMAGES:]))
     write_shards(f"{folder}/tested", pairs_of(folder, vqa_rows("test", TESTED)))
 
 
