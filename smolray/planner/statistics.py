@@ -49,6 +49,8 @@ class Load:
     mask: float
     tiles: float  # computed, each distinct one once
     label_tokens: float
+    tiles_spread: float = 0.0  # of a mean: standard deviation from one micro-batch to the next, as a share of it
+    tokens_spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,13 @@ class DataStatistics:
         batches = [_load(batch, padded, data.packing != "none") for batch in _fill(groups, micro_batch, limit, padded)]
         batches = batches[:-1] if len(batches) > 1 else batches
         mean = Load(*(sum(values) / len(batches) for values in zip(*map(_numbers, batches), strict=True)))
+        spreads = [float(np.std([getattr(b, name) for b in batches])) for name in ("tiles", "tokens")]
+        mean = replace(mean, tiles_spread=spreads[0] / max(mean.tiles, 1.0), tokens_spread=spreads[1] / max(mean.tokens, 1.0))
         longest = min(self.longest, data.max_length) if together > 1 else min(max(n for row in self.rows for n in row.lengths), data.max_length)
         worst = Load(*map(max, zip(*map(_numbers, batches), strict=True)))
         tokens = max(worst.sequences * longest if padded else worst.tokens + longest, worst.tokens)
         tokens = max(min(tokens, limit), worst.tokens) if limit else tokens
-        spread = math.sqrt(sum((b.tiles - mean.tiles) ** 2 for b in batches) / len(batches))
-        tiles = min(max(worst.tiles, mean.tiles + 5 * spread, float(self.most_tiles)), worst.sequences * self.most_tiles)
+        tiles = min(max(worst.tiles, mean.tiles + 5 * spreads[0], float(self.most_tiles)), worst.sequences * self.most_tiles)
         pairs = max(worst.pairs, worst.sequences * longest**2 * (1 if worst.mask else 0.5)) if padded else worst.pairs + longest**2 / 2
         mask = worst.sequences * longest**2 if worst.mask else 0.0
         return mean, replace(worst, tokens=tokens, tiles=tiles, pairs=pairs, mask=mask)

@@ -3,8 +3,10 @@
 In: Work (the mean micro-batch), cards and links. Out: seconds by part. What cannot be counted is in assumptions.py.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -81,8 +83,17 @@ def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tup
         full = 1.0 if "text" in training.full else 0.0
     back = linear * (1.0 + full) if gradient.input or unit.kind != "vision_embeddings" else linear
     operations = back + a.ATTENTION_BACKWARD * attention + 2 * adapters
-    backward = max(operations / speed + a.BACKWARD_TRAFFIC * moved / bandwidth, launches)
+    backward = max(operations / speed + a.BACKWARD_TRAFFIC * moved / bandwidth, launches) + gradient_seconds(work, unit, card)
     return ahead, backward + (forward if work.checkpoints(unit.name) else 0.0)
+
+
+def gradient_seconds(work: Work, unit: Unit, card: Card) -> float:
+    """Seconds to write the gradients of a unit's trained weights in one micro-batch, and to add them to those of the micro-batches before it."""
+    shape, training = work.shape, work.training
+    vocabulary = shape.text.vocab * shape.text.hidden if unit.kind in ("merge", "head") and "text" in training.full else 0
+    size = float(training.trained_bytes) * max(training.trained_parameters(unit), vocabulary)
+    fresh = float(training.trained_bytes) * vocabulary / a.HOST_FRESH_BYTES if card.host else 0.0
+    return a.GRADIENT_TRAFFIC * size / (card.bandwidth * a.BANDWIDTH_SHARE) + fresh
 
 
 def unit_table(work: Work, card: Card) -> list[tuple[float, float]]:
@@ -103,6 +114,18 @@ def micro_batch_seconds(work: Work, card: Card) -> float:
     if card not in work.whole_seconds:
         work.whole_seconds[card] = sum(map(sum, unit_table(work, card)))
     return work.whole_seconds[card]
+
+
+def spread(work: Work, card: Card) -> float:
+    """Standard deviation of a micro-batch's seconds as a share of their mean: tiles decide the vision tower's, tokens all others'."""
+    vision = sum(sum(seconds) for unit, seconds in zip(work.shape.units, unit_table(work, card), strict=True) if unit.kind.startswith("vision"))
+    share = vision / max(micro_batch_seconds(work, card), 1e-12)
+    return share * work.load.tiles_spread + (1 - share) * work.load.tokens_spread
+
+
+def largest_of(number: int) -> float:
+    """How many standard deviations the largest of so many normal values lies above their mean, as a rule (Blom, 1958)."""
+    return NormalDist().inv_cdf((number - 0.375) / (number + 0.25)) if number > 1 else 0.0
 
 
 def ring_seconds(size: float, world: int, link: Link, passes: int = 2, messages: int = 1) -> float:
@@ -137,7 +160,9 @@ def zero_seconds(work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro
     size = float(work.training.trained_bytes)
     if zero.stage == 3:
         shares = deal([1.0] * world, micro_batches)
-        compute = max(shares) * (max(seconds) + 2 * len(shape.units) * a.ZERO3_UNIT_SECONDS)
+        longest = max(s * (1 + largest_of(world) * spread(work, card)) for s, card in zip(seconds, cards, strict=True))
+        hooks = a.ZERO3_HOST_UNIT_SECONDS if any(card.host for card in cards) else a.ZERO3_UNIT_SECONDS
+        compute = max(shares) * (longest + 2 * len(shape.units) * hooks)
         whole = sum(work.weights) - (0.0 if zero.offload_param else work.frozen_groups)
         gathers = 1 if 2 * whole / work.training.bytes <= a.LIVE_PARAMETERS else 3 if work.checkpointing else 2
         talk = max(shares) * gathers * ring_seconds(whole, world, hop, passes=1, messages=len(shape.units))
@@ -146,7 +171,8 @@ def zero_seconds(work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro
             talk += max(shares) * gathers * whole / world / a.PCIE_BYTES
     else:
         shares = deal([1 / s for s in seconds], micro_batches)
-        compute = max(n * s for n, s in zip(shares, seconds, strict=True))
+        # Chance deals one of the workers the larger micro-batches of a step.
+        compute = max(s * (n + largest_of(world) * spread(work, card) * math.sqrt(n)) for n, s, card in zip(shares, seconds, cards, strict=True))
         talk = ring_seconds(trained * (4.0 if zero.stage == 0 else size), world, hop, messages=_buckets(trained))
         if zero.stage:  # DeepSpeed all-reduces whole buckets (use_multi_rank_bucket_allreduce) and gathers the new weights
             talk += ring_seconds(trained * size, world, hop, passes=1, messages=_buckets(trained))
@@ -181,6 +207,7 @@ def pipeline_seconds(
     if micro_batches > few:
         seconds += (micro_batches - few) * (seconds - simulate(stages, few - len(cut), schedule)) / len(cut)
     computing = max(micro_batches * (s.forward + s.backward) for s in stages)
+    seconds += computing * largest_of(len(cut)) * max(spread(work, card) for card in cards)  # stages wait for whichever has the larger micro-batch
     talk = seconds - computing + a.PIPELINE_STEP_SECONDS  # waiting for others and for links
     if replicas > 1 and hop is not None:
         talk += max(ring_seconds(n * a.PIPELINE_GRADIENT, replicas, hop) for n in trained)
