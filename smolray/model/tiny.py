@@ -35,11 +35,11 @@ def _text(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vision": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192, "image_size": 64, "patch_size": 8},
-        "text": _text(96, 3, 4, 2, 256), "scale_factor": 2, "vocab_size": None, "longest_edge": 64, "initializer_range": 0.1,
+        "text": _text(96, 3, 4, 2, 256), "scale_factor": 2, "vocab_size": None, "longest_edge": 64, "tied": True, "initializer_range": 0.1,
     },
     "random-30m": {  # for benchmarks on a CPU: SmolVLM's vocabulary and tokens of a tile, everything else small
         "vision": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 1024, "image_size": 256, "patch_size": 16},
-        "text": _text(256, 8, 4, 4, 1024), "scale_factor": 2, "vocab_size": 49280, "longest_edge": 256,
+        "text": _text(256, 8, 4, 4, 1024), "scale_factor": 2, "vocab_size": 49280, "longest_edge": 256, "tied": True,
     },
     "random-256m": {"vision": _SIGLIP_BASE, "text": _text(576, 30, 9, 3, 1536), "scale_factor": 4, "vocab_size": 49280, "longest_edge": 2048},
     "random-500m": {"vision": _SIGLIP_BASE, "text": _text(960, 32, 15, 5, 2560), "scale_factor": 4, "vocab_size": 49280, "longest_edge": 2048},
@@ -82,12 +82,13 @@ def build_config(shape: str, processor: Idefics3Processor) -> Idefics3Config:
     vocab_size = spec["vocab_size"] or len(tokenizer)
     token = tokenizer.convert_tokens_to_ids
     ids = {"pad_token_id": token("<|im_end|>"), "bos_token_id": token("<|im_start|>"), "eos_token_id": token("<end_of_utterance>")}
+    tied = bool(spec.get("tied"))  # the published models are not
     spread = {"initializer_range": spec["initializer_range"]} if "initializer_range" in spec else {}
     return Idefics3Config(
         vision_config={**spec["vision"], **spread},
         text_config={**spec["text"], **spread, **ids, "model_type": "llama", "vocab_size": vocab_size, "max_position_embeddings": 8192,
-                     "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": shape != "random-2.2b"},
-        scale_factor=spec["scale_factor"], image_token_id=token("<image>"), tie_word_embeddings=shape != "random-2.2b", **ids,
+                     "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": tied},
+        scale_factor=spec["scale_factor"], image_token_id=token("<image>"), tie_word_embeddings=tied, **ids,
     )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def known_shape(name: str, vocab: int = 1000) -> ModelShape:
     spec = SHAPES[name]
     text = {**spec["text"], "vocab_size": spec["vocab_size"] or vocab}
     return ModelShape.from_config({"model_type": "idefics3", "vision_config": spec["vision"], "text_config": text,
-                                   "scale_factor": spec["scale_factor"], "tie_word_embeddings": name != "random-2.2b"})  # fmt: skip
+                                   "scale_factor": spec["scale_factor"], "tie_word_embeddings": bool(spec.get("tied"))})  # fmt: skip
 
 
 def shape_of(model: ModelConfig) -> ModelShape:

@@ -17,7 +17,7 @@ NAMES = sorted(SHAPES)
 
 
 def config_of(name: str) -> Idefics3Config:
-    spec, tied = SHAPES[name], name != "random-2.2b"
+    spec, tied = SHAPES[name], bool(SHAPES[name].get("tied"))
     text = {**spec["text"], "model_type": "llama", "vocab_size": spec["vocab_size"] or 1000, "tie_word_embeddings": tied, "rms_norm_eps": 1e-5}
     return Idefics3Config(vision_config=spec["vision"], text_config=text, scale_factor=spec["scale_factor"], tie_word_embeddings=tied)
 
@@ -88,3 +88,11 @@ def test_an_unknown_model_is_said(path):
 def test_another_family_is_refused():
     with pytest.raises(ConfigError, match="llama"):
         ModelShape.from_config({"model_type": "llama"})
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"), [("HuggingFaceTB/SmolVLM-256M-Instruct", 256_484_928), ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 507_482_304)]
+)
+def test_a_published_model_has_as_many_parameters_as_its_page_on_the_hub_says(path, parameters):
+    """With a head of its own: the published configs do not tie it to the embeddings."""
+    assert shape_of(ModelConfig(path=path)).parameters == parameters
