@@ -83,6 +83,14 @@ def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str
     return Checkpoint(uri, progress, metrics)
 
 
+def annotate(saved: Checkpoint, metrics: dict[str, float]) -> Checkpoint:
+    """The checkpoint with what was measured of it since it was written."""
+    path = storage.join(saved.uri, MANIFEST)
+    record = json.loads(storage.read_bytes(path)) | {"metrics": metrics}
+    storage.write_bytes(path, json.dumps(record, indent=1).encode())
+    return Checkpoint(saved.uri, saved.progress, metrics)
+
+
 def verify(uri: str, contents: bool = True) -> Checkpoint:
     """Check a checkpoint folder by its manifest: sizes always, hashes with `contents`. Raises CheckpointError."""
     try:

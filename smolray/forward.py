@@ -10,6 +10,8 @@ from smolray.data.collate import Batch
 from smolray.model.attention import Layout
 from smolray.model.load import base_model
 
+TILES_AT_ONCE = 32  # through the vision tower without gradients: a large batch then takes no more memory than a small one
+
 
 def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Last hidden states of the text model: (B, L, hidden)."""
@@ -64,9 +66,11 @@ def tower_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
     """Tiles (T, 3, side, side) uint8 -> vision tower output (T, patches, vision hidden); SmolVLM's mean and deviation are 0.5."""
     tower = base_model(model).model.vision_model
     trains = any(p.requires_grad for p in tower.parameters())
+    sharded = any(hasattr(p, "ds_id") for p in tower.parameters())  # every pass is then a collective, of which all workers need the same number
     with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-        pixels = (tiles.float() / 255 - 0.5) / 0.5
-        return tower(pixel_values=pixels.to(tower.embeddings.patch_embedding.weight.dtype)).last_hidden_state
+        parts = (tiles,) if sharded or torch.is_grad_enabled() else tiles.split(TILES_AT_ONCE)
+        pixels = (((part.float() / 255 - 0.5) / 0.5).to(tower.embeddings.patch_embedding.weight.dtype) for part in parts)
+        return torch.cat([tower(pixel_values=each).last_hidden_state for each in pixels])
 
 
 def branch_mask(query: torch.Tensor, key: torch.Tensor, causal_offset: int) -> torch.Tensor:

@@ -43,7 +43,7 @@ from smolray.resources import check_resources, most_workers, use_gpu
 from smolray.start import train_function
 from smolray.status import RESIZED, STOP_FLAG
 from smolray.survey import Survey
-from smolray.worker import Folders
+from smolray.validation import Folders
 
 
 class RunError(ValueError):

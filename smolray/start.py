@@ -17,7 +17,8 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     from smolray.config import RunConfig
     from smolray.engine.base import NonFiniteLossError, StateMismatchError
     from smolray.survey import survey
-    from smolray.worker import SETUP_ERRORS, Folders, evaluate_worker, measure_worker, run_worker
+    from smolray.validation import Folders
+    from smolray.worker import SETUP_ERRORS, evaluate_worker, measure_worker, run_worker
 
     config, folders, device = RunConfig.model_validate(settings["config"]), Folders(**settings["folders"]), ray.train.torch.get_device()
     # Set here and not through a runtime_env: the data tasks then share worker processes with the driver's, and start at once.

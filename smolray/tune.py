@@ -33,7 +33,7 @@ from smolray.search.space import Draw, Settings, Space, longest, read_space, tot
 from smolray.search.table import Board
 from smolray.search.trial import RunTrial
 from smolray.status import clear_stop, stop_requested
-from smolray.worker import Folders
+from smolray.validation import Folders
 
 STORED = "search.yaml"
 CHANGEABLE = ("num_samples", "max_concurrent", "train_best")  # of the search section, between two sessions of one search

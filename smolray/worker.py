@@ -7,11 +7,10 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
@@ -24,7 +23,6 @@ from smolray.config import ConfigError, RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint as index_fingerprint
 from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_epoch
-from smolray.data.reader import ALONE, Sidecars
 from smolray.data.shards import ShardError, read_manifest
 from smolray.data.sidecar import load_index
 from smolray.data.stream import Stream
@@ -32,10 +30,7 @@ from smolray.dealing import Dealer
 from smolray.engine.base import Engine, EngineState
 from smolray.engine.pipeline.engine import PipelineEngine, check_pipeline
 from smolray.engine.pipeline.load import load_stage
-from smolray.evaluate.evaluator import EvalReport, evaluate, predictions_uri, write_predictions
-from smolray.evaluate.loss import mean_loss
-from smolray.evaluate.preference import margins, preference
-from smolray.evaluate.retrieval import search_report
+from smolray.evaluate.evaluator import EvalReport, predictions_uri, write_predictions
 from smolray.events import EventLog
 from smolray.export import trained_model
 from smolray.model.adapters import prepare_for_training
@@ -46,21 +41,12 @@ from smolray.status import RESIZE_FLAG, RESIZED, STOP_FLAG
 from smolray.storage import StorageFullError
 from smolray.survey import Survey, SurveyError, survey
 from smolray.train import Hook, Loop, Moment, StepMetrics, metrics_fields, peak_memory_bytes
+from smolray.validation import Folders, evaluate_shards, evaluation_fields, headline, validation_loss
 
 if TYPE_CHECKING:
     from smolray.engine.trl import TrlRun
 
 SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError, SurveyError)
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where the launcher has put the data; `validation` may be empty."""
-
-    train: str
-    validation: str = ""
-    sidecars: Sidecars = ALONE  # of `train`
-    validation_sidecars: Sidecars = ALONE
 
 
 def run_worker(config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str]) -> dict[str, Any]:
@@ -83,69 +69,6 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
     if dist.get_rank() == 0:
         write_predictions(predictions_uri(config.run_dir, chosen.step), report.predictions)
     return {"step": chosen.step, **evaluation_fields(report)}
-
-
-def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> EvalReport:
-    """Greedy decoding of the validation shards (method: retrieval: a search in them), each worker every so-manieth micro-batch. Collective."""
-    settings, folder, sidecars = config.evaluate, folders.validation, folders.validation_sidecars
-    group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing != "none" else 1
-    index = load_index(folder, config)
-    asked = index.filter(pc.greater(index["tokens"], 0))
-    if settings.max_samples is not None:
-        asked = asked.slice(0, settings.max_samples)
-    plan = lay_epoch(asked, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    collate = "retrieval" if config.method == "retrieval" else "prompts"
-    stream = Stream(folder, plan, range(len(plan))[rank::world], config, collate=collate, consumers=world, sidecars=sidecars)
-    tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
-    training = model.training
-    model.eval()
-    if config.method == "retrieval":
-        report = search_report(model, stream, device)
-    else:
-        report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device, settings.metrics)
-    if config.method == "dpo":
-        report = with_preference(report, model, config, folders, asked, device)
-    model.train(training)
-    return replace(report, left_out=int((index["tokens"].to_numpy() == 0).sum()))
-
-
-def evaluation_fields(report: EvalReport) -> dict[str, Any]:
-    """What result.json says of an evaluation."""
-    return {"accuracy": report.accuracy, "accuracy_counts": report.counts, "metrics": report.metrics, "skipped": report.skipped,
-            "left_out": report.left_out}  # fmt: skip
-
-
-def headline(report: EvalReport, config: RunConfig) -> float:
-    """What the best checkpoint is chosen by: the preference accuracy of DPO, the precision of a search, else the first of evaluate.metrics that
-    could be taken."""
-    names = ("preference", "mean_average_precision", *config.evaluate.metrics)
-    return next((report.metrics[name]["overall"]["value"] for name in names if name in report.metrics), report.accuracy["overall"])
-
-
-def with_preference(report: EvalReport, model: nn.Module, config: RunConfig, folders: Folders, asked: pa.Table, device: torch.device) -> EvalReport:
-    """The report with the preference accuracy of the pairs among the lines `asked`. Collective."""
-    pairs = asked.filter(pc.greater(asked["chosen_tokens"], 0))
-    if not len(pairs):
-        return report
-    plan = lay_epoch(pairs, PlanLimits.of(config), 0, 0, shuffle=False)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(folders.validation, plan, range(len(plan))[rank::world], config, consumers=world, sidecars=folders.validation_sidecars)
-    figures = preference(margins(model, stream, device), report.predictions)
-    accuracy, counts = {"preference": figures["overall"]["value"]}, {"preference": figures["overall"]["samples"]}
-    return replace(report, accuracy=report.accuracy | accuracy, counts=report.counts | counts, metrics=report.metrics | {"preference": figures})
-
-
-def validation_loss(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> float:
-    """Mean over the trained tokens of the validation shards. Collective."""
-    index = load_index(folders.validation, config)
-    asked = index.filter(pc.and_(pc.greater(index["tokens"], 0), pc.greater(index["label_tokens"], 0)))
-    if config.evaluate.max_samples is not None:
-        asked = asked.slice(0, config.evaluate.max_samples)
-    plan = lay_epoch(asked, PlanLimits.of(config), 0, 0, shuffle=False)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(folders.validation, plan, range(len(plan))[rank::world], config, consumers=world, sidecars=folders.validation_sidecars)
-    return mean_loss(model, stream, int(plan.label_tokens.sum()), device)
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
@@ -228,34 +151,48 @@ class Worker:
         every, epochs = config.checkpoint.save_steps, config.evaluate.eval_epochs
         done_epochs = moment.progress.epoch
         due = moment.last or (moment.end_of_epoch and epochs and done_epochs % epochs == 0)
+        periodic = every and step % every == 0 and not moment.metrics.skipped
+        saving = moment.stopping or moment.last or moment.end_of_epoch or periodic
         metrics: dict[str, float] = {"loss": moment.metrics.loss}
+        saved = self._save(moment.progress, metrics) if saving else None  # first: an evaluation may need more memory than there is
         if due and self.folders.validation and not moment.stopping:
             metrics["accuracy"] = headline(self._evaluate(step), config)
             if config.evaluate.loss and config.method == "sft":
                 with self.engine.gathered():
                     metrics["validation_loss"] = validation_loss(self.engine.model, config, self.folders, self.device)
-        periodic = every and step % every == 0 and not moment.metrics.skipped
-        if moment.stopping or moment.last or moment.end_of_epoch or periodic:
-            self._save(moment.progress, metrics)
+        if saving:
+            self._agree(lambda: self._announce(saved, metrics))
         self.stopped = moment.stopping and not moment.last
 
     def _why_ended(self) -> str:
         """Asked by a person, or by the launcher that starts more workers."""
         return "stopped" if storage.exists(storage.join(self.config.run_dir, STOP_FLAG)) else RESIZED
 
-    def _save(self, progress: Progress, metrics: dict[str, float]) -> None:
+    def _save(self, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
+        """The checkpoint on rank 0, None elsewhere. Collective."""
         state = self.engine.state()
-        self._agree(lambda: self._write(state, progress, metrics))  # no worker goes on, and perhaps dies, before the checkpoint is whole
+        return self._agree(lambda: self._write(state, progress, metrics))  # no worker goes on, and perhaps dies, before the checkpoint is whole
 
-    def _write(self, state: EngineState, progress: Progress, metrics: dict[str, float]) -> None:
+    def _write(self, state: EngineState, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
+        saved = None
         if self.log is not None:
             about = {"config": self.config.model_dump(mode="json"), "versions": versions()}
             saved = checkpoint.save(self.config.run_dir, state, progress, metrics, about)
-            checkpoint.prune(self.config.run_dir, self.config.checkpoint.save_total_limit, self.config.checkpoint.keep_best, progress.step)
-            self._event("checkpoint", step=progress.step, path=saved.uri, **metrics)
             self.log.flush()
         if self.audit:
             self.audit.flush()
+        return saved
+
+    def _announce(self, saved: Checkpoint | None, metrics: dict[str, float]) -> None:
+        """Write beside a checkpoint what was measured of it, tell of it, and let older ones go. On rank 0."""
+        if saved is None or self.log is None:
+            return
+        settings, step = self.config.checkpoint, saved.progress.step
+        if metrics != saved.metrics:
+            saved = checkpoint.annotate(saved, metrics)
+        checkpoint.prune(self.config.run_dir, settings.save_total_limit, settings.keep_best, step)
+        self._event("checkpoint", step=step, path=saved.uri, **metrics)
+        self.log.flush()
 
     def _evaluate(self, step: int) -> EvalReport:
         with self.engine.gathered():
@@ -276,6 +213,8 @@ class Worker:
         """What one worker does by itself: look at its device, lay the plans, read the model and the checkpoint."""
         check_device(self.config, self.device)
         self.plans = self._lay_plans()
+        if self.folders.validation and not pc.any(pc.greater(load_index(self.folders.validation, self.config)["tokens"], 0)).as_py():
+            raise PlanError(f"none of the validation conversations fits data.max_length = {self.config.data.max_length}; raise it, or lower image.longest_edge")
         self.data = self._data_fingerprint()
         if found is not None and found.progress.data != self.data:
             raise ConfigError(f"run {self.config.name!r} stands at step {found.step} of other data, seed, batch or length settings: "

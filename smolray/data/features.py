@@ -23,12 +23,11 @@ from smolray.data.encode import cached_encoder
 from smolray.data.sample import ShardRow
 from smolray.data.shards import decode_rows, read_manifest
 from smolray.data.tiles import Grid, Tiler, image_size
-from smolray.forward import tile_features, tower_features
+from smolray.forward import TILES_AT_ONCE, tile_features, tower_features
 from smolray.model.load import DTYPES, load_model, resolve
 from smolray.model.parts import frozen_front, leave_out, weights_digest
 
 Item = TypeVar("Item")
-TILES_AT_ONCE = 32
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # of the shard's row

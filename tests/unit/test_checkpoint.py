@@ -213,3 +213,13 @@ def test_files_are_safetensors_and_json_and_hold_no_pickle(run):
             json.loads(data)
         with pytest.raises(Exception):  # whatever a pickle parser says of it
             list(pickletools.genops(data))
+
+
+def test_what_is_measured_after_saving_is_written_beside_a_checkpoint_that_stays_whole(run):
+    saved(run, 1, loss=2.0, accuracy=0.5)
+    later = checkpoint.verify(str(saved(run, 2, loss=1.0)))
+    assert checkpoint.best(run).step == 1
+    checkpoint.annotate(later, {"loss": 1.0, "accuracy": 0.75})
+    found = checkpoint.best(run)
+    assert (found.step, found.metrics) == (2, {"loss": 1.0, "accuracy": 0.75})
+    assert checkpoint.verify(found.uri).progress == later.progress

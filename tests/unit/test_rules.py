@@ -42,7 +42,7 @@ LAYERS = {
     "data": 1, "data.sample": 0, "model": 1, "forward": 1, "contrastive": 1, "objectives": 1, "optim": 1, "planner": 1,
     "data.stream": 2, "data.prepare": 2, "data.sidecar": 2, "data.preview": 2,
     "engine": 2, "engine.trl": 3, "checkpoint": 2, "evaluate": 2, "status": 2, "search": 2,
-    "survey": 2, "dealing": 2, "train": 3, "audit": 3, "worker": 3, "export": 3,
+    "survey": 2, "dealing": 2, "validation": 2, "train": 3, "audit": 3, "worker": 3, "export": 3,
     "auto": 3, "resources": 3, "start": 4, "launch": 4, "measure": 4, "elastic": 4,
     "search.trial": 4, "search.driver": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4, "k8s": 4, "cluster": 4, "keep_alive": 4, "diagnosis": 3,
     "answer": 3, "generate": 4, "image_search": 4,
