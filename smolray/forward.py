@@ -52,7 +52,7 @@ def image_features(model: nn.Module, batch: Batch) -> torch.Tensor | None:
         features = tile_features(model, batch.pixel_values)
     else:
         return None
-    if len(batch.tile_order) != len(features) or not torch.equal(batch.tile_order, torch.arange(len(features), device=features.device)):
+    if not batch.meta.get("tiles_in_order"):
         features = features[batch.tile_order]
     return features.flatten(0, 1)
 

@@ -199,6 +199,8 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
     dtype = next((f.dtype for group in groups for f in group.features), None)
     reference = [logp for group in groups if group.reference for c in group.conversations for logp in group.reference[c]]
     meta["tokens"] = int(lengths.sum())
+    placed_tiles = np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
+    meta["tiles_in_order"] = bool(np.array_equal(placed_tiles, np.arange(count)))  # said here: a look at the GPU would wait for it
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
@@ -207,7 +209,7 @@ def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], enco
         pixel_values=content if content is not None and dtype is None else no_pixels,
         features=content.view(DTYPES[dtype]) if content is not None and dtype is not None else no_features,
         reference_logps=torch.tensor(reference, dtype=torch.float32),
-        tile_order=torch.from_numpy(np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)),
+        tile_order=torch.from_numpy(placed_tiles),
         target_positions=_flat([p.target_positions for p in packed], offsets),
         target_ids=torch.from_numpy(np.concatenate([p.target_ids for p in packed]).astype(np.int64)),
         target_completion=_flat([p.target_branch for p in packed], completions[:-1]),

@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "smolray"
+BLOCK, ROWS = 128, 2048  # FlexAttention's blocks; query rows of the mask that are laid out at once
+# Without these FlexAttention would go on uncompiled after eight variants (lengths, gradients on or off), with all scores in memory.
+torch._dynamo.config.recompile_limit = 64
+torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Layout:
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The same as FlexAttention takes it; never laid out in full."""
+        """The same as FlexAttention takes it; laid out for ROWS queries at a time."""
         length, device = len(self.branch), self.branch.device
         branch = self.branch
         ends = self.lengths.cumsum(0)
@@ -58,7 +62,23 @@ class Layout:
             same = (branch[key] == 0) | (branch[key] == branch[query])
             return (query >= key) & (group[query] == group[key]) & same
 
-        return create_block_mask(sees, None, None, length, length, device=device)  # type: ignore[arg-type]
+        blocks = -(-length // BLOCK)
+        keys = torch.arange(blocks * BLOCK, device=device)
+        counts = []
+        for queries in keys.split(ROWS):
+            inside = (queries < length)[:, None] & (keys < length)
+            seen = inside & sees(0, 0, queries.clamp(max=length - 1)[:, None], keys.clamp(max=length - 1))
+            counts.append(seen.view(-1, BLOCK, blocks, BLOCK).sum(dim=(1, 3)))
+        count = torch.cat(counts)[None, None]
+        whole = count == BLOCK**2
+        some = (count > 0) & ~whole
+        return BlockMask.from_kv_blocks(*_listed(some), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(length, length))
+
+
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, 1, rows, columns) bool -> how many of each row are set, and the numbers of all columns with those first, int32."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32), order.int()
 
 
 def packed_attention(

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from smolray.config import ModelConfig, RunConfig
 from smolray.data.collate import Batch, Group, collate_prompts, collate_training
@@ -15,6 +16,7 @@ from smolray.data.pack import common_prefix, pack, packed_length
 from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.sample import Conversation
 from smolray.forward import attention
+from smolray.model.attention import Layout
 from smolray.model.load import load_model
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path, words  # noqa: F401
@@ -211,3 +213,19 @@ def test_nothing_is_packed_where_packing_is_none(tmp_path, tiny_path):  # noqa: 
         plan = lay_epoch(local_index(folder, config), PlanLimits.of(config), 0, 0)
         sizes = np.diff(plan.group_start)
         assert sizes.max() == most and sizes.sum() == plan.samples == sum(len(r.conversations) for r in vqa_rows("train", 4))
+
+
+@pytest.mark.parametrize("lengths", [(5,), (128, 256), (300, 90, 1700, 333), (2048,)])
+def test_the_blocks_of_the_mask_are_those_that_flex_attention_would_find(lengths):
+    """Partial and full ones, over more queries than are laid out at once, with padding behind the groups."""
+    rng = torch.Generator().manual_seed(0)
+    branch = torch.cat([torch.cat([torch.zeros(n // 3), torch.randint(1, 4, (n - n // 3,), generator=rng).sort().values]) for n in lengths] + [-torch.ones(7)])
+    layout = Layout(branch.long(), torch.tensor(lengths))
+    found, total = layout.block_mask, len(branch)
+    wanted = create_block_mask(found.mask_mod, None, None, total, total, device="cpu")
+    assert found.shape == wanted.shape and torch.equal(found.to_dense(), wanted.to_dense())
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    for counts, indices in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices")):
+        for row, number in enumerate(getattr(wanted, counts)[0, 0].tolist()):
+            assert torch.equal(getattr(found, indices)[0, 0, row, :number], getattr(wanted, indices)[0, 0, row, :number])
