@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from smolray.model.load import DTYPES
+from smolray.planner.assumptions import CUDA_CONTEXT, NCCL_BUFFERS
 from smolray.planner.inventory import PCIE, Box, Card, Inventory, Link, find_network, measured_card
 
 MEASURED_SECONDS = 0.15  # of each product, copy and transfer
@@ -110,6 +111,9 @@ def survey(device: torch.device, dtype: str, node: tuple[str, str]) -> Survey:
     dist.barrier()  # all compute at once, as they will
     tflops_32, bandwidth = matmul_tflops(device, "float32"), copy_bandwidth(device)
     tflops = tflops_32 if dtype == "float32" else matmul_tflops(device, dtype)
+    if device.type == "cuda":  # what was only measured with is given back, and is no peak of the run's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     mine = Standing(*node, card_name(device), free_memory(device), tflops, tflops_32, bandwidth, bf16, len(os.sched_getaffinity(0)))
     workers: list[Any] = [None] * dist.get_world_size()
@@ -226,4 +230,6 @@ def _fastest(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def _card(worker: Standing) -> Card:
-    return measured_card(worker.card, worker.memory, worker.tflops, worker.tflops_32, worker.bandwidth, worker.bf16, host=worker.card.startswith(CPU))
+    host = worker.card.startswith(CPU)
+    memory = worker.memory + (0 if host else int(CUDA_CONTEXT + NCCL_BUFFERS))  # the planner adds what this worker holds already
+    return measured_card(worker.card, memory, worker.tflops, worker.tflops_32, worker.bandwidth, worker.bf16, host=host)
