@@ -93,40 +93,68 @@ def annotate(saved: Checkpoint, metrics: dict[str, float]) -> Checkpoint:
 
 def verify(uri: str, contents: bool = True) -> Checkpoint:
     """Check a checkpoint folder by its manifest: sizes always, hashes with `contents`. Raises CheckpointError."""
-    try:
-        record = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
-        found = Checkpoint(uri, Progress(**record["progress"]), dict(record["metrics"]))
-        files = {name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"])) for name in {*FILES, *record["files"]}}
-    except FileNotFoundError:
-        raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end") from None
-    except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text at all
-        raise CheckpointError(f"{uri}/{MANIFEST} is damaged: {type(error).__name__}: {error}") from None
+    found, files = _manifest(uri)
     for name, (size, digest) in files.items():
-        try:
-            data = storage.read_bytes(storage.join(uri, name)) if contents else b""
-            there = len(data) if contents else _size(storage.join(uri, name))
-        except FileNotFoundError:
-            raise CheckpointError(f"{uri}/{name} is missing") from None
-        if there != size:
-            raise CheckpointError(f"{uri}/{name} has {there} bytes, its manifest says {size}")
-        if contents and _hash(data) != digest:
-            raise CheckpointError(f"{uri}/{name} does not have the hash in its manifest")
-        if contents and name == STATE and json.loads(data)["progress"] != record["progress"]:
-            raise CheckpointError(f"{uri}/{MANIFEST} is damaged: its progress is not that of {STATE}")
+        if contents:
+            data = _checked(uri, name, size, digest)
+            if name == STATE:
+                _extra(found, data)
+        else:
+            try:
+                _check_size(uri, name, _size(storage.join(uri, name)), size)
+            except FileNotFoundError:
+                raise CheckpointError(f"{uri}/{name} is missing") from None
     return found
 
 
 def load_state(checkpoint: Checkpoint) -> EngineState:
-    """The tensors of a checkpoint, verified by hash. Raises CheckpointError."""
-    verify(checkpoint.uri)
-    extra = json.loads(storage.read_bytes(storage.join(checkpoint.uri, STATE)))
-    tensors = {name: safetensors.torch.load(storage.read_bytes(storage.join(checkpoint.uri, f"{name}.safetensors"))) for name in TENSORS}
+    """The tensors of a checkpoint, each file read once and verified by its hash. Raises CheckpointError."""
+    uri = checkpoint.uri
+    found, files = _manifest(uri)
+    extra = _extra(found, _checked(uri, STATE, *files[STATE]))
+    tensors = {name: safetensors.torch.load(_checked(uri, f"{name}.safetensors", *files[f"{name}.safetensors"])) for name in TENSORS}
     codes: dict[str, dict[str, torch.Tensor]] = {}
     if extra.get("codes"):
-        for key, value in safetensors.torch.load(storage.read_bytes(storage.join(checkpoint.uri, CODES))).items():
+        for key, value in safetensors.torch.load(_checked(uri, CODES, *files[CODES])).items():
             name, _, part = key.rpartition("/")
             codes.setdefault(name, {})[part] = value
     return EngineState(**tensors, codes=codes, optimizer_step=extra["optimizer_step"], loss_scale=extra["loss_scale"])
+
+
+def _manifest(uri: str) -> tuple[Checkpoint, dict[str, tuple[int, str]]]:
+    """What the manifest says: the checkpoint, and the bytes and hash of each file. Raises CheckpointError."""
+    try:
+        record = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+        found = Checkpoint(uri, Progress(**record["progress"]), dict(record["metrics"]))
+        return found, {name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"])) for name in {*FILES, *record["files"]}}
+    except FileNotFoundError:
+        raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end") from None
+    except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text at all
+        raise CheckpointError(f"{uri}/{MANIFEST} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _checked(uri: str, name: str, size: int, digest: str) -> bytes:
+    try:
+        data = storage.read_bytes(storage.join(uri, name))
+    except FileNotFoundError:
+        raise CheckpointError(f"{uri}/{name} is missing") from None
+    _check_size(uri, name, len(data), size)
+    if _hash(data) != digest:
+        raise CheckpointError(f"{uri}/{name} does not have the hash in its manifest")
+    return data
+
+
+def _check_size(uri: str, name: str, found: int, size: int) -> None:
+    if found != size:
+        raise CheckpointError(f"{uri}/{name} has {found} bytes, its manifest says {size}")
+
+
+def _extra(found: Checkpoint, data: bytes) -> dict[str, Any]:
+    """What stands in STATE, when it is of the same progress as the manifest."""
+    extra: dict[str, Any] = json.loads(data)
+    if Progress(**extra["progress"]) != found.progress:
+        raise CheckpointError(f"{found.uri}/{MANIFEST} is damaged: its progress is not that of {STATE}")
+    return extra
 
 
 def list_steps(run_dir: str) -> list[int]:

@@ -103,6 +103,7 @@ class Worker:
         model, state = self._agree(lambda: self._load(found))
         self.audit = Audit(run_dir, attempt, self.rank) if config.train.audit else None
         loop = self._build_loop(model, state, found.progress if found else Progress(data=self.data), self._hooks())
+        del state  # three times the weights, which the engine has taken over
         progress = loop.progress
         self._event("start", config=config.model_dump(mode="json"), versions=versions(), workers=world, total_steps=loop.total_steps,
                     device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu")  # fmt: skip
