@@ -26,6 +26,8 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed takes its card: Ray's is another number where a worker has two
     node = (ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
     if "survey" in settings:
         return survey(device, config.model.dtype, node).to_json()

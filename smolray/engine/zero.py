@@ -174,6 +174,8 @@ class ZeroEngine:
         keep = dist.get_rank() == 0
         if self.stage and not optimizer_step(self._base_optimizer()):  # before the first real step, as after an fp16 overflow
             self._make_moments()
+            for values in self._base_optimizer().state.values():
+                values["step"] = torch.zeros_like(values["step"])  # no update was made
         self._link_moments()
         state = EngineState(optimizer_step=optimizer_step(self._base_optimizer()))
         if self.config.model.dtype == "float16":
