@@ -82,7 +82,7 @@ def test_a_trial_that_exploits_another_begins_with_its_weights(make_search):
     started = next(e for e in read_events(run_dir) if e["event"] == "start")
     assert started["config"]["optimizer"]["learning_rate"] == copied["settings"]["optimizer.learning_rate"] == event["settings"]["optimizer.learning_rate"]
     taken_over = next(e for e in read_events(storage.join(config.storage, "population-1")) if e["event"] == "step" and e["step"] == copied["step"])
-    bad = next(e for e in read_events(storage.join(config.storage, "population-2")) if e["event"] == "step" and e["step"] == copied["step"])
+    bad = [e for e in read_events(storage.join(config.storage, "population-2")) if e["event"] == "step"][-1]
     assert abs(steps[0]["loss"] - taken_over["loss"]) < 0.5 * abs(bad["loss"] - taken_over["loss"])
     assert_nothing_left()
 
