@@ -72,7 +72,7 @@ class Ledger(EventLog):
     """Appends to the log of the search in `folder`; a report that is there already is not written again."""
 
     def __init__(self, folder: str):
-        super().__init__(folder, file=FILE)
+        super().__init__(folder, flush_seconds=0.0, file=FILE)  # a few lines a trial, and nothing comes after the last one
         self.folder, self.name = folder, folder.rstrip("/").rsplit("/", 1)[-1]
         self.trials = {t.number: t for t in read_trials(folder)}
 

@@ -56,6 +56,14 @@ def test_a_report_is_written_once(ledger, tmp_path):
     assert len(read_events(str(tmp_path), FILE)) == len(before) + 1
 
 
+def test_the_end_of_the_log_reaches_a_remote_storage_at_once(tmp_path):
+    folder = f"local://{tmp_path}"  # any scheme but file is remote to smolray: without append
+    ledger = Ledger(folder)
+    ledger.write("start", trials=1, slots=1)
+    ledger.write("over", stopped=False)
+    assert [e["event"] for e in read_events(folder, FILE)] == ["start", "over"]
+
+
 def test_after_an_exploit_the_reports_go_on_from_the_other_trial(ledger, tmp_path):
     ledger.write("exploit", number=8, run="find-8-g2", origin="find-2/…", hash="h", step=10, settings={"optimizer.learning_rate": 1e-4})
     ledger.write("report", **report(8, 2, 0.95, run="find-8-g2"))
