@@ -19,6 +19,8 @@ from smolray.config_errors import ConfigError, explain
 RANGES, LISTS = ("loguniform", "uniform", "int"), ("choice", "grid")
 KINDS = (*RANGES, *LISTS)
 FIXED = ("name", "storage", "seed", "search", "resources", "evaluate", "data.train", "data.validation")  # what makes trials comparable
+SHARDED = tuple(f"data.{name}" for name in (
+    "shards", "format", "columns", "prompt", "split", "revision", "max_bad_fraction", "max_image_pixels", "shard_bytes"))  # fmt: skip
 # What may change in the middle of a run: neither the shapes of its tensors nor the order of its data.
 PERTURBED = ("optimizer.", "lora.lora_dropout", "dpo.beta", "dpo.label_smoothing", "dpo.loss_weights")
 MAX_COMBINATIONS = 512  # combinations of extreme values tried against the run's rules
@@ -127,8 +129,11 @@ def _read_draw(config: RunConfig, key: str, way: dict[str, Any]) -> Draw:
     if kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.4)
         raise ConfigError(f"{where}: {kind!r} is not a way to draw; allowed: {', '.join(KINDS)}{f'; nearest: {near[0]}' if near else ''}")
-    if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
+    if _within(key, FIXED):
         raise ConfigError(f"{where}: {key} is the same for all trials, or they could not be compared; take it out of the space")
+    if _within(key, SHARDED):
+        raise ConfigError(f"{where}: {key} shapes the shards, which are written once for all trials: no trial would see it; take it out of the space, "
+                          "or begin a search for each value")  # fmt: skip
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{where}: expected a list, {'[low, high]' if kind in RANGES else 'with at least one value'}")
     draw = _range(where, kind, values) if kind in RANGES else Draw(kind, values=tuple(values))
@@ -142,6 +147,10 @@ def _read_draw(config: RunConfig, key: str, way: dict[str, Any]) -> Draw:
     if twice := [v for i, v in enumerate(accepted) if v in accepted[:i]]:
         raise ConfigError(f"{where}: {twice[0]!r} stands twice; expected each value once")
     return Draw(kind, values=accepted)
+
+
+def _within(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _range(where: str, kind: str, values: list[Any]) -> Draw:
@@ -198,6 +207,10 @@ def _against_algorithm(config: RunConfig, space: Space) -> Iterator[str]:
                    f"allowed: {', '.join(p + '*' if p.endswith('.') else p for p in PERTURBED)}")  # fmt: skip
     if search.scheduler == "pbt" and search.algorithm == "optuna":
         yield "search.algorithm = optuna with search.scheduler = pbt: the population itself is the search; nearest: search.algorithm=random"
+    if search.scheduler == "pbt" and config.engine.name in ("trl", "auto"):
+        reason = "begins anew instead of at a checkpoint" if config.engine.name == "trl" else "may plan other steps for each trial"
+        yield (f"engine.name = {config.engine.name} with search.scheduler = pbt: it {reason}, so a trial cannot take over the weights of another; "
+               "nearest: engine.name=zero, or search.scheduler=asha")  # fmt: skip
     if search.scheduler == "pbt" and total_trials(config, space) < 2:
         yield "search.num_samples = 1 with search.scheduler = pbt: nobody to learn from; nearest: search.num_samples=4"
     if search.second_objective and search.algorithm != "optuna":

@@ -76,6 +76,19 @@ def test_the_algorithm_must_be_able_to_use_the_space():
         read_space(load_config(None, base={"data": {"train": "a"}, "search": {"space": ranges}}))
 
 
+def test_what_only_shapes_the_shards_is_no_setting_to_search():
+    for key, values in (("prompt", ["a", "b"]), ("columns.answer", ["a", "b"]), ("shard_bytes", [2**20, 2**22])):
+        assert "written once for all trials" in refused({f"data.{key}": {"choice": values}})
+    assert space_of({"data.max_length": {"choice": [512, 1024]}}), "read by each trial"
+
+
+@pytest.mark.parametrize("engine", ["trl", "auto"])
+def test_a_population_needs_an_engine_that_takes_over_weights(engine):
+    search = {"space": {"optimizer.learning_rate": {"loguniform": [1e-5, 1e-3]}}, "scheduler": "pbt", "algorithm": "random"}
+    with pytest.raises(ConfigError, match=rf"engine\.name = {engine} with search\.scheduler = pbt.*nearest: engine\.name=zero"):
+        read_space(load_config(None, base={**BASE, "image": {"upscale": True}, "engine": {"name": engine}, "search": search}))
+
+
 def test_numbers_may_be_written_as_yaml_reads_them():
     space = space_of({"optimizer.learning_rate": {"loguniform": ["2e-5", "5e-4"]}, "optimizer.weight_decay": {"choice": ["1e-2", 0]}})
     assert space["optimizer.learning_rate"].low == 2e-5 and space["optimizer.weight_decay"].values == (0.01, 0.0)
