@@ -7,6 +7,7 @@ The same name again goes on: what is in the log is not tried twice, and trials t
 import json
 import logging
 import os
+import re
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,13 +26,13 @@ from smolray.planner.shapes import shape_of
 from smolray.planner.statistics import DataStatistics
 from smolray.resources import ResourcesError, check_resources, use_gpu
 from smolray.search.driver import DRIVER_RESTARTS, Asked, Column, Pricer, Queue, Scribe
-from smolray.search.ledger import Ledger, TrialRecord, best_trial, search_folder
+from smolray.search.ledger import Ledger, TrialRecord, best_trial, read_trials, search_folder
 from smolray.search.price import Price, price
 from smolray.search.proposals import make_proposer
 from smolray.search.report import write_report
 from smolray.search.space import Draw, Settings, Space, longest, read_space, total_trials, with_settings
 from smolray.search.table import Board
-from smolray.search.trial import RunTrial
+from smolray.search.trial import ORIGIN, RunTrial
 from smolray.status import clear_stop, stop_requested
 from smolray.validation import Folders
 
@@ -39,6 +40,7 @@ STORED = "search.yaml"
 CHANGEABLE = ("num_samples", "max_concurrent", "train_best")  # of the search section, between two sessions of one search
 DRIVER = {"CPU": 0.0, "memory": 1.0}  # one byte: a trial's driver waits for its run, and a CPU of its own could starve that run's data tasks
 HYPERBAND_BRACKETS = 3
+OF_A_RUN = ("events.jsonl", "config.yaml", ORIGIN, STORED)
 
 
 def search_run(config: RunConfig) -> dict[str, Any]:
@@ -53,12 +55,13 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     config = launch.with_absolute_paths(config)
     assert config.search is not None
     folder = search_folder(config.storage, config.name)
+    total = total_trials(config, space)
     refuse_other_search(config, folder)
+    refuse_strays(config, folder, total)
     launch.connect(config)
     base = trial_base(config)
     check_resources(base, ray.cluster_resources())
     slots = concurrency(base, ray.nodes())
-    total = total_trials(config, space)
     if config.search.scheduler == "pbt" and total > slots:
         raise ResourcesError(f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
                                     f"nearest: {f'search.num_samples={slots}' if slots > 1 else 'search.scheduler=asha'}")  # fmt: skip
@@ -238,6 +241,17 @@ def refuse_other_search(config: RunConfig, folder: str) -> None:
     if differ:
         raise ConfigError(f"search {config.name!r} was begun with other settings of {', '.join(differ)}: its trials could not be compared; "
                           f"choose another name, or put them back ({path})")  # fmt: skip
+
+
+def refuse_strays(config: RunConfig, folder: str, total: int) -> None:
+    """Raise ConfigError where a run that is not of this search has the name of one of its trials: the trial would go on with what it holds."""
+    known = {trial.number for trial in read_trials(folder)}
+    pattern = re.compile(re.escape(config.name) + r"-([1-9]\d*)(-g\d+)?")
+    named = [name for name in storage.list_dirs(config.storage) if (m := pattern.fullmatch(name)) and int(m[1]) <= total and int(m[1]) not in known]
+    strays = [name for name in named if any(storage.exists(storage.join(config.storage, name, file)) for file in OF_A_RUN)]
+    if strays:
+        raise ConfigError(f"under {config.storage} stand runs called as trials of search {config.name!r}, whose log does not know them: {', '.join(strays)}; "
+                          "choose another name for the search, or move them away")  # fmt: skip
 
 
 def _differences(one: Any, other: Any) -> list[str | None]:
