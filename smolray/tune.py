@@ -19,7 +19,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from smolray import launch, storage
-from smolray.config import ConfigError, RunConfig, to_yaml
+from smolray.config import ConfigError, RunConfig, load_config, to_yaml
 from smolray.data.sidecar import load_index
 from smolray.planner.inventory import Card, InventoryError, find_card
 from smolray.planner.shapes import shape_of
@@ -233,8 +233,9 @@ def refuse_other_search(config: RunConfig, folder: str) -> None:
             raise ConfigError(f"name = {config.name!r} is a run under {config.storage}; choose another name for the search")
         return
     stored, now = yaml.safe_load(storage.read_bytes(path)), config.model_dump(mode="json")
-    for record in (stored, now):
-        record.pop("resources")
+    for record, run in ((stored, load_config(path)), (now, config)):
+        record.pop("resources")  # these follow the cluster; what they make of the batch may not change
+        record["train"]["global_batch"] = run.global_batch
         for key in CHANGEABLE:
             record["search"].pop(key)
     differ = sorted(f"{section}{'' if name is None else f'.{name}'}" for section in now for name in _differences(stored.get(section), now[section]))
@@ -261,10 +262,12 @@ def _differences(one: Any, other: Any) -> list[str | None]:
 
 
 def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
-    """The run of a trial under a name of its own, with its global batch spelt out so that it does not hang on the number of workers."""
+    """The run of a trial under a name of its own, on the workers of `config` and with the batch that the trial had, whatever their number."""
     run = with_settings(trial_base(config), trial.settings)
-    train = run.train.model_copy(update={"global_batch": run.global_batch, "gradient_accumulation_steps": 1})
-    return run.model_copy(update={"name": f"{config.name}-best", "train": train, "resources": config.resources})
+    had = load_config(storage.join(config.storage, trial.run, "config.yaml"))
+    batch = {"global_batch": had.global_batch, "gradient_accumulation_steps": 1, "per_device_train_batch_size": had.train.per_device_train_batch_size}
+    name = f"{config.name}-best{trial.run.removeprefix(config.name)}"  # of this trial: another best is another run
+    return run.model_copy(update={"name": name, "train": run.train.model_copy(update=batch), "resources": config.resources})
 
 
 def finish(config: RunConfig, space: Space, ledger: Ledger, seconds: float) -> dict[str, Any]:

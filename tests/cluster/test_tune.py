@@ -79,9 +79,9 @@ def test_a_search_runs_its_trials_once_and_leaves_nothing_behind(make_search):
     assert_nothing_left()
     # best.yaml is a run that jobs/train.py takes, and it repeats its trial.
     best = load_config(result["best"]["config"])
-    assert best.name == "small-best" and best.search is None
+    assert best.name == "small-best-1" and best.search is None
     launch_run(best)
-    first, again = losses(config.storage, result["best"]["run"]), losses(config.storage, "small-best")
+    first, again = losses(config.storage, result["best"]["run"]), losses(config.storage, "small-best-1")
     assert all(abs(first[step] - again[step]) < 1e-5 for step in first) and first
     # The same name again: everything is known.
     before = read_events(folder_of(config), FILE)

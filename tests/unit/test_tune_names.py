@@ -3,9 +3,9 @@
 import pytest
 
 from smolray import storage
-from smolray.config import ConfigError, load_config
-from smolray.search.ledger import Ledger, search_folder
-from smolray.tune import refuse_strays
+from smolray.config import ConfigError, load_config, to_yaml
+from smolray.search.ledger import Ledger, TrialRecord, search_folder
+from smolray.tune import STORED, best_config, refuse_other_search, refuse_strays
 
 RATE = "optimizer.learning_rate"
 
@@ -38,3 +38,28 @@ def test_a_run_that_is_called_like_a_trial_is_not_taken_for_it(make_config):
     refuse_strays(config, folder, 12)
     with pytest.raises(ConfigError, match="find-13"):
         refuse_strays(config, folder, 13)
+
+
+def test_another_best_trial_is_trained_under_another_name(make_config):
+    config = make_config()
+    for run in ("find-1", "find-2", "find-2-g2"):
+        write_run(config, run, "config.yaml", to_yaml(config))
+    runs = [TrialRecord(int(run[5]), run, {RATE: 0.1}) for run in ("find-1", "find-2", "find-2-g2")]
+    assert [best_config(config, trial).name for trial in runs] == ["find-best-1", "find-best-2", "find-best-2-g2"]
+
+
+def test_best_yaml_has_the_batch_of_its_trial_whatever_the_workers_now(make_config):
+    write_run(make_config(), "find-1", "config.yaml", to_yaml(make_config("train.global_batch=6", "train.per_device_train_batch_size=4")))
+    best = best_config(make_config("resources.num_workers=3"), TrialRecord(1, "find-1", {RATE: 0.1, "train.per_device_train_batch_size": 4}))
+    assert best.train.global_batch == 6 and best.train.per_device_train_batch_size == 4
+    assert best.resources.num_workers == 3 and best.optimizer.learning_rate == 0.1
+
+
+def test_a_search_goes_on_with_other_workers_only_where_they_make_the_same_batch(make_config):
+    config = make_config("resources.num_workers=4")
+    folder = search_folder(config.storage, config.name)
+    storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
+    refuse_other_search(make_config("resources.num_workers=2", "train.global_batch=4"), folder)
+    refuse_other_search(make_config("resources.num_workers=4", num_samples=99), folder)
+    with pytest.raises(ConfigError, match=r"train\.global_batch"):
+        refuse_other_search(make_config("resources.num_workers=2"), folder)
