@@ -71,10 +71,15 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     ledger = Ledger(folder)
     ledger.write("start", trials=total, slots=slots)
     board = Board(ledger, config, space, total)
-    if any(not t.ended for t in ledger.trials.values()) or len(ledger.trials) < total:
+    if unended(ledger, total):
         run_trials(base, folders, space, ledger, board, slots, total)
-    ledger.write("over", stopped=stop_requested(folder))
-    return finish(config, space, ledger, time.time() - began)
+    ledger.write("over", stopped=unended(ledger, total) > 0 or stop_requested(folder))
+    return finish(config, space, ledger, total, time.time() - began)
+
+
+def unended(ledger: Ledger, total: int) -> int:
+    """How many trials are left: those that have not ended, and those that have not begun."""
+    return sum(not t.ended for t in ledger.trials.values()) + max(0, total - len(ledger.trials))
 
 
 def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, board: Board, slots: int, total: int) -> None:
@@ -102,7 +107,7 @@ def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, 
         param_space |= {key: tune.sample_from(Column(numbered, key)) for key in keys if key != "number"}
         settings = {}
     notes, path = storage.filesystem(storage.join(base.storage, ".ray"))
-    left = sum(not t.ended for t in known) + total - len(known)
+    left = unended(ledger, total)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(RunTrial, base=base.model_dump(mode="json")), DRIVER),
         param_space=param_space,
@@ -115,7 +120,8 @@ def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, 
             failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS), callbacks=[Scribe(ledger, board, proposer, asked)], stop=asked,
         ),
     )  # fmt: skip
-    with board:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's ends the trials before they have saved
+    with board, asked.hearing_interrupts():
         tuner.fit()
 
 
@@ -270,8 +276,8 @@ def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
     return run.model_copy(update={"name": name, "train": run.train.model_copy(update=batch), "resources": config.resources})
 
 
-def finish(config: RunConfig, space: Space, ledger: Ledger, seconds: float) -> dict[str, Any]:
-    """Write best.yaml, result.json and the report; train with best.yaml where the search says so."""
+def finish(config: RunConfig, space: Space, ledger: Ledger, total: int, seconds: float) -> dict[str, Any]:
+    """Write best.yaml, result.json and the report; train with best.yaml where the search says so and no trial is left."""
     search = config.search
     assert search is not None
     trials = [ledger.trials[n] for n in sorted(ledger.trials)]
@@ -279,6 +285,7 @@ def finish(config: RunConfig, space: Space, ledger: Ledger, seconds: float) -> d
     result: dict[str, Any] = {
         "name": config.name, "metric": search.metric, "trials": len(trials), "steps": sum(t.steps for t in trials), "seconds": round(seconds, 1),
         "worker_minutes": round(sum(t.worker_minutes for t in trials), 2), "failed": {t.number: t.reason for t in trials if t.status == "failed"},
+        "left": unended(ledger, total),
     }  # fmt: skip
     if best is not None:
         value = best.value(search.metric)
@@ -289,6 +296,6 @@ def finish(config: RunConfig, space: Space, ledger: Ledger, seconds: float) -> d
         storage.write_bytes(path, (head + to_yaml(best_config(config, best))).encode())
     storage.write_bytes(storage.join(ledger.folder, "result.json"), json.dumps(result, indent=1).encode())
     write_report(ledger.folder, config, space)
-    if best is not None and search.train_best and not stop_requested(ledger.folder):
+    if best is not None and search.train_best and not result["left"] and not stop_requested(ledger.folder):
         result["final"] = launch.launch_run(best_config(config, best))
     return result

@@ -1,7 +1,11 @@
 """What Tune's driver asks of a search and tells it: which trial comes next, what became of it, whether to stop. In: the log. Out: lines of the log."""
 
+import contextlib
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ray import tune
@@ -32,7 +36,7 @@ class Unpickled:
 
 
 class Asked(Unpickled, tune.Stopper):
-    """`smolray stop` for a search: no trial starts any more, and the runs of those that go on are asked to save and stop."""
+    """`smolray stop` or Ctrl-C for a search: no trial starts any more, and the runs of those that go on are asked to save and stop."""
 
     def __init__(self, ledger: Ledger, runs: str):
         self.ledger, self.runs, self.heard, self.looked = ledger, runs, False, 0.0
@@ -44,11 +48,31 @@ class Asked(Unpickled, tune.Stopper):
         """Tune asks this all the time. Never True: it would kill what the trials hold before they have saved."""
         if time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked = time.monotonic()
-            self.heard = self.heard or stop_requested(self.ledger.folder)
-            for trial in self.ledger.trials.values():
-                if self.heard and not trial.ended:
-                    request_stop(storage.join(self.runs, trial.run))
+            with contextlib.suppress(OSError):  # a storage that is away for a moment is asked again
+                self.heard = self.heard or stop_requested(self.ledger.folder)
+                for trial in self.ledger.trials.values():
+                    if self.heard and not trial.ended:
+                        request_stop(storage.join(self.runs, trial.run))
         return False
+
+    @contextlib.contextmanager
+    def hearing_interrupts(self) -> Iterator[None]:
+        """Within it the first Ctrl-C asks the search to stop; the second one interrupts. Threads beside the main one hear none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+
+        def hear(*_: Any) -> None:
+            self.heard = True
+            signal.signal(signal.SIGINT, former)
+            os.write(2, b"\nthe trials save and stop; Ctrl-C again does not wait for them\n")  # print may be what was interrupted
+
+        signal.signal(signal.SIGINT, hear)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, former)
 
 
 class Queue(Unpickled, Searcher):

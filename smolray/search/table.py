@@ -94,8 +94,10 @@ def _stand(trial: TrialRecord) -> tuple[str, str, int]:
 
 
 def result_lines(result: dict[str, Any], folder: str) -> list[str]:
-    """What a finished search has to say, from its result.json."""
+    """What a search has to say at the end of a session, from its result.json."""
     lines = [f"{result['trials']} trials, {result['steps']:,} steps, {result['worker_minutes']:.1f} worker minutes of training"]
+    if result["left"]:
+        lines.append(f"interrupted: {result['left']} trials have not ended; the same name goes on with them")
     lines += [f"trial {number} failed: {reason}" for number, reason in result["failed"].items()]
     if best := result.get("best"):
         lines.append(f"best: trial {best['number']} (run {best['run']}), {result['metric']} {best[result['metric']]:.4f}, {settings_line(best['settings'])}")

@@ -1,11 +1,18 @@
-"""What a search finds under its name, and what it leaves there: runs of others are not taken for its trials, and best.yaml repeats its trial."""
+"""What a search finds under its name, and what it leaves there: runs of others are not taken for its trials, best.yaml repeats its trial,
+and what was interrupted is not taken for finished."""
+
+import os
+import signal
 
 import pytest
 
 from smolray import storage
 from smolray.config import ConfigError, load_config, to_yaml
+from smolray.search.driver import Asked
 from smolray.search.ledger import Ledger, TrialRecord, search_folder
-from smolray.tune import STORED, best_config, refuse_other_search, refuse_strays
+from smolray.search.space import read_space
+from smolray.status import stop_requested
+from smolray.tune import STORED, best_config, finish, refuse_other_search, refuse_strays
 
 RATE = "optimizer.learning_rate"
 
@@ -63,3 +70,34 @@ def test_a_search_goes_on_with_other_workers_only_where_they_make_the_same_batch
     refuse_other_search(make_config("resources.num_workers=4", num_samples=99), folder)
     with pytest.raises(ConfigError, match=r"train\.global_batch"):
         refuse_other_search(make_config("resources.num_workers=2"), folder)
+
+
+@pytest.fixture
+def half(make_config):
+    """A search with train_best and the log of its two of three trials, of which one has ended."""
+    config = make_config(num_samples=3, train_best=True)
+    ledger = Ledger(search_folder(config.storage, config.name))
+    for number in (1, 2):
+        write_run(config, f"find-{number}", "config.yaml", to_yaml(config))
+        ledger.write("trial", number=number, run=f"find-{number}", settings={RATE: 0.1})
+    ledger.write("report", number=1, report=1, run="find-1", step=8, accuracy=0.5, loss=1.0, seconds=2.0)
+    ledger.write("end", number=1, status="finished", reason="")
+    return config, ledger
+
+
+def test_an_interrupted_search_does_not_train_its_best(half):
+    config, ledger = half
+    result = finish(config, read_space(config), ledger, total=3, seconds=1.0)
+    assert result["left"] == 2 and result["best"]["number"] == 1 and "final" not in result
+
+
+def test_ctrl_c_lets_the_trials_save_and_a_second_one_interrupts(half):
+    config, ledger = half
+    asked, former = Asked(ledger, config.storage), signal.getsignal(signal.SIGINT)
+    with asked.hearing_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.heard and not asked.stop_all()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
+    assert [stop_requested(f"{config.storage}/find-{number}") for number in (1, 2)] == [False, True]

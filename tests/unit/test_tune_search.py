@@ -123,7 +123,8 @@ def test_a_search_section_survives_yaml(tmp_path):
 
 def test_the_end_says_what_to_do_next():
     best = {"number": 2, "run": "find-2", "accuracy": 0.75, "settings": {"optimizer.learning_rate": 3e-4}, "config": "runs/find/best.yaml"}
-    result = {"trials": 3, "steps": 1200, "worker_minutes": 4.2, "failed": {1: "out of memory"}, "metric": "accuracy", "best": best}
+    result = {"trials": 3, "steps": 1200, "worker_minutes": 4.2, "failed": {1: "out of memory"}, "left": 0, "metric": "accuracy", "best": best}
     told = "\n".join(result_lines(result, "runs/find"))
     assert "learning_rate=0.0003" in told and "--config runs/find/best.yaml" in told and "trial 1 failed: out of memory" in told
+    assert "interrupted" not in told and "4 trials have not ended; the same name" in "\n".join(result_lines({**result, "left": 4}, "runs/find"))
     assert "best" not in "\n".join(result_lines({**result, "best": None}, "runs/find"))
