@@ -20,10 +20,12 @@ from smolray.events import Event, EventTail, read_events
 from smolray.launch import launch_run
 from smolray.search.ledger import WORST
 from smolray.search.space import Settings, with_settings
-from smolray.status import request_stop, run_status
+from smolray.status import request_stop, run_status, stop_requested
 
 POINTER, ORIGIN = "pointer.json", "origin.json"
 STOP_SECONDS = 300.0  # a run that was asked to stop saves first
+AWAY_SECONDS = 300.0  # a storage that cannot be read for so long is lost
+LOCAL_POLL, REMOTE_POLL = 0.3, 3.0  # seconds between two looks at a run's log
 OWN_KEYS = ("number", "reported")  # beside the settings in Tune's config
 
 
@@ -50,9 +52,16 @@ class RunTrial(tune.Trainable):
         """Wait for the run's next evaluated checkpoint, or its end."""
         if not self.begun:
             self._begin()
+        heard = time.monotonic()
         while True:
             over = self.thread is None or not self.thread.is_alive()  # asked before reading, so that nothing written before the end is missed
-            self.unread += self.tail.new()
+            try:
+                self.unread += self.tail.new()
+                heard = time.monotonic()
+            except OSError:  # a storage that is away for a moment
+                if time.monotonic() - heard > AWAY_SECONDS:
+                    raise
+                over = False  # what was written before the end must still be read
             while self.unread:
                 if self._take(self.unread.pop(0)) and self.reports > self.skip:
                     if self.total_steps is not None and self.taken >= self.total_steps and self.thread is not None:
@@ -62,7 +71,7 @@ class RunTrial(tune.Trainable):
                         return self._result()
             if over:
                 return self._result(over=True)
-            time.sleep(0.3)
+            time.sleep(poll_seconds(self.run.run_dir))
 
     def cleanup(self) -> None:
         """Tune has stopped the trial: the run saves, and gives back what it holds."""
@@ -79,6 +88,7 @@ class RunTrial(tune.Trainable):
         self.metrics: dict[str, float] = {}
         self.ends_epoch = False
         self.tail, self.unread = EventTail(self.run.run_dir), list[Event]()
+        wait_for_stop(self.run.run_dir)
         if run_status(self.run.run_dir).state != "finished":
             self.thread = threading.Thread(target=self._launch, daemon=True)
             self.thread.start()
@@ -124,6 +134,18 @@ class RunTrial(tune.Trainable):
     @property
     def run_settings(self) -> Settings:
         return self.origin.get("settings", self.settings)
+
+
+def wait_for_stop(run_dir: str, patience: float = STOP_SECONDS) -> None:
+    """Let a run that was asked to stop save and end, if it is going on: the trial's former driver may hold it, and a launch would take the request back."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and stop_requested(run_dir) and run_status(run_dir).state == "running":
+        time.sleep(poll_seconds(run_dir))
+
+
+def poll_seconds(run_dir: str) -> float:
+    """Between two looks at what a run has written."""
+    return LOCAL_POLL if storage.is_local(run_dir) else REMOTE_POLL
 
 
 def choose_run(base: RunConfig, name: str, settings: Settings, pointer: dict[str, Any]) -> tuple[RunConfig, dict[str, Any]]:
