@@ -64,7 +64,7 @@ def find_model(name: str, storage_uri: str, overrides: Sequence[str] = (), check
     run_dir = storage.absolute(run_dir)
     chosen = chosen_checkpoint(run_dir, checkpoint)
     stored = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml")))).model_dump(mode="json")
-    base = {part: stored[part] for part in ("seed", "model", "lora", "image")}
+    base = {part: stored[part] for part in ("seed", "method", "model", "lora", "image")}
     base["model"] |= {"vision_features": "compute", "gradient_checkpointing": False}
     base["data"] = {key: stored["data"][key] for key in KEPT_DATA}
     return _in_context(load_config(None, overrides, base), chosen)

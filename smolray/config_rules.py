@@ -70,6 +70,10 @@ def _method(config: Run) -> list[str]:
     dpo, found = config.dpo, []
     if config.method == "retrieval" and config.engine.name != "zero":
         found.append(f"method = retrieval with engine = {config.engine.name}: it compares all pairs of a step; nearest: engine=zero")
+    if config.method == "retrieval" and config.lora is not None and "lm_head" in config.lora.target_modules:
+        allowed = ",".join(name for name in config.lora.target_modules if name != "lm_head")
+        found.append("lora.target_modules names lm_head with method = retrieval: embeddings are taken before it, so that it would learn nothing; "
+                     f"allowed: modules of the layers; nearest: lora.target_modules=[{allowed or 'q_proj,v_proj'}]")  # fmt: skip
     if config.method != "dpo":
         return found
     if dpo.loss_weights is not None and len(dpo.loss_weights) != len(dpo.loss_type):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from smolray.config import DataConfig, ImageConfig, ModelConfig
 from smolray.data.encode import Encoder
@@ -34,6 +36,16 @@ def tiny_path(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def processor(tiny_path):
     return load_processor(ModelConfig(path=tiny_path))
+
+
+def untied(source: str | Path, folder: Path) -> Path:
+    """The model of `source` with a head of its own, as published SmolVLMs have it, written to `folder`."""
+    model = AutoModelForImageTextToText.from_pretrained(source)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().roll(1, 0))
+    model.save_pretrained(folder)
+    load_processor(ModelConfig(path=str(source))).save_pretrained(folder)
+    return folder
 
 
 def encoder_of(processor, image: dict | None = None, **data) -> Encoder:

@@ -22,8 +22,13 @@ MODULES_OF: dict[Group, str] = {"vision": r".*vision_model\..*", "connector": r"
 
 
 def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
-    """Freeze, LoRA and gradient checkpointing as the run says; LoRA's weights are fp32 whatever the model's dtype, and begin as the seed alone says."""
+    """Freeze, LoRA and gradient checkpointing as the run says; LoRA's weights are fp32 whatever the model's dtype, and begin as the seed alone says.
+
+    Of retrieval a head of its own stays frozen: embeddings are taken before it, so that it would get no gradient.
+    """
     freeze(model, config.model.train)
+    if config.method == "retrieval" and (base := base_model(model)).lm_head.weight is not base.get_input_embeddings().weight:
+        base.lm_head.requires_grad_(False)
     if config.lora is not None:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         with torch.random.fork_rng(devices=[]):

@@ -2,19 +2,24 @@
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from smolray import storage
+from smolray.answer import find_model
 from smolray.checkpoint import Progress
 from smolray.config import load_config
 from smolray.contrastive import embeddings, info_nce
 from smolray.data.local import LocalStream, local_plan
 from smolray.engine.base import canonical_name
 from smolray.evaluate.retrieval import search_report
+from smolray.export import trained_model
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
 from smolray.train import Loop
 from tests.gloo import build_engine, run_workers
+from tests.offline import untied
 from tests.recipes.curves import curve, curves, first_gradients
 from tests.shards import captioned, vqa_rows, write_shards
 
@@ -66,6 +71,24 @@ def test_loss_and_gradients_are_those_of_all_pairs_of_the_step_at_once(pictures,
     assert max(float((got[name] - wanted[name]).norm() / norm) for name in got) < 1e-5
     (curve,) = run_workers(curves, 1, shards, {"alone": (overrides, 1)}).values()
     assert curve[0][0] == pytest.approx(float(loss), rel=1e-6)
+
+
+def saved_curve(shards: str, overrides: list[str], run_dir: str) -> list[float]:
+    return [loss for loss, _ in curve(shards, overrides, 3, run_dir)]
+
+
+def test_a_model_with_a_head_of_its_own_trains_in_full_and_is_read_back(pictures, tmp_path):
+    """Nothing of the loss goes through the head, which published models do not tie to the token embedding."""
+    shards, overrides = pictures
+    overrides = [*overrides, f"model.path={untied(load_config(None, overrides).model.path, tmp_path / 'untied')}"]
+    losses = run_workers(saved_curve, 1, shards, overrides, str(tmp_path / "run"))
+    assert losses[-1] < losses[0]
+    config = load_config(None, overrides)
+    storage.write_bytes(f"{tmp_path}/run/config.yaml", yaml.safe_dump(config.model_dump(mode="json")).encode())
+    source = find_model("run", str(tmp_path))
+    before, after = load_model(config.model), trained_model(source.config, source.checkpoint)
+    changed = {name.split(".")[0] for name, p in after.named_parameters() if not p.equal(before.get_parameter(name))}
+    assert changed == {"model"}, "all but lm_head"
 
 
 LORA = ["lora={r: 4, lora_dropout: 0.1, groups: [text, vision]}", "model.train=[]"]

@@ -3,13 +3,11 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
 
-from smolray.config import ModelConfig, load_config
+from smolray.config import load_config
 from smolray.data.local import LocalStream, local_plan, local_sidecars
-from smolray.model.load import load_processor
 from tests.gloo import run_workers
-from tests.offline import asked, picture, shard_row
+from tests.offline import asked, picture, shard_row, untied
 from tests.recipes.pipelines import leg, measure
 from tests.shards import vqa_rows, write_shards
 
@@ -50,11 +48,7 @@ def data(recipe, pairs, tmp_path_factory):
     shards = write_shards(str(folder / "shards"), rows, rows_per_file=20)
     overrides = [*recipe[1], "image.longest_edge=128", "train.per_device_train_batch_size=3"]
     source = next(o for o in overrides if o.startswith("model.path=")).removeprefix("model.path=")
-    model = AutoModelForImageTextToText.from_pretrained(source)
-    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().roll(1, 0))
-    model.save_pretrained(folder / "untied")
-    load_processor(ModelConfig(path=source)).save_pretrained(folder / "untied")
+    untied(source, folder / "untied")
     made = {name: (shards, [*overrides, *method]) for name, method in METHODS.items()}
     made["untied"] = (shards, [*overrides, f"model.path={folder}/untied"])
     made |= {name: (pairs[0], [*pairs[1], *method]) for name, method in DPO.items()}

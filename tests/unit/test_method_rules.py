@@ -32,6 +32,7 @@ LORA = ["lora.r=8", "model.train=[]"]
         (["optimizer.lr_scheduler_kwargs={num_cycles: two}"], ["num_cycles: expected a number"]),
         (["optimizer.lr_scheduler_type=polynomial", "optimizer.lr_scheduler_kwargs={lr_end: 1e-3}"], ["lr_end = 0.001", "not below"]),
         (["method=dpo", *LORA, "model.load_in_8bit=true", "dpo.reference=copy"], ["they cannot be copied", "nearest: dpo.reference=adapter"]),
+        (["method=retrieval", "lora.target_modules=[q_proj,lm_head]"], ["names lm_head", "would learn nothing", "nearest: lora.target_modules=[q_proj]"]),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(overrides, told):
