@@ -15,7 +15,7 @@ def build(
     source: Annotated[str, typer.Argument(metavar="IMAGES", help="an image, a folder, a glob, or data in any layout that prepare reads")],
     out: Annotated[str, typer.Option(help="folder or URI of the index")],
     overrides: Overrides = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="what stood beside the images in training; default: the run's data.prompt")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="beside each image, as in training; default: data.prompt, else that of captions")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images embedded together")] = 16,
     workers: Annotated[int | None, typer.Option(min=1, help="models held at a time; default: one a GPU, else one a core")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="of a run; default: the best, else the newest")] = None,
@@ -23,13 +23,15 @@ def build(
 ) -> None:
     """Embed images and write their index."""
     from smolray.answer import find_model
+    from smolray.data.parsers import CAPTION_PROMPT
     from smolray.data.questions import Asking, check_pieces, find_pieces
     from smolray.image_search import build_index
 
     found = find_model(model, storage, overrides or (), checkpoint)
-    beside = found.config.data.prompt if prompt is None else prompt
+    beside = prompt if prompt is not None else found.config.data.prompt or CAPTION_PROMPT
     pieces, asking = find_pieces(source, Asking(found.config.data, (beside,)), batch_size)
     check_pieces(source, pieces, asking)
+    errors.print(f"beside each image: {plain(repr(beside))}; the vectors are those of training where it stood there too (--prompt)", soft_wrap=True)
     failed = build_index(found, pieces, asking, out, batch_size, workers)
     reasons = ", ".join(f"{reason} {count}" for reason, count in failed.most_common())
     errors.print(f"index in {plain(out)}" + (f"; left out: {failed.total():,} ({reasons})" if failed else ""), soft_wrap=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import faiss  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +37,15 @@ class Hit:
     path: str
 
 
+def require_faiss() -> Any:
+    """The module faiss. Raises ConfigError where it is not installed."""
+    try:
+        import faiss  # type: ignore[import-untyped]
+    except ModuleNotFoundError:
+        raise ConfigError("the index of `smolray search` needs FAISS, which is not installed; run: pip install 'smolray[search]'") from None
+    return faiss
+
+
 class Embedder:
     """Holds one model on one device. In: a Batch of prompts. Out: embeddings of length 1."""
 
@@ -60,7 +68,11 @@ class Embedder:
 
 
 def build_index(source: ModelSource, pieces: Sequence[Piece], asking: Asking, out: str, batch_size: int, workers: int | None = None) -> Counter[str]:
-    """Write the index of the images in `pieces`; returns the reasons why others were left out, counted. Raises ConfigError where nothing is left."""
+    """Write the index of the images in `pieces`, each beside the one prompt of `asking`; returns the reasons why others were left out, counted.
+
+    Raises ConfigError where nothing is left, or without FAISS.
+    """
+    faiss, (prompt,) = require_faiss(), asking.prompts
     vectors, ids, paths, errors = list[np.ndarray](), list[str](), list[str](), Counter[str]()
     for table in over_batches(source, pieces, asking, batch_size, 0, workers, partial(Embedder, source)):
         for row in table.to_pylist():
@@ -79,15 +91,19 @@ def build_index(source: ModelSource, pieces: Sequence[Piece], asking: Asking, ou
     pq.write_table(pa.table({"id": ids, "path": paths}), sink, compression="zstd")
     storage.write_bytes(storage.join(out, IMAGES), sink.getvalue().to_pybytes())
     storage.write_bytes(storage.join(out, VECTORS), faiss.serialize_index(index).tobytes())
-    about = {"images": len(ids), "width": index.d, "config": source.config.model_dump(mode="json"), "checkpoint": source.checkpoint and source.checkpoint.uri}
+    about = {
+        "images": len(ids), "width": index.d, "prompt": prompt,
+        "config": source.config.model_dump(mode="json"), "checkpoint": source.checkpoint and source.checkpoint.uri,
+    }  # fmt: skip
     storage.write_bytes(storage.join(out, MANIFEST), json.dumps(about, indent=1).encode())
     return errors
 
 
 class ImageSearch:
-    """An index and its model, ready for texts. Raises ConfigError where the folder holds none, CheckpointError where its model is gone."""
+    """An index and its model, ready for texts. Raises ConfigError where the folder holds none or without FAISS, CheckpointError where its model is gone."""
 
     def __init__(self, folder: str):
+        faiss = require_faiss()
         try:
             about: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))
         except FileNotFoundError:

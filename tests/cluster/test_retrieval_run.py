@@ -1,11 +1,15 @@
 """A run of method=retrieval through Ray Data and Ray Train, and a search with it: captions of easy-vqa's pictures as a person would give them."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from smolray import storage
 from smolray.cli import app
+from smolray.data.parsers import CAPTION_PROMPT
 from smolray.events import read_events
 from smolray.launch import launch_run
 from tests.cluster.test_train import assert_every_sample_once
@@ -39,5 +43,6 @@ def test_a_run_learns_to_search_and_its_index_answers(make_run, captions):
     options = ["--storage", config.storage, "--batch-size", "8", "--workers", "1"]  # more than a batch: over Ray
     done = CliRunner().invoke(app, ["search", "build", "finder", str(captions / "photos"), "resources.use_gpu=no", "--out", index, *options])
     assert done.exit_code == 0, done.output
+    assert json.loads(storage.read_bytes(f"{index}/index.json"))["prompt"] == CAPTION_PROMPT, "as in training"
     done = CliRunner().invoke(app, ["search", "query", index, "a blue circle", "--top", "3"])
     assert done.exit_code == 0 and done.output.count(".png") == 3, done.output

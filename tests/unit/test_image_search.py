@@ -1,6 +1,7 @@
 """`smolray search`: an index of pictures answers texts with the pictures that are nearest, as a comparison with all of them would."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from typer.testing import CliRunner
 
 from smolray import cli
 from smolray.answer import find_model
+from smolray.config import DataConfig
 from smolray.contrastive import embeddings
 from smolray.data.collate import Group, collate_pairs
+from smolray.data.images import ImageReader
+from smolray.data.parsers import parse
 from smolray.image_search import ImageSearch
 from tests.offline import asked, picture, shard_row, tiny_path  # noqa: F401
 
@@ -56,6 +60,36 @@ def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, 
     assert len({tuple(hit.id for hit in hits) for hits in found}) > 1, "every text finds the same: this test would show nothing"
 
 
+@pytest.mark.parametrize(("overrides", "prompt"), [([], "Describe the image."), (["data.prompt=what colour?"], "what colour?")])
+def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_them(photos, tiny_path, tmp_path, overrides, prompt):  # noqa: F811
+    (tmp_path / "photos").mkdir()
+    pictures = [(photos / f"{number}.png").read_bytes() for number in range(3)]
+    for number, image in enumerate(pictures):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(image)
+    out = f"{tmp_path}/index"
+    done = CliRunner().invoke(cli.app, ["search", "build", tiny_path, str(tmp_path / "photos"), *SETTINGS, *overrides, "--out", out])
+    assert done.exit_code == 0, done.output
+    assert f"beside each image: '{prompt}'" in done.output and json.loads(Path(out, "index.json").read_text())["prompt"] == prompt
+    search, data = ImageSearch(out), DataConfig(prompt=prompt if overrides else "")
+    rows = []
+    for image in pictures:  # what prepare makes of a caption
+        (sample,) = parse({"image": {"bytes": image}, "caption": "a box"}, "0", data, ImageReader("", "", data.max_image_pixels))
+        rows.append(shard_row([image], sample.conversation))
+    batch = collate_pairs([Group(row, (0,)) for row in rows], search.source.encoder())
+    with torch.no_grad():
+        trained = embeddings(search.embed.answerer.model, batch).numpy()[[pair[0] for pair in batch.meta["pairs"]]]
+    np.testing.assert_allclose(search.index.reconstruct_n(0, 3), trained, atol=1e-5)
+
+
+def test_without_faiss_the_way_to_install_it_is_said_before_anything_is_embedded(photos, tiny_path, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for command in (["build", tiny_path, str(photos), *SETTINGS, "--out", str(tmp_path)], ["query", str(tmp_path), "a cat"]):
+        done = CliRunner().invoke(cli.app, ["search", *command])
+        assert done.exit_code == 2
+        assert "pip install 'smolray[search]'" in done.output, done.output
+        assert not [*tmp_path.iterdir()]
+
+
 def test_the_command_prints_paths_the_best_first(index, photos):
     done = CliRunner().invoke(cli.app, ["search", "query", index, *TEXTS, "--top", "2"])
     assert done.exit_code == 0, done.output
@@ -74,3 +108,4 @@ def test_a_folder_without_an_index_is_told_apart(tmp_path):
 def test_an_index_names_the_model_it_was_made_with(index, tiny_path):  # noqa: F811
     about = json.loads(Path(index, "index.json").read_text())
     assert about["images"] == 6 and about["config"]["model"]["path"] == tiny_path
+    assert about["prompt"] == "find this"

@@ -184,6 +184,7 @@ def test_modules_and_public_functions_say_what_they_do(path):
         ("smolray.cli", {"ray", "torch", "transformers", "deepspeed", "pandas", "tensorboardX"}),
         ("smolray.start", {"ray", "torch", "transformers", "deepspeed"}),  # Ray Train's controller unpickles what is in it
         ("smolray.data.stream", {"peft", "bitsandbytes", "deepspeed", "trl"}),  # every data task's process does
+        ("smolray.image_search", {"faiss"}),  # a worker that embeds does, and the index is made elsewhere
     ],
 )
 def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
