@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from smolray.data.encode import Encoded, Encoder
-from smolray.data.pack import pack
+from smolray.data.pack import Packed, pack, pack_sides
 from smolray.data.sample import Conversation, Message, Part, ShardRow
 from smolray.data.tiles import Grid, Tiler, image_size
 from smolray.model.load import DTYPES
@@ -91,12 +91,12 @@ class Group:
 
 def collate_training(groups: Sequence[Group], encoder: Encoder, images: bool = True) -> Batch:
     """The micro-batch of `groups`, with the ids of its conversations in `meta`. Without `images` tiles keep their number and nothing else."""
-    encoded = []
+    packed = []
     for group in groups:
         grids = group.grids(encoder.tiler)
-        encoded.append([branch for c in group.asked for branch in encoder.branches(c, grids) or ()])
+        packed.append(pack([branch for c in group.asked for branch in encoder.branches(c, grids) or ()]))
     ids = [c.id for group in groups for c in group.asked]
-    return _collate(groups, encoded, encoder, {"ids": ids}, flat=encoder.packing == "full", decode=images)
+    return _collate(groups, packed, encoder, {"ids": ids}, flat=encoder.packing == "full", decode=images)
 
 
 def collate_imageless(groups: Sequence[Group], encoder: Encoder) -> Batch:
@@ -106,7 +106,7 @@ def collate_imageless(groups: Sequence[Group], encoder: Encoder) -> Batch:
 
 def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
     """The prompts of `groups` for decoding, with id, key, type, question and reference answers of each conversation in `meta`."""
-    encoded, records = [], []
+    packed, records = [], []
     for group in groups:
         grids = group.grids(encoder.tiler)
         rows = []
@@ -114,37 +114,40 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
             ids = encoder.prompt(conversation, grids)
             rows.append(Encoded(ids, np.zeros(len(ids), bool)))
             records.append(question_record(conversation) | {"key": group.row.key})
-        encoded.append(rows)
-    return _collate(groups, encoded, encoder, {"ids": [r["id"] for r in records], "records": records}, flat=False)
+        packed.append(pack(rows))
+    return _collate(groups, packed, encoder, {"ids": [r["id"] for r in records], "records": records}, flat=False)
 
 
 def collate_pairs(groups: Sequence[Group], encoder: Encoder) -> Batch:
-    """Image and text of each conversation apart, for contrastive training: what is asked about an image, once, and the answer as a turn of its own.
+    """Image and text of each conversation apart, for contrastive training: what is asked about an image, and the answer as a turn of its own.
 
-    `meta` has question records and, as `pairs`, for each conversation the completions that are its image and its text and a key of either.
+    In a group either is there once. `meta` has question records and, as `pairs`, for each conversation the completions that are its image and its
+    text and a key of either.
     """
-    encoded, records, pairs, count = [], [], [], 0
+    packed, records, pairs, count = [], [], [], 0
     for group in groups:
-        grids, rows, places = group.grids(encoder.tiler), [], dict[bytes, int]()
+        grids, texts, images, about = group.grids(encoder.tiler), dict[bytes, int](), dict[bytes, int](), []
         for conversation in group.asked:
             record = question_record(conversation) | {"key": group.row.key}
             said = Conversation(conversation.id, (Message("user", (Part("text", record["answer"]),)),))
-            sides = (encoder.prompt(conversation, grids), encoder.prompt(said, ()))
-            for ids in sides:
-                if ids.tobytes() not in places:
-                    places[ids.tobytes()] = count
-                    rows.append(Encoded(ids, np.zeros(len(ids), bool)))
-                    count += 1
-            pairs.append([places[sides[0].tobytes()], places[sides[1].tobytes()], _key(group.row.key), _key(record["answer"])])
+            shown, told = encoder.prompt(conversation, grids).tobytes(), encoder.prompt(said, ()).tobytes()
+            about.append((images.setdefault(shown, len(images)), texts.setdefault(told, len(texts)), _key(group.row.key), _key(record["answer"])))
             records.append(record)
-        encoded.append(rows)
+        packed.append(pack_sides(_untrained(texts), _untrained(images)))
+        pairs += [[count + len(texts) + image, count + text, *keys] for image, text, *keys in about]
+        count += len(texts) + len(images)
     meta = {"ids": [r["id"] for r in records], "records": records, "pairs": pairs}
-    return _collate(groups, encoded, encoder, meta, flat=encoder.packing == "full")
+    return _collate(groups, packed, encoder, meta, flat=encoder.packing == "full")
 
 
 COLLATE: dict[str, Callable[[Sequence[Group], Encoder], Batch]] = {
     "sft": collate_training, "dpo": collate_training, "retrieval": collate_pairs, "imageless": collate_imageless, "prompts": collate_prompts,
 }  # fmt: skip
+
+
+def _untrained(tokens: Iterable[bytes]) -> list[Encoded]:
+    """Of each sequence of int32 token ids."""
+    return [Encoded(ids, np.zeros(len(ids), bool)) for ids in (np.frombuffer(one, np.int32) for one in tokens)]
 
 
 def _key(text: str) -> int:
@@ -161,9 +164,7 @@ def question_record(conversation: Conversation) -> dict[str, Any]:
     return {"id": conversation.id, "type": conversation.type, "question": question, "answer": answer, "answers": answers}
 
 
-def _collate(groups: Sequence[Group], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, meta: dict[str, Any], flat: bool, decode: bool = True
-             ) -> Batch:  # fmt: skip
-    packed = [pack(rows) for rows in encoded]
+def _collate(groups: Sequence[Group], packed: Sequence[Packed], encoder: Encoder, meta: dict[str, Any], flat: bool, decode: bool = True) -> Batch:
     lengths = np.array([len(p.input_ids) for p in packed])
     # Where each group starts in the positions laid flat: behind the one before it, or in a row of its own.
     offsets = np.cumsum(lengths) - lengths if flat else np.arange(len(packed)) * lengths.max()

@@ -76,6 +76,20 @@ def pack(encoded: Sequence[Encoded]) -> Packed:
     )  # fmt: skip
 
 
+def pack_sides(texts: Sequence[Encoded], images: Sequence[Encoded]) -> Packed:
+    """One sequence of `texts`, each a branch of its own, and behind them what `pack` makes of `images`: no text sees an image or another text, and no
+    image a text, so that the prefix is all that the images share. Nothing of `texts` is trained."""
+    packed, lengths = pack(images), [len(one.input_ids) for one in texts]
+    offset = sum(lengths)
+    positions = [np.arange(length, dtype=np.int32) for length in lengths]
+    return Packed(
+        np.concatenate([*(one.input_ids for one in texts), packed.input_ids]), np.concatenate([*positions, packed.position_ids]),
+        np.concatenate([np.repeat(np.arange(1, len(texts) + 1, dtype=np.int32), lengths), np.where(packed.branch, packed.branch + len(texts), 0)]),
+        packed.target_positions + offset, packed.target_ids, packed.target_branch + len(texts),
+        np.concatenate([np.cumsum(lengths) - 1, packed.ends + offset]).astype(np.int32),
+    )  # fmt: skip
+
+
 def _first_trained(encoded: Encoded) -> int:
     trained = np.flatnonzero(encoded.trained)
     return int(trained[0]) if len(trained) else len(encoded.input_ids)

@@ -9,12 +9,15 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from smolray.config import ModelConfig, RunConfig
-from smolray.data.collate import Batch, Group, collate_prompts, collate_training
+from smolray.contrastive import embeddings
+from smolray.data.collate import Batch, Group, collate_pairs, collate_prompts, collate_training
 from smolray.data.encode import Encoded
+from smolray.data.index import index_shard
 from smolray.data.local import local_index
 from smolray.data.pack import common_prefix, pack, packed_length
 from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.sample import Conversation
+from smolray.data.shards import read_manifest
 from smolray.forward import attention
 from smolray.model.attention import Layout
 from smolray.model.load import load_model
@@ -126,6 +129,28 @@ def test_a_branch_sees_the_prefix_and_itself_and_no_neighbour(encoder):
         assert (seen <= query).all() and query in seen
         assert set(branch[seen].tolist()) <= {0, int(branch[query])}
         assert len(seen) == int(batch.position_ids[0, query]) + 1  # as many as it would see alone
+
+
+@pytest.mark.parametrize("packing", ["full", "image", "none"])
+def test_many_prompts_on_one_image_are_embedded_as_alone_and_place_its_tiles_once(model, processor, packing, tmp_path):  # noqa: F811
+    rows = [row([WIDE], *(asked(f"what about {n}?", f"it is {n % 4}") for n in range(8))), row([SQUARE], asked("what?", "a box"), LATE),
+            row([], asked("two and two?", "four", 0))]  # fmt: skip
+    told = encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing=packing)
+    batch = collate_pairs([Group(r, tuple(range(len(r.conversations)))) for r in rows], told)
+    frame = len(told.prompt(asked("", "", 0), ()))  # tokens of a turn around its text
+    with torch.no_grad():
+        found = embeddings(model, batch)
+        single = [collate_pairs([Group(r, (n,))], told) for r in rows for n in range(len(r.conversations))]
+        alone = [embeddings(model, one)[torch.tensor(one.meta["pairs"][0][:2])] for one in single]
+    for pair, want in zip(batch.meta["pairs"], alone, strict=True):
+        torch.testing.assert_close(found[pair[:2]], want, atol=1e-5, rtol=0)
+    assert [one.meta["pairs"][0][2:] for one in single] == [pair[2:] for pair in batch.meta["pairs"]]
+    many = collate_pairs([Group(rows[0], tuple(range(8)))], told)
+    assert len(many.tile_order) == len(told.tiler.tiles(rows[0].images[0])) == len(many.pixel_values)
+    folder = write_shards(str(tmp_path), rows[:1])
+    index = index_shard(folder, read_manifest(folder).files[0].name, 0, told)
+    planned = int(lay_epoch(index, PlanLimits(8, None, 8), 0, 0).tokens[0])
+    assert many.meta["tokens"] <= planned + 4 * frame, "four texts in turns of their own"
 
 
 def test_groups_that_lie_end_to_end_leave_no_padding(processor):  # noqa: F811
