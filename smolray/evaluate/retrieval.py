@@ -6,7 +6,7 @@ A caption's score for an image is the cosine of their embeddings (method: retrie
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,44 @@ from smolray.data.collate import Batch, Group, collate_training
 from smolray.data.encode import Encoder
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.evaluate.evaluator import EvalReport, score, summarize
+from smolray.evaluate.metrics import Record
 from smolray.evaluate.scores import Figure, MetricError, Scores, figure
 from smolray.forward import hidden_states
 from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
 LogProbabilities = Callable[[Batch], torch.Tensor]  # (C,): of each completion of a batch, per trained token
+CELLS = 2_000_000  # scores of texts for images at a time: 16 MB, and a few such arrays
+
+
+@dataclass
+class Embedded:
+    """Images by key and distinct texts, each with its vector and the record that stands for it, and the keys that each text asks for.
+
+    Of several records the one with the smallest (key, id) stands for an image or a text, however they were dealt to workers.
+    """
+
+    images: dict[str, tuple[Record, np.ndarray]] = field(default_factory=dict)
+    texts: dict[str, tuple[Record, np.ndarray]] = field(default_factory=dict)
+    wanted: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def add_image(self, record: Record, vector: np.ndarray) -> None:
+        _keep_first(self.images, record["key"], record, vector)
+
+    def add_text(self, record: Record, vector: np.ndarray, keys: Iterable[str]) -> None:
+        _keep_first(self.texts, record["answer"], record, vector)
+        self.wanted[record["answer"]].update(keys)
+
+    def add(self, other: "Embedded") -> None:
+        for record, vector in other.images.values():
+            self.add_image(record, vector)
+        for text, (record, vector) in other.texts.items():
+            self.add_text(record, vector, other.wanted[text])
+
+
+def _keep_first(kept: dict[str, tuple[Record, np.ndarray]], name: str, record: Record, vector: np.ndarray) -> None:
+    if name not in kept or (record["key"], record["id"]) < (kept[name][0]["key"], kept[name][0]["id"]):
+        kept[name] = record, vector
 
 
 @torch.no_grad()
@@ -33,28 +65,57 @@ def search_report(model: nn.Module, batches: Iterable[Batch], device: torch.devi
 
     `exact_match` is recall@1: a prediction is the key of the image found first, the right answers are the keys of all images with that text.
     """
-    mine: list[tuple[dict[str, Any], np.ndarray]] = []
+    mine = Embedded()
     for batch in batches:
         found = embeddings(model, batch.to(device)).cpu().numpy()
-        mine += [(record, found[pair[:2]]) for record, pair in zip(batch.meta["records"], batch.meta["pairs"], strict=True)]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    images: dict[str, np.ndarray] = {}
-    texts: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
-    wanted: dict[str, set[str]] = defaultdict(set)
-    for record, (image, text) in (one for part in parts for one in part):
-        images.setdefault(record["key"], image)
-        texts.setdefault(record["answer"], (record, text))
-        wanted[record["answer"]].add(record["key"])
-    if not texts:
+        for record, (image, text, *_) in zip(batch.meta["records"], batch.meta["pairs"], strict=True):
+            mine.add_image(record, found[image])
+            mine.add_text(record, found[text], [record["key"]])
+    first = dist.get_rank() == 0
+    parts: list[Any] | None = [None] * dist.get_world_size() if first else None
+    dist.gather_object(mine, parts)
+    told: list[Any] = [None]
+    if parts is not None:
+        for part in parts[1:]:
+            mine.add(part)
+        try:
+            told = [found_report(mine)]
+        except MetricError as error:  # the others wait for an answer
+            told = [error]
+    dist.broadcast_object_list(told)
+    if isinstance(told[0], MetricError):
+        raise told[0]
+    return told[0]  # type: ignore[no-any-return]
+
+
+def found_report(embedded: Embedded, cells: int = CELLS) -> EvalReport:
+    """What the texts find. `cells`: scores that are held at a time. Raises MetricError."""
+    if not embedded.texts:
         return EvalReport()
-    keys, sought = list(images), sorted(texts)
-    scores = np.stack([texts[text][1] for text in sought]) @ np.stack(list(images.values())).T
-    relevant = np.array([[key in wanted[text] for key in keys] for text in sought])
-    records = [score(texts[text][0] | {"question": text, "answer": min(wanted[text]), "answers": sorted(wanted[text])}, keys[best])
-               for text, best in zip(sought, scores.argmax(1), strict=True)]  # fmt: skip
+    keys, sought = sorted(embedded.images), sorted(embedded.texts)
+    number = {key: n for n, key in enumerate(keys)}
+    images = np.stack([embedded.images[key][1] for key in keys]).T
+    records, parts = list[Record](), list[dict[str, np.ndarray]]()
+    for start in range(0, len(sought), size := max(1, cells // len(keys))):
+        block = sought[start : start + size]
+        scores = np.stack([embedded.texts[text][1] for text in block]) @ images
+        relevant = np.zeros(scores.shape, bool)
+        for row, text in zip(relevant, block, strict=True):
+            row[[number[key] for key in embedded.wanted[text]]] = True
+        parts.append(per_text(scores, relevant))
+        for text, best in zip(block, _first(scores, relevant), strict=True):
+            answers = sorted(embedded.wanted[text])
+            records.append(score(embedded.texts[text][0] | {"question": text, "answer": answers[0], "answers": answers}, keys[best]))
     report = summarize(records)
-    return replace(report, metrics=report.metrics | {name: {"overall": value} for name, value in measure_retrieval(scores, relevant).items()})
+    figures = _figures({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return replace(report, metrics=report.metrics | {name: {"overall": value} for name, value in figures.items()})
+
+
+def _first(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """The image that each text finds first: of equal ones a wrong one, as recall@1 counts it. (texts,) int"""
+    best = scores == scores.max(axis=1, keepdims=True)
+    wrong = best & ~relevant
+    return np.where(wrong.any(axis=1), wrong.argmax(axis=1), best.argmax(axis=1))
 
 
 def caption_scores(
@@ -100,11 +161,18 @@ def measure_retrieval(scores: np.ndarray, relevant: np.ndarray, ks: Sequence[int
 
     `scores`: (texts, images) floats; `relevant`: (texts, images) bool.
     """
+    return _figures(per_text(scores, relevant, ks))
+
+
+def per_text(scores: np.ndarray, relevant: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, np.ndarray]:
+    """`recall@k` for each k and `mean_average_precision` of each text: (texts,) float64."""
     scores, relevant = _checked(scores, relevant)
-    texts = [str(n) for n in range(len(scores))]
     found = {f"recall@{k}": recall_at(scores, relevant, k).astype(np.float64) for k in ks if k <= scores.shape[1]}
-    found["mean_average_precision"] = average_precision(scores, relevant)
-    return {name: figure(Scores.mean(values), texts) for name, values in found.items()}
+    return found | {"mean_average_precision": average_precision(scores, relevant)}
+
+
+def _figures(found: dict[str, np.ndarray]) -> dict[str, Figure]:
+    return {name: figure(Scores.mean(values), [str(n) for n in range(len(values))]) for name, values in found.items()}
 
 
 def recall_at(scores: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
@@ -120,10 +188,9 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     scores, relevant = _checked(scores, relevant)
     precisions = np.empty(len(scores))
     for i, (row, hits) in enumerate(zip(scores, relevant, strict=True)):
-        order = np.argsort(-row, kind="stable")
-        falling, hits = -row[order], hits[order]
-        through = np.searchsorted(falling, falling, side="right")  # images down to the end of each tie
-        precisions[i] = (np.cumsum(hits)[through - 1] / through)[hits].mean()
+        ordered, wanted = np.sort(row), np.sort(row[hits])
+        through = len(ordered) - np.searchsorted(ordered, wanted)  # images down to the end of each tie
+        precisions[i] = ((len(wanted) - np.searchsorted(wanted, wanted)) / through).mean()
     return precisions
 
 

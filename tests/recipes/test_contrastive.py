@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -124,6 +125,22 @@ def test_saved_under_one_stage_and_resumed_under_another_it_goes_on(pictures, al
     rest = run_workers(halves, 1, shards, overrides, [2, 0, 1], str(tmp_path), True)
     for first, second in zip(begun, rest, strict=True):
         assert first + second == pytest.approx([loss for loss, _ in alone["full"]], abs=1e-5)
+
+
+def searched(shards: str, overrides: list[str]) -> list[dict]:
+    """The predictions of an untrained model, each worker embedding every so-manieth micro-batch. Collective; from the last worker's report."""
+    config = load_config(None, overrides)
+    plan = local_plan(shards, config)
+    mine = range(len(plan))[dist.get_rank() :: dist.get_world_size()]
+    report = search_report(load_model(config.model).eval(), LocalStream(shards, plan, mine, config), torch.device("cpu"))
+    told = [report.predictions]
+    dist.broadcast_object_list(told, src=dist.get_world_size() - 1)
+    return told[0]
+
+
+def test_a_search_on_two_workers_finds_what_one_finds_and_tells_both(pictures):
+    one, two = (run_workers(searched, world, *pictures) for world in (1, 2))
+    assert len(one) > 10 and [(p["id"], p["question"], p["answers"]) for p in one] == [(p["id"], p["question"], p["answers"]) for p in two]
 
 
 def train_and_search(shards: str, tested: str, overrides: list[str]) -> list[float]:

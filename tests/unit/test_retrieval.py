@@ -1,5 +1,7 @@
 """Image search by text: the figures are the standard ones, and a model's score of a caption is that of the caption alone."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,11 @@ from sklearn.metrics import average_precision_score
 from smolray.config import ModelConfig
 from smolray.data.collate import Group, collate_training
 from smolray.evaluate.retrieval import (
+    Embedded,
     average_precision,
     caption_batches,
     caption_scores,
+    found_report,
     mean_log_probabilities,
     measure_retrieval,
     recall_at,
@@ -56,6 +60,62 @@ def test_scores_that_mean_nothing_are_refused():
         average_precision(good, np.diag([1, 1, 0]))
     with pytest.raises(MetricError, match="found"):
         average_precision(good, good[:2])
+
+
+def embedded(texts, images, parts=1, order=1):
+    """(text vectors, image vectors), text n asking for images n and n + 1, dealt to `parts` workers."""
+    dealt = [Embedded() for _ in range(parts)]
+    pairs = [(n, m) for n in range(len(texts)) for m in (n, n + 1) if m < len(images)]
+    for place, (n, m) in enumerate(pairs[::order]):
+        record = {"id": f"{n}-{m}", "key": f"k{m:05}", "type": "ab"[m % 2], "question": "?", "answer": f"t{n:05}", "answers": []}
+        dealt[place % parts].add_image(record, images[m])
+        dealt[place % parts].add_text(record, texts[n], [record["key"]])
+    for other in dealt[1:]:
+        dealt[0].add(other)
+    return dealt[0]
+
+
+def vectors(count, seed, width=16):
+    made = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def test_a_search_block_by_block_has_the_figures_of_the_whole():
+    texts, images = vectors(40, 0), vectors(40, 1)
+    texts += images
+    relevant = np.eye(40, dtype=bool) | np.eye(40, k=1, dtype=bool)
+    whole = measure_retrieval(texts @ images.T, relevant)
+    for cells in (1, 130, 10**6):
+        report = found_report(embedded(texts, images), cells)
+        for name, want in whole.items():
+            assert report.metrics[name]["overall"] == pytest.approx(want), (name, cells)
+    assert 0.2 < whole["recall@1"]["value"] < 1
+
+
+def test_predictions_do_not_depend_on_how_records_were_dealt_to_workers():
+    texts, images = vectors(20, 0), vectors(20, 1)
+    (want, *others) = [found_report(embedded(texts, images, parts, order)).predictions for parts, order in ((1, 1), (2, 1), (3, -1))]
+    assert others == [want] * 2
+    assert [(p["id"], p["key"], p["question"]) for p in want[:2]] == [("0-0", "k00000", "t00000"), ("1-1", "k00001", "t00001")]
+
+
+def test_exact_match_is_recall_at_1_with_ties_too():
+    images = np.repeat(vectors(10, 1), 2, axis=0)  # of two equal pictures the wrong one counts against the text that asks for the other
+    for texts in (images + vectors(20, 0) / 2, np.zeros_like(images)):
+        report = found_report(embedded(texts, images))
+        assert report.accuracy["overall"] == report.metrics["recall@1"]["overall"]["value"]
+        assert report.accuracy["overall"] < 1
+    assert report.accuracy["overall"] == 0, "a model that tells nothing apart finds nothing"
+
+
+def test_a_search_holds_a_block_of_scores_and_no_table_of_all():
+    count = 6000
+    data = embedded(vectors(count, 0), vectors(count, 1))
+    tracemalloc.start()
+    found_report(data, 100_000)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 4 * count * count / 2, "bytes; float32 scores of all would be twice as much"
 
 
 CAPTIONS = ["a red box", "a blue circle in the picture", "yes", "a small grey box of the same thing", "no"]
