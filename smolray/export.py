@@ -215,7 +215,9 @@ def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str) -
     lora, groups = config.lora, ", ".join(config.model.train)
     method = f"{'DoRA' if lora.use_dora else 'LoRA'} r={lora.r} on {', '.join(lora.groups)}, merged" if lora else f"full fine-tuning of {groups}"
     source = read_manifest(config.data.train).source or config.data.train
-    table = f"\n## Accuracy (exact match, greedy decoding)\n\n| type | accuracy | samples |\n|---|---|---|\n{scores}\n" if scores else ""
+    search = config.method == "retrieval"
+    title, share = ("Search (texts whose picture is found first)", "found first") if search else ("Accuracy (exact match, greedy decoding)", "accuracy")
+    table = f"\n## {title}\n\n| type | {share} | {'texts' if search else 'samples'} |\n|---|---|---|\n{scores}\n" if scores else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n# {config.name}\n\n"
         f"{config.model.path}, {method}, {CARD_MARK} to step {chosen.step} ({chosen.progress.samples} samples) on `{source}`. {note}\n"

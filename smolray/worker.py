@@ -279,7 +279,7 @@ class Worker:
 
     def _lay_plans(self) -> list[EpochPlan]:
         index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)
-        check_kind(index, pairs=self.config.method == "dpo")
+        check_kind(index, self.config.method)
         return [lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)]
 
     def _open_stream(self, plan: EpochPlan, numbers: Sequence[int], collate: str | None) -> Stream:

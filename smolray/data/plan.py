@@ -101,12 +101,13 @@ def share(micro_batches: range, rank: int, counts: Sequence[int]) -> range:
     return micro_batches[first : first + counts[rank]]
 
 
-def check_kind(index: pa.Table, pairs: bool) -> None:
-    """Raise PlanError where the data are not what the method compares: pairs of a chosen and a rejected answer, or single answers."""
+def check_kind(index: pa.Table, method: str) -> None:
+    """Raise PlanError where the data are not what the method learns from: pairs of a chosen and a rejected answer (dpo), or single answers."""
+    pairs = method == "dpo"
     told, kept = index["chosen_tokens"].to_numpy() > 0, index["tokens"].to_numpy() > 0
     if (wrong := int(((told != pairs) & kept).sum())):
         what = "have no chosen and rejected answer, of method: dpo" if pairs else "are preference data (chosen / rejected), of method: dpo"
-        raise PlanError(f"{wrong} of {int(kept.sum())} conversations {what}; found method: {'dpo' if pairs else 'sft'}")
+        raise PlanError(f"{wrong} of {int(kept.sum())} conversations {what}; found method: {method}")
 
 
 def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,20 @@ MAX_CARDS = 24
 QUESTIONS_A_CARD = 6
 IMAGES_FILE = "predictions/images.parquet"
 MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp", b"BM": "image/bmp"}
+
+
+class Words(NamedTuple):
+    """What a page calls the share of right answers."""
+
+    title: str
+    headline: str
+    asked: str
+    share: str
+    chart: str
+
+
+ANSWERING = Words("Accuracy", "exact-match accuracy", "Questions", "Accuracy", "Validation accuracy")
+SEARCHING = Words("Search", "of the texts find their picture first (recall@1)", "Texts", "Found first", "Validation texts whose picture is found first")
 
 
 def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
@@ -54,9 +68,9 @@ def render(
     history = surviving(events)
     body = [
         _head(name, history, result, config),
-        _accuracy(history, result),
+        _accuracy(history, result, config),
         _metrics(history, result),
-        _curves(history, result),
+        _curves(history, result, config),
         _samples(predictions, images),
         _happenings(events),
         _details(result, config, history),
@@ -130,7 +144,7 @@ def _head(name: str, history: list[Event], result: dict[str, Any], config: dict[
     return f"<header><h1>{escape(name)} {badge}</h1><dl>{listed}</dl></header>"
 
 
-def _accuracy(history: list[Event], result: dict[str, Any]) -> str:
+def _accuracy(history: list[Event], result: dict[str, Any], config: dict[str, Any]) -> str:
     evaluated: Event = next((e for e in reversed(history) if e["event"] == "evaluate"), {})
     scores = accuracy_of(result) or accuracy_of(evaluated)
     last_step = max((e.get("step") or 0 for e in history), default=0)
@@ -147,7 +161,8 @@ def _accuracy(history: list[Event], result: dict[str, Any]) -> str:
     if not scores:
         return f'<section><h2>So far</h2><p class="quiet">Not evaluated yet.</p><div class="tiles">{numbers}</div></section>'
     blind = result.get("blind_baseline")
-    headline = f'<div class="headline"><b>{percent(scores.get("overall", 0.0))}</b><span>exact-match accuracy</span></div>'
+    words = _words(config)
+    headline = f'<div class="headline"><b>{percent(scores.get("overall", 0.0))}</b><span>{words.headline}</span></div>'
     if isinstance(blind, int | float):
         headline += f'<div class="headline beside"><b>{percent(blind)}</b><span>from the question alone, without the image</span></div>'
     counts = result.get("accuracy_counts") or evaluated.get("counts") or {}
@@ -158,8 +173,12 @@ def _accuracy(history: list[Event], result: dict[str, Any]) -> str:
         f'<td class="bar"><i style="width:{100 * min(max(score, 0), 1):.1f}%"></i></td></tr>'
         for kind, score in scores.items()
     )
-    table = f"<table><thead><tr><th>Type</th><th>Questions</th><th>Accuracy</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
-    return f'<section><h2>Accuracy</h2><div class="top"><div>{headline}</div>{table}</div><div class="tiles">{numbers}</div></section>'
+    table = f"<table><thead><tr><th>Type</th><th>{words.asked}</th><th>{words.share}</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
+    return f'<section><h2>{words.title}</h2><div class="top"><div>{headline}</div>{table}</div><div class="tiles">{numbers}</div></section>'
+
+
+def _words(config: dict[str, Any]) -> Words:
+    return SEARCHING if config.get("method") == "retrieval" else ANSWERING
 
 
 def _metrics(history: list[Event], result: dict[str, Any]) -> str:
@@ -178,7 +197,7 @@ def _points(events: Iterable[Event], value: Callable[[Event], Any]) -> tuple[Poi
     return tuple((e["step"], y) for e in events if (y := value(e)) is not None)
 
 
-def _curves(history: list[Event], result: dict[str, Any]) -> str:
+def _curves(history: list[Event], result: dict[str, Any], config: dict[str, Any]) -> str:
     steps = [e for e in history if e["event"] == "step"]
     evaluations = [e for e in history if e["event"] == "evaluate" and "step" in e]
     marks = [(e["step"], f"restart from step {e['step']}") for e in history if e["event"] == "resume"]
@@ -195,7 +214,7 @@ def _curves(history: list[Event], result: dict[str, Any]) -> str:
         lines = [Series(kind, _points(evaluations, lambda e, kind=kind: accuracy_of(e).get(kind)), dots=True) for kind in kinds[:6]]  # type: ignore[misc]
         blind = result.get("blind_baseline")
         baseline = (float(blind), "without the image") if isinstance(blind, int | float) else None
-        charts.append(line_chart("Validation accuracy", lines, "{:.0%}".format, marks, (None, 1.0), baseline))
+        charts.append(line_chart(_words(config).chart, lines, "{:.0%}".format, marks, (None, 1.0), baseline))
     charts += [
         line_chart("Samples per second", [Series("samples/s", rate("samples"))], count, marks, (0.0, None)),
         line_chart(

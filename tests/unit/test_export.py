@@ -15,7 +15,7 @@ from smolray import checkpoint, export
 from smolray.checkpoint import CheckpointError, Progress
 from smolray.config import RunConfig
 from smolray.engine.base import EngineState, canonical_name
-from smolray.export import ExportError, export_adapter, export_run, few_samples, merged_model, trained_model
+from smolray.export import ExportError, export_adapter, export_run, few_samples, merged_model, model_card, trained_model
 from smolray.model.adapters import prepare_for_training, trainable
 from smolray.model.load import load_model
 from tests.losses import sft_sum
@@ -186,6 +186,15 @@ def test_the_model_card_has_data_settings_and_accuracy(tmp_path, tiny_path, shar
     assert shards in card and "LoRA r=4 on text, vision" in card and "to step 3 (70 samples)" in card
     settings = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
     assert RunConfig.model_validate(settings) == config
+
+
+def test_the_model_card_of_a_search_tells_what_was_found(tmp_path, tiny_path, shards):  # noqa: F811
+    config = run_config(tmp_path, tiny_path, shards, method="retrieval", engine={"stage": 0})
+    run = write_run(tmp_path, config)
+    (Path(run) / "result.json").write_text(json.dumps({"accuracy": {"overall": 0.5}, "accuracy_counts": {"overall": 24}}))
+    card = model_card(config, run, checkpoint.latest(run), "")
+    assert "texts whose picture is found first" in card and "| overall | 0.5000 | 24 |" in card
+    assert "exact match" not in card.split("## Settings")[0] and "decoding" not in card.split("## Settings")[0]
 
 
 @pytest.mark.parametrize("quantised", ["load_in_4bit", "load_in_8bit"])

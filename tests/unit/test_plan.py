@@ -174,13 +174,15 @@ def test_overlong_and_answerless_lines_are_left_out_and_nothing_left_is_an_error
 
 def test_data_of_another_kind_than_the_method_compares_are_refused():
     index = synthetic_index(50)
-    check_kind(index, pairs=False)
-    with pytest.raises(PlanError, match="have no chosen and rejected answer"):
-        check_kind(index, pairs=True)
+    for method in ("sft", "retrieval"):
+        check_kind(index, method)
+    with pytest.raises(PlanError, match=r"have no chosen and rejected answer.*found method: dpo"):
+        check_kind(index, "dpo")
     pairs = index.set_column(7, "chosen_tokens", pa.array(np.ones(len(index), np.int32)))
-    check_kind(pairs, pairs=True)
-    with pytest.raises(PlanError, match="are preference data"):
-        check_kind(pairs, pairs=False)
+    check_kind(pairs, "dpo")
+    for method in ("sft", "retrieval"):
+        with pytest.raises(PlanError, match=rf"are preference data.*found method: {method}"):
+            check_kind(pairs, method)
 
 
 def test_laying_200k_conversations_takes_less_than_two_seconds():

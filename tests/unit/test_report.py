@@ -127,6 +127,13 @@ def test_numbers_stand_where_they_belong(run):
     assert re.search(r"overall</th><td>3</td><td>88.0 %", text)
 
 
+def test_a_search_is_not_called_exact_match(run):
+    (run / "config.yaml").write_text(to_yaml(load_config(None, ["name=demo", "method=retrieval"])))
+    told = " ".join(" ".join(page_of(write_report(str(run)))[1].text).split())
+    assert "88.0 % of the texts find their picture first" in told and "Found first" in told
+    assert "exact-match" not in told and "Validation accuracy" not in told
+
+
 def test_every_logged_point_is_drawn_once(run):
     text, _ = page_of(write_report(str(run)))
     lines = [len(points.split()) for points in re.findall(r'<polyline class="line [^"]*" points="([^"]*)"', text)]
