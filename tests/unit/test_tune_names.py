@@ -93,11 +93,12 @@ def test_an_interrupted_search_does_not_train_its_best(half):
 
 def test_ctrl_c_lets_the_trials_save_and_a_second_one_interrupts(half):
     config, ledger = half
-    asked, former = Asked(ledger, config.storage), signal.getsignal(signal.SIGINT)
+    asked, former = Asked(ledger, config.storage), signal.default_int_handler
+    before = signal.signal(signal.SIGINT, former)  # a shell's background jobs begin with Ctrl-C ignored
     with asked.hearing_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         assert asked.heard and not asked.stop_all()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is former
+    assert signal.signal(signal.SIGINT, before) is former
     assert [stop_requested(f"{config.storage}/find-{number}") for number in (1, 2)] == [False, True]
