@@ -32,7 +32,8 @@ def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> An
 
 
 def _worker(rank: int, world_size: int, folder: str, function: Callable[..., Any], args: Sequence[Any]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "DS_ACCELERATOR": "cpu"}
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}  # as from Ray Train
+    os.environ |= {"DS_ACCELERATOR": "cpu"} | {name: str(value) for name, value in places.items()}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
     result = function(*args)
