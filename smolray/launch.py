@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from smolray import auto, storage
+from smolray import auto, checkpoint, storage
 from smolray.background import beside
 from smolray.config import ConfigError, RunConfig, check_run, load_config, to_yaml
 from smolray.data.prepare import prepare_run, shard_folder
@@ -62,6 +62,7 @@ def connect(config: RunConfig) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns in every process that it found no card
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # a data task's process takes seconds to import torch: kept for the next
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
@@ -82,6 +83,8 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     check_resources(config, ray.cluster_resources())
     storage.delete(storage.join(config.run_dir, STOP_FLAG))
     config, folders = prepare_data(config)
+    if finished := finished_result(config):
+        return finished
     if config.engine.name != "auto":
         storage.write_bytes(storage.join(config.run_dir, "config.yaml"), to_yaml(config).encode())
     with shown_progress(config):
@@ -94,6 +97,15 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
             EventLog(config.run_dir).write("end", status="failed", error=record["error"])
             raise RunError(record["error"])
     return finish(config, folders, record, time.time() - began)
+
+
+def finished_result(config: RunConfig) -> dict[str, Any]:
+    """result.json of a run that has finished under just these settings and still has its last checkpoint; else nothing."""
+    result, settings = (storage.join(config.run_dir, name) for name in ("result.json", "config.yaml"))
+    if not (storage.exists(result) and storage.exists(settings) and storage.read_bytes(settings).decode() == to_yaml(config)):
+        return {}
+    told, last = json.loads(storage.read_bytes(result)), checkpoint.latest(config.run_dir)
+    return told if told["status"] == "finished" and last is not None and last.step == told["steps"] else {}
 
 
 def refuse_open_head(auth_mode: str, address: str) -> None:
@@ -241,8 +253,8 @@ def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None
         scaling["label_selector"] = resources.label_selector
     # How long Ray Train waits for room for a group before it counts the boxes again: one that was just lost may still be counted.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more in every group, whose notices nobody reads: `cluster drain` stops runs
     notes, path = storage.filesystem(storage.join(config.storage, ".ray"))  # Ray's own reading of a URI knows no AWS_ENDPOINT_URL
-    settings = {"config": config.model_dump(mode="json"), "folders": folders.__dict__} | (extra or {})
     function: Any = train_function
     failures: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 1} if nodes else {"max_failures": resources.max_failures}
     growth = Growth(config, each)
@@ -252,13 +264,18 @@ def fit(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None
             failure_config=FailureConfig(**failures),
         )  # fmt: skip
         trainer = TorchTrainer(
-            function, train_loop_config=settings, torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            function, train_loop_config=worker_settings(config, folders, extra), torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(**scaling), run_config=run,
         )  # fmt: skip
         with growth.watching():
             result: Any = trainer.fit()
         if result.return_value.get("status") != RESIZED:
             return result.return_value
+
+
+def worker_settings(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the workers are told, in plain values: unpickled, one of our classes would import torch and more, in the controller as well."""
+    return {"config": config.model_dump(mode="json"), "folders": asdict(folders)} | (extra or {})
 
 
 def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Folders:
     sidecars: Sidecars = ALONE  # of `train`
     validation_sidecars: Sidecars = ALONE
 
+    @classmethod
+    def from_plain(cls, told: dict[str, Any]) -> "Folders":
+        """From what `asdict` makes of one."""
+        return cls(told["train"], told["validation"], Sidecars(**told["sidecars"]), Sidecars(**told["validation_sidecars"]))
+
 
 def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> EvalReport:
     """Greedy decoding of the validation shards (method: retrieval: a search in them), each worker every so-manieth micro-batch. Collective."""

@@ -15,6 +15,7 @@ def test_boxes_come_up_from_nothing_and_the_role_run_twice_changes_nothing(clust
     assert cluster.head.run("stat", "-c", "%a", f"{ETC}/token").stdout.strip() == "440"
 
 
+@pytest.mark.faults
 def test_a_worker_that_loses_power_costs_a_run_only_the_steps_since_the_last_checkpoint(cluster, shared):
     run = Run(cluster, shared, "worker-cut")
     run.reaches(SAVE_STEPS + 3)

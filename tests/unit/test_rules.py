@@ -1,6 +1,7 @@
 """The rules of the design as tests: who may import what, what is never called, how large and where things are."""
 
 import ast
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,21 @@ def test_modules_and_public_functions_say_what_they_do(path):
 def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
     code = f"import sys, {module}; found = {heavy} & {{m.split('.')[0] for m in sys.modules}}; assert not found, found"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_workers_are_told_is_unpickled_without_importing_anything(tmp_path):
+    from smolray.config import RunConfig
+    from smolray.data.reader import Sidecars
+    from smolray.launch import worker_settings
+    from smolray.validation import Folders
+
+    folders = Folders("train", "validation", Sidecars("features"), Sidecars(logps="logps"))
+    settings = worker_settings(RunConfig(), folders, {"survey": True})
+    assert Folders.from_plain(settings["folders"]) == folders
+    (tmp_path / "settings").write_bytes(pickle.dumps(settings))
+    code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); assert not any(m.split('.')[0] == 'smolray' for m in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "settings")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
