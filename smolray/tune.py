@@ -101,6 +101,8 @@ def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, 
     if search.scheduler == "pbt":  # its scheduler takes no searcher: the population is known beforehand
         table = [queue.suggest("") for _ in range(total)]
         population = [row for row in table if isinstance(row, dict)]
+        if not population:
+            return  # the planner has turned every trial down, and the log says why
         keys = population[0]
         numbered = {row["number"]: row for row in population}
         param_space = {"number": tune.grid_search(list(numbered))}

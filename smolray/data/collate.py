@@ -46,8 +46,10 @@ class Batch:
         return len(self.meta.get("ids", ()))
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "meta"}
-        return replace(self, **moved)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
+        if torch.device(device).type == "cuda":  # a copy from other memory would wait for all that the card has been given to do
+            tensors = {name: tensor.pin_memory() if tensor.is_cpu else tensor for name, tensor in tensors.items()}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def to_bytes(self) -> bytes:
         tensors = {f.name: getattr(self, f.name).contiguous() for f in fields(self) if f.name != "meta"}

@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections import Counter
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from jobs.easyvqa import export_easy_vqa
 from smolray import checkpoint, storage
 from smolray.audit import consumed
 from smolray.events import read_events, surviving
+from smolray.search.ledger import read_trials
 from smolray.status import list_runs
 from tests.s3 import KEYS
 
@@ -31,15 +36,26 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def run(*command):
-    """What a command prints on a machine of its own: no Ray address, no temporary files of others; the AWS environment of `s3_server`."""
+@contextmanager
+def started(*command):
+    """A command on a machine of its own: no Ray address, no temporary files of others; the AWS environment of `s3_server`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SMOLRAY_"))}
     with tempfile.TemporaryDirectory(prefix="s3", ignore_cleanup_errors=True) as folder:
         environment = kept | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder, "TMPDIR": folder, "COLUMNS": "160"}
         environment["RAY_worker_niceness"] = "0"  # or on a busy machine Ray's workers wait for all else
-        done = subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job of a shell is deaf to Ctrl-C, and so are its children
+        with subprocess.Popen(
+            [sys.executable, *command], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heard,
+        ) as process:  # fmt: skip
+            yield process
+
+
+def run(*command):
+    """What a command prints."""
+    with started(*command) as process:
+        printed, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, printed[-5000:]
+    return printed
 
 
 def train(*arguments):
@@ -112,3 +128,30 @@ def test_the_same_name_again_goes_on_with_a_run_on_s3_and_every_sample_is_seen_o
     assert sorted(history) == [0, 1]
     for rows in history.values():
         assert Counter(i for _, i in rows) == Counter(f"train-{i}" for i in range(QUESTIONS))
+
+
+def test_a_search_on_s3_stops_at_ctrl_c_when_its_trials_have_saved_and_goes_on(s3_server, tmp_path):
+    export_easy_vqa(tmp_path, limit=QUESTIONS)
+    name = f"search-{uuid.uuid4().hex[:6]}"
+    search = {"space": {"optimizer.learning_rate": {"choice": [1e-3, 2e-3]}}, "algorithm": "grid", "scheduler": "none", "max_concurrent": 1}
+    (tmp_path / "search.yaml").write_text(json.dumps({"search": search}))
+    given = [f"name={name}", "storage=s3://bucket/runs", f"data.train={tmp_path}/train.parquet", f"data.validation={tmp_path}/test.parquet"]
+    command = ["jobs/tune.py", "--config", str(tmp_path / "search.yaml"), *SETTINGS, *given, "evaluate.eval_epochs=1", "train.num_train_epochs=3"]
+    folder, first = f"s3://bucket/runs/{name}", f"s3://bucket/runs/{name}-1"
+    with started(*command) as process:
+        deadline = time.monotonic() + 300
+        while not any(e["event"] == "step" for e in read_events(first)):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=200)
+    assert "the trials save and stop" in printed
+    stopped = read_events(first)[-1]
+    assert (stopped["event"], stopped["status"]) == ("end", "stopped") and checkpoint.latest(first).step == stopped["step"]
+    assert not any(t.ended for t in read_trials(folder))
+
+    run(*command)
+    assert [t.status for t in read_trials(folder)] == ["finished"] * 2
+    assert [e["step"] for e in read_events(first) if e["event"] == "resume"] == [stopped["step"]]
+    for left in ("best.yaml", "result.json", "report.html", "trials.jsonl"):
+        assert storage.exists(storage.join(folder, left)), left
