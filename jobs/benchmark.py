@@ -6,7 +6,6 @@ In: nothing but this machine; the data is easy-vqa or generated. Out: a table of
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
@@ -49,14 +48,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def start_ray() -> None:
-    """A local Ray with one thread a worker and the priority of everything else."""
-    import ray
+    """The local Ray that smolray starts for a run, with one thread a worker and the priority of everything else."""
+    from smolray.launch import connect
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.pop("RAY_ADDRESS", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's workers step back behind all else, which the peer's do not
-    if not ray.is_initialized():
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    connect()
 
 
 def _print(records: list[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         folders = {part: shard_folder(config, part) for part in ("train", "validation") if getattr(config.data, part)}
         from smolray.launch import connect  # imports torch, which takes seconds
 
-        connect(config)
+        connect()
         began = time.monotonic()
         manifests = prepare_run(config, _show)
     except (ConfigError, SourceError, ShardError, StorageError) as error:

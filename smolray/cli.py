@@ -60,7 +60,7 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
     from smolray.launch import connect
     from smolray.render import manifests_table
 
-    connect(run)
+    connect()
     manifests = prepare_run(run)
     console.print(manifests_table(manifests))
     console.print(f"shards: {plain(run.shards_dir)}")
@@ -248,7 +248,7 @@ def _planned(run: configs.RunConfig, inventory: str | None) -> Any:
     from smolray.launch import connect, look
 
     statistics = _statistics(run)
-    connect(run)
+    connect()
     return make_plan(run, statistics, look(run).inventory())
 
 

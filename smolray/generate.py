@@ -73,7 +73,7 @@ def over_batches(
     if all(piece.images for piece in pieces) and questions <= batch_size:
         yield from here(source, pieces, asking, batch_size, max_new_tokens, make)
         return
-    connect(source.config)
+    connect()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if source.config.resources.use_gpu != "no" else 0
     models = workers or (gpus or _models_on_cpus(source))
     if all(piece.images for piece in pieces):

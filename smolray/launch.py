@@ -50,7 +50,7 @@ class RunError(ValueError):
     """The run ended in a way that starting its workers again cannot mend, such as a non-finite loss."""
 
 
-def connect(config: RunConfig) -> None:
+def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores.
 
     A Ray of our own asks for a token (Ray makes one where there is none): it listens on the machine's address, and who reaches it may run code.
@@ -77,7 +77,7 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     """
     began = time.time()
     refuse_lost_storage(config)
-    connect(config)
+    connect()
     begun = storage.exists(storage.join(config.run_dir, "config.yaml"))
     config = auto.bounded(with_fixed_batch(with_absolute_paths(config)))
     check_resources(config, ray.cluster_resources())
@@ -314,7 +314,7 @@ def report_images(config: RunConfig, folders: Folders) -> dict[str, bytes]:
 
 def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
     """Decode the validation shards of a run with one of its checkpoints (default: the best, else the newest), over its workers."""
-    connect(config)
+    connect()
     config = auto.bounded(with_absolute_paths(config))
     if not config.data.validation:
         raise ConfigError("data.validation is not set: there is nothing to evaluate on")

@@ -35,7 +35,7 @@ class Measurement:
 
 def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     """Plan the run on the cards of the cluster and train its first steps as planned. Raises NothingFitsError, ConfigError where there are no data."""
-    launch.connect(config)
+    launch.connect()
     config = launch.with_absolute_paths(config)
     config, folders = launch.prepare_data(config)
     seen = launch.look(config)

@@ -58,7 +58,7 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     total = total_trials(config, space)
     refuse_other_search(config, folder)
     refuse_strays(config, folder, total)
-    launch.connect(config)
+    launch.connect()
     base = trial_base(config)
     check_resources(base, ray.cluster_resources())
     slots = concurrency(base, ray.nodes())

@@ -14,9 +14,8 @@ from smolray.launch import refuse_open_head
 START = """
 import subprocess, sys, os
 import ray
-from smolray.config import load_config
 from smolray.launch import connect
-connect(load_config(None, []))
+connect()
 address = ray.get_runtime_context().gcs_address
 enter = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('let in')"
 for name, told in (("without", {"RAY_AUTH_MODE": "disabled"}), ("wrong", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64})):
