@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from smolray.data.encode import Encoded, Encoder
@@ -15,6 +16,9 @@ from smolray.data.pack import Packed, pack, pack_sides
 from smolray.data.sample import Conversation, Message, Part, ShardRow
 from smolray.data.tiles import Grid, Tiler, image_size
 from smolray.model.load import DTYPES
+
+ALIGNED = 64  # bytes, as Arrow's buffers
+LARGE = 2**20  # bytes: tiles and features
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,35 @@ class Batch:
             tensors = {name: tensor.pin_memory() if tensor.is_cpu else tensor for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
+    def held(self) -> "Batch":
+        """To keep for a while: in memory of its own, where `from_bytes` has left large tensors in Ray's object store."""
+        large = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta" and getattr(self, f.name).nbytes >= LARGE}
+        return replace(self, **{name: tensor.clone() for name, tensor in large.items()})
+
     def to_bytes(self) -> bytes:
-        tensors = {f.name: getattr(self, f.name).contiguous() for f in fields(self) if f.name != "meta"}
-        tensors["meta"] = torch.frombuffer(bytearray(json.dumps(self.meta).encode()), dtype=torch.uint8)
-        return safetensors.torch.save(tensors)
+        """Length of a JSON header, the header, and the tensors' bytes, each from a multiple of ALIGNED on: written in one copy."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
+        told = {name: (str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in tensors.items()}
+        header = json.dumps({"meta": self.meta, "tensors": told}).encode()
+        flat = (tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy() for tensor in tensors.values())
+        contents = [len(header).to_bytes(8, "little") + header, *flat]
+        return b"".join(part for content in contents for part in (content, bytes(-len(content) % ALIGNED)))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Batch":
-        tensors = safetensors.torch.load(data)
-        meta = json.loads(tensors.pop("meta").numpy().tobytes())
-        return cls(**tensors, meta=meta)
+    def from_bytes(cls, data: Any) -> "Batch":
+        """From bytes or any buffer. Small tensors are copied; a large one stays where it is, and is not to be written to."""
+        view = memoryview(data)
+        end = 8 + int.from_bytes(view[:8], "little")
+        header, tensors = json.loads(bytes(view[8:end])), {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            for name, (kind, shape) in header["tensors"].items():
+                dtype, end = getattr(torch, kind), end + -end % ALIGNED
+                count = math.prod(shape)
+                tensor = torch.frombuffer(view, dtype=dtype, count=count, offset=end).view(shape) if count else torch.zeros(shape, dtype=dtype)
+                tensors[name] = tensor.clone() if tensor.nbytes < LARGE else tensor
+                end += tensor.nbytes
+        return cls(**tensors, meta=header["meta"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -52,7 +53,7 @@ class Stream:
                 raise RuntimeError(f"Ray Data delivered micro-batch {number}, expected {expected}: the pipeline did not preserve order")
             self.bytes_read += row["bytes_read"][0].as_py()
             self.bytes_needed += row["bytes_needed"][0].as_py()
-            batch = Batch.from_bytes(row["batch"][0].as_py())
+            batch = Batch.from_bytes(_cell(row["batch"]))
             batch.meta["number"] = number
             if position == len(self.numbers) - 1:
                 for _ in rows:  # ends the pipeline before the last batch is handed out: nobody asks for one more
@@ -76,10 +77,10 @@ class Stream:
             encoder, reader = cached_encoder(*settings), _reader(folder, files, sidecars)
             read, needed = reader.bytes_read, reader.bytes_needed
             specs = [ray.get(plan).micro_batch(n) for n in batch["item"].to_pylist()]
-            batches = [COLLATE[collate](groups, encoder).to_bytes() for groups in reader.groups(specs)]
+            batches = pa.chunked_array([_column(COLLATE[collate](groups, encoder).to_bytes()) for groups in reader.groups(specs)])
             share = [0] * (len(specs) - 1)
             return pa.table({
-                "number": [s.number for s in specs], "batch": pa.array(batches, pa.large_binary()),
+                "number": [s.number for s in specs], "batch": batches,
                 "bytes_read": [reader.bytes_read - read, *share], "bytes_needed": [reader.bytes_needed - needed, *share],
             })  # fmt: skip
 
@@ -89,6 +90,19 @@ class Stream:
             run, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task,
             compute=at_once(self.consumers, tasks), scheduling_strategy=here,
         )  # fmt: skip
+
+
+def _column(data: bytes) -> pa.Array:
+    """A column of one row, without a copy: a batch of pictures is tens of megabytes."""
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, len(data)])), pa.py_buffer(data)])
+
+
+def _cell(column: pa.ChunkedArray) -> pa.Buffer:
+    """The one row of a column, where Ray's object store has it."""
+    chunk = next(chunk for chunk in column.chunks if len(chunk))
+    _, offsets, data = chunk.buffers()
+    start, end = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2].tolist()
+    return data.slice(start, end - start)
 
 
 @lru_cache(maxsize=4)

@@ -201,6 +201,7 @@ def test_a_batch_survives_its_bytes(encoder, name):
     for f in fields(Batch):
         want, got = getattr(batch, f.name), getattr(again, f.name)
         assert want == got if f.name == "meta" else (torch.equal(want, got) and want.dtype == got.dtype), f.name
+    assert all(torch.equal(getattr(again, f.name), getattr(again.held(), f.name)) for f in fields(Batch) if f.name != "meta")
     turned = replace(batch, pixel_values=batch.pixel_values.transpose(2, 3))  # memory that lies in another order than the values
     assert torch.equal(Batch.from_bytes(turned.to_bytes()).pixel_values, turned.pixel_values)
     prompts = collate_prompts([Group(r, tuple(range(len(r.conversations)))) for r in CASES[name]], encoder)

@@ -69,7 +69,7 @@ class PipelineEngine:
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
         stage, names = self.pipe.stage, self.objective.metrics
-        step = list(batches)
+        step = [batch.held() for batch in batches]
         loss, metrics = (torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in ((), (len(names),)))
         if step:
             count = self.pipe.micro_batches(len(step))
