@@ -85,6 +85,7 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     config, folders = prepare_data(config)
     if finished := finished_result(config):
         return finished
+    storage.delete(storage.join(config.run_dir, "result.json"))  # what is stopped or killed from here on has none
     if config.engine.name != "auto":
         storage.write_bytes(storage.join(config.run_dir, "config.yaml"), to_yaml(config).encode())
     with shown_progress(config):
