@@ -22,7 +22,7 @@ from smolray.data.reader import ShardReader
 from smolray.data.sample import Conversation, Message, Part, ShardRow
 from smolray.data.shards import read_manifest, write_shards
 from smolray.export import chosen_checkpoint, trained_model
-from smolray.forward import hidden_states
+from smolray.forward import target_states
 from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
@@ -55,7 +55,7 @@ def hard_negatives(
         part = rows[start : start + ROWS_AT_ONCE]
         asked = [replace(row, conversations=tuple(_answered(c, a) for c in row.conversations for a in answers[c.type])) for row in part]
         batch = collate_training([Group(row, tuple(range(len(row.conversations)))) for row in asked], encoder).to(device)
-        logps = iter(completion_logps(base_model(model).lm_head, hidden_states(model, batch), batch).tolist())
+        logps = iter(completion_logps(base_model(model).lm_head, target_states(model, batch), batch).tolist())
         for row in part:
             pairs = [_pair(c, dict(zip(answers[c.type], logps, strict=False))) for c in row.conversations]
             if kept := tuple(pair for pair in pairs if pair is not None):

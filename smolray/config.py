@@ -31,7 +31,8 @@ class ModelConfig(Section):
     dtype: DType = Field(default="bfloat16", description="compute type; optimizer states and master weights stay fp32")
     attn_implementation: Literal["sdpa"] = "sdpa"  # eager attention adds a boolean mask instead of applying it
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
-        default=False, description="true: every layer; a number: so many layers of the vision tower and of the text model each"
+        default=False, description="true: every layer but the text model's last, which runs for trained tokens only; "
+        "a number: so many layers of the vision tower and of the text model each",
     )
     vision_features: Literal["compute", "precompute"] = Field(
         default="compute", description="precompute: the output of a frozen vision tower is written beside the shards once and read in place of images"

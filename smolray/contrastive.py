@@ -21,7 +21,7 @@ from smolray.objectives import pooled
 
 def embeddings(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Of each completion of the batch, the last hidden state of its last token, of length 1: (C, hidden) float32."""
-    return pooled(hidden_states(model, batch), batch)
+    return pooled(hidden_states(model, batch, batch.ends))
 
 
 def info_nce(images: torch.Tensor, texts: torch.Tensor, keys: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

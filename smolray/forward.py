@@ -3,6 +3,8 @@
 Pure functions of (model, Batch). Every worker must run the same modules in the same order, or ZeRO's collectives meet the wrong partner.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -13,18 +15,40 @@ from smolray.model.load import base_model
 TILES_AT_ONCE = 32  # through the vision tower without gradients: a large batch then takes no more memory than a small one
 
 
-def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Last hidden states of the text model: (B, L, hidden)."""
-    return base_model(model).model.text_model(inputs_embeds=embed(model, batch), position_ids=batch.position_ids, use_cache=False, **attention(batch)
-                                              ).last_hidden_state  # fmt: skip
+def hidden_states(model: nn.Module, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """Last hidden states of the text model: (B, L, hidden); (N, hidden) at `positions` (N,) of the B x L laid flat."""
+    return through_layers(base_model(model).model.text_model, embed(model, batch), batch, positions)
+
+
+def target_states(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Last hidden states that predict the trained tokens: (N, hidden)."""
+    return hidden_states(model, batch, batch.target_positions)
+
+
+def through_layers(text: nn.Module, hidden: torch.Tensor, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, L, hidden) through all layers of a text model, or of a part of one, and its last norm; see `hidden_states`.
+
+    With `positions` the last layer's MLP is run only there: nothing behind it looks at any other place.
+    """
+    told = {"position_embeddings": text.rotary_emb(hidden, position_ids=batch.position_ids), **attention(batch)}  # type: ignore[operator]
+    layers: list[Any] = list(text.layers)  # type: ignore[arg-type]
+    last = layers.pop() if layers and positions is not None else None
+    for layer in layers:
+        hidden = layer(hidden, **told)
+    if last is not None:
+        hidden = hidden + last.self_attn(hidden_states=last.input_layernorm(hidden), **told)[0]
+    if positions is not None:
+        hidden = hidden.flatten(0, 1)[positions]
+    if last is not None:
+        hidden = hidden + last.mlp(last.post_attention_layernorm(hidden))
+    return text.norm(hidden)  # type: ignore[operator, no-any-return]
 
 
 def attention(batch: Batch) -> dict[str, object]:
-    """What the text model's attention is told: a layout of groups that lie end to end, a mask of packed rows, or nothing (plain causal;
+    """What the text layers' attention is told: a layout of groups that lie end to end, a mask of packed rows, or nothing (plain causal;
     padding on the right is never looked at)."""
-    if len(batch.lengths):  # the mask is there to be passed through: without one transformers would make its own
-        placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
-        return {"layout": Layout.of(batch.branch, batch.lengths), "attention_mask": placeholder}
+    if len(batch.lengths):
+        return {"attention_mask": None, "layout": Layout.of(batch.branch, batch.lengths)}
     if int(batch.branch.max()) <= 0:
         return {"attention_mask": None}
     return {"attention_mask": branch_mask(batch.branch, batch.branch, causal_offset=0)}

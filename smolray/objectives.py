@@ -1,4 +1,4 @@
-"""What is minimised: (head, last hidden states, Batch, Totals) -> this micro-batch's share of the step's loss and metrics. Pure.
+"""What is minimised: (head, last hidden states where they are asked for, Batch, Totals) -> this micro-batch's share of the step's loss and metrics. Pure.
 
 Every share is already divided by the total of the whole step over all workers, so shares simply add up. The language-model head is applied
 only at positions that predict a trained token. DPO's losses and metrics are those of trl.DPOTrainer (1.16).
@@ -28,12 +28,19 @@ class Totals:
 
 @dataclass(frozen=True)
 class Objective:
-    """`metrics`: the names that `loss` gives a share of, the same for every batch. `pairs`: it compares chosen with rejected answers."""
+    """`loss`: of the head and the last hidden states at `positions`. `metrics`: the names that it gives a share of, the same for every batch.
+
+    `pairs`: it compares chosen with rejected answers.
+    """
 
     metrics: tuple[str, ...]
     loss: Callable[[Head, torch.Tensor, Batch, Totals], tuple[torch.Tensor, Shares]]
     pairs: bool = False
     embeds: bool = False  # contrastive: an engine prepares the batches of a step together (contrastive.py)
+
+    def positions(self, batch: Batch) -> torch.Tensor:
+        """Of the B x L laid flat those whose last hidden states `loss` is given."""
+        return batch.ends if self.embeds else batch.target_positions
 
 
 def objective_of(config: RunConfig) -> Objective:
@@ -47,8 +54,8 @@ def objective_of(config: RunConfig) -> Objective:
 
 
 def sft(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tuple[torch.Tensor, Shares]:
-    """Cross entropy of the trained tokens (TRL's completion-only loss). `hidden`: (B, L, hidden)."""
-    logits = target_logits(head, hidden, batch)
+    """Cross entropy of the trained tokens (TRL's completion-only loss). `hidden`: (N, hidden)."""
+    logits = head(hidden).float()
     loss = F.cross_entropy(logits, batch.target_ids, reduction="sum") / totals.label_tokens
     with torch.no_grad():
         correct = (logits.argmax(-1) == batch.target_ids).sum()
@@ -59,23 +66,18 @@ def pulled(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tu
     """Second pass of a contrastive step: this batch's share of a loss that is known already, with its gradient by the embeddings."""
     if not len(batch.pull):  # a dummy
         return 0.0 * hidden.float().sum(), {"in_batch_accuracy": hidden.new_zeros((), dtype=torch.float32)}
-    surrogate = (pooled(hidden, batch) * batch.pull).sum()
+    surrogate = (pooled(hidden) * batch.pull).sum()
     return batch.shares[0] + surrogate - surrogate.detach(), {"in_batch_accuracy": batch.shares[1]}
 
 
-def pooled(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Embedding of each completion: the last hidden state of its last token, of length 1. `hidden`: (B, L, hidden); returns (C, hidden) float32."""
-    return F.normalize(hidden.flatten(0, 1)[batch.ends].float(), dim=-1)
-
-
-def target_logits(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Logits at the positions that predict a trained token: (N, vocabulary) float32."""
-    return head(hidden.flatten(0, 1)[batch.target_positions]).float()
+def pooled(hidden: torch.Tensor) -> torch.Tensor:
+    """Embedding of each completion: the last hidden state of its last token, of length 1. (C, hidden) -> (C, hidden) float32."""
+    return F.normalize(hidden.float(), dim=-1)
 
 
 def token_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Log-probability of each trained token: (N,) float32."""
-    return -F.cross_entropy(target_logits(head, hidden, batch), batch.target_ids, reduction="none")
+    """Log-probability of each trained token from (N, hidden): (N,) float32."""
+    return -F.cross_entropy(head(hidden).float(), batch.target_ids, reduction="none")
 
 
 def completion_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

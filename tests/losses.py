@@ -1,10 +1,10 @@
 """The loss of a batch, straight from the model and without an engine."""
 
-from smolray.forward import hidden_states
+from smolray.forward import target_states
 from smolray.model.load import base_model
 from smolray.objectives import Totals, sft
 
 
 def sft_sum(model, batch):
     """Sum of the cross entropies of the trained tokens."""
-    return sft(base_model(model).lm_head, hidden_states(model, batch), batch, Totals(1, 1))[0]
+    return sft(base_model(model).lm_head, target_states(model, batch), batch, Totals(1, 1))[0]

@@ -20,7 +20,7 @@ from smolray.data.index import fingerprint
 from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.reader import ShardReader, Sidecars
 from smolray.data.shards import read_manifest
-from smolray.forward import hidden_states
+from smolray.forward import target_states
 from smolray.model.load import load_model
 from smolray.model.parts import frozen_front, leave_out, weights_digest
 from smolray.objectives import completion_logps
@@ -79,7 +79,7 @@ class LogpsWriter:
             specs = [plan.micro_batch(n) for n in range(first, min(first + NEIGHBOURS, len(plan)))]
             for spec, groups in zip(specs, self.reader.groups(specs), strict=True):
                 batch = collate_training(groups, self.encoder).to(self.device)
-                logps = completion_logps(self.model.lm_head, hidden_states(self.model, batch), batch).cpu().view(-1, 2).tolist()
+                logps = completion_logps(self.model.lm_head, target_states(self.model, batch), batch).cpu().view(-1, 2).tolist()
                 places = [(g.row_group, g.row, c) for g in spec.groups for c in g.conversations]
                 found |= {place: (chosen, rejected) for place, (chosen, rejected) in zip(places, logps, strict=True)}
         return found

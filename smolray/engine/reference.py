@@ -12,7 +12,7 @@ from torch import nn
 
 from smolray.config import RunConfig
 from smolray.data.collate import Batch
-from smolray.forward import hidden_states
+from smolray.forward import target_states
 from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
@@ -37,4 +37,4 @@ def _adapters_off(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def _logps(model: nn.Module, batch: Batch) -> torch.Tensor:
-    return completion_logps(base_model(model).lm_head, hidden_states(model, batch), batch)
+    return completion_logps(base_model(model).lm_head, target_states(model, batch), batch)

@@ -55,7 +55,7 @@ class _ObjectiveModule(nn.Module):
             return embeddings(self.model, batch)
         if self.reference is not None and not len(batch.reference_logps):
             batch = replace(batch, reference_logps=self.reference(self.model, batch))
-        return self.objective.loss(base_model(self.model).lm_head, hidden_states(self.model, batch), batch, totals)
+        return self.objective.loss(base_model(self.model).lm_head, hidden_states(self.model, batch, self.objective.positions(batch)), batch, totals)
 
 
 class ZeroEngine:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from smolray.data.collate import Batch
-from smolray.forward import hidden_states
+from smolray.forward import target_states
 from smolray.model.load import base_model
 from smolray.objectives import Totals, sft
 
@@ -20,7 +20,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch], label_tokens: int, dev
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches:
         batch = batch.to(device)
-        total += sft(base_model(model).lm_head, hidden_states(model, batch), batch, Totals(0, label_tokens))[0].double()
+        total += sft(base_model(model).lm_head, target_states(model, batch), batch, Totals(0, label_tokens))[0].double()
     dist.all_reduce(total)
     model.train(training)
     return total.item()

@@ -14,7 +14,7 @@ from torch import nn
 from smolray.data.collate import Batch
 from smolray.evaluate.metrics import Figures, Record, by_type
 from smolray.evaluate.scores import Scores, figure
-from smolray.forward import hidden_states
+from smolray.forward import target_states
 from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
@@ -25,7 +25,7 @@ def margins(model: nn.Module, batches: Iterable[Batch], device: torch.device) ->
     mine: dict[str, float] = {}
     for batch in batches:
         batch = batch.to(device)
-        logps = completion_logps(base_model(model).lm_head, hidden_states(model, batch), batch)
+        logps = completion_logps(base_model(model).lm_head, target_states(model, batch), batch)
         mine |= dict(zip(batch.meta["ids"], (logps[0::2] - logps[1::2]).tolist(), strict=True))
     parts: list[dict[str, float]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, mine)

@@ -21,7 +21,7 @@ from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.evaluate.evaluator import EvalReport, score, summarize
 from smolray.evaluate.metrics import Record
 from smolray.evaluate.scores import Figure, MetricError, Scores, figure
-from smolray.forward import hidden_states
+from smolray.forward import target_states
 from smolray.model.load import base_model
 from smolray.objectives import completion_logps
 
@@ -150,7 +150,7 @@ def mean_log_probabilities(model: nn.Module) -> LogProbabilities:
     @torch.no_grad()
     def of(batch: Batch) -> torch.Tensor:
         batch = batch.to(next(model.parameters()).device)
-        sums = completion_logps(base_model(model).lm_head, hidden_states(model, batch), batch)
+        sums = completion_logps(base_model(model).lm_head, target_states(model, batch), batch)
         return sums / torch.bincount(batch.target_completion, minlength=len(sums))
 
     return of

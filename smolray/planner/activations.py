@@ -57,8 +57,10 @@ def kept_bytes(shape: ModelShape, unit: Unit, training: Training, gradient: Grad
         return Kept(saved, patches * v.hidden * size if gradient.any else 0.0, transient)
     if unit.kind == "text":
         t = shape.text
-        saved = load.tokens * _text_layer(shape, unit, training, gradient, masked=load.mask > 0) + load.mask * size if gradient.any else 0.0
-        transient = load.tokens * (2 * t.intermediate * size + 2 * t.hidden * FP32)
+        rows = load.label_tokens if unit.name == shape.last_layer else load.tokens
+        attention, mlp = _attention(shape, unit, training, gradient, masked=load.mask > 0), _mlp(shape, unit, training)
+        saved = load.tokens * attention + rows * mlp + load.mask * size if gradient.any else 0.0
+        transient = rows * 2 * t.intermediate * size + load.tokens * 2 * t.hidden * FP32
         return Kept(saved, load.tokens * t.hidden * size if gradient.any else 0.0, transient)
     if unit.kind == "merge":
         return _merge(shape, unit, training, gradient, load)
@@ -78,13 +80,15 @@ def weight_workspace(shape: ModelShape, training: Training) -> float:
     return max(linear.weights for unit in shape.units if unit.kind == "text" for _, linear in unit.linears) * float(training.bytes)
 
 
-def _inputs(unit: Unit, training: Training) -> tuple[set[str], float]:
-    """The shared inputs that a unit's linear layers save, and further bytes a position: LoRA's inner values and dropout."""
+def _inputs(unit: Unit, training: Training, of: tuple[str, ...] = ()) -> tuple[set[str], float]:
+    """The shared inputs that a unit's linear layers (that read one `of` these) save, and further bytes a position: LoRA's inner values and dropout."""
     size, shared, more = training.trained_bytes, set(), 0.0
     dropout = training.lora is not None and training.lora.lora_dropout > 0
     own = dropout or size != training.bytes  # PEFT casts the input for each adapter of another dtype
     dora = training.lora is not None and training.lora.use_dora
     for group, linear in unit.linears:
+        if of and linear.input not in of:
+            continue
         rank = training.rank(group, linear)
         if group in training.full or (rank and not own) or _int8(unit, training):
             shared.add(linear.input)
@@ -115,19 +119,30 @@ def _vision_layer(shape: ModelShape, unit: Unit, training: Training, gradient: G
     return values * size + norms * 2 * BF16_STATISTICS + v.heads * FP32 + more
 
 
-def _text_layer(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients, masked: bool) -> float:
-    """Bytes a token. RMSNorm keeps its input and the root in fp32, and before the weight, where that is trained, the normed values.
+def _attention(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients, masked: bool) -> float:
+    """Bytes a token of a text layer's first half: its norm, q, k, v, output and log-sum-exp.
 
     A mask makes transformers repeat keys and values for every head.
     """
-    t, size, full = shape.text, training.bytes, "text" in training.full
-    shared, more = _inputs(unit, training)
-    norms = (1 if gradient.input else 0) + 1
+    t, size = shape.text, training.bytes
+    shared, more = _inputs(unit, training, ("norm1", "attention"))
     heads = t.heads * t.head_dim
     keys = heads if masked else t.kv_heads * t.head_dim
-    values = 2 * heads + 2 * keys + 3 * t.intermediate + (2 * t.hidden if full else 0)
-    values += sum(_width(unit, name) for name in shared - {"attention"})
-    return values * size + norms * (t.hidden + 1) * FP32 + t.heads * FP32 + more
+    values = 2 * heads + 2 * keys + sum(_width(unit, name) for name in shared - {"attention"})
+    return values * size + _norm(shape, training, gradient.input) + t.heads * FP32 + more
+
+
+def _mlp(shape: ModelShape, unit: Unit, training: Training) -> float:
+    """Bytes a row of a text layer's second half: its norm, gate, its activation, up, and what the linear layers read."""
+    shared, more = _inputs(unit, training, ("norm2", "product"))
+    values = 3 * shape.text.intermediate + sum(_width(unit, name) for name in shared)
+    return values * training.bytes + _norm(shape, training, True) + more
+
+
+def _norm(shape: ModelShape, training: Training, gradient: bool) -> float:
+    """Bytes a row of an RMSNorm: its input and the root in fp32 for the `gradient` by it, and the normed values where its weight is trained."""
+    kept = shape.text.hidden * training.bytes if "text" in training.full else 0.0
+    return kept + ((shape.text.hidden + 1) * FP32 if gradient else 0)
 
 
 def _merge(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients, load: Load) -> Kept:
@@ -149,13 +164,12 @@ def _merge(shape: ModelShape, unit: Unit, training: Training, gradient: Gradient
 
 
 def _head(shape: ModelShape, training: Training, gradient: Gradients, load: Load) -> Kept:
-    """The last norm over all tokens; logits at label positions in fp32: log-softmax is kept, its input and gradient pass by."""
+    """The last norm and the logits at label positions, these in fp32: log-softmax is kept, its input and gradient pass by."""
     t, size = shape.text, training.bytes
     if not gradient.any:
         return Kept(0.0, 0.0, load.label_tokens * t.vocab * (size + 2 * FP32))
-    norm = load.tokens * ((t.hidden + 1) * FP32 + (t.hidden * size if "text" in training.full else 0))
     trained = "text" in training.full or any(training.rank(g, linear) for g, linear in _head_linears(shape))
-    saved = norm + load.label_tokens * (t.vocab * FP32 + (t.hidden * size if trained else 0) + 8)
+    saved = load.label_tokens * (_norm(shape, training, True) + t.vocab * FP32 + (t.hidden * size if trained else 0) + 16)
     return Kept(saved, 0.0, load.label_tokens * t.vocab * (FP32 + size))
 
 

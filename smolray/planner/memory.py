@@ -94,18 +94,19 @@ class Work:
     @cached_property
     def kept(self) -> tuple[Kept, ...]:
         """Of every unit, checkpointing applied: a checkpointed layer keeps its entry, and the rest only while it runs again."""
-        known: dict[tuple[str, Gradients], Kept] = {}  # layers of one kind are alike
+        known: dict[tuple[str, Gradients, bool], Kept] = {}  # layers of one kind are alike, but for the last
         found = []
         for unit, gradient in zip(self.shape.units, self.gradients, strict=True):
-            if (kept := known.get((unit.kind, gradient))) is None:
-                kept = known[unit.kind, gradient] = kept_bytes(self.shape, unit, self.training, gradient, self.load)
+            key = (unit.kind, gradient, unit.name == self.shape.last_layer)
+            if (kept := known.get(key)) is None:
+                kept = known[key] = kept_bytes(self.shape, unit, self.training, gradient, self.load)
             found.append(Kept(kept.entry, kept.entry, kept.saved + kept.transient) if self.checkpoints(unit.name) else kept)
         return tuple(found)
 
     def checkpoints(self, unit: str) -> bool:
-        """Whether a unit is checkpointed: every layer, or the first so many of the tower and of the text model."""
+        """Whether a unit is checkpointed: every layer but the text model's last, or the first so many of the tower and of the text model."""
         kind, _, number = unit.partition(".")
-        if kind not in ("vision", "text") or not number or not self.checkpointing:
+        if kind not in ("vision", "text") or not number or not self.checkpointing or unit == self.shape.last_layer:
             return False
         return self.checkpointing is True or int(number) < self.checkpointing
 

@@ -113,6 +113,11 @@ class ModelShape:
         """Number of the unit that holds the token embeddings."""
         return next(i for i, unit in enumerate(self.units) if unit.kind == "merge")
 
+    @property
+    def last_layer(self) -> str:
+        """The unit whose MLP is run for label tokens only (forward.py); the planner takes the head to be in the same stage."""
+        return f"text.{self.text.layers - 1}"
+
     @cached_property
     def groups(self) -> dict[str, int]:
         """Exact parameter counts of vision, connector, text (layers and last norm), embedding and head; a tied head counts 0."""

@@ -54,7 +54,9 @@ def forward_flops(shape: ModelShape, unit: Unit, load: Load) -> tuple[float, flo
     if unit.kind == "merge":
         return 2.0 * load.tiles * shape.tokens_per_tile * linear, 0.0
     if unit.kind == "text":
-        return 2.0 * load.tokens * linear, 4.0 * load.pairs * t.heads * t.head_dim
+        mlp = sum(layer.weights for _, layer in unit.linears if layer.input in ("norm2", "product"))
+        rows = load.label_tokens if unit.name == shape.last_layer else load.tokens
+        return 2.0 * (load.tokens * (linear - mlp) + rows * mlp), 4.0 * load.pairs * t.heads * t.head_dim
     return 2.0 * load.label_tokens * t.vocab * t.hidden, 0.0
 
 
@@ -99,10 +101,10 @@ def gradient_seconds(work: Work, unit: Unit, card: Card) -> float:
 def unit_table(work: Work, card: Card) -> list[tuple[float, float]]:
     """(forward, backward) seconds of every unit on a card."""
     if card not in work.seconds:
-        known: dict[tuple[str, Gradients, bool], tuple[float, float]] = {}  # layers of one kind are alike
+        known: dict[tuple[str, Gradients, bool, bool], tuple[float, float]] = {}  # layers of one kind are alike, but for the last
         table = work.seconds[card] = []
         for unit, gradient in zip(work.shape.units, work.gradients, strict=True):
-            key = (unit.kind, gradient, work.checkpoints(unit.name))
+            key = (unit.kind, gradient, work.checkpoints(unit.name), unit.name == work.shape.last_layer)
             if key not in known:
                 known[key] = unit_seconds(work, unit, gradient, card)
             table.append(known[key])

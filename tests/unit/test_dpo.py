@@ -11,7 +11,7 @@ from smolray.data.collate import Group, collate_prompts, collate_training, quest
 from smolray.data.sample import Conversation
 from smolray.data.tiles import image_size
 from smolray.engine.reference import reference_of
-from smolray.forward import hidden_states
+from smolray.forward import target_states
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import base_model, load_model
 from smolray.objectives import DPO_METRICS, Totals, dpo, objective_of
@@ -143,7 +143,7 @@ def test_packed_pairs_equal_answers_alone_in_loss_metrics_and_gradients(models, 
     run = RunConfig(method="dpo", dpo=settings)
     ask = reference_of(reference, run)
     batch = type(batch)(**(batch.__dict__ | {"reference_logps": ask(model, batch)}))
-    loss, metrics = objective_of(run).loss(model.lm_head, hidden_states(model, batch), batch, totals(batch))
+    loss, metrics = objective_of(run).loss(model.lm_head, target_states(model, batch), batch, totals(batch))
     assert loss.item() == pytest.approx(want.item(), rel=1e-6)
     for name in DPO_METRICS:
         assert metrics[name].item() == pytest.approx(want_metrics[name], rel=1e-5, abs=1e-5), name
@@ -178,7 +178,7 @@ def test_shares_of_micro_batches_add_up_to_the_whole(models, processor):  # noqa
         shares = []
         for b in (batch, *parts):
             b = type(b)(**(b.__dict__ | {"reference_logps": torch.arange(len(b.ends)) % 2 * -1.0}))
-            shares.append(dpo(model.lm_head, hidden_states(model, b), b, totals(batch), LOSSES["mixed"]))
+            shares.append(dpo(model.lm_head, target_states(model, b), b, totals(batch), LOSSES["mixed"]))
     assert sum(loss for loss, _ in shares[1:]).item() == pytest.approx(shares[0][0].item(), rel=1e-6)
     for name in DPO_METRICS:
         assert sum(m[name] for _, m in shares[1:]).item() == pytest.approx(shares[0][1][name].item(), rel=1e-5, abs=1e-6)
@@ -199,8 +199,8 @@ def test_the_reference_stays_the_model_that_training_began_with(tiny_path, proce
     after = ask(model, batch)
     assert torch.equal(before, after) and not after.requires_grad
     assert [p.requires_grad for p in model.parameters()] == trains
-    now = hidden_states(model, batch)
-    assert not torch.allclose(now, hidden_states(base_model(load_model(config.model)), batch)), "the adapters are on again"
+    now = target_states(model, batch)
+    assert not torch.allclose(now, target_states(base_model(load_model(config.model)), batch)), "the adapters are on again"
 
 
 def test_a_frozen_copy_is_taken_where_weights_train_in_full(tiny_path, processor):  # noqa: F811

@@ -1,11 +1,14 @@
-"""The vision tower sees as many tiles at once as its memory is meant for, with the features of one pass."""
+"""The vision tower sees as many tiles at once as its memory is meant for, and the last layer what is asked for, with the results of one whole pass."""
 
+import pytest
 import torch
 
 from smolray.config import ModelConfig
-from smolray.forward import TILES_AT_ONCE, tower_features
+from smolray.data.collate import Group, collate_training
+from smolray.forward import TILES_AT_ONCE, hidden_states, target_states, tower_features
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
+from tests.offline import asked, encoder_of, picture, processor, shard_row, tiny_path  # noqa: F401
 
 
 def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_path):
@@ -20,3 +23,27 @@ def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_pat
         parts = tower_features(model, tiles)
     assert seen == [TILES_AT_ONCE, TILES_AT_ONCE, 5]
     torch.testing.assert_close(parts, whole.detach())
+
+
+@pytest.mark.parametrize("packing", ["none", "image", "full"])
+def test_the_last_mlp_runs_for_trained_tokens_alone_with_the_same_states_and_gradients(processor, tiny_path, packing):  # noqa: F811
+    model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
+    rows = [shard_row([picture(64, 64, seed=i)], asked("what shape?", "circle", name=f"{i}"), asked("a box?", "yes it is", name=f"{i}b")) for i in range(3)]
+    encoder = encoder_of(processor, {"longest_edge": 64}, max_length=4096, packing=packing)
+    batch = collate_training([Group(row, (0, 1) if packing != "none" else (0,)) for row in rows], encoder)
+    weights = torch.randn(batch.label_tokens, 1, generator=torch.Generator().manual_seed(0))
+    rows_seen: list[int] = []
+    model.model.text_model.layers[-1].mlp.register_forward_hook(lambda module, inputs, output: rows_seen.append(output.shape[:-1].numel()))
+
+    def states_and_gradients(found):
+        model.zero_grad()
+        (found * weights).sum().backward()
+        return found.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    there, gradients = states_and_gradients(target_states(model, batch))
+    everywhere, expected = states_and_gradients(hidden_states(model, batch).flatten(0, 1)[batch.target_positions])
+    assert rows_seen == [batch.label_tokens, batch.input_ids.numel()]
+    torch.testing.assert_close(there, everywhere, rtol=1e-5, atol=1e-6)
+    norm = torch.sqrt(sum((g**2).sum() for g in expected.values()))
+    assert gradients.keys() == expected.keys()
+    assert all(float((gradients[name] - expected[name]).norm() / norm) < 1e-6 for name in expected)

@@ -149,7 +149,7 @@ def test_2b_at_batch_4_and_13_tiles_keeps_36_gb_for_vision_and_13_gb_for_text():
         if unit.kind in total:
             total[unit.kind] += kept_bytes(shape, unit, FULL, gradient, load).saved
     assert total["vision"] / 1e9 == pytest.approx(36.6, rel=0.005)
-    assert total["text"] / 1e9 == pytest.approx(13.3, rel=0.01)
+    assert total["text"] / 1e9 == pytest.approx(13.3 - 0.39, rel=0.005), "all 24 layers whole would keep 13.3: the last one's MLP runs for 16 tokens"
 
 
 def test_what_is_frozen_before_anything_trained_keeps_nothing():

@@ -168,7 +168,7 @@ def test_captions_that_do_not_fit_are_refused(processor):  # noqa: F811
 
 def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F811
     """From chance to near perfect on the images that were trained on."""
-    from smolray.forward import hidden_states
+    from smolray.forward import target_states
     from smolray.model.load import base_model
     from smolray.objectives import Totals, sft
     from tests.offline import asked
@@ -182,7 +182,7 @@ def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F81
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        sft(base_model(model).lm_head, hidden_states(model, batch), batch, Totals(4, batch.label_tokens))[0].backward()
+        sft(base_model(model).lm_head, target_states(model, batch), batch, Totals(4, batch.label_tokens))[0].backward()
         optimizer.step()
     after = measure_retrieval(caption_scores(images, captions, encoder, mean_log_probabilities(model.eval()), "what?"), np.eye(4), ks=(1,))
     assert after["mean_average_precision"]["value"] == 1 > before["mean_average_precision"]["value"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from smolray.data.collate import Batch
 from smolray.engine.base import micro_batch_seed
 from smolray.engine.pipeline.units import EMBEDDINGS, HEAD, MERGE
-from smolray.forward import attention
+from smolray.forward import through_layers
 from smolray.model.load import base_model
 from smolray.objectives import Objective, Shares, Totals, completion_logps
 
@@ -85,8 +85,9 @@ class Stage(nn.Module):
         if self.sends_tiles or self.units[-1] == MERGE:
             return self._sent(hidden)
         assert hidden is not None
-        hidden = self.text(inputs_embeds=hidden, position_ids=batch.position_ids, use_cache=False, **attention(batch)).last_hidden_state
-        return self._loss(hidden, batch, int(number)) if HEAD in self.units else self._sent(hidden)
+        wanted = self.objective.positions(batch) if HEAD in self.units else None
+        hidden = through_layers(self.text, hidden, batch, wanted)
+        return self._sent(hidden) if wanted is None else self._loss(hidden, batch, int(number))
 
     def _needed(self, batch: Batch) -> Batch:
         """Without what only other stages look at; of the tiles their number stays."""
