@@ -93,8 +93,20 @@ def tower_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
     sharded = any(hasattr(p, "ds_id") for p in tower.parameters())  # every pass is then a collective, of which all workers need the same number
     with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
         parts = (tiles,) if sharded or torch.is_grad_enabled() else tiles.split(TILES_AT_ONCE)
-        pixels = (((part.float() / 255 - 0.5) / 0.5).to(tower.embeddings.patch_embedding.weight.dtype) for part in parts)
-        return torch.cat([tower(pixel_values=each).last_hidden_state for each in pixels])
+        encoded = (tower.encoder(inputs_embeds=patch_embeddings(tower, part), attention_mask=None).last_hidden_state for part in parts)
+        return torch.cat([tower.post_layernorm(each) for each in encoded])
+
+
+def patch_embeddings(tower: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
+    """Tiles (T, 3, side, side) uint8 -> what the vision tower's first layer takes: (T, patches, vision hidden).
+
+    transformers' own tower would copy a mask to the GPU for every batch and wait to see that nothing is masked.
+    """
+    embeddings: Any = tower.embeddings
+    pixels = ((tiles.float() / 255 - 0.5) / 0.5).to(embeddings.patch_embedding.weight.dtype)
+    side = embeddings.num_patches_per_side
+    whole = torch.ones(len(tiles), side, side, dtype=torch.bool, device=tiles.device)
+    return embeddings(pixel_values=pixels, patch_attention_mask=whole)  # type: ignore[no-any-return]
 
 
 def branch_mask(query: torch.Tensor, key: torch.Tensor, causal_offset: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from tests.offline import asked, encoder_of, picture, processor, shard_row, tiny
 def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_path):
     model = load_model(ModelConfig(path=str(build_model("tiny", ["what is it?"], tmp_path)), dtype="float32"))
     seen: list[int] = []
-    model.model.vision_model.register_forward_hook(lambda module, inputs, output: seen.append(len(output.last_hidden_state)))
+    model.model.vision_model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output.last_hidden_state)))
     tiles = torch.randint(0, 256, (2 * TILES_AT_ONCE + 5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole = tower_features(model, tiles)
     assert seen == [len(tiles)] and whole.requires_grad, "a trained tower keeps what its backward pass needs in any case"

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from smolray.data.collate import Batch
 from smolray.engine.base import micro_batch_seed
 from smolray.engine.pipeline.units import EMBEDDINGS, HEAD, MERGE
-from smolray.forward import through_layers
+from smolray.forward import patch_embeddings, through_layers
 from smolray.model.load import base_model
 from smolray.objectives import Objective, Shares, Totals, completion_logps
 
@@ -114,11 +114,7 @@ class Stage(nn.Module):
         if not len(batch.pixel_values):
             return None
         if EMBEDDINGS in self.units:
-            embeddings = base_model(self.model).model.vision_model.embeddings
-            pixels = (batch.pixel_values.float() / 255 - 0.5) / 0.5
-            side = embeddings.num_patches_per_side
-            whole = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
-            hidden = embeddings(pixel_values=pixels.to(embeddings.patch_embedding.weight.dtype), patch_attention_mask=whole)
+            hidden = patch_embeddings(base_model(self.model).model.vision_model, batch.pixel_values)
         assert self.vision is not None
         return self.vision(inputs_embeds=hidden, attention_mask=None).last_hidden_state
 
