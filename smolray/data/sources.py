@@ -54,7 +54,8 @@ def resolve(source: str, data: DataConfig) -> Source:
     files = _of_split(source, root, files, split)
     if not files:
         raise SourceError(f"{source} holds no {chosen} file ({', '.join(SUFFIXES[chosen])}); files found: {_some(found)}")
-    identity = hashlib.blake2b(repr([(chosen, *f) for f in files]).encode(), digest_size=16).hexdigest()
+    named = [f for f in found if chosen == "jsonl" and _is_image(f[0])]  # of a folder: JSON lines name files beside them
+    identity = hashlib.blake2b(repr([(chosen, *f) for f in [*files, *named]]).encode(), digest_size=16).hexdigest()
     return Source(chosen, tuple((f[0], f[1]) for f in files), root, identity, split)
 
 
@@ -68,7 +69,7 @@ def image_files(source: str) -> tuple[list[str], str]:
     names = [uri for uri, *_ in found]
     if any(name.lower().endswith(ends) for name in names for kind in SUFFIXES.values() for ends in kind if ends != ".json"):
         return [], root
-    images = [n for n in names if n.lower().rpartition(".")[2] in IMAGE_PARTS and not n.rpartition("/")[2].startswith(".")]  # a glob lists hidden ones
+    images = [n for n in names if _is_image(n) and not n.rpartition("/")[2].startswith(".")]  # a glob lists hidden ones
     if len(names) == 1 and not names[0].lower().endswith(".json"):
         images = names
     if not images and not names:
@@ -140,6 +141,10 @@ def _listed(folder: str) -> list[tuple[str, int, int]]:
 
 def _entry(uri: str, info: pafs.FileInfo) -> tuple[str, int, int]:
     return uri, info.size, info.mtime_ns or 0
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().rpartition(".")[2] in IMAGE_PARTS
 
 
 def _hidden(uri: str, root: str) -> bool:

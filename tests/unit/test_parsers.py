@@ -277,6 +277,19 @@ def test_a_hub_data_set_streams_through_datasets(tmp_path):
 # Sources
 
 
+def test_a_picture_replaced_beside_its_json_lines_is_another_source(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"image": "images/a.png", "question": "q", "answer": "a"}')
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"one")
+    (tmp_path / "notes.txt").write_text("no part of it")
+    before = resolve(str(tmp_path), DATA)
+    (tmp_path / "notes.txt").write_text("still none")
+    assert resolve(str(tmp_path), DATA).identity == before.identity
+    (tmp_path / "images" / "a.png").write_bytes(b"another")
+    after = resolve(str(tmp_path), DATA)
+    assert after.identity != before.identity and after.files == before.files
+
+
 def test_a_source_is_found_or_the_error_says_what_is_there(tmp_path):
     for name in ("train-0.parquet", "train-1.parquet", "test-0.parquet"):
         pq.write_table(pa.table({"question": ["q"], "answer": ["a"]}), tmp_path / name)
