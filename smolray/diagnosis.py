@@ -52,7 +52,7 @@ def diagnose(nodes: Mapping[str, Facts], links: Sequence[Link] = (), others: Ite
     found = [*others, *same_everywhere(nodes)]
     several = len(nodes) > 1
     for name, facts in nodes.items():
-        found += [host_name(name, facts, several), clock(name, facts), shared_memory(name, facts), disk(name, facts), locks(name, facts)]
+        found += [host_name(name, facts, several), clock(name, facts), shared_memory(name, facts), disk(name, facts), locks(name, facts), compiler(name, facts)]
         found += [*interfaces(name, facts, several), *cards(name, facts), *storage_access(name, facts)]
     for link in links:
         found += link_findings(link)
@@ -165,6 +165,15 @@ def locks(node: str, facts: Facts) -> Finding:
         oldest = max(seconds for _, seconds in facts["locks"])
         return Finding("build lock", node, "fail", f"{', '.join(stale)}, {duration(oldest)} old", "none", f"on {node}: rm {' '.join(stale)}")
     return Finding("build lock", node, "ok", "a build is going on" if facts["locks"] else "none")
+
+
+def compiler(node: str, facts: Facts) -> Finding:
+    """On first use Triton builds the launcher of compiled attention and DeepSpeed its collectives."""
+    missing = [what for what, there in facts["builds"].items() if not there]
+    if missing:
+        level: Level = "fail" if facts["cards"] else "warn"
+        return Finding("compiler", node, level, f"no {' and no '.join(missing)}", ", ".join(facts["builds"]), f"on {node}: apt install g++ python3-dev")
+    return Finding("compiler", node, "ok", ", ".join(facts["builds"]))
 
 
 def cards(node: str, facts: Facts) -> list[Finding]:

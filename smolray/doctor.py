@@ -12,6 +12,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import sysconfig
 import threading
 import time
 import urllib.error
@@ -247,7 +248,7 @@ class Probe:
             "interfaces": {name: [a.address for a in found if a.family == socket.AF_INET] for name, found in addresses.items()},
             "interface_of": {library: os.environ.get(f"{library.upper()}_SOCKET_IFNAME") for library in ("gloo", "nccl")},
             "listening": [(c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN],
-            "shm": (shm.free, shm.total), "disk": (session, disk.free, disk.total), "locks": _locks(),
+            "shm": (shm.free, shm.total), "disk": (session, disk.free, disk.total), "locks": _locks(), "builds": _builds(),
             "storage": _try_storage(storage_uri) if storage_uri else None, "paths": {path: _digest(Path(path)) for path in paths},
         }  # fmt: skip
 
@@ -356,6 +357,12 @@ def _locks() -> list[tuple[str, float]]:
     """Lock files of torch's extension builds, each with its age in seconds."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     return [(str(path), time.time() - path.stat().st_mtime) for path in root.glob("**/lock")]
+
+
+def _builds() -> dict[str, bool]:
+    """Whether what a build needs is there."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return {"C++ compiler": shutil.which(os.environ.get("CXX") or "c++") is not None, "Python.h": headers.exists()}
 
 
 def _try_storage(uri: str) -> tuple[str, str, float]:

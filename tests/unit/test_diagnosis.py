@@ -12,6 +12,7 @@ HEALTHY = {
     "cards": [CARD], "ray_gpus": 1, "host": "den", "host_address": "192.168.1.11", "address": "192.168.1.11",
     "interfaces": {"lo": ["127.0.0.1"], "eno1": ["192.168.1.11"], "wlan0": ["192.168.1.77"]}, "interface_of": {"gloo": "eno1", "nccl": "eno1"},
     "clock_offset": 0.002, "shm": (8e9, 16e9), "disk": ("/var/lib/smolray/ray", 200e9, 500e9), "locks": [],
+    "builds": {"C++ compiler": True, "Python.h": True},
     "storage": ("s3://bucket/runs", "", 0.02), "paths": {"/data/model": "abc"},
 }  # fmt: skip
 GOOD_LINK = Link("head", "den", 0.0002, 117e6, (), {"gloo": 0.15})
@@ -56,6 +57,8 @@ def test_a_healthy_cluster_has_nothing_to_mend():
         ({"disk": ("/x", 20e9, 500e9)}, "disk", "fail", "under /x", "make room"),
         ({"disk": ("/x", 5e9, 50e9)}, "disk", "warn", "4.7 GiB of 46.6 GiB", "make room"),
         ({"locks": [("/c/shm_comm/lock", 3720.0)]}, "build lock", "fail", "1h02m", "rm /c/shm_comm/lock"),
+        ({"builds": {"C++ compiler": True, "Python.h": False}}, "compiler", "fail", "no Python.h", "python3-dev"),
+        ({"builds": {"C++ compiler": False, "Python.h": True}, "cards": [], "ray_gpus": 0}, "compiler", "warn", "no C++ compiler", "apt install g++"),
         ({"ray_gpus": 0}, "cards", "warn", "told of 0, the driver knows 1", "CUDA_VISIBLE_DEVICES"),
         ({"storage": ("s3://bucket/runs", "Access Denied", 0.0)}, "storage", "fail", "Access Denied", "credentials"),
         ({"paths": {"/data/model": None}}, "files", "fail", "/data/model is missing", "copy it"),
