@@ -59,6 +59,7 @@ class Work:
     optimizer: str = "adamw"
     reference_copy: bool = False  # DPO with a frozen copy of the model
     reference_pass: bool = False  # DPO that asks a reference model for every micro-batch
+    first_pass: bool = False  # retrieval: everything runs once more, without gradients, before (contrastive.py)
 
     @cached_property
     def gradients(self) -> tuple[Gradients, ...]:

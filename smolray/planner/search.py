@@ -120,12 +120,13 @@ class Search:
         if micro_batch in self._works:
             return self._works[micro_batch]
         config, found = self.config, []
-        mean, largest = self.load(micro_batch)
+        retrieval = config.method == "retrieval"
+        mean, largest = (replace(load, label_tokens=0) if retrieval else load for load in self.load(micro_batch))  # no logits
         own = config.model.gradient_checkpointing
         reference = config.method == "dpo" and config.dpo.reference != "precompute"
         copy = reference and (config.dpo.reference == "copy" or config.lora is None or bool(config.model.train))
         for checkpointing in self.checkpointing or tuple(dict.fromkeys((False, True, own))):
-            work = Work(self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference)
+            work = Work(self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference, retrieval)
             found.append((work, replace(work, load=largest)))
         self._works[micro_batch] = found
         return found

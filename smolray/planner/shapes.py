@@ -205,12 +205,13 @@ class Training:
     lora: LoraConfig | None
     dtype: str
     bits: int = 16  # of the text layers' linear weights: 4 and 8 are quantised, otherwise as dtype
+    head: bool = True  # whether a head of its own is trained with the text; embeddings of retrieval are taken before it
 
     @classmethod
     def of(cls, config: RunConfig) -> "Training":
         model = config.model
         bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else 16
-        return cls(frozenset(model.train), config.lora, model.dtype, bits)
+        return cls(frozenset(model.train), config.lora, model.dtype, bits, config.method != "retrieval")
 
     @property
     def bytes(self) -> int:
@@ -235,7 +236,8 @@ class Training:
         return sum(r * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0) for r, linear in ranks if r)
 
     def trained_parameters(self, unit: Unit) -> int:
-        return self.lora_parameters(unit) + sum(n for group, n in unit.by_group.items() if group in self.full)
+        frozen = sum(layer.parameters for _, layer in unit.linears) if unit.kind == "head" and not self.head and "text" in self.full else 0
+        return self.lora_parameters(unit) + sum(n for group, n in unit.by_group.items() if group in self.full) - frozen
 
     def weight_bytes(self, unit: Unit) -> float:
         """Of a unit's frozen and trained weights as the forward pass reads them, adapters included."""

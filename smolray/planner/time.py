@@ -77,9 +77,9 @@ def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tup
     bandwidth = card.bandwidth * a.BANDWIDTH_SHARE
     launches = a.LAUNCH_SECONDS[unit.kind] * (a.LORA_LAUNCHES if adapters else 1.0)
     forward = max((linear + attention + adapters) / speed + moved / bandwidth, launches)
-    ahead = 2 * forward if work.reference_pass else forward
+    ahead = 2 * forward if work.reference_pass or work.first_pass else forward
     if not gradient.any:
-        return forward if unit.kind != "text" else ahead, 0.0
+        return ahead if unit.kind == "text" or work.first_pass else forward, 0.0
     full = sum(n for g, n in unit.by_group.items() if g in training.full) / max(unit.parameters, 1)
     if unit.kind == "head":
         full = 1.0 if "text" in training.full else 0.0
@@ -92,7 +92,8 @@ def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tup
 def gradient_seconds(work: Work, unit: Unit, card: Card) -> float:
     """Seconds to write the gradients of a unit's trained weights in one micro-batch, and to add them to those of the micro-batches before it."""
     shape, training = work.shape, work.training
-    vocabulary = shape.text.vocab * shape.text.hidden if unit.kind in ("merge", "head") and "text" in training.full else 0
+    tables = ("merge", "head") if training.head else ("merge",)
+    vocabulary = shape.text.vocab * shape.text.hidden if unit.kind in tables and "text" in training.full else 0
     size = float(training.trained_bytes) * max(training.trained_parameters(unit), vocabulary)
     fresh = float(training.trained_bytes) * vocabulary / a.HOST_FRESH_BYTES if card.host else 0.0
     return a.GRADIENT_TRAFFIC * size / (card.bandwidth * a.BANDWIDTH_SHARE) + fresh

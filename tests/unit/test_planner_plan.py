@@ -17,6 +17,7 @@ from smolray.planner.search import Search
 from smolray.planner.shapes import Training, known_shape
 from smolray.planner.statistics import DataStatistics, Load
 from smolray.planner.text import strategies_table, to_json, words
+from smolray.planner.time import unit_table
 
 SHAPES = {name: known_shape(name) for name in ("random-256m", "random-500m", "random-2.2b")}
 
@@ -67,6 +68,18 @@ def test_checkpointing_lora_and_fewer_bits_each_take_less():
     by_method = [total(), total(checkpointing=True), total(adapters, True), total(replace(adapters, bits=8), True), total(replace(adapters, bits=4), True)]
     assert by_method == sorted(by_method, reverse=True)
     assert total(checkpointing=2) < total()
+
+
+def test_retrieval_has_no_logits_trains_no_head_and_runs_forward_twice():
+    def work(*overrides: str) -> Work:
+        config = config_of("random-256m", *overrides)
+        return Search(config, SHAPES["random-256m"], DataStatistics.default(config, SHAPES["random-256m"]), parse("rtx3090")).works(8)[0][0]
+
+    shape, card, sft, found = SHAPES["random-256m"], CARDS["rtx3090"], work(), work("method=retrieval")
+    assert sum(sft.trained) - sum(found.trained) == shape.groups["head"] > 0
+    assert sft.kept[-1].saved > 0 == found.kept[-1].saved
+    (once, back), (twice, same) = unit_table(sft, card)[1], unit_table(found, card)[1]
+    assert twice == 2 * once and same == back
 
 
 def test_weights_in_4_bit_take_half_a_byte_and_their_scales():
