@@ -31,7 +31,7 @@ class ModelConfig(Section):
     dtype: DType = Field(default="bfloat16", description="compute type; optimizer states and master weights stay fp32")
     attn_implementation: Literal["sdpa"] = "sdpa"  # eager attention adds a boolean mask instead of applying it
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
-        default=False, description="true: every layer but the text model's last, which runs for trained tokens only; "
+        default=False, description="true: every layer (the text model's last, whose MLP runs for trained tokens only, keeps what is left of it); "
         "a number: so many layers of the vision tower and of the text model each",
     )
     vision_features: Literal["compute", "precompute"] = Field(

@@ -362,7 +362,8 @@ def _locks() -> list[tuple[str, float]]:
 def _builds() -> dict[str, bool]:
     """Whether what a build needs is there."""
     headers = Path(sysconfig.get_path("include")) / "Python.h"
-    return {"C++ compiler": shutil.which(os.environ.get("CXX") or "c++") is not None, "Python.h": headers.exists()}
+    compilers = (*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")
+    return {"C++ compiler": any(map(shutil.which, compilers)), "Python.h": headers.exists()}
 
 
 def _try_storage(uri: str) -> tuple[str, str, float]:

@@ -104,8 +104,8 @@ def patch_embeddings(tower: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
     """
     embeddings: Any = tower.embeddings
     pixels = ((tiles.float() / 255 - 0.5) / 0.5).to(embeddings.patch_embedding.weight.dtype)
-    side = embeddings.num_patches_per_side
-    whole = torch.ones(len(tiles), side, side, dtype=torch.bool, device=tiles.device)
+    rows, columns = (length // embeddings.patch_size for length in tiles.shape[-2:])
+    whole = torch.ones(len(tiles), rows, columns, dtype=torch.bool, device=tiles.device)
     return embeddings(pixel_values=pixels, patch_attention_mask=whole)  # type: ignore[no-any-return]
 
 

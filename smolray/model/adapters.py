@@ -73,7 +73,10 @@ def stochastic_round(values: torch.Tensor, dtype: torch.dtype, chance: torch.Gen
 
 
 def checkpoint_layers(inner: nn.Module, layers: bool | int) -> None:
-    """Recompute the activations of the first `layers` layers (True: all) of the vision tower and of the text model in backward."""
+    """Recompute the activations of the first `layers` layers (True: all) of the vision tower and of the text model in backward.
+
+    The text model's last layer is called by its parts where only some positions are wanted (forward.py): it then keeps them.
+    """
     for tower in (inner.vision_model.encoder.layers, inner.text_model.layers):  # type: ignore[union-attr]
         for layer in tower[: None if layers is True else int(layers)]:  # type: ignore[index, union-attr]
             layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, partial(checkpoint, use_reentrant=False)

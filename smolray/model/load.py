@@ -56,7 +56,7 @@ def load_processor(model: ModelConfig) -> Idefics3Processor:
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     settings = _processor_settings(path, revision)
     image_processor = Idefics3ImageProcessorPil.from_pretrained(path, revision=revision)
-    if {*image_processor.image_mean, *image_processor.image_std} != {0.5}:  # what objectives.tile_features undoes
+    if {*image_processor.image_mean, *image_processor.image_std} != {0.5}:  # what forward.patch_embeddings undoes
         found = f"mean {image_processor.image_mean}, deviation {image_processor.image_std}"
         raise ConfigError(f"model.path = {model.path}: images are normalised with {found}; expected 0.5 for all, as SmolVLM has it")
     template = tokenizer.chat_template or settings.get("chat_template") or _chat_template(path, revision)

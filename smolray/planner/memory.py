@@ -187,6 +187,9 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
     running = np.zeros((number + 1, number + 1))  # one micro-batch in its backward pass, at its fullest
     for start in range(number):
         running[start, start + 1 :] = np.maximum.accumulate(saved[start, start + 1 :] + [k.transient for k in kept[start:]])
+    if units[-3].kind == units[-2].kind:  # without the head beside it the last layer runs whole, as the one before it
+        for table in (saved, running):
+            table[:-2, -2] += kept[-3].saved - kept[-2].saved
     received = crossing[:, None] + np.where(np.arange(number + 1) < number, crossing * _returns(work), 0.0)[None, :]
     if shape.tied:  # a head without the embeddings beside it holds the table once more
         states[shape.merge + 1 :, number] += work.table * (training.bytes + (each + a.ADAM_MOMENTS if "text" in training.full else 0.0))

@@ -115,7 +115,7 @@ class ModelShape:
 
     @property
     def last_layer(self) -> str:
-        """The unit whose MLP is run for label tokens only (forward.py); the planner takes the head to be in the same stage."""
+        """The unit whose MLP is run for label tokens only (forward.py), where the head is in the same stage."""
         return f"text.{self.text.layers - 1}"
 
     @cached_property

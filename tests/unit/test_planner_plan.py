@@ -107,6 +107,14 @@ def test_stages_of_a_pipeline_hold_what_one_card_would_and_a_tied_head_its_table
     assert sum(s.weights for s in stages) == 2 * (SHAPES[shape].parameters + tied)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_last_layer_without_the_head_beside_it_takes_what_the_others_take(checkpointing):
+    work, units = work_of(checkpointing=checkpointing), len(SHAPES["random-256m"].units)
+    table = pipeline_memory(work, [3, 2, 1], 6)[1]
+    assert table[units - 3, units - 1] == pytest.approx(table[units - 4, units - 2], rel=0.01)
+    assert work.kept[-2].saved != work.kept[-3].saved
+
+
 def test_quantised_weights_are_whole_on_every_stage():
     quantised = Training(frozenset(), LoraConfig(r=8), "bfloat16", bits=4)
     work = work_of("random-2.2b", quantised, True)

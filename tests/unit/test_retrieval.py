@@ -153,7 +153,7 @@ def test_a_score_is_the_mean_over_the_captions_tokens_that_plain_transformers_gi
 
 def test_the_vision_tower_sees_each_image_once(model, encoder):
     seen = []
-    handle = model.model.vision_model.register_forward_hook(lambda module, inputs, output: seen.append(len(output.last_hidden_state)))
+    handle = model.model.vision_model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output.last_hidden_state)))
     images = [picture(64, 64, 1), picture(120, 64, 2)]
     caption_scores(images, CAPTIONS * 4, encoder, mean_log_probabilities(model), "", captions_per_sequence=3)
     handle.remove()
