@@ -8,7 +8,6 @@ Reading, decoding and collating is in the cost. TRL's is the fastest of a sweep:
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,9 +49,7 @@ def train_case(name: str, model: str, scale: float, repetitions: int) -> list[Re
     steps = 3 + STEPS * (repetitions + 1)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         task = make_task(Path(folder), case, model, batch, steps)
-        with ThreadPoolExecutor(1 if _on_gpu() else 2) as pool:  # most of it is starting
-            seconds = pool.map(lambda way: _first_turn(way, task), SWEEP)
-            trl = min(zip(seconds, SWEEP, strict=True))[1]
+        trl = min(SWEEP, key=lambda way: _first_turn(way, task))
         ways = {"ours": ("ours", with_settings(task, case.ours)), trl: (trl, task)} | ({"plain loop": ("plain", task)} if case.plain else {})
         turns = take_turns(ways, repetitions)
     costs = {way: [Cost(t.wall_s / t.items * batch, t.cpu_s / t.items * batch, t.peak_mb) for t in found] for way, found in turns.items()}
@@ -133,14 +130,12 @@ def _on_gpu() -> bool:
 
 @contextmanager
 def process(way: str, task: Task) -> Iterator[Callable[[int], Turn]]:
-    """A process that trains in this way; call it with the number of steps to take. Before the first call it warms up by a step."""
+    """A process that trains in this way, warmed up by one step; call it with the number of steps to take."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     child = context.Process(target=serve, args=(there, way, task))
     child.start()
     there.close()
-
-    warm: Turn | None = None
 
     def receive() -> Turn:
         try:
@@ -152,11 +147,10 @@ def process(way: str, task: Task) -> Iterator[Callable[[int], Turn]]:
         return Turn(**found)
 
     def ask(steps: int) -> Turn:
-        nonlocal warm
-        warm = warm or receive()
         here.send(steps)
         return receive()
 
+    receive()
     try:
         yield ask
     finally:
