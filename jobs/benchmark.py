@@ -15,10 +15,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it finds its own folder only; its cases are beside it
 
-from jobs.bench_data import prepare_case, stream_case
-from jobs.bench_launch import launch_case
-from jobs.bench_train import cases as train_cases
-from jobs.measure import Result
+from jobs.bench.data import prepare_case, stream_case
+from jobs.bench.launch import launch_case
+from jobs.bench.timing import Result
+from jobs.bench.train import cases as train_cases
 
 Case = Callable[[float, int], list[Result]]  # (scale of the work, repetitions) -> Results; the first has the case's name
 WITH_RAY: dict[str, Case] = {"prepare": prepare_case, "stream": stream_case, "launch": launch_case}
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def start_ray() -> None:
     """The local Ray that smolray starts for a run, with one thread a worker and the priority of everything else."""
-    from smolray.launch import connect
+    from smolray.cluster.connect import connect
 
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

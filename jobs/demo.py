@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.easyvqa import export_easy_vqa
 from smolray.config import load_config
 from smolray.export import export_run
-from smolray.launch import launch_run
+from smolray.launch.driver import launch_run
 
 
 def main() -> None:

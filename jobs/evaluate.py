@@ -5,7 +5,7 @@ In: the name of a run. Out: accuracy by type, and every prediction as Parquet in
 
 import sys
 
-from smolray.cli import app
+from smolray.cli.app import app
 
 if __name__ == "__main__":
     sys.argv = [sys.argv[0], "evaluate", *sys.argv[1:]]

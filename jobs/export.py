@@ -5,7 +5,7 @@ In: the name of a run. Out: `<run>/export` with merged weights, processor and mo
 
 import sys
 
-from smolray.cli import app
+from smolray.cli.app import app
 
 if __name__ == "__main__":
     sys.argv = [sys.argv[0], "export", *sys.argv[1:]]

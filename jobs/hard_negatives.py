@@ -21,10 +21,11 @@ from smolray.data.encode import Encoder, cached_encoder
 from smolray.data.reader import ShardReader
 from smolray.data.sample import Conversation, Message, Part, ShardRow
 from smolray.data.shards import read_manifest, write_shards
-from smolray.export import chosen_checkpoint, trained_model
-from smolray.forward import target_states
+from smolray.model.forward import target_states
 from smolray.model.load import base_model
-from smolray.objectives import completion_logps
+from smolray.model.trained import trained_model
+from smolray.objectives.base import completion_logps
+from smolray.run.checkpoint import chosen_checkpoint
 
 MOST_ANSWERS = 32  # of a type: the commonest
 ROWS_AT_ONCE = 8

@@ -8,9 +8,9 @@ import sys
 import time
 
 from smolray.config import ConfigError, load_config
+from smolray.data.formats.source import SourceError
 from smolray.data.prepare import prepare_run, shard_folder
 from smolray.data.shards import ShardError
-from smolray.data.units import SourceError
 from smolray.storage import StorageError
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, overrides)
         # Before Ray starts, so that a wrong path is told at once.
         folders = {part: shard_folder(config, part) for part in ("train", "validation") if getattr(config.data, part)}
-        from smolray.launch import connect  # imports torch, which takes seconds
+        from smolray.cluster.connect import connect  # imports torch, which takes seconds
 
         connect()
         began = time.monotonic()

@@ -5,7 +5,7 @@ In: settings. Out: the run folder with checkpoints, events, result.json and repo
 
 import sys
 
-from smolray.cli import app
+from smolray.cli.app import app
 
 if __name__ == "__main__":
     sys.argv = [sys.argv[0], "train", *sys.argv[1:]]

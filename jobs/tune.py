@@ -6,7 +6,7 @@ the same name, it goes on.
 
 import sys
 
-from smolray.cli import app
+from smolray.cli.app import app
 
 if __name__ == "__main__":
     sys.argv = [sys.argv[0], "tune", *sys.argv[1:]]

@@ -7,26 +7,27 @@ logits have been compared with the trained model's.
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3Processor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from smolray import checkpoint, storage
-from smolray.checkpoint import Checkpoint, CheckpointError
+from smolray import storage
 from smolray.config import RunConfig
-from smolray.data.collate import Batch, Group, collate_training
+from smolray.data.batch import Batch
+from smolray.data.collate import Group, collate_training
 from smolray.data.encode import cached_encoder
+from smolray.data.processor import run_processor
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.tiles import image_size
-from smolray.engine.base import canonical_name, load_weights
-from smolray.forward import hidden_states
-from smolray.model.adapters import merge, prepare_for_training, trainable
-from smolray.model.load import DTYPES, base_model, load_model, load_processor
+from smolray.model.forward import hidden_states
+from smolray.model.load import base_model, load_model
+from smolray.model.trained import merged_model, trained_model, unquantised
+from smolray.pretrained import DTYPES
+from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
 DIVERGENCE = {"4-bit": 0.5, "8-bit": 0.05}  # nats a trained token: adapters of quantised weights on the 16-bit ones
@@ -36,28 +37,6 @@ COMPARED_ROWS = COMPARED_QUESTIONS = 4
 
 class ExportError(ValueError):
     """The exported folder does not say what the trained model says; nothing was left at the target."""
-
-
-def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
-    """The checkpoint called `name` ("step-00000100", "latest", a URI); without a name the best evaluated, else the newest whole one."""
-    if name and name != "latest":
-        uri = name if "/" in name else storage.join(run_dir, "checkpoints", name)
-        return checkpoint.verify(uri)
-    found = None if name else checkpoint.best(run_dir)
-    try:
-        found = checkpoint.verify(found.uri) if found else checkpoint.latest(run_dir)
-    except CheckpointError:
-        found = checkpoint.latest(run_dir)
-    if found is None:
-        raise CheckpointError(f"{run_dir} has no whole checkpoint to take")
-    return found
-
-
-def trained_model(config: RunConfig, chosen: Checkpoint) -> Any:
-    """The model of a run with the weights of a checkpoint, ready to look at data."""
-    model = prepare_for_training(load_model(config.model), config)
-    load_weights({canonical_name(n): p for n, p in trainable(model).items()}, checkpoint.load_state(chosen).weights)
-    return model.eval()
 
 
 def export_run(run_dir: str, out: str | None = None, name: str | None = None) -> str:
@@ -116,27 +95,6 @@ def require_replaceable(target: str) -> None:
     card = storage.join(target, "README.md")
     if not storage.exists(card) or CARD_MARK not in storage.read_bytes(card).decode("utf-8", errors="replace"):
         raise ExportError(f"{target} holds files that are not an export of smolray; choose an absent or empty folder")
-
-
-def unquantised(config: RunConfig) -> RunConfig:
-    """The run with 16-bit weights in place of 4- or 8-bit ones: adapters are merged into those only."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})})
-
-
-def merged_model(config: RunConfig, chosen: Checkpoint) -> Any:
-    """The transformers model of a checkpoint, LoRA merged into unquantised weights."""
-    return merge(trained_model(unquantised(config), chosen))
-
-
-def run_processor(config: RunConfig) -> Idefics3Processor:
-    """The processor with the run's image settings, as far as its own can say them: it has none against enlarging small images."""
-    processor = load_processor(config.model)
-    images = processor.image_processor
-    if config.image.longest_edge is not None:
-        images.size = {"longest_edge": config.image.longest_edge}
-    if config.image.max_tiles == 1:
-        images.size, images.do_image_splitting = {"longest_edge": images.max_image_size["longest_edge"]}, False
-    return processor
 
 
 def compare(loaded: nn.Module, config: RunConfig, chosen: Checkpoint) -> str:

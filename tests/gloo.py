@@ -13,14 +13,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from smolray.config import RunConfig
-from smolray.engine.base import Engine, EngineState
+from smolray.engine.base import Engine
 from smolray.engine.pipeline.engine import PipelineEngine
 from smolray.engine.pipeline.load import load_stage
 from smolray.engine.zero import ZeroEngine
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.model.parts import frozen_front, leave_out
-from smolray.objectives import objective_of
+from smolray.objectives.registry import objective_of
+from smolray.run.checkpoint import EngineState
 
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> Any:

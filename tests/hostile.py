@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from smolray.data import parsers
+from smolray.data.formats import layouts as parsers
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """The loss of a batch, straight from the model and without an engine."""
 
-from smolray.forward import target_states
+from smolray.model.forward import target_states
 from smolray.model.load import base_model
-from smolray.objectives import Totals, sft
+from smolray.objectives.base import Totals
+from smolray.objectives.sft import sft
 
 
 def sft_sum(model, batch):

@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText
 
 from smolray.config import DataConfig, ImageConfig, ModelConfig
 from smolray.data.encode import Encoder
+from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
-from smolray.model.load import load_processor
 from smolray.model.tiny import build_model
 
 TEXTS = [

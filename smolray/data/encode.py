@@ -18,9 +18,9 @@ from tokenizers import Encoding, Tokenizer
 from transformers import Idefics3Processor
 
 from smolray.config import ConfigError, DataConfig, ImageConfig, ModelConfig
+from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation, Message
 from smolray.data.tiles import Grid, Tiler
-from smolray.model.load import load_processor
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a person's text
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")

@@ -4,18 +4,15 @@ In: a shard folder, a plan, numbers of micro-batches. Out: the same Batches that
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
-import torch
 
 from smolray.config import RunConfig
-from smolray.data.beside import Sidecar, complete
-from smolray.data.collate import COLLATE, Batch
+from smolray.data.batch import Batch
+from smolray.data.collate import COLLATE
 from smolray.data.encode import cached_encoder
-from smolray.data.features import FeatureWriter, features_sidecar
 from smolray.data.index import index_shard
-from smolray.data.logps import LogpsWriter, logps_sidecar
 from smolray.data.plan import EpochPlan, PlanLimits, lay_epoch
 from smolray.data.reader import ALONE, ShardReader, Sidecars
 from smolray.data.shards import read_manifest
@@ -37,28 +34,6 @@ class LocalStream:
             batch.meta["number"] = number
             self.wait_seconds += time.perf_counter() - began
             yield batch
-
-
-def local_sidecars(folder: str, config: RunConfig, device: str = "cpu") -> Sidecars:
-    """What the run wants beside its training shards (data/sidecar.py makes the same over a cluster), made here where it is not there."""
-    shards = read_manifest(folder)
-
-    def made(sidecar: Sidecar, writer: Callable[[], FeatureWriter | LogpsWriter]) -> str:
-        def make(todo: list[int]) -> None:
-            one = writer()
-            for number in todo:
-                one.write(shards.files[number].name)
-
-        return complete(sidecar, shards, make)
-
-    features = logps = ""
-    if config.model.vision_features == "precompute":
-        beside = features_sidecar(folder, config)
-        features = made(beside, lambda: FeatureWriter(beside, config, torch.device(device)))
-    if config.method == "dpo" and config.dpo.reference == "precompute":
-        kept = logps_sidecar(folder, config)
-        logps = made(kept, lambda: LogpsWriter(kept, config, torch.device(device), local_index(folder, config), features))
-    return Sidecars(features, logps)
 
 
 def local_index(folder: str, config: RunConfig) -> pa.Table:

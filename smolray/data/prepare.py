@@ -18,13 +18,13 @@ import numpy as np
 
 from smolray import storage
 from smolray.config import ConfigError, DataConfig, RunConfig
-from smolray.data.images import ImageReader, folder_of
-from smolray.data.parsers import parse
+from smolray.data.formats.discover import is_hub, list_units, read_unit, resolve, units_fingerprint
+from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.layouts import parse
+from smolray.data.formats.source import UNIT_BYTES, Source, SourceError, Unit
 from smolray.data.sample import SampleError
 from smolray.data.shards import MANIFEST, SCHEMA_VERSION, Manifest, ShardError, ShardFile, read_manifest
-from smolray.data.sources import Source, is_hub, list_units, read_unit, resolve, units_fingerprint
-from smolray.data.staging import Staging, UnitResult, read_blocks, read_result, repeated_ids, run_unit, total_bytes, write_shard
-from smolray.data.units import UNIT_BYTES, SourceError, Unit
+from smolray.data.shuffle import Staging, UnitResult, read_blocks, read_result, repeated_ids, run_unit, total_bytes, write_shard
 
 Progress = Callable[[str, int, int], None]  # phase (read | write), pieces done, pieces in all
 SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}

@@ -6,16 +6,17 @@ In: MicroBatchSpecs. Out: their rows. Open files stay open in the process, so a 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smolray.data.beside import open_table
 from smolray.data.collate import Group
-from smolray.data.features import decode_features
+from smolray.data.image_features import decode_features
 from smolray.data.plan import MicroBatchSpec
 from smolray.data.sample import ShardRow
 from smolray.data.shards import ShardError, decode_rows
+from smolray.data.sidecar import open_table
 
 OPEN_FILES = 64
 
@@ -100,3 +101,18 @@ class ShardReader:
 
 def _bytes_beside_text(group: Group) -> int:
     return sum(map(len, group.row.images)) + sum(f.bits.nbytes for f in group.features) + 8 * len(group.reference)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the launcher has put the data; `validation` may be empty."""
+
+    train: str
+    validation: str = ""
+    sidecars: Sidecars = ALONE  # of `train`
+    validation_sidecars: Sidecars = ALONE
+
+    @classmethod
+    def from_plain(cls, told: dict[str, Any]) -> "Folders":
+        """From what `asdict` makes of one."""
+        return cls(told["train"], told["validation"], Sidecars(**told["sidecars"]), Sidecars(**told["validation_sidecars"]))

@@ -1,174 +1,187 @@
-"""Ray Data jobs whose results stand beside the shards: one table per shard, made where there is room in the cluster.
+"""Tables that stand beside the shards, row for row and row group for row group: a reader takes of them what it takes of a shard, no more.
 
-In: a shard folder and a function of one shard, or a run that wants vision features or reference log-probabilities. Out: tables in shard
-order, or the URIs of sidecars that are whole.
+In: for each shard a table for each of its row groups. Out: `<shards>/<kind>-<identity>/` with a Parquet file of the same name for each shard,
+a note of each once it is whole, and, last, `manifest.json`. Interrupted anywhere, a file that has its note is not made again.
 """
 
-import logging
+import hashlib
+import json
 import os
-import shutil
-from collections.abc import Callable, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
-import torch
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from smolray import storage
-from smolray.config import ConfigError, RunConfig
-from smolray.data.beside import complete, is_whole
-from smolray.data.encode import cached_encoder
-from smolray.data.features import FeatureWriter, features_bytes, features_sidecar
-from smolray.data.index import index_shard, index_uri, read_index, write_index
-from smolray.data.logps import LogpsWriter, logps_sidecar
-from smolray.data.reader import Sidecars
-from smolray.data.shards import Manifest, read_manifest
-from smolray.progress import size
+from smolray.data.shards import MANIFEST, Manifest, ShardError
 
-ShardFunction = Callable[[str, str, int], pa.Table]  # folder, file name, number of the shard
-WriterMaker = Callable[[torch.device, int], FeatureWriter | LogpsWriter]  # device, threads beside it
-Say = Callable[[str], None]
-DECODERS = 8  # threads that decode images beside a GPU
+VERSION = 1
+STALE_SECONDS = 3600
 
 
-def quiet_context() -> ray.data.DataContext:
-    """Ray Data without progress bars and start-up notes: our own progress line says what matters."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off is meant
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    return context
+@dataclass(frozen=True)
+class Sidecar:
+    """What a sidecar is of: `identity` is a hash of all that its values depend on, `about` the same for people."""
+
+    folder: str  # of the shards
+    kind: str
+    identity: str
+    about: dict[str, Any]
+
+    @property
+    def uri(self) -> str:
+        return storage.join(self.folder, f"{self.kind}-{self.identity}")
 
 
-def at_once(consumers: int, tasks: int) -> TaskPoolStrategy:
-    """As many tasks at a time as the cluster has cores for each of `consumers` pipelines: a share of a CPU lets tasks run beside other
-    work, but by itself it would start several busy processes a core."""
-    return TaskPoolStrategy(size=max(1, min(tasks, int(ray.cluster_resources().get("CPU", 1)) // consumers)))
+@dataclass(frozen=True)
+class TableFile:
+    name: str
+    rows: int
+    bytes: int
+    blake2b: str
 
 
-def map_shards(folder: str, manifest: Manifest, function: ShardFunction, num_cpus: float) -> list[pa.Table]:
-    """`function` of every shard, as Ray Data tasks; tables in shard order."""
-    quiet_context()
-
-    def run(batch: pa.Table) -> pa.Table:
-        tables = [function(folder, name.as_py(), number.as_py()) for name, number in zip(batch["name"], batch["number"], strict=True)]
-        sinks = []
-        for table in tables:
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table)
-            sinks.append(sink.getvalue().to_pybytes())
-        return pa.table({"number": batch["number"], "table": pa.array(sinks, pa.large_binary())})
-
-    items = [{"number": i, "name": f.name} for i, f in enumerate(manifest.files)]
-    pieces = ray.data.from_items(items, override_num_blocks=len(items))
-    rows = pieces.map_batches(run, batch_format="pyarrow", num_cpus=num_cpus, compute=at_once(1, len(items))).take_all()
-    return [pa.ipc.open_stream(row["table"]).read_all() for row in sorted(rows, key=lambda r: r["number"])]
+def identity_of(*parts: Any) -> str:
+    """A hash of JSON values: a part of the folder's name, so that what was made of something else is never met."""
+    return hashlib.blake2b(json.dumps([VERSION, *parts], sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def ensure_index(folder: str, config: RunConfig) -> str:
-    """The URI of the index of `folder` for the run's processor, made now if it is not there."""
-    encoder = cached_encoder(config.model, config.data, config.image)
-    uri = index_uri(folder, encoder)
-    if not storage.exists(uri):
-        settings = (config.model, config.data, config.image)
-
-        def run(folder: str, name: str, number: int) -> pa.Table:
-            return index_shard(folder, name, number, cached_encoder(*settings))
-
-        write_index(uri, pa.concat_tables(map_shards(folder, read_manifest(folder), run, config.data.num_cpus_per_task)))
-    return uri
+def unfinished(sidecar: Sidecar, shards: Manifest) -> list[int]:
+    """Numbers of the shards whose table is not there or not whole. Raises ShardError where the manifest is damaged."""
+    sizes = {info.base_name: info.size for info in storage.list_files(sidecar.uri)}
+    files = _read_manifest(sidecar, shards) if MANIFEST in sizes else {f.name: _read_note(sidecar.uri, f.name, sizes) for f in shards.files}
+    return [n for n, f in enumerate(shards.files) if (made := files[f.name]) is None or sizes.get(f.name) != made.bytes]
 
 
-def load_index(folder: str, config: RunConfig) -> pa.Table:
-    """The index that `ensure_index` made. Raises FileNotFoundError where it did not."""
-    return read_index(index_uri(folder, cached_encoder(config.model, config.data, config.image)))
+def is_whole(sidecar: Sidecar, shards: Manifest) -> bool:
+    """Whether the sidecar is there, manifest and all. Raises ShardError where the manifest is damaged."""
+    return storage.exists(storage.join(sidecar.uri, MANIFEST)) and not unfinished(sidecar, shards)
 
 
-def ensure_sidecars(folder: str, config: RunConfig, reference: bool = True, say: Say = print) -> Sidecars:
-    """What the run wants beside these shards, made now as far as it is not there; their index must be. Without `reference` no log-probabilities."""
-    features = ensure_features(folder, config, say) if config.model.vision_features == "precompute" else ""
-    wanted = reference and config.method == "dpo" and config.dpo.reference == "precompute"
-    return Sidecars(features, ensure_logps(folder, config, features, say) if wanted else "")
+def complete(sidecar: Sidecar, shards: Manifest, make: Callable[[list[int]], None]) -> str:
+    """The URI of the sidecar, once `make` has written the tables (write_table) of those shards that have none. Raises ShardError."""
+    manifest = storage.join(sidecar.uri, MANIFEST)
+    if is_whole(sidecar, shards):
+        return sidecar.uri
+    todo = unfinished(sidecar, shards)
+    storage.delete(manifest)  # of a folder that has lost a file
+    if todo:
+        make(todo)
+    sizes = {info.base_name: info.size for info in storage.list_files(sidecar.uri)}
+    notes = {f.name: _read_note(sidecar.uri, f.name, sizes) for f in shards.files}
+    if lost := [name for name, note in notes.items() if note is None]:
+        raise ShardError(
+            f"{sidecar.uri} lacks {len(lost)} of {len(shards.files)} tables after all were made: {', '.join(lost[:3])} …; start again"
+        )
+    record = {"schema_version": VERSION, "kind": sidecar.kind, "identity": sidecar.identity, "about": sidecar.about,
+              "files": [asdict(note) for note in notes.values() if note]}  # fmt: skip
+    storage.write_bytes(manifest, json.dumps(record, indent=1).encode())
+    for info in storage.list_files(sidecar.uri):  # what killed writers have left; one at work touches its file every few seconds
+        if info.extension == "tmp" and time.time() - info.mtime.timestamp() > STALE_SECONDS:
+            storage.delete(storage.join(sidecar.uri, info.base_name))
+    return sidecar.uri
 
 
-def ensure_features(folder: str, config: RunConfig, say: Say = print) -> str:
-    """The URI of the features of the run's frozen front for the shards in `folder`. Their size is said before they are written.
-
-    Raises ConfigError where a local disk has no room for them and ShardError where the manifest of those that are there is damaged.
-    """
-    sidecar, shards = features_sidecar(folder, config), read_manifest(folder)
-
-    def make(todo: list[int]) -> None:
-        each = features_bytes(load_index(folder, config), config, len(shards.files))
-        left = int(each[todo].sum())
-        what = f"{sidecar.about['tokens']} tokens x {sidecar.about['hidden']} in {sidecar.about['dtype']} a tile"
-        say(f"vision features: {size(int(each.sum()))} ({what}), {size(left)} of it to be made, in {sidecar.uri}")
-        require_space(sidecar.uri, left)
-        _write_tables([shards.files[n].name for n in todo], lambda device, threads: FeatureWriter(sidecar, config, device, threads), config,
-                      lambda done: say(f"vision features: {done} of {len(todo)} shards"))  # fmt: skip
-
-    return complete(sidecar, shards, make)
+def write_table(sidecar: Sidecar, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write one shard's table, each of `tables` as a row group, as they come; then its note."""
+    rows = 0
+    with _writing(storage.join(sidecar.uri, name)) as sink:
+        # Neither dictionaries nor statistics: the values are bits that no one searches.
+        with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="none", use_dictionary=False, write_statistics=False,
+                              write_page_checksum=True) as writer:  # fmt: skip
+            for table in tables:
+                writer.write_table(table, row_group_size=max(1, len(table)))
+                rows += len(table)
+        note = TableFile(name, rows, sink.size, sink.digest.hexdigest())
+    storage.write_bytes(storage.join(sidecar.uri, _note(name)), json.dumps(asdict(note)).encode())
 
 
-def found_features(folder: str, config: RunConfig) -> str:
-    """The URI of the features where the run wants them and they are there, else an empty one. Raises ShardError where they are damaged."""
-    if config.model.vision_features != "precompute":
-        return ""
-    sidecar = features_sidecar(folder, config)
-    return sidecar.uri if is_whole(sidecar, read_manifest(folder)) else ""
+def open_table(uri: str, name: str) -> pq.ParquetFile:
+    """A shard's table, to be read row group by row group; a page whose checksum is wrong raises OSError."""
+    fs, path = storage.filesystem(storage.join(uri, name))
+    return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
 
 
-def ensure_logps(folder: str, config: RunConfig, features: str = "", say: Say = print) -> str:
-    """The URI of the reference model's log-probabilities for the pairs in `folder`; `features`: URI of those to read in place of images."""
-    sidecar, shards = logps_sidecar(folder, config), read_manifest(folder)
+class _HashingSink:
+    """A file that counts and hashes what goes through it."""
 
-    def make(todo: list[int]) -> None:
-        def writer(device: torch.device, threads: int) -> LogpsWriter:
-            return LogpsWriter(sidecar, config, device, load_index(folder, config), features)
+    closed = False
 
-        say(f"reference log-probabilities: of {sum(shards.files[n].conversations for n in todo)} pairs, in {sidecar.uri}")
-        _write_tables([shards.files[n].name for n in todo], writer, config,
-                      lambda done: say(f"reference log-probabilities: {done} of {len(todo)} shards"))  # fmt: skip
+    def __init__(self, file: Any):
+        self.file, self.size, self.digest = file, 0, hashlib.blake2b(digest_size=16)
 
-    return complete(sidecar, shards, make)
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        self.file.write(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:  # the file is closed by who opened it
+        self.flush()
 
 
-def require_space(uri: str, needed: int) -> None:
-    """Raise ConfigError where `needed` bytes do not fit on the local disk that will hold `uri`."""
-    if not storage.is_local(uri):
+@contextmanager
+def _writing(uri: str) -> Iterator[_HashingSink]:
+    """A file that is seen whole or not at all, also where two processes write it; too large to be held as bytes."""
+    fs, path = storage.filesystem(uri)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        with fs.open_output_stream(path) as stream:
+            yield _HashingSink(stream)
         return
-    there = next(folder for folder in Path(storage.absolute(uri)).parents if folder.exists())
-    if needed > (free := shutil.disk_usage(there).free):
-        raise ConfigError(f"model.vision_features = precompute needs {size(needed)} in {uri}, {size(free)} are free there; "
-                          "nearest: model.vision_features=compute, or a lower image.max_tiles")  # fmt: skip
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield _HashingSink(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-class _TableActor:
-    """A Ray Data actor that holds one model and writes one table after another. Rows in and out: the names of the shards."""
-
-    def __init__(self, maker: WriterMaker, gpu: bool):
-        if not gpu:
-            torch.set_num_threads(1)  # there is an actor for each core
-        self.writer = maker(torch.device("cuda" if gpu else "cpu"), min(DECODERS, os.cpu_count() or 1) if gpu else 1)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for name in batch["name"]:
-            self.writer.write(str(name))
-        return batch
+def _note(name: str) -> str:
+    return f"{name}.json"
 
 
-def _write_tables(names: Sequence[str], maker: WriterMaker, config: RunConfig, done: Callable[[int], None]) -> None:
-    """Have the tables of those shards written: on every GPU of the cluster, or on as many CPUs as it has."""
-    quiet_context()
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if config.resources.use_gpu != "no" else 0
-    actors = min(gpus, len(names)) if gpus else at_once(1, len(names)).size
-    pool = ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1)  # a shard that waits behind another could be made elsewhere
-    pieces = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    made = pieces.map_batches(_TableActor, fn_constructor_args=(maker, bool(gpus)), batch_size=1, compute=pool,
-                              num_cpus=config.data.num_cpus_per_task, num_gpus=1 if gpus else None)  # fmt: skip
-    for count, _ in enumerate(made.iter_rows(), start=1):
-        done(count)
+def _read_note(uri: str, name: str, sizes: dict[str, int]) -> TableFile | None:
+    """The note of a file that is whole; None where it is to be made (again)."""
+    if _note(name) not in sizes or name not in sizes:
+        return None
+    try:
+        note = TableFile(**json.loads(storage.read_bytes(storage.join(uri, _note(name)))))
+    except (json.JSONDecodeError, TypeError):
+        return None
+    return note if sizes[name] == note.bytes else None
+
+
+def _read_manifest(sidecar: Sidecar, shards: Manifest) -> dict[str, TableFile]:
+    uri = storage.join(sidecar.uri, MANIFEST)
+    remedy = f"delete {sidecar.uri} and it is made anew"
+    try:
+        record = json.loads(storage.read_bytes(uri))
+        found = (record["schema_version"], record["kind"], record["identity"])
+        files = {f["name"]: TableFile(**f) for f in record["files"]}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ShardError(f"{uri} is damaged ({type(error).__name__}: {error}); {remedy}") from None
+    if found != (expected := (VERSION, sidecar.kind, sidecar.identity)):
+        raise ShardError(
+            f"{uri} says version, kind and identity {found}, expected {expected}: it was made of other weights, processor or shards; {remedy}"
+        )
+    if {name: f.rows for name, f in files.items()} != {f.name: f.rows for f in shards.files}:
+        raise ShardError(f"{uri} is of other files or rows than the shards' own manifest; {remedy}")
+    return files

@@ -14,12 +14,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from smolray.config import RunConfig
-from smolray.data.collate import COLLATE, Batch
+from smolray.data.batch import Batch
+from smolray.data.collate import COLLATE
 from smolray.data.encode import cached_encoder
 from smolray.data.plan import EpochPlan
+from smolray.data.ray_jobs import at_once, quiet_context
 from smolray.data.reader import ALONE, ShardReader, Sidecars
 from smolray.data.shards import read_manifest
-from smolray.data.sidecar import at_once, quiet_context
 
 BATCHES_PER_TASK = 4  # neighbours share row groups, and a task's own cost is spread
 

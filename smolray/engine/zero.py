@@ -28,15 +28,17 @@ from torch import nn
 from torch.utils.cpp_extension import get_default_build_root
 
 from smolray.config import RunConfig
-from smolray.contrastive import contrast, embeddings
-from smolray.data.collate import Batch
-from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, load_weights, micro_batch_seed
-from smolray.engine.reference import Reference, reference_of
-from smolray.forward import hidden_states
+from smolray.data.batch import Batch
+from smolray.engine.base import LocalSums, StepResult, micro_batch_seed
+from smolray.engine.optim import FP32, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
 from smolray.model.adapters import trainable
-from smolray.model.load import DTYPES, base_model
-from smolray.objectives import Objective, Totals
-from smolray.optim import FP32, Moments, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
+from smolray.model.forward import hidden_states
+from smolray.model.load import base_model
+from smolray.objectives.base import Objective, Totals
+from smolray.objectives.contrastive import contrast, embeddings
+from smolray.objectives.reference import Reference, reference_of
+from smolray.pretrained import DTYPES
+from smolray.run.checkpoint import EngineState, Moments, canonical_name, load_weights
 
 STALE_LOCK_SECONDS = 600
 LINEAR = nn.functional.linear  # DeepSpeed replaces it at stage 3, for all that the process does from then on

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smolray.evaluate.scores import MetricError, Scores
+from smolray.evaluate.bootstrap import MetricError, Scores
 
 ORDER = 4
 _WORD = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?=n't\b)|\w+(?:[-.,/:]\w+)*")

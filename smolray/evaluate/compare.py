@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smolray.evaluate.evaluator import prediction_steps, read_predictions
-from smolray.evaluate.metrics import METRICS, Record, by_type
-from smolray.evaluate.scores import Figure, MetricError, Scores, figure
+from smolray.evaluate.bootstrap import Figure, MetricError, Scores, figure
+from smolray.evaluate.metrics import METRICS, by_type
+from smolray.run.predictions import Record, prediction_steps, read_predictions
 
 
 @dataclass(frozen=True)

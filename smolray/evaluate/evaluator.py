@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from smolray import storage
-from smolray.data.collate import Batch
-from smolray.evaluate.generate import greedy
-from smolray.evaluate.metrics import Figures, Record, by_type, is_correct, measure
+from smolray.data.batch import Batch
+from smolray.evaluate.metrics import Figures, by_type, is_correct, measure
+from smolray.model.decoding import greedy
+from smolray.run.predictions import Record
 
 
 @dataclass(frozen=True)
@@ -70,29 +68,3 @@ def summarize(predictions: Sequence[Record], metrics: Sequence[str] = ("exact_ma
     accuracy = {kind: float(correct[numbers].mean()) for kind, numbers in rows.items()}
     figures, skipped = measure(predictions, metrics)
     return EvalReport(accuracy, {kind: len(numbers) for kind, numbers in rows.items()}, list(predictions), figures, skipped)
-
-
-def read_predictions(run_dir: str, step: int) -> list[Record]:
-    """The predictions that an evaluation at `step` kept. Raises FileNotFoundError."""
-    data = storage.read_bytes(predictions_uri(run_dir, step))
-    return pq.read_table(pa.BufferReader(data)).to_pylist()
-
-
-def prediction_steps(run_dir: str) -> list[int]:
-    """The steps whose predictions are kept, in order."""
-    names = [f.base_name for f in storage.list_files(storage.join(run_dir, "predictions"))]
-    return sorted(int(name[5:-8]) for name in names if name.startswith("step-") and name.endswith(".parquet"))
-
-
-def predictions_uri(run_dir: str, step: int) -> str:
-    """Where the predictions of an evaluation at `step` are kept."""
-    return storage.join(run_dir, "predictions", f"step-{step:08d}.parquet")
-
-
-def write_predictions(uri: str, predictions: Sequence[Record]) -> None:
-    """Keep predictions as Parquet: id, key, type, question, prediction, answer, answers, correct."""
-    text = [(n, pa.string()) for n in ("id", "key", "type", "question", "prediction", "answer")]
-    schema = pa.schema([*text, ("answers", pa.list_(pa.string())), ("correct", pa.bool_())])
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(predictions), schema=schema), sink, compression="zstd")
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())

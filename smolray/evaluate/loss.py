@@ -6,10 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from smolray.data.collate import Batch
-from smolray.forward import target_states
+from smolray.data.batch import Batch
+from smolray.model.forward import target_states
 from smolray.model.load import base_model
-from smolray.objectives import Totals, sft
+from smolray.objectives.base import Totals
+from smolray.objectives.sft import sft
 
 
 @torch.no_grad()

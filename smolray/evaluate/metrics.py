@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from smolray.evaluate import captions
-from smolray.evaluate.scores import Figure, MetricError, Scores, figure
+from smolray.evaluate.bootstrap import Figure, MetricError, Scores, figure
 from smolray.evaluate.vqa import vqa_accuracy
-from smolray.progress import percent
+from smolray.run.predictions import Record
+from smolray.run.progress import percent
 
-Record = dict[str, Any]
 Metric = Callable[[Sequence[Record]], Scores]
 Figures = dict[str, Figure]  # by question type, with "overall"
 

@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from smolray.data.collate import Batch
-from smolray.evaluate.metrics import Figures, Record, by_type
-from smolray.evaluate.scores import Scores, figure
-from smolray.forward import target_states
+from smolray.data.batch import Batch
+from smolray.evaluate.bootstrap import Scores, figure
+from smolray.evaluate.metrics import Figures, by_type
+from smolray.model.forward import target_states
 from smolray.model.load import base_model
-from smolray.objectives import completion_logps
+from smolray.objectives.base import completion_logps
+from smolray.run.predictions import Record
 
 
 @torch.no_grad()

@@ -14,16 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from smolray.contrastive import embeddings
-from smolray.data.collate import Batch, Group, collate_training
+from smolray.data.batch import Batch
+from smolray.data.collate import Group, collate_training
 from smolray.data.encode import Encoder
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
+from smolray.evaluate.bootstrap import Figure, MetricError, Scores, figure
 from smolray.evaluate.evaluator import EvalReport, score, summarize
-from smolray.evaluate.metrics import Record
-from smolray.evaluate.scores import Figure, MetricError, Scores, figure
-from smolray.forward import target_states
+from smolray.model.forward import target_states
 from smolray.model.load import base_model
-from smolray.objectives import completion_logps
+from smolray.objectives.base import completion_logps
+from smolray.objectives.contrastive import embeddings
+from smolray.run.predictions import Record
 
 LogProbabilities = Callable[[Batch], torch.Tensor]  # (C,): of each completion of a batch, per trained token
 CELLS = 2_000_000  # scores of texts for images at a time: 16 MB, and a few such arrays

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from smolray.evaluate.scores import MetricError
+from smolray.evaluate.bootstrap import MetricError
 
 ARTICLES = frozenset(("a", "an", "the"))
 COUNTING = "zero one two three four five six seven eight nine ten"

@@ -15,7 +15,8 @@ from torch import nn
 from transformers.utils import cached_file
 
 from smolray.config import ConfigError, Group, ModelConfig, RunConfig
-from smolray.model.load import base_model, group_of, resolve
+from smolray.model.load import base_model, group_of
+from smolray.pretrained import resolve
 
 INDEX = "model.safetensors.index.json"
 

@@ -3,6 +3,9 @@
 "estimate": not measured by us. "source": read in the code of the library named.
 """
 
+
+
+
 # --- memory, bytes ---
 CUDA_CONTEXT = 0.7e9  # estimate: CUDA context, cuBLAS and cuDNN workspaces (0.6 to 0.8 GB)
 NCCL_BUFFERS = 0.2e9  # estimate: where there is more than one worker

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smolray.config import LoraConfig, RunConfig
+from smolray.planner.candidates import Candidate, Search, grids, offload_settings
 from smolray.planner.inventory import Inventory
-from smolray.planner.search import Candidate, Search, grids, offload_settings
 from smolray.planner.shapes import ModelShape, shape_of
 from smolray.planner.statistics import DataStatistics
 

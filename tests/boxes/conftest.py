@@ -65,7 +65,7 @@ class Cluster:
         """The command line in a box, with the token."""
         extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "COLUMNS": "160"} | environment
         return self.lan[box].run(
-            "env", "-C", cwd, *(f"{k}={v}" for k, v in extra.items()), sys.executable, "-c", "from smolray.cli import app; app()", *arguments, timeout=timeout
+            "env", "-C", cwd, *(f"{k}={v}" for k, v in extra.items()), sys.executable, "-m", "smolray", *arguments, timeout=timeout
         )
 
     def python(self, code: str, box: str = "head", timeout: float = 120, **environment: str) -> str:

@@ -5,9 +5,9 @@ import time
 from collections import Counter
 from itertools import pairwise
 
-from smolray import checkpoint
-from smolray.audit import consumed
-from smolray.events import read_events, surviving
+from smolray.run import checkpoint
+from smolray.run.events import read_events, surviving
+from smolray.train.audit import consumed
 from tests.boxes.conftest import QUESTIONS, ROOT
 
 EPOCHS = 2

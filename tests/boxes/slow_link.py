@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from smolray.checkpoint import Progress
 from smolray.config import load_config
 from smolray.data.local import local_index, local_plan
 from smolray.planner.plan import predict, with_settings
+from smolray.planner.probe import Survey, survey
 from smolray.planner.statistics import DataStatistics
-from smolray.survey import Survey, survey
-from smolray.train import Loop
+from smolray.run.checkpoint import Progress
+from smolray.train.loop import Loop
 from tests.gloo import build_engine
 from tests.recipes.curves import stream_of
 

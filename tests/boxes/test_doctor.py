@@ -103,7 +103,7 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
 
 @pytest.mark.parametrize("token", ["", "f" * 64], ids=["none", "wrong"])
 def test_doctor_and_jobs_are_refused_without_the_right_token(cluster, token):
-    code = "from smolray import doctor\ntry:\n    doctor.connect({!r})\nexcept doctor.DoctorError as error:\n    print('told:', error)\n"
+    code = "from smolray.cluster import doctor\ntry:\n    doctor.connect({!r})\nexcept doctor.DoctorError as error:\n    print('told:', error)\n"
     told = cluster.python(code.format(f"{cluster.head.ip}:6379"), box="laptop", RAY_AUTH_TOKEN=token, HOME="/srv/nobody")
     assert "told: no cluster to look at" in told
     told = cluster.python(ASK, box="laptop", TOKEN=token, JOB_SERVER=cluster.address)

@@ -6,11 +6,12 @@ import time
 import pytest
 import yaml
 
-from smolray import checkpoint, storage
-from smolray.audit import consumed
+from smolray import storage
 from smolray.config import load_config
-from smolray.events import read_events
-from smolray.search.ledger import read_trials, search_folder
+from smolray.run import checkpoint
+from smolray.run.events import read_events
+from smolray.train.audit import consumed
+from smolray.tune.log import read_trials, search_folder
 from tests.boxes.conftest import ROOT
 from tests.boxes.runs import SAVE_STEPS, check_history, settings
 

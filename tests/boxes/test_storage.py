@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from smolray import checkpoint
+from smolray.run import checkpoint
 from tests.boxes.conftest import ROOT
 from tests.boxes.runs import SAVE_STEPS, Run, check_history, settings
 

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from smolray import storage
 from smolray.config import load_config
-from smolray.events import read_events
-from smolray.launch import launch_run
-from smolray.measure import beside_table, measure_plan
+from smolray.launch.driver import launch_run
+from smolray.launch.measure import beside_table, measure_plan
 from smolray.planner.plan import with_settings
-from smolray.status import request_stop, run_status
+from smolray.run.events import read_events
+from smolray.run.status import request_stop, run_status
 from tests.cluster.test_train import assert_every_sample_once, losses, train_workers, when_step
 
 AUTO = ("engine.name=auto", "train.num_train_epochs=1")

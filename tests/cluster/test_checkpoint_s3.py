@@ -2,8 +2,9 @@
 
 import torch
 
-from smolray import checkpoint, storage
-from smolray.checkpoint import Progress
+from smolray import storage
+from smolray.run import checkpoint
+from smolray.run.checkpoint import Progress
 from tests.unit.test_checkpoint import state_of
 
 RUN = "s3://bucket/runs/one"

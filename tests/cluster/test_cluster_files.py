@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smolray import cluster
+from smolray.cluster import nodes as cluster
 from tests.boxes.supervisor import environment, parse
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from smolray import doctor
+from smolray.cluster import doctor
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from smolray import checkpoint, storage
+from smolray import storage
 from smolray.config import load_config
 from smolray.data.plan import PlanError
-from smolray.events import read_events, surviving
-from smolray.launch import RunError, evaluate_run, launch_run
-from smolray.objectives import DPO_METRICS
-from smolray.progress import event_line
-from smolray.status import export_tensorboard, request_stop, run_status
+from smolray.launch.driver import RunError, evaluate_run, launch_run
+from smolray.objectives.dpo import DPO_METRICS
+from smolray.run import checkpoint
+from smolray.run.events import read_events, surviving
+from smolray.run.progress import event_line
+from smolray.run.status import export_tensorboard, request_stop, run_status
 from tests.cluster.test_train import assert_every_sample_once, when_step
 from tests.shards import preference_rows
 

@@ -8,8 +8,8 @@ import pytest
 
 from smolray import storage
 from smolray.config import load_config
-from smolray.elastic import ROOM_POLLS, Growth
-from smolray.events import EventLog, EventTail
+from smolray.launch.elastic import ROOM_POLLS, Growth
+from smolray.run.events import EventLog, EventTail
 
 
 @pytest.fixture

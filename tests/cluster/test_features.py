@@ -8,12 +8,13 @@ import pytest
 import ray
 
 from smolray.config import ConfigError, load_config
-from smolray.data.local import local_sidecars
+from smolray.data.ray_jobs import ensure_index
 from smolray.data.shards import read_manifest
-from smolray.data.sidecar import ensure_features, ensure_index, ensure_sidecars, found_features, require_space
-from smolray.events import read_events, surviving
-from smolray.launch import evaluate_run, launch_run
+from smolray.launch.driver import evaluate_run, launch_run
 from smolray.model.tiny import build_model
+from smolray.precompute.jobs import ensure_features, ensure_sidecars, found_features, require_space
+from smolray.precompute.local import local_sidecars
+from smolray.run.events import read_events, surviving
 from tests.shards import preference_rows, vqa_rows, write_shards
 from tests.unit.test_beside import blind
 

@@ -7,10 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from smolray import cli, generate, storage
-from smolray.answer import Decoding, ModelSource, find_model
+from smolray import storage
+from smolray.cli import app as cli
 from smolray.config import load_config
-from smolray.data.questions import Asking, find_pieces
+from smolray.inference import generate
+from smolray.inference.predictor import Decoding, ModelSource, find_model
+from smolray.inference.questions import Asking, find_pieces
 from tests.offline import picture, tiny_path  # noqa: F401
 
 DECODING = Decoding(max_new_tokens=5, temperature=0.7, seed=1)

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from jobs.easyvqa import export_easy_vqa
-from smolray.audit import consumed
-from smolray.events import read_events, surviving
+from smolray.run.events import read_events, surviving
+from smolray.train.audit import consumed
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 300
@@ -98,7 +98,7 @@ def wait_for(ready, folder, seconds=90):
 
 
 def smolray(folder, *arguments, cwd=None, token=TOKEN):
-    command = [sys.executable, "-c", "from smolray.cli import app; app()", *arguments]
+    command = [sys.executable, "-m", "smolray", *arguments]
     return subprocess.run(command, env=environment(folder, token), cwd=cwd or folder, capture_output=True, text=True, timeout=400)
 
 

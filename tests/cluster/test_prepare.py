@@ -18,9 +18,9 @@ import pytest
 from jobs.easyvqa import export_easy_vqa
 from smolray import storage
 from smolray.config import DataConfig, RunConfig, load_config
+from smolray.data.formats.source import SourceError
 from smolray.data.prepare import prepare, prepare_run, shard_folder
 from smolray.data.shards import ROW_GROUP_ROWS, Manifest, ShardError, decode_rows, read_manifest
-from smolray.data.units import SourceError
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 1500

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from smolray.config import load_config
-from smolray.events import read_events
-from smolray.launch import launch_run
-from smolray.resources import ResourcesError, check_resources
+from smolray.launch.driver import launch_run
+from smolray.launch.resources import ResourcesError, check_resources
+from smolray.run.events import read_events
 
 ROOT = Path(__file__).parents[2]
 GPU_BOX = {"CPU": 16.0, "GPU": 2.0, "accelerator_type:GeForce-RTX-3090": 1.0}

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from smolray import storage
-from smolray.cli import app
-from smolray.data.parsers import CAPTION_PROMPT
-from smolray.events import read_events
-from smolray.launch import launch_run
+from smolray.cli.app import app
+from smolray.data.formats.layouts import CAPTION_PROMPT
+from smolray.launch.driver import launch_run
+from smolray.run.events import read_events
 from tests.cluster.test_train import assert_every_sample_once
 from tests.shards import captioned, vqa_rows
 

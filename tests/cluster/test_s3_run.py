@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from jobs.easyvqa import export_easy_vqa
-from smolray import checkpoint, storage
-from smolray.audit import consumed
-from smolray.events import read_events, surviving
-from smolray.search.ledger import read_trials
-from smolray.status import list_runs
+from smolray import storage
+from smolray.run import checkpoint
+from smolray.run.events import read_events, surviving
+from smolray.run.status import list_runs
+from smolray.train.audit import consumed
+from smolray.tune.log import read_trials
 from tests.s3 import KEYS
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def train(*arguments):
 
 
 def smolray(*arguments):
-    return run("-c", "from smolray.cli import app; app()", *arguments, "--storage", "s3://bucket/runs")
+    return run("-m", "smolray", *arguments, "--storage", "s3://bucket/runs")
 
 
 @pytest.fixture(scope="module")

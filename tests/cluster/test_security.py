@@ -7,9 +7,9 @@ import tempfile
 
 import pytest
 
+from smolray.cluster.connect import refuse_open_head
+from smolray.cluster.jobs import EXCLUDES, JobsError, check_submission
 from smolray.config import ConfigError, load_config
-from smolray.jobs_client import EXCLUDES, JobsError, check_submission
-from smolray.launch import refuse_open_head
 
 START = """
 import subprocess, sys, os

@@ -9,11 +9,11 @@ from PIL import Image
 
 from smolray.config import load_config
 from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.ray_jobs import ensure_index, load_index
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
-from smolray.data.sidecar import ensure_index, load_index
 from smolray.data.stream import Stream
-from smolray.dealing import Dealer
 from smolray.model.tiny import build_model
+from smolray.train.balance import Dealer
 from tests.shards import write_shards
 
 ROWS = 10_007  # a prime: no number of workers, micro-batches or row groups divides it

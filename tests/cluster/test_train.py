@@ -13,15 +13,17 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from smolray import checkpoint, storage
-from smolray.audit import consumed
+from smolray import storage
 from smolray.config import load_config
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
-from smolray.events import read_events, surviving
 from smolray.export import export_run
-from smolray.launch import evaluate_run, launch_run, prepare_data, with_absolute_paths
-from smolray.status import request_stop
+from smolray.launch.data import prepare_data
+from smolray.launch.driver import evaluate_run, launch_run, with_absolute_paths
+from smolray.run import checkpoint
+from smolray.run.events import read_events, surviving
+from smolray.run.status import request_stop
+from smolray.train.audit import consumed
 
 
 def losses(config):

@@ -2,11 +2,12 @@
 
 import pytest
 
-from smolray import checkpoint, storage
+from smolray import storage
 from smolray.config import load_config
-from smolray.events import read_events, surviving
 from smolray.export import export_run
-from smolray.launch import evaluate_run, launch_run
+from smolray.launch.driver import evaluate_run, launch_run
+from smolray.run import checkpoint
+from smolray.run.events import read_events, surviving
 
 
 @pytest.fixture(scope="module")

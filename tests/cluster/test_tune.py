@@ -10,13 +10,13 @@ import yaml
 from typer.testing import CliRunner
 
 from smolray import storage
-from smolray.cli import app
+from smolray.cli.app import app
 from smolray.config import ConfigError, load_config
-from smolray.events import read_events, surviving
-from smolray.launch import launch_run
-from smolray.search.ledger import FILE, read_trials, search_folder
-from smolray.status import run_status
-from smolray.tune import search_run
+from smolray.launch.driver import launch_run
+from smolray.run.events import read_events, surviving
+from smolray.run.status import run_status
+from smolray.tune.log import FILE, read_trials, search_folder
+from smolray.tune.run import search_run
 
 
 @pytest.fixture

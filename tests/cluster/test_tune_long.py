@@ -10,11 +10,12 @@ import time
 
 import pytest
 
-from smolray import checkpoint, storage
+from smolray import storage
 from smolray.config import load_config, to_yaml
-from smolray.events import read_events
-from smolray.search.ledger import FILE, read_trials
-from smolray.tune import search_run
+from smolray.run import checkpoint
+from smolray.run.events import read_events
+from smolray.tune.log import FILE, read_trials
+from smolray.tune.run import search_run
 from tests.cluster.test_train import train_workers
 from tests.cluster.test_tune import assert_nothing_left, folder_of
 from tests.cluster.test_tune import make_search as make_search
@@ -92,7 +93,7 @@ def test_a_search_whose_driver_is_killed_repeats_nothing(make_search, tmp_path):
     space = {"optimizer.learning_rate": {"choice": [1e-3, 2e-3, 3e-3]}}
     config = make_search("killed", space, {"algorithm": "grid", "scheduler": "none"}, "train.num_train_epochs=3", "checkpoint.save_steps=5")
     (tmp_path / "run.yaml").write_text(to_yaml(config))
-    code = f"from smolray.config import load_config; from smolray.tune import search_run; search_run(load_config({str(tmp_path / 'run.yaml')!r}))"
+    code = f"from smolray.config import load_config; from smolray.tune.run import search_run; search_run(load_config({str(tmp_path / 'run.yaml')!r}))"
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
 

@@ -7,12 +7,13 @@ import numpy as np
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from smolray import checkpoint
-from smolray.checkpoint import Progress
 from smolray.config import RunConfig, load_config
-from smolray.data.local import LocalStream, local_plan, local_sidecars
+from smolray.data.local import LocalStream, local_plan
 from smolray.data.plan import EpochPlan
-from smolray.train import Loop
+from smolray.precompute.local import local_sidecars
+from smolray.run import checkpoint
+from smolray.run.checkpoint import Progress
+from smolray.train.loop import Loop
 from tests.gloo import build_engine
 
 

@@ -2,12 +2,12 @@
 
 import torch.distributed as dist
 
-from smolray.checkpoint import Progress
 from smolray.config import load_config
 from smolray.data.local import local_plan
 from smolray.engine import zero
 from smolray.model.load import base_model
-from smolray.train import Loop
+from smolray.run.checkpoint import Progress
+from smolray.train.loop import Loop
 from tests.gloo import build_engine
 from tests.recipes.curves import curve, stream_of
 

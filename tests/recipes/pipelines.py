@@ -6,11 +6,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from smolray import checkpoint
-from smolray.checkpoint import Progress
 from smolray.config import load_config
 from smolray.data.local import local_plan
-from smolray.train import Loop, Moment
+from smolray.run import checkpoint
+from smolray.run.checkpoint import Progress
+from smolray.train.loop import Loop, Moment
 from tests.gloo import build_engine
 from tests.losses import sft_sum
 from tests.recipes.curves import stream_of

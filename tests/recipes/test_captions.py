@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smolray.checkpoint import Progress
 from smolray.config import load_config
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import cached_encoder
 from smolray.data.local import LocalStream, local_plan
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.data.shards import write_shards
-from smolray.evaluate.generate import greedy
 from smolray.evaluate.retrieval import caption_scores, mean_log_probabilities, measure_retrieval
+from smolray.model.decoding import greedy
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
-from smolray.train import Loop
+from smolray.run.checkpoint import Progress
+from smolray.train.loop import Loop
 from tests.gloo import build_engine, run_workers
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -8,17 +8,16 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from smolray import storage
-from smolray.answer import find_model
-from smolray.checkpoint import Progress
 from smolray.config import load_config
-from smolray.contrastive import embeddings, info_nce
 from smolray.data.local import LocalStream, local_plan
-from smolray.engine.base import canonical_name
 from smolray.evaluate.retrieval import search_report
-from smolray.export import trained_model
+from smolray.inference.predictor import find_model
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
-from smolray.train import Loop
+from smolray.model.trained import trained_model
+from smolray.objectives.contrastive import embeddings, info_nce
+from smolray.run.checkpoint import Progress, canonical_name
+from smolray.train.loop import Loop
 from tests.gloo import build_engine, run_workers
 from tests.offline import untied
 from tests.recipes.curves import curve, curves, first_gradients

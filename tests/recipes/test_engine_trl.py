@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from smolray.checkpoint import Progress
 from smolray.config import ConfigError, load_config
 from smolray.data.local import local_plan
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import base_model, load_model
+from smolray.run.checkpoint import Progress
 from tests.gloo import run_workers
 from tests.recipes.curves import step_metrics
 
@@ -21,7 +21,7 @@ DPO = {"stage 2": ["engine.stage=2"], "stage 0 lora": ["engine.stage=0", *LORA]}
 
 def by_trl(shards, overrides, steps):
     """The metrics of each step, the learning rates, and what of the state is to be seen: names and the largest difference from the model."""
-    from smolray.engine.trl import TrlRun
+    from smolray.train.trl import TrlRun
 
     config = load_config(None, ["engine.name=trl", *overrides, f"train.max_steps={steps}"])
     torch.manual_seed(0)

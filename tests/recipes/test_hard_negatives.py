@@ -5,17 +5,18 @@ import torch
 import torch.distributed as dist
 
 from jobs.hard_negatives import answers_by_type, hard_negatives, shard_rows
-from smolray.checkpoint import Progress, save
 from smolray.config import RunConfig, load_config, to_yaml
 from smolray.data.collate import Group, collate_prompts, collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.local import LocalStream, local_plan
 from smolray.evaluate.evaluator import evaluate
 from smolray.evaluate.preference import margins, preference
-from smolray.export import chosen_checkpoint, export_run, trained_model
+from smolray.export import export_run
 from smolray.model.tiny import build_model
+from smolray.model.trained import trained_model
+from smolray.run.checkpoint import Progress, chosen_checkpoint, save
 from smolray.storage import write_bytes
-from smolray.train import Loop
+from smolray.train.loop import Loop
 from tests.gloo import build_engine, run_workers
 from tests.shards import vqa_rows, write_shards
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench_train import QUESTIONS, Case, make_task
-from smolray.checkpoint import Progress
+from jobs.bench.train import QUESTIONS, Case, make_task
 from smolray.config import load_config
 from smolray.data.local import LocalStream, local_index, local_plan
 from smolray.planner.memory import Work, Zero, zero_memory
 from smolray.planner.shapes import ModelShape, Training
 from smolray.planner.statistics import DataStatistics
-from smolray.train import Loop
+from smolray.run.checkpoint import Progress
+from smolray.train.loop import Loop
 from tests.gloo import build_engine, run_workers
 
 M_MMAP_THRESHOLD = -3  # of malloc.h

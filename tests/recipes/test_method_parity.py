@@ -7,9 +7,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from smolray import checkpoint
 from smolray.config import load_config, to_yaml
-from smolray.export import export_adapter, export_run, few_samples, logits, trained_model
+from smolray.export import export_adapter, export_run, few_samples, logits
+from smolray.model.trained import trained_model
+from smolray.run import checkpoint
 from tests.gloo import run_workers
 from tests.recipes.curves import curves
 from tests.recipes.methods import METHODS, STAGES, STEPS, after_zero3, resumed, saved, whole_parts

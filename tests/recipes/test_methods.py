@@ -5,19 +5,20 @@ import time
 import pytest
 import torch.distributed as dist
 
-from smolray.checkpoint import Progress, save
 from smolray.config import RunConfig, load_config, to_yaml
+from smolray.data.answers import count_answers
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import cached_encoder
 from smolray.data.local import LocalStream, local_index
 from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.sample import ShardRow
-from smolray.evaluate.baseline import blind_baseline, count_answers
+from smolray.evaluate.baseline import blind_baseline
 from smolray.evaluate.evaluator import evaluate
 from smolray.export import export_run
 from smolray.model.tiny import build_model
+from smolray.run.checkpoint import Progress, save
 from smolray.storage import write_bytes
-from smolray.train import Loop
+from smolray.train.loop import Loop
 from tests.gloo import build_engine, run_workers
 from tests.shards import captioned, vqa_rows, write_shards
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from jobs.easyvqa import vqa_rows
-from smolray.checkpoint import Progress
 from smolray.config import load_config
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import cached_encoder
 from smolray.data.local import LocalStream, local_plan
 from smolray.data.shards import write_shards
-from smolray.evaluate.generate import greedy
+from smolray.model.decoding import greedy
 from smolray.model.tiny import build_model
-from smolray.train import Loop
+from smolray.run.checkpoint import Progress
+from smolray.train.loop import Loop
 from tests.gloo import build_engine, run_workers
 
 IMAGES, HELD_OUT, EPOCHS, SEEDS = 1200, 250, 4, (0, 1, 2)

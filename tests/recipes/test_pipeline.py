@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from smolray.config import load_config
-from smolray.data.local import LocalStream, local_plan, local_sidecars
+from smolray.data.local import LocalStream, local_plan
+from smolray.precompute.local import local_sidecars
 from tests.gloo import run_workers
 from tests.offline import asked, picture, shard_row, untied
 from tests.recipes.pipelines import leg, measure

@@ -3,9 +3,10 @@
 import pytest
 
 from smolray.config import load_config
-from smolray.data.local import local_plan, local_sidecars
+from smolray.data.local import local_plan
 from smolray.data.shards import write_shards
-from smolray.dealing import Dealer
+from smolray.precompute.local import local_sidecars
+from smolray.train.balance import Dealer
 from tests.gloo import run_workers
 from tests.offline import asked, picture, shard_row
 from tests.recipes.curves import curves, step_metrics

@@ -8,9 +8,10 @@ from PIL import Image
 
 from smolray.config import load_config
 from smolray.data.local import local_plan
+from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
-from smolray.model.load import load_model, load_processor
+from smolray.model.load import load_model
 from tests.gloo import run_workers
 from tests.recipes.curves import curve
 

@@ -8,11 +8,12 @@ from PIL import Image
 
 from smolray.config import load_config
 from smolray.data.local import local_plan
+from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.model.adapters import lora_config
-from smolray.model.load import load_model, load_processor
-from smolray.objectives import DPO_METRICS
+from smolray.model.load import load_model
+from smolray.objectives.dpo import DPO_METRICS
 from tests.gloo import run_workers
 from tests.recipes.curves import step_metrics
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from smolray.checkpoint import Progress
 from smolray.config import load_config
 from smolray.data.local import local_plan
-from smolray.dealing import MEASURED, WARM_UP, Dealer
-from smolray.survey import Survey, survey
-from smolray.train import Loop
+from smolray.planner.probe import Survey, survey
+from smolray.run.checkpoint import Progress
+from smolray.train.balance import MEASURED, WARM_UP, Dealer
+from smolray.train.loop import Loop
 from tests.gloo import build_engine, run_workers
 from tests.recipes.curves import stream_of
 

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from smolray.config import ConfigError, load_config
-from smolray.forward import hidden_states
 from smolray.model.adapters import lora_config, merge, prepare_for_training, trainable
+from smolray.model.forward import hidden_states
 from smolray.model.load import base_model, group_of, load_model
 from smolray.model.tiny import build_config, build_processor
 from tests.losses import sft_sum
@@ -114,7 +114,7 @@ def test_a_quantised_model_trains_on_after_it_was_evaluated(tiny_path, bits):  #
 def training_batch(path):
     from smolray.config import ModelConfig
     from smolray.data.collate import Group, collate_training
-    from smolray.model.load import load_processor
+    from smolray.data.processor import load_processor
 
     encoder = encoder_of(load_processor(ModelConfig(path=path)))
     row = shard_row([picture(64, 64)], asked("what is it?", "a red box"), asked("is it blue?", "no", name="b"))

@@ -9,13 +9,14 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 from typer.testing import CliRunner
 
-from smolray import cli, generate
-from smolray.answer import Decoding, find_model
+from smolray.cli import app as cli
 from smolray.config import ConfigError, RunConfig
-from smolray.data.questions import Asking, find_pieces
-from smolray.evaluate.sampling import Sampler, probabilities
 from smolray.export import export_run
-from smolray.status import RunNotFoundError
+from smolray.inference import generate
+from smolray.inference.predictor import Decoding, find_model
+from smolray.inference.questions import Asking, find_pieces
+from smolray.model.sampling import Sampler, probabilities
+from smolray.run.status import RunNotFoundError
 from tests.offline import picture, tiny_path  # noqa: F401
 from tests.shards import vqa_rows, write_shards
 from tests.unit.test_export import write_run

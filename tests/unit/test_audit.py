@@ -2,8 +2,8 @@
 
 import json
 
-from smolray.audit import consumed
-from smolray.events import EventLog, read_events, surviving
+from smolray.run.events import EventLog, read_events, surviving
+from smolray.train.audit import consumed
 
 
 def write(run, attempt, rank, *lines):

@@ -2,13 +2,13 @@
 
 import pytest
 
-from smolray.auto import NothingFitsError, bounded, choose
 from smolray.config import load_config
+from smolray.planner.auto import NothingFitsError, bounded, choose
 from smolray.planner.inventory import Link
 from smolray.planner.plan import with_settings
+from smolray.planner.probe import Standing, Survey
 from smolray.planner.shapes import known_shape
 from smolray.planner.statistics import DataStatistics
-from smolray.survey import Standing, Survey
 
 SHAPE = known_shape("random-2.2b")
 GBIT = Link(117e6, 1e-4)

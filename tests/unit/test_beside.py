@@ -11,16 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from smolray.config import load_config
-from smolray.data.beside import complete, is_whole, unfinished, write_table
-from smolray.data.collate import Batch, collate_prompts
+from smolray.data.batch import Batch
+from smolray.data.collate import collate_prompts
 from smolray.data.encode import cached_encoder
-from smolray.data.features import FeatureWriter, features_bytes, features_sidecar
-from smolray.data.local import LocalStream, local_index, local_plan, local_sidecars
+from smolray.data.local import LocalStream, local_index, local_plan
 from smolray.data.reader import ALONE, ShardReader
 from smolray.data.shards import ShardError, read_manifest, write_shards
-from smolray.forward import hidden_states
+from smolray.data.sidecar import complete, is_whole, unfinished, write_table
+from smolray.model.forward import hidden_states
 from smolray.model.load import load_model
 from smolray.model.parts import frozen_front, leave_out
+from smolray.precompute.features import FeatureWriter, features_bytes, features_sidecar
+from smolray.precompute.local import local_sidecars
 from tests.offline import asked, picture, shard_row, tiny_path  # noqa: F401
 
 SQUARE, WIDE, SPLIT = (60, 60), (120, 60), (150, 100)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from smolray import checkpoint, storage
-from smolray.checkpoint import CheckpointError, Progress
-from smolray.engine.base import EngineState
+from smolray import storage
+from smolray.run import checkpoint
+from smolray.run.checkpoint import CheckpointError, EngineState, Progress
 from tests.offline import files_under
 
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from smolray import cli
+from smolray.cli import app as cli
+from smolray.cluster.jobs import EXCLUDES, JobsError, check_submission
 from smolray.config import ConfigError, load_config, to_yaml
-from smolray.events import FILE
-from smolray.jobs_client import EXCLUDES, JobsError, check_submission
+from smolray.run.events import FILE
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,7 +232,7 @@ def test_the_upload_leaves_behind_what_a_job_does_not_need(tmp_path, excludes):
     from ray._private.runtime_env.packaging import create_package
 
     tree = tmp_path / "tree"
-    wanted = {"smolray/cli.py", "smolray/data/shards.py", "jobs/train.py", "jobs/configs/a.yaml", "pyproject.toml"}
+    wanted = {"smolray/cli/app.py", "smolray/data/shards.py", "jobs/train.py", "jobs/configs/a.yaml", "pyproject.toml"}
     unwanted = {".git/objects/ab/cd", ".venv/lib/x.py", "runs/demo/events.jsonl", ".cache/torch_extensions/x.so", "tests/unit/test_x.py"}
     unwanted |= {
         "smolray/__pycache__/cli.pyc",

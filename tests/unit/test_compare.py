@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 from scipy.stats import binomtest
 
+from smolray.cli.tables import changes_table, comparison_table, metrics_table
+from smolray.evaluate.bootstrap import MetricError
 from smolray.evaluate.compare import compare_predictions, compare_runs, mcnemar
-from smolray.evaluate.evaluator import predictions_uri, score, summarize, write_predictions
-from smolray.evaluate.report import write_report
-from smolray.evaluate.scores import MetricError
-from smolray.render import changes_table, comparison_table, metrics_table
+from smolray.evaluate.evaluator import score, summarize
+from smolray.report.run import write_report
+from smolray.run.predictions import predictions_uri, write_predictions
 
 
 def questions(count, per_image=2):

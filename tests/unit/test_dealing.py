@@ -2,7 +2,7 @@
 
 import torch
 
-from smolray.dealing import MEASURED, WARM_UP, Dealer
+from smolray.train.balance import MEASURED, WARM_UP, Dealer
 
 STEPS = [range(s, s + 5) for s in range(0, 50, 5)]
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from smolray.diagnosis import Finding, Link, diagnose, public_dashboard, ring_all_reduce_seconds, token_check
+from smolray.cluster.checks import Finding, Link, diagnose, public_dashboard, ring_all_reduce_seconds, token_check
 
 CARD = {"name": "NVIDIA GeForce RTX 3090", "used": 1e9, "total": 24e9, "processes": []}
 HEALTHY = {

@@ -10,11 +10,13 @@ from smolray.config import ConfigError, DPOConfig, ModelConfig, RunConfig, load_
 from smolray.data.collate import Group, collate_prompts, collate_training, question_record
 from smolray.data.sample import Conversation
 from smolray.data.tiles import image_size
-from smolray.engine.reference import reference_of
-from smolray.forward import target_states
 from smolray.model.adapters import prepare_for_training
+from smolray.model.forward import target_states
 from smolray.model.load import base_model, load_model
-from smolray.objectives import DPO_METRICS, Totals, dpo, objective_of
+from smolray.objectives.base import Totals
+from smolray.objectives.dpo import DPO_METRICS, dpo
+from smolray.objectives.reference import reference_of
+from smolray.objectives.registry import objective_of
 from tests.offline import encoder_of, message, picture, processor, shard_row, tiny_path  # noqa: F401
 
 SQUARE, WIDE = (64, 64), (120, 60)

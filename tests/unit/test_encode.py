@@ -9,9 +9,9 @@ from PIL import Image
 
 from smolray.config import DataConfig, ImageConfig, ModelConfig
 from smolray.data.encode import EncodeError, Encoder
+from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation
 from smolray.data.tiles import image_size
-from smolray.model.load import load_processor
 from smolray.model.tiny import CHAT_TEMPLATE, ROW_COL_TOKENS, SPECIAL_TOKENS
 from tests.offline import asked, encoder_of, hf_messages, message, picture, processor, tiny_path, words  # noqa: F401
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from smolray import storage
-from smolray.events import FILE, EventLog, read_events, surviving
+from smolray.run.events import FILE, EventLog, read_events, surviving
 
 
 def steps(events):

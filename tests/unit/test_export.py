@@ -11,13 +11,14 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from smolray import checkpoint, export
-from smolray.checkpoint import CheckpointError, Progress
+from smolray import export
 from smolray.config import RunConfig
-from smolray.engine.base import EngineState, canonical_name
-from smolray.export import ExportError, export_adapter, export_run, few_samples, merged_model, model_card, trained_model
+from smolray.export import ExportError, export_adapter, export_run, few_samples, model_card
 from smolray.model.adapters import prepare_for_training, trainable
 from smolray.model.load import load_model
+from smolray.model.trained import merged_model, trained_model
+from smolray.run import checkpoint
+from smolray.run.checkpoint import CheckpointError, EngineState, Progress, canonical_name
 from tests.losses import sft_sum
 from tests.offline import files_under, tiny_path  # noqa: F401
 from tests.shards import vqa_rows, write_shards

@@ -5,7 +5,7 @@ import torch
 
 from smolray.config import ModelConfig
 from smolray.data.collate import Group, collate_training
-from smolray.forward import TILES_AT_ONCE, hidden_states, target_states, tower_features
+from smolray.model.forward import TILES_AT_ONCE, hidden_states, target_states, tower_features
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
 from tests.offline import asked, encoder_of, picture, processor, shard_row, tiny_path  # noqa: F401

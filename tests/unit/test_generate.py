@@ -9,7 +9,7 @@ from smolray.config import ModelConfig
 from smolray.data.collate import Group, collate_prompts, collate_training
 from smolray.data.sample import Conversation
 from smolray.evaluate.evaluator import score, summarize
-from smolray.evaluate.generate import greedy
+from smolray.model.decoding import greedy
 from smolray.model.load import load_model
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path, words  # noqa: F401

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from smolray.config import DataConfig
+from smolray.data.formats.discover import list_units, resolve
+from smolray.data.formats.source import SourceError
 from smolray.data.prepare import check_layout
 from smolray.data.shards import decode_rows
-from smolray.data.sources import list_units, resolve
-from smolray.data.staging import Staging, read_blocks, repeated_ids, run_unit, write_shard
-from smolray.data.units import SourceError
+from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_unit, write_shard
 from tests.hostile import CLASSES
 
 DATA = DataConfig(max_image_pixels=1_000_000)

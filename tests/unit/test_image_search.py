@@ -9,14 +9,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from smolray import cli
-from smolray.answer import find_model
+from smolray.cli import app as cli
 from smolray.config import DataConfig
-from smolray.contrastive import embeddings
 from smolray.data.collate import Group, collate_pairs
-from smolray.data.images import ImageReader
-from smolray.data.parsers import parse
-from smolray.image_search import ImageSearch
+from smolray.data.formats.images import ImageReader
+from smolray.data.formats.layouts import parse
+from smolray.inference.image_search import ImageSearch
+from smolray.inference.predictor import find_model
+from smolray.objectives.contrastive import embeddings
 from tests.offline import asked, picture, shard_row, tiny_path  # noqa: F401
 
 TEXTS = ["a red box", "what shape is it?", "blue"]

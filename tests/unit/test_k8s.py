@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from smolray.cluster.kubernetes import CRONJOB_NAME, RAYJOB_NAME, K8sError, object_name, overlay_objects, render, to_manifests
 from smolray.config import load_config
-from smolray.k8s import CRONJOB_NAME, RAYJOB_NAME, K8sError, object_name, overlay_objects, render, to_manifests
 from tests.kubernetes import faults, operator_faults
 
 ROOT = Path(__file__).parents[2]

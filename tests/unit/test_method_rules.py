@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smolray.config import ConfigError, load_config
-from smolray.worker import check_device
+from smolray.train.worker import check_device
 
 LORA = ["lora.r=8", "model.train=[]"]
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from smolray.config import EvalConfig, Metric, load_config
+from smolray.evaluate.bootstrap import MetricError, Scores, figure
 from smolray.evaluate.captions import bleu, cider, rouge_l, tokens
-from smolray.evaluate.evaluator import prediction_steps, predictions_uri, read_predictions, score, summarize, write_predictions
+from smolray.evaluate.evaluator import score, summarize
 from smolray.evaluate.metrics import METRICS, interval, is_correct, measure, relaxed_match, shown
-from smolray.evaluate.scores import MetricError, Scores, figure
 from smolray.evaluate.vqa import CONTRACTIONS, normalise, vqa_accuracy
+from smolray.run.predictions import prediction_steps, predictions_uri, read_predictions, write_predictions
 
 
 def ten(*counted):

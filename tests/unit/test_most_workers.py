@@ -3,7 +3,7 @@
 import pytest
 
 from smolray.config import load_config
-from smolray.resources import most_workers
+from smolray.launch.resources import most_workers
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,17 @@ import torch
 from torch import nn
 
 from smolray.config import OptimizerConfig, load_config
-from smolray.optim import CODES, FP32, build_optimizer, dequantised, moments, optimizer_step, schedule, set_learning_rate, set_moments
+from smolray.engine.optim import (
+    CODES,
+    FP32,
+    build_optimizer,
+    dequantised,
+    moments,
+    optimizer_step,
+    schedule,
+    set_learning_rate,
+    set_moments,
+)
 
 STEPS = 100
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from smolray.config import ModelConfig, RunConfig
-from smolray.contrastive import embeddings
-from smolray.data.collate import Batch, Group, collate_pairs, collate_prompts, collate_training
+from smolray.data.batch import Batch
+from smolray.data.collate import Group, collate_pairs, collate_prompts, collate_training
 from smolray.data.encode import Encoded
 from smolray.data.index import index_shard
 from smolray.data.local import local_index
@@ -18,9 +18,10 @@ from smolray.data.pack import common_prefix, pack, packed_length
 from smolray.data.plan import PlanLimits, lay_epoch
 from smolray.data.sample import Conversation
 from smolray.data.shards import read_manifest
-from smolray.forward import attention
 from smolray.model.attention import Layout
+from smolray.model.forward import attention
 from smolray.model.load import load_model
+from smolray.objectives.contrastive import embeddings
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path, words  # noqa: F401
 from tests.shards import vqa_rows, write_shards

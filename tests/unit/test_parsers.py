@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from smolray.config import ColumnsConfig, DataConfig
-from smolray.data import parsers
-from smolray.data.images import ImageReader, folder_of
+from smolray.data.formats import layouts as parsers
+from smolray.data.formats.discover import list_units, read_unit, resolve
+from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.source import SourceError
 from smolray.data.sample import SampleError
-from smolray.data.sources import SourceError, list_units, read_unit, resolve
 
 DATA = DataConfig()
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from smolray.config import load_config
-from smolray.data.collate import Batch, Group, collate_imageless, collate_training
+from smolray.data.batch import Batch
+from smolray.data.collate import Group, collate_imageless, collate_training
 from smolray.data.encode import cached_encoder
 from smolray.model.tiny import build_model
 from tests.offline import asked, picture, shard_row

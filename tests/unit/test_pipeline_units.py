@@ -9,9 +9,9 @@ import torch
 from smolray.config import ConfigError, load_config
 from smolray.engine.pipeline.engine import check_pipeline
 from smolray.engine.pipeline.load import empty_model, fill
+from smolray.engine.pipeline.parameters import slots_of
 from smolray.engine.pipeline.schedule import Pipe
-from smolray.engine.pipeline.slots import slots_of
-from smolray.engine.pipeline.units import Split, even_cut, split_of, unit_costs, unit_names, unit_of
+from smolray.engine.pipeline.split import Split, even_cut, split_of, unit_costs, unit_names, unit_of
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model

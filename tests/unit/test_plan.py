@@ -16,7 +16,7 @@ from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.stream import BATCHES_PER_TASK
-from smolray.dealing import Dealer
+from smolray.train.balance import Dealer
 from tests.offline import asked, picture, processor, shard_row, tiny_path  # noqa: F401
 from tests.shards import vqa_rows, write_shards
 

@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 
 from smolray.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, load_config
+from smolray.planner.candidates import Search
+from smolray.planner.describe import strategies_table, to_json, words
 from smolray.planner.inventory import CARDS, Box, Inventory, Link, parse
 from smolray.planner.memory import Work, Zero, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.plan import choose, make_plan, predict, with_settings
 from smolray.planner.schedule import in_flight
-from smolray.planner.search import Search
 from smolray.planner.shapes import Training, known_shape
 from smolray.planner.statistics import DataStatistics, Load
-from smolray.planner.text import strategies_table, to_json, words
 from smolray.planner.time import unit_table
 
 SHAPES = {name: known_shape(name) for name in ("random-256m", "random-500m", "random-2.2b")}

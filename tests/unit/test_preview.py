@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from smolray.cli import app
+from smolray.cli.app import app
+from smolray.cli.preview import item_text, lengths, lengths_table, preview
 from smolray.config import ConfigError, RunConfig
 from smolray.data.collate import Group, collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.index import index_uri, write_index
 from smolray.data.local import local_index
-from smolray.data.preview import item_text, lengths, lengths_table, preview
 from smolray.data.sample import Conversation
 from smolray.data.shards import ShardError
 from tests.offline import asked, files_under, message, picture, processor, shard_row, tiny_path  # noqa: F401
@@ -135,9 +135,9 @@ def test_offline_models_need_no_folder_and_leave_none(shards, shape, tmp_path, m
 
 
 def test_an_offline_models_tokens_are_those_of_the_model_that_training_builds(shards):
-    from smolray.data.preview import preview_encoder
+    from smolray.cli.preview import preview_encoder
+    from smolray.data.answers import count_answers
     from smolray.data.shards import read_manifest
-    from smolray.evaluate.baseline import count_answers
     from smolray.model.tiny import build_tokenizer
 
     table = count_answers(shards, "shard-00000.parquet", 0).to_pylist()
@@ -166,7 +166,7 @@ def test_the_command_prints_samples_and_the_histogram(shards, tiny_path):  # noq
 
 def test_preview_loads_neither_ray_nor_a_gpu(shards):
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom smolray.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom smolray.cli.app import app\n"
         f"out = CliRunner().invoke(app, ['preview', 'model.path=tiny', 'data.train={shards}'])\n"
         "assert out.exit_code == 0, out.output\nimport torch\n"
         "print('ray' in sys.modules, 'deepspeed' in sys.modules, torch.cuda.is_initialized())"

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from smolray.config import ColumnsConfig, ConfigError, DataConfig
-from smolray.data.questions import Asking, check_pieces, collate_questions, find_pieces, read_questions
-from smolray.data.units import SourceError
+from smolray.data.formats.source import SourceError
+from smolray.inference.questions import Asking, check_pieces, collate_questions, find_pieces, read_questions
 from tests.hostile import CLASSES
 from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path  # noqa: F401
 from tests.shards import write_shards

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from smolray.config import load_config, to_yaml
-from smolray.evaluate.charts import MAX_POINTS, Series, line_chart, nice_ticks, smooth
-from smolray.evaluate.report import write_report
+from smolray.report.charts import MAX_POINTS, Series, line_chart, nice_ticks, smooth
+from smolray.report.run import write_report
 
 VOID = {"meta", "img", "br"}  # elements of SVG close themselves
 EVIL = "<script>alert('x')</script>&\"quoted\""

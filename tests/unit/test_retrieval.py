@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from smolray.config import ModelConfig
 from smolray.data.collate import Group, collate_training
+from smolray.evaluate.bootstrap import MetricError
 from smolray.evaluate.retrieval import (
     Embedded,
     average_precision,
@@ -19,7 +20,6 @@ from smolray.evaluate.retrieval import (
     measure_retrieval,
     recall_at,
 )
-from smolray.evaluate.scores import MetricError
 from smolray.model.load import load_model
 from tests.offline import encoder_of, picture, processor, shard_row, tiny_path  # noqa: F401
 
@@ -168,9 +168,10 @@ def test_captions_that_do_not_fit_are_refused(processor):  # noqa: F811
 
 def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F811
     """From chance to near perfect on the images that were trained on."""
-    from smolray.forward import target_states
+    from smolray.model.forward import target_states
     from smolray.model.load import base_model
-    from smolray.objectives import Totals, sft
+    from smolray.objectives.base import Totals
+    from smolray.objectives.sft import sft
     from tests.offline import asked
 
     torch.manual_seed(0)

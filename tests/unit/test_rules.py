@@ -10,45 +10,41 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "smolray").rglob("*.py"))
-JOBS = sorted((ROOT / "jobs").glob("*.py"))
+JOBS = sorted((ROOT / "jobs").rglob("*.py"))
 SOURCES = MODULES + JOBS
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
+# Packages that may import ray, and single modules of others. An engine must run on a node without Ray.
 RAY_IMPORTERS = {
-    "launch",
-    "start",
-    "elastic",
-    "tune",
-    "search.trial",
-    "search.driver",
-    "doctor",
-    "cli",
-    "jobs_client",  # Ray Jobs over HTTP: kept out of cli.py, which stays a list of commands
     "cluster",
-    "keep_alive",
-    "generate",
+    "launch",
+    "tune",
+    "cli",
     "data.prepare",
+    "data.ray_jobs",
     "data.stream",
-    "data.sidecar",
+    "precompute.jobs",
+    "inference.generate",
 }
 # A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention says so.
-ENVIRONMENT_READERS = {"storage", "launch", "start", "tune", "doctor", "cli", "engine.zero"}
+ENVIRONMENT_READERS = {"storage", "cluster", "launch", "tune", "cli", "engine.zero"}
 
-# jobs, cli -> launch, tune -> train -> {stream, engine, checkpoint, evaluate} -> {encode, pack, objectives, adapters} -> {sample, config}.
-# A module imports its own layer or lower ones; the longest matching name decides.
-LAYERS = {
-    "": 0,  # smolray/__init__.py: the version
-    "config": 0, "config_errors": 0, "config_rules": 0, "config_section": 0, "search.config": 0, "storage": 0, "events": 0, "progress": 0,
-    "background": 0,
-    "data": 1, "data.sample": 0, "model": 1, "forward": 1, "contrastive": 1, "objectives": 1, "optim": 1, "planner": 1,
-    "data.stream": 2, "data.prepare": 2, "data.sidecar": 2, "data.preview": 2,
-    "engine": 2, "engine.trl": 3, "checkpoint": 2, "evaluate": 2, "status": 2, "search": 2,
-    "survey": 2, "dealing": 2, "validation": 2, "train": 3, "audit": 3, "worker": 3, "export": 3,
-    "auto": 3, "resources": 3, "start": 4, "launch": 4, "measure": 4, "elastic": 4,
-    "search.trial": 4, "search.driver": 4, "tune": 4, "doctor": 4, "jobs_client": 4, "render": 4, "k8s": 4, "cluster": 4, "keep_alive": 4, "diagnosis": 3,
-    "answer": 3, "generate": 4, "image_search": 4,
-    "cli_options": 4, "cli_cluster": 5, "cli_generate": 5, "cli_runs": 5, "cli_search": 5, "cli": 5, "jobs": 5,
-}  # fmt: skip
+# Packages by level, the lowest first. A package imports lower levels only; inside a package modules import each other without circles.
+LEVELS = (
+    ("storage",),
+    ("config", "run"),
+    ("pretrained",),
+    ("data", "cluster"),
+    ("model",),
+    ("objectives", "planner", "export"),
+    ("engine", "evaluate", "precompute"),
+    ("train", "report", "inference"),
+    ("launch",),
+    ("tune",),
+    ("cli",),
+    ("jobs", "__main__"),
+)
+LEVEL_OF = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 
 
 def name_of(path):
@@ -81,12 +77,13 @@ def own_imports(path):
             yield local
 
 
-def layer_of(name):
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        if (prefix := ".".join(parts[:length])) in LAYERS:
-            return LAYERS[prefix]
-    return LAYERS[""] if not name else None
+def package_of(name):
+    return name.split(".")[0]
+
+
+def in_any(name, allowed):
+    """Whether a module is one of `allowed`, or inside a package of them."""
+    return any(name == a or name.startswith(f"{a}.") for a in allowed)
 
 
 def relative(path):
@@ -95,10 +92,18 @@ def relative(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_imports_go_one_way(path):
-    layer = layer_of(name_of(path))
-    assert layer is not None, f"{relative(path)} has no layer: place it in LAYERS"
-    above = {name: layer_of(name) for name in own_imports(path) if layer_of(name) > layer}
-    assert not above, f"{relative(path)} (layer {layer}) imports upwards: {above}"
+    package = package_of(name_of(path))
+    if not package:
+        return  # smolray/__init__.py: the version
+    assert package in LEVEL_OF, f"{relative(path)} has no level: place its package in LEVELS"
+    others = {name for name in own_imports(path) if name and package_of(name) != package}
+    upward = {name for name in others if LEVEL_OF[package_of(name)] >= LEVEL_OF[package]}
+    assert not upward, f"{relative(path)} (level {LEVEL_OF[package]}) imports its own level or a higher one: {sorted(upward)}"
+
+
+def test_there_are_at_most_12_levels():
+    assert len(LEVELS) <= 12
+    assert {package_of(name_of(path)) for path in SOURCES} - {""} == set(LEVEL_OF), "LEVELS names what is there, and no more"
 
 
 def test_no_two_test_modules_have_one_name():
@@ -118,8 +123,8 @@ def test_imports_have_no_circle():
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_only_named_modules_import_ray_and_deepspeed(path):
     roots = {name.split(".")[0] for name in imports_of(path)}
-    if name_of(path) not in RAY_IMPORTERS:
-        assert "ray" not in roots, "an engine must run on a box without Ray"
+    if not in_any(name_of(path), RAY_IMPORTERS):
+        assert "ray" not in roots, "an engine must run on a node without Ray"
     if name_of(path) != "engine.zero":
         assert "deepspeed" not in roots
 
@@ -151,7 +156,7 @@ def test_nothing_from_outside_is_run_as_code(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_settings_are_not_read_from_the_environment_deep_inside(path):
-    if name_of(path) in ENVIRONMENT_READERS:
+    if in_any(name_of(path), ENVIRONMENT_READERS):
         return
     read = [
         n.lineno
@@ -182,10 +187,10 @@ def test_modules_and_public_functions_say_what_they_do(path):
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("smolray.cli", {"ray", "torch", "transformers", "deepspeed", "pandas", "tensorboardX"}),
-        ("smolray.start", {"ray", "torch", "transformers", "deepspeed"}),  # Ray Train's controller unpickles what is in it
+        ("smolray.cli.app", {"ray", "torch", "transformers", "deepspeed", "pandas", "tensorboardX"}),
+        ("smolray.launch.entrypoint", {"ray", "torch", "transformers", "deepspeed"}),  # Ray Train's controller unpickles what is in it
         ("smolray.data.stream", {"peft", "bitsandbytes", "deepspeed", "trl"}),  # every data task's process does
-        ("smolray.image_search", {"faiss"}),  # a worker that embeds does, and the index is made elsewhere
+        ("smolray.inference.image_search", {"faiss"}),  # a worker that embeds does, and the index is made elsewhere
     ],
 )
 def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
@@ -196,9 +201,8 @@ def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
 
 def test_what_the_workers_are_told_is_unpickled_without_importing_anything(tmp_path):
     from smolray.config import RunConfig
-    from smolray.data.reader import Sidecars
-    from smolray.launch import worker_settings
-    from smolray.validation import Folders
+    from smolray.data.reader import Folders, Sidecars
+    from smolray.launch.ray_train import worker_settings
 
     folders = Folders("train", "validation", Sidecars("features"), Sidecars(logps="logps"))
     settings = worker_settings(RunConfig(), folders, {"survey": True})

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from smolray.config import DataConfig
-from smolray.data import staging as shuffle
+from smolray.data import shuffle as shuffle
+from smolray.data.formats.discover import list_units, resolve
 from smolray.data.prepare import prepare
 from smolray.data.sample import Conversation, Message, Part, Sample
 from smolray.data.shards import decode_rows
-from smolray.data.sources import list_units, resolve
-from smolray.data.staging import Staging, read_blocks, repeated_ids, run_unit, total_bytes, write_shard
+from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_unit, total_bytes, write_shard
 
 DATA = DataConfig()
 

@@ -7,9 +7,9 @@ import time
 import pytest
 from tensorboardX.proto import event_pb2
 
-from smolray import status
-from smolray.events import FILE
-from smolray.progress import count, duration, event_line, percent, progress_line, size
+from smolray.run import status
+from smolray.run.events import FILE
+from smolray.run.progress import count, duration, event_line, percent, progress_line, size
 
 NOW = 1_800_000_000.0
 

@@ -7,8 +7,8 @@ import pytest
 
 from smolray.planner.assumptions import CUDA_CONTEXT, NCCL_BUFFERS
 from smolray.planner.inventory import PCIE, Link
-from smolray.progress import event_line
-from smolray.survey import Standing, Survey, SurveyError, rounds
+from smolray.planner.probe import Standing, Survey, SurveyError, rounds
+from smolray.run.progress import event_line
 
 
 def worker(node, card="NVIDIA GeForce RTX 3090", tflops=60.0):

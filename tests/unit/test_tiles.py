@@ -8,8 +8,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from smolray.config import ImageConfig, ModelConfig
+from smolray.data.processor import load_processor
 from smolray.data.tiles import Tiler, decode, image_size
-from smolray.model.load import load_processor
 from tests.offline import picture, processor, tiny_path  # noqa: F401
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from smolray import storage
 from smolray.config import ConfigError, load_config, to_yaml
-from smolray.search.driver import Asked
-from smolray.search.ledger import Ledger, TrialRecord, search_folder
-from smolray.search.space import read_space
-from smolray.status import stop_requested
-from smolray.tune import STORED, best_config, finish, refuse_other_search, refuse_strays
+from smolray.run.status import stop_requested
+from smolray.tune.callbacks import Asked
+from smolray.tune.log import Ledger, TrialRecord, search_folder
+from smolray.tune.run import STORED, best_config, finish, refuse_other_search, refuse_strays
+from smolray.tune.space import read_space
 
 RATE = "optimizer.learning_rate"
 

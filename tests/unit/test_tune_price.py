@@ -6,7 +6,7 @@ from smolray.config import load_config
 from smolray.planner.inventory import find_card
 from smolray.planner.shapes import shape_of
 from smolray.planner.statistics import DataStatistics
-from smolray.search.price import price
+from smolray.tune.cost import price
 
 
 def priced(cards, *overrides):

@@ -3,12 +3,12 @@
 import pytest
 
 from smolray.config import load_config, to_yaml
-from smolray.events import read_events
-from smolray.search.ledger import FILE, Ledger, best_trial, read_trials
-from smolray.search.proposals import make_proposer
-from smolray.search.report import importances, render
-from smolray.search.space import read_space
-from smolray.search.table import result_lines, trials_table
+from smolray.run.events import read_events
+from smolray.tune.console import result_lines, trials_table
+from smolray.tune.log import FILE, Ledger, best_trial, read_trials
+from smolray.tune.proposals import make_proposer
+from smolray.tune.report import importances, render
+from smolray.tune.space import read_space
 
 SPACE = {"optimizer.learning_rate": {"loguniform": [1e-5, 1e-2]}, "train.per_device_train_batch_size": {"choice": [4, 8, 16]}}
 

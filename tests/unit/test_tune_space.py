@@ -5,7 +5,7 @@ import random
 import pytest
 
 from smolray.config import ConfigError, load_config
-from smolray.search.space import combinations, longest, read_space, total_trials, with_settings
+from smolray.tune.space import combinations, longest, read_space, total_trials, with_settings
 
 BASE = {"data": {"train": "a", "validation": "b"}, "lora": {"r": 8}, "model": {"train": []}}
 

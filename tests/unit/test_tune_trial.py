@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from smolray.config import load_config
-from smolray.events import EventLog
-from smolray.search.trial import RunTrial
-from smolray.status import request_stop
+from smolray.run.events import EventLog
+from smolray.run.status import request_stop
+from smolray.tune.trial import RunTrial
 
 
 @pytest.fixture

@@ -13,16 +13,17 @@ import torch.distributed as dist
 from torch import nn
 
 from smolray.config import ConfigError, RunConfig
-from smolray.data.collate import Batch
-from smolray.engine.base import EngineState, LocalSums, StepResult, canonical_name, load_weights
+from smolray.data.batch import Batch
+from smolray.engine.base import LocalSums, StepResult
+from smolray.engine.optim import build_optimizer, moments, set_learning_rate, set_moments
 from smolray.engine.pipeline.mesh import Mesh
+from smolray.engine.pipeline.parameters import slots_of
 from smolray.engine.pipeline.schedule import Pipe
-from smolray.engine.pipeline.slots import slots_of
+from smolray.engine.pipeline.split import split_of
 from smolray.engine.pipeline.stage import Bucket, Stage
-from smolray.engine.pipeline.units import split_of
-from smolray.model.load import DTYPES
-from smolray.objectives import Objective, Totals
-from smolray.optim import build_optimizer, moments, set_learning_rate, set_moments
+from smolray.objectives.base import Objective, Totals
+from smolray.pretrained import DTYPES
+from smolray.run.checkpoint import EngineState, canonical_name, load_weights
 
 
 class PipelineEngine:

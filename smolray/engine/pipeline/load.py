@@ -4,27 +4,23 @@ In: the run, inside an initialised process group. Out: a model ready for trainin
 quantised weights the whole model is read into CPU memory first and the rest dropped: adapters must begin as they do in one process.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils import cached_file
 
 from smolray.config import ModelConfig, RunConfig
 from smolray.engine.pipeline.mesh import Mesh
-from smolray.engine.pipeline.slots import Slot, slots_of
-from smolray.engine.pipeline.units import split_of
+from smolray.engine.pipeline.parameters import Slot, slots_of
+from smolray.engine.pipeline.split import split_of
 from smolray.model import attention
 from smolray.model.adapters import prepare_for_training
-from smolray.model.load import DTYPES, load_model, resolve
+from smolray.model.load import load_model
 from smolray.model.parts import frozen_front, leave_out
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from smolray.pretrained import DTYPES, resolve, tensor_files
 
 
 def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Module:
@@ -68,17 +64,3 @@ def fill(slots: list[Slot], model: ModelConfig) -> None:
         with safe_open(file, framework="pt") as tensors:
             for slot in (s for s in slots if files[s.name] == file):
                 slot.put(tensors.get_tensor(slot.name).to(DTYPES[model.dtype]))
-
-
-def tensor_files(model: ModelConfig) -> dict[str, str]:
-    """The safetensors file of each tensor of a model folder or hub id."""
-    path, revision = resolve(model.path), model.revision or "main"
-    if index := cached_file(path, INDEX, revision=revision, _raise_exceptions_for_missing_entries=False):
-        where = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        local = {name: str(cached_file(path, name, revision=revision)) for name in set(where.values())}
-        return {tensor: local[name] for tensor, name in where.items()}
-    file = str(cached_file(path, SINGLE, revision=revision))
-    with safe_open(file, framework="pt") as tensors:
-        return dict.fromkeys(tensors.keys(), file)
-
-

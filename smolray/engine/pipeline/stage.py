@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from smolray.data.collate import Batch
+from smolray.data.batch import Batch
 from smolray.engine.base import micro_batch_seed
-from smolray.engine.pipeline.units import EMBEDDINGS, HEAD, MERGE
-from smolray.forward import patch_embeddings, through_layers
+from smolray.engine.pipeline.split import EMBEDDINGS, HEAD, MERGE
+from smolray.model.forward import patch_embeddings, through_layers
 from smolray.model.load import base_model
-from smolray.objectives import Objective, Shares, Totals, completion_logps
+from smolray.objectives.base import Objective, Shares, Totals, completion_logps
 
 TOKENS_ROUNDED_TO, TILES_ROUNDED_TO = 64, 2  # so that neighbouring steps share a bucket
 

@@ -1,0 +1,6 @@
+"""`python -m smolray`: the command line."""
+
+from smolray.cli.app import app
+
+if __name__ == "__main__":
+    app()

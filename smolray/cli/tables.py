@@ -1,0 +1,153 @@
+"""Tables of the command line: in go statuses, manifests and results, out come rich renderables and text."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from smolray.evaluate.metrics import Figures, interval, shown
+from smolray.run.progress import accuracy_of, count, duration, percent, size
+from smolray.run.status import RunStatus
+
+if TYPE_CHECKING:
+    from smolray.evaluate.compare import Comparison
+
+
+COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "silent": "red", "waiting": "dim"}
+
+
+def runs_table(runs: list[RunStatus]) -> Table:
+    """One line a run."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("run", "state", "step", "loss", "accuracy", "samples/s", "wait", "eta"):
+        table.add_column(column, justify="left" if column in ("run", "state") else "right", overflow="fold")
+    for run in runs:
+        table.add_row(escape(run.name), _state(run), _steps(run), *(_or_dash(v) for v in _numbers(run)))
+    return table
+
+
+def run_details(run: RunStatus) -> Table:
+    """All that is known of one run, what is not known left out."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    loss, accuracy, rate, wait, eta = _numbers(run)
+    by_type = ", ".join(f"{k} {percent(v)}" for k, v in (run.accuracy or {}).items() if k != "overall")
+    rows = {
+        "run": escape(run.name),
+        "error": f"[red]{escape(run.error)}[/]" if run.error else None,
+        "folder": escape(run.run_dir),
+        "state": _state(run),
+        "step": _steps(run) + (f", epoch {run.epoch:g}" if run.epoch is not None else ""),
+        "loss": loss,
+        "speed": f"{rate} samples/s, {count(run.tokens_per_second)} tokens/s" if rate and run.tokens_per_second is not None else rate,
+        "data wait": wait,
+        "memory": size(run.memory_bytes) if run.memory_bytes else None,
+        "eta": eta,
+        "checkpoint": escape(run.last_checkpoint) if run.last_checkpoint else None,
+        "accuracy": f"{accuracy} at step {run.accuracy_step}{f' ({escape(by_type)})' if by_type else ''}" if accuracy else None,
+        "workers": str(run.workers) if run.workers else None,
+        "cards": escape(run.cards) if run.cards else None,
+        "dealt": f"{' + '.join(map(str, run.shares))} micro-batches a step, by speed" if run.shares else None,
+        "attempts": f"{run.attempts}, {run.restarts} resumed" if run.attempts else None,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started)) if run.started else None,
+    }
+    for key, value in rows.items():
+        if value:
+            table.add_row(key, value)
+    return table
+
+
+def accuracy_table(result: dict[str, Any]) -> Table:
+    """Accuracy by question type with counts, the blind baseline under it."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("type")
+    table.add_column("questions", justify="right")
+    table.add_column("accuracy", justify="right")
+    counts = result.get("accuracy_counts") or {}
+    for kind, score in accuracy_of(result).items():
+        number = counts.get(kind) or (sum(counts.values()) if kind == "overall" and "overall" not in counts else None)
+        table.add_row(escape(kind), f"{number:,}" if number else "", percent(score))
+    if isinstance(result.get("blind_baseline"), int | float):
+        table.add_row("[dim]without the image[/dim]", "", f"[dim]{percent(result['blind_baseline'])}[/dim]")
+    return table
+
+
+def metrics_table(figures: dict[str, Figures]) -> Table:
+    """Each metric with its 95 % interval, over all and by question type; `figures` are the `metrics` of an EvalReport or a result."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("metric", "type", "samples", "value", "95 % interval"):
+        table.add_column(column, justify="left" if column in ("metric", "type") else "right")
+    for metric, kinds in figures.items():
+        for kind, figure in kinds.items():
+            cells = (escape(kind), f"{figure['samples']:,}", shown(metric, figure["value"]), interval(metric, figure))
+            table.add_row(metric if kind == "overall" else "", *cells)
+    return table
+
+
+def comparison_table(comparison: "Comparison") -> Table:
+    """Two checkpoints by question type: both values, the difference with its interval, questions gained and lost, McNemar's p."""
+    metric = comparison.metric
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in (metric, "n", "a", "b", "b - a", "95 % interval", "gained", "lost", "p"):
+        table.add_column(column, justify="left" if column == metric else "right")
+    for kind, change in comparison.by_type.items():
+        certain = change.difference["low"] > 0 or change.difference["high"] < 0
+        colour = ("green" if change.difference["value"] > 0 else "red") if certain else "default"
+        table.add_row(
+            escape(kind), f"{change.a['samples']:,}", shown(metric, change.a["value"]), shown(metric, change.b["value"]),
+            f"[{colour}]{shown(metric, change.difference['value'], sign=True)}[/]", interval(metric, change.difference, sign=True),
+            f"{change.gained:,}", f"{change.lost:,}", f"{change.p_value:.2g}",
+        )  # fmt: skip
+    return table
+
+
+def changes_table(comparison: "Comparison", limit: int = 10) -> Table:
+    """The questions that changed, at most `limit` gained and as many lost ones, with both answers and the references."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "question", "a", "b", "truth"):
+        table.add_column(column, overflow="fold")
+    for name, colour, records in (("gained", "green", comparison.gained), ("lost", "red", comparison.lost)):
+        for record in records[:limit]:
+            truth = ", ".join(dict.fromkeys(record["answers"]))
+            table.add_row(f"[{colour}]{name}[/]", *(escape(record[part]) for part in ("question", "a", "b")), escape(truth))
+        if len(records) > limit:
+            table.add_row("", f"[dim]and {len(records) - limit:,} more {name}[/]")
+    return table
+
+
+def manifests_table(manifests: dict[str, Any]) -> Table:
+    """What `prepare` wrote, a line a split; `manifests` are shard Manifests by split."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("split", "rows", "conversations", "images", "files", "quarantined"):
+        table.add_column(column, justify="left" if column in ("split", "quarantined") else "right")
+    for split, manifest in manifests.items():
+        bad = ", ".join(f"{reason} {rows}" for reason, rows in manifest.quarantined.items()) or "none"
+        numbers = (manifest.rows, manifest.conversations, manifest.images, len(manifest.files))
+        table.add_row(escape(split), *(f"{n:,}" for n in numbers), escape(bad))
+    return table
+
+
+def _state(run: RunStatus) -> str:
+    note = f" for {duration(run.silent_seconds)}" if run.silent_seconds is not None else ""
+    asked = ", stop asked" if run.stop_requested and not run.ended else ""
+    return f"[{COLOURS[run.state]}]{run.state}{note}{asked}[/]"
+
+
+def _steps(run: RunStatus) -> str:
+    return f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step)
+
+
+def _numbers(run: RunStatus) -> tuple[str | None, ...]:
+    return (
+        f"{run.loss:.4f}" if run.loss is not None else None,
+        percent(run.accuracy["overall"]) if run.accuracy and "overall" in run.accuracy else None,
+        count(run.samples_per_second) if run.samples_per_second is not None else None,
+        f"{100 * run.data_wait_share:.0f} %" if run.data_wait_share is not None else None,
+        duration(run.eta_seconds) if run.eta_seconds is not None else None,
+    )
+
+
+def _or_dash(value: str | None) -> str:
+    return value or "–"

@@ -1,0 +1,240 @@
+"""Ray Jobs from the outside: in go a cluster's address and a run, out come submitted, found, followed and stopped jobs.
+
+What is uploaded is the working directory less what `.gitignore` and `.rayignore` name. Nothing secret goes into a job:
+its entrypoint and its environment can be read by whoever may read the job list.
+"""
+
+import asyncio
+import re
+import shlex
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from smolray import storage
+from smolray.config import RunConfig
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+
+ENTRY = "jobs/train.py"
+# Where a working directory has no ignore files of its own; .gitignore and .rayignore are honoured by Ray besides.
+EXCLUDES = (
+    ".git",
+    ".venv",
+    "venv",
+    "runs",
+    ".cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    "__pycache__",
+    "*.egg-info",
+    "build",
+    "dist",
+    ".env",
+    ".aws",
+    "*.pem",
+    "auth_token",
+)
+SILENT_SECONDS = 10.0
+STOP_SECONDS = 30.0  # Ray kills what has not ended 3 s after it was told
+RUN_KEY, STORAGE_KEY = "smolray_run", "smolray_storage"
+
+
+class JobsError(ValueError):
+    """The cluster refused, cannot be reached, or could not run the job; the message says what to do."""
+
+
+def connect(address: str) -> "JobSubmissionClient":
+    """A client of the cluster's job server, checked to answer. Raises JobsError: wrong address, no or wrong token."""
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    if not address.startswith(("http://", "https://")):
+        raise JobsError(f"address {address!r} is no URL of a job server: expected http://HEAD:8265")
+    try:
+        client = JobSubmissionClient(address)
+        client.list_jobs()
+    except AuthenticationError as error:
+        raise JobsError(
+            f"{address} refused the token: {_first_line(error)}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from None
+    except (ConnectionError, RuntimeError) as error:
+        raise JobsError(f"no job server answers at {address}: {_first_line(error)}") from None
+    return client
+
+
+def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence[str], working_dir: str = ".") -> str:
+    """Submit `python jobs/train.py ARGUMENTS` for the run of `config`; returns the job's id.
+
+    Raises JobsError for what cannot work: see `check_submission`; a run that a job is training already; an upload the cluster refuses.
+    """
+    check_submission(config, arguments, working_dir)
+    if active := active_jobs(client, config):
+        raise JobsError(
+            f"run {config.name} is being trained by job {active[0].submission_id} ({active[0].status.value}); stop it, or take another name"
+        )
+    try:
+        return client.submit_job(
+            entrypoint=shlex.join(["python", ENTRY, *arguments]),
+            runtime_env={"working_dir": working_dir, "excludes": list(EXCLUDES)},
+            metadata={RUN_KEY: config.name, STORAGE_KEY: config.storage},
+        )
+    except (RuntimeError, ValueError) as error:
+        if "413" in str(error) or "exceeds" in str(error):
+            raise JobsError(
+                f"{Path(working_dir).resolve()} is too large to upload: name data and outputs in .rayignore ({_first_line(error)})"
+            ) from None
+        raise JobsError(f"the cluster refused the job: {_first_line(error)}") from None
+
+
+def check_submission(config: RunConfig, arguments: Sequence[str], working_dir: str = ".") -> None:
+    """Refuse what can only fail on the cluster. A job runs in a copy of the working directory that is deleted after it."""
+    root, faults = Path(working_dir).resolve(), []
+    if not (root / ENTRY).is_file():
+        faults.append(f"{root} has no {ENTRY}: submit from the top of the smolray checkout")
+    paths = {"storage": config.storage, "data.shards": config.data.shards, "data.train": config.data.train}
+    paths |= {"data.validation": config.data.validation, "model.path": config.model.path}
+    for key, value in paths.items():
+        if not value or "://" in value or Path(value).is_absolute():
+            continue
+        if key == "storage":
+            faults.append(
+                f"storage = {value!r} is relative: it would lie in the job's own folder, which is deleted; "
+                "give s3://… or an absolute path that all nodes share"
+            )
+        elif value.startswith((".", "~")) or Path(value).exists():
+            faults.append(f"{key} = {value!r} is a path of this machine: give s3://… or an absolute path that all nodes share")
+    told = paths | {word.partition("=")[0]: word.partition("=")[2] for word in arguments if "=" in word}
+    faults += [
+        f"{key} carries credentials, which the job list would show: give them to the nodes" for key, value in told.items() if _has_credentials(value)
+    ]
+    if "--config" in arguments:
+        given = arguments[list(arguments).index("--config") + 1]
+        if storage.is_local(given) and not Path(given).is_absolute() and not (root / given).resolve().is_relative_to(root):
+            faults.append(f"--config {given} is outside the uploaded folder {root}: put it under jobs/configs")
+    if faults:
+        raise JobsError("\n".join(faults))
+
+
+def find_jobs(client: "JobSubmissionClient", name: str, storage_uri: str) -> list["JobDetails"]:
+    """Jobs of the run, newest first: by the metadata of `submit`, by a submission id that is the name, or by the name in the command."""
+    found = [job for job in client.list_jobs() if job.submission_id and _is_job_of(job, name, storage_uri)]
+    return sorted(found, key=lambda job: -(job.start_time or 0))
+
+
+def active_jobs(client: "JobSubmissionClient", config: RunConfig) -> list["JobDetails"]:
+    """Jobs that train the run now, newest first."""
+    jobs = [job for job in find_jobs(client, config.name, config.storage) if not job.status.is_terminal()]
+    return [job for job in jobs if not is_lost(client, job)]
+
+
+def is_lost(client: "JobSubmissionClient", job: "JobDetails") -> bool:
+    """Whether the node that the job's driver ran on is gone. After a head has restarted, Ray calls such a job RUNNING for two more minutes."""
+    return not job.status.is_terminal() and job.driver_node_id is not None and job.driver_node_id not in living_nodes(client)
+
+
+def living_nodes(client: "JobSubmissionClient") -> set[str]:
+    """Ids of the cluster's living nodes. Raises JobsError where it does not answer."""
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        return {node.node_id for node in list_nodes(client.get_address(), timeout=10) if node.state == "ALIVE"}
+    except (RayStateApiException, RuntimeError, OSError) as error:
+        raise JobsError(f"{client.get_address()} does not list its nodes: {_first_line(error)}") from None
+
+
+def _is_job_of(job: "JobDetails", name: str, storage_uri: str) -> bool:
+    metadata = job.metadata or {}
+    if RUN_KEY in metadata:
+        return metadata[RUN_KEY] == name and metadata.get(STORAGE_KEY, storage_uri).rstrip("/") == storage_uri.rstrip("/")
+    words = [word.strip("\"'") for word in (job.entrypoint or "").split()]
+    named = f"name={name}" in words or any(word.endswith(f"/{name}/config.yaml") for word in words)
+    return job.submission_id == name or (named and any(word.endswith(ENTRY) for word in words))
+
+
+def stop_jobs(client: "JobSubmissionClient", name: str, storage_uri: str, patience: float = 30.0) -> list[str]:
+    """Let the jobs of a run that has saved end by themselves for `patience` seconds, then stop them; a line for each says what happened."""
+    told = []
+    for job_id in [str(job.submission_id) for job in find_jobs(client, name, storage_uri) if not job.status.is_terminal()]:
+        if _ends_within(client, job_id, patience):
+            told.append(f"job {job_id} ended by itself")
+            continue
+        client.stop_job(job_id)  # returns at once; until the job is gone, the run's name is taken
+        told.append(
+            f"job {job_id} stopped"
+            if _ends_within(client, job_id, STOP_SECONDS)
+            else f"job {job_id} was told to stop and has not ended yet"
+        )
+    return told
+
+
+def _ends_within(client: "JobSubmissionClient", job_id: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not client.get_job_status(job_id).is_terminal():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.0, attempts: int = 40) -> Iterator[str]:
+    """The job's output as it comes, until the job ends or its driver is lost. The stream dies when the head restarts: it is taken up where it was.
+
+    Raises JobsError where the cluster has not answered for `attempts` tries.
+    """
+    printed, failures = 0, 0
+    while True:
+        position = 0
+        try:
+            with asyncio.Runner() as runner:
+                stream = client.tail_job_logs(job_id)
+                while True:
+                    try:
+                        text = runner.run(_next(stream, client))
+                    except StopAsyncIteration:
+                        break
+                    fresh = text[max(0, printed - position) :]
+                    position += len(text)
+                    printed, failures = max(printed, position), 0
+                    yield fresh
+            job = client.get_job_info(job_id)
+            if job.status.is_terminal() or is_lost(client, job):
+                return
+        except (ConnectionError, RuntimeError, OSError, JobsError) as error:
+            failures += 1
+            if failures >= attempts:
+                raise JobsError(
+                    f"job {job_id} cannot be followed any more: {_first_line(error)}; `smolray status` reads its storage"
+                ) from None
+        time.sleep(retry_seconds)
+
+
+async def _next(stream: AsyncIterator[str], client: "JobSubmissionClient") -> str:
+    """The next piece of output. A head without power closes no connection: after some silence it is asked for a sign of life."""
+    piece = asyncio.ensure_future(anext(stream))
+    address = urlsplit(client.get_address())
+    while not (await asyncio.wait({piece}, timeout=SILENT_SECONDS))[0]:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(address.hostname, address.port or 80), SILENT_SECONDS)
+            writer.close()
+        except OSError:  # TimeoutError is one
+            piece.cancel()
+            raise
+    return piece.result()
+
+
+def _has_credentials(text: str) -> bool:
+    """A URI with a user, or with keys in its query; or the form of a key of AWS or Hugging Face."""
+    _, there, rest = text.partition("://")
+    in_uri = there and ("@" in rest.split("/", 1)[0] or re.search(r"[?&](access_key|secret_key|session_token|token|password)=", rest))
+    return bool(in_uri or re.search(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}", text))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,88 @@
+"""A watcher that submits a run again when its driver was lost: in goes a run, out comes its output until it has ended by itself.
+
+A run that finished, was stopped, or failed of its own is left alone: only one that could not say so was lost.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from smolray.cluster import jobs as jobs_client
+from smolray.cluster.jobs import JobsError
+from smolray.config import RunConfig
+from smolray.run.events import read_events
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+
+RETRY_SECONDS = 2.0
+BOXES_SECONDS = 60.0  # how long a cluster that restarted may take to be as large as it was
+MOVED_SECONDS = 60.0  # a run that is stopped to leave a box is submitted again within
+LOSSES = 5  # in a row, without a step between
+
+
+def keep_alive(
+    client: "JobSubmissionClient", config: RunConfig, arguments: Sequence[str], patience: float = 3600.0, working_dir: str = "."
+) -> Iterator[str]:
+    """Submit the run, or take up the job that trains it, and follow it; submit it again whenever its driver is gone and the run has not ended.
+
+    Waits up to `patience` seconds for a head that does not answer. Raises JobsError where it does not come back, the cluster refuses the run,
+    the job fails before the run can say why, or the run is lost five times without a step between.
+    """
+    jobs_client.check_submission(config, arguments, working_dir)
+    job_id = next((j.submission_id for j in jobs_client.active_jobs(client, config)), None)
+    losses = 0
+    while True:
+        boxes, seen = len(jobs_client.living_nodes(client)), len(read_events(config.run_dir))
+        if job_id is None:
+            job_id = jobs_client.submit(client, config, arguments, working_dir)
+            yield f"submitted {job_id}\n"
+        else:
+            yield f"job {job_id} trains {config.name}\n"
+        yield from jobs_client.follow(client, job_id, RETRY_SECONDS, int(patience / RETRY_SECONDS))
+        fresh = read_events(config.run_dir)[seen:]
+        if any(e["event"] == "end" for e in fresh) or _ended_of_its_own(client, job_id):
+            stopped = not fresh or fresh[-1].get("status") == "stopped"
+            job_id = _taken_again(client, config, MOVED_SECONDS) if stopped else None
+            if job_id is None:
+                return
+            continue
+        losses = 1 if any(e["event"] == "step" for e in fresh) else losses + 1
+        if losses >= LOSSES:
+            raise JobsError(f"{config.name} was lost {losses} times without a step between: something ends its driver; see `ray job logs {job_id}`")
+        yield f"the driver of {config.name} was lost: submitting it again\n"
+        _wait_for_boxes(client, boxes, BOXES_SECONDS)
+        job_id = None
+
+
+def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
+    """Whether a job that wrote no end was stopped by someone. Raises JobsError where it failed and its run could not say why."""
+    job = client.get_job_info(job_id)
+    if jobs_client.is_lost(client, job):
+        return False
+    if job.status.value == "FAILED" and (job.driver_exit_code or 0) > 0 and job.driver_exit_code != 137:  # not killed
+        raise JobsError(f"job {job_id} failed, and its run could not say why: {client.get_job_logs(job_id).strip()[-1000:]}")
+    return job.status.value in ("STOPPED", "SUCCEEDED")
+
+
+def _taken_again(client: "JobSubmissionClient", config: RunConfig, seconds: float) -> str | None:
+    """The job that trains a run again after it was stopped, as `smolray cluster drain` does; None where nobody started it for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for job in jobs_client.active_jobs(client, config):
+            return job.submission_id
+        time.sleep(1)
+    return None
+
+
+def _wait_for_boxes(client: "JobSubmissionClient", boxes: int, seconds: float) -> None:
+    """Wait until as many boxes are there as before; an elastic run would begin too small, another be refused."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if len(jobs_client.living_nodes(client)) >= boxes:
+                return
+        except JobsError:
+            pass  # the head is not up yet
+        time.sleep(1)

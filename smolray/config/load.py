@@ -1,0 +1,89 @@
+"""YAML files and dotted overrides -> a checked RunConfig, and back."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from smolray import storage
+from smolray.config.errors import ConfigError, explain, is_text
+from smolray.config.rules import faults
+from smolray.config.schema import SHORTHANDS, RunConfig
+
+
+def load_config(path: str | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> RunConfig:
+    """Lay a YAML file (path or URI) over `base`, dotted `key=value` overrides over both, and validate the whole.
+
+    Raises ConfigError with one line per fault. Combinations are checked by `check_run`, which is called here.
+    """
+    record = _merge({}, base or {})
+    if path is not None:
+        record = _merge(record, _read_yaml(path))
+    for override in overrides:
+        _apply_override(record, override)
+    try:
+        config = RunConfig.model_validate(record)
+    except ValidationError as error:
+        raise ConfigError(explain(RunConfig, error)) from None
+    check_run(config)
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved run as YAML that `load_config` reads back to an equal RunConfig."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse combinations that cannot work, all of them in one ConfigError."""
+    if found := faults(config):
+        raise ConfigError("\n".join(found))
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(storage.read_bytes(path).decode("utf-8")) or {}
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"config file {path} does not exist or is a folder") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"config file {path} holds a {type(loaded).__name__}, expected keys and values")
+    return loaded
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both, section by section; `above` wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, dict):
+            old = {SHORTHANDS[key]: old} if key in SHORTHANDS and isinstance(old, str) else old
+            merged[key] = _merge(old if isinstance(old, dict) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(record: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise ConfigError(f"{override!r} is not an override: expected dotted.key=value, such as optimizer.learning_rate=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if not is_text(RunConfig, key.split(".")):
+            raise ConfigError(f"{key} = {text!r} is not a YAML value: {error}") from error
+        value = text
+    if value is not None and not isinstance(value, str) and is_text(RunConfig, key.split(".")):
+        value = text  # name=2024, revision=1234567 or data.prompt=Answer: yes or no
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = record.get(parent)
+        if isinstance(child, str) and parent in SHORTHANDS:
+            child = {SHORTHANDS[parent]: child}
+        record[parent] = child = dict(child) if isinstance(child, dict) else {}
+        record = child
+    record[last] = value

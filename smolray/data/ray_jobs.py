@@ -1,0 +1,71 @@
+"""Ray Data jobs over shards: one function applied to every shard, and the index that such a job makes."""
+
+import logging
+from collections.abc import Callable
+
+import pyarrow as pa
+import ray
+from ray.data import TaskPoolStrategy
+
+from smolray import storage
+from smolray.config import RunConfig
+from smolray.data.encode import cached_encoder
+from smolray.data.index import index_shard, index_uri, read_index, write_index
+from smolray.data.shards import Manifest, read_manifest
+
+ShardFunction = Callable[[str, str, int], pa.Table]  # folder, file name, number of the shard
+
+
+def quiet_context() -> ray.data.DataContext:
+    """Ray Data without progress bars and start-up notes: our own progress line says what matters."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off is meant
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
+
+
+def at_once(consumers: int, tasks: int) -> TaskPoolStrategy:
+    """As many tasks at a time as the cluster has cores for each of `consumers` pipelines: a share of a CPU lets tasks run beside other
+    work, but by itself it would start several busy processes a core."""
+    return TaskPoolStrategy(size=max(1, min(tasks, int(ray.cluster_resources().get("CPU", 1)) // consumers)))
+
+
+def map_shards(folder: str, manifest: Manifest, function: ShardFunction, num_cpus: float) -> list[pa.Table]:
+    """`function` of every shard, as Ray Data tasks; tables in shard order."""
+    quiet_context()
+
+    def run(batch: pa.Table) -> pa.Table:
+        tables = [function(folder, name.as_py(), number.as_py()) for name, number in zip(batch["name"], batch["number"], strict=True)]
+        sinks = []
+        for table in tables:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            sinks.append(sink.getvalue().to_pybytes())
+        return pa.table({"number": batch["number"], "table": pa.array(sinks, pa.large_binary())})
+
+    items = [{"number": i, "name": f.name} for i, f in enumerate(manifest.files)]
+    pieces = ray.data.from_items(items, override_num_blocks=len(items))
+    rows = pieces.map_batches(run, batch_format="pyarrow", num_cpus=num_cpus, compute=at_once(1, len(items))).take_all()
+    return [pa.ipc.open_stream(row["table"]).read_all() for row in sorted(rows, key=lambda r: r["number"])]
+
+
+def ensure_index(folder: str, config: RunConfig) -> str:
+    """The URI of the index of `folder` for the run's processor, made now if it is not there."""
+    encoder = cached_encoder(config.model, config.data, config.image)
+    uri = index_uri(folder, encoder)
+    if not storage.exists(uri):
+        settings = (config.model, config.data, config.image)
+
+        def run(folder: str, name: str, number: int) -> pa.Table:
+            return index_shard(folder, name, number, cached_encoder(*settings))
+
+        write_index(uri, pa.concat_tables(map_shards(folder, read_manifest(folder), run, config.data.num_cpus_per_task)))
+    return uri
+
+
+def load_index(folder: str, config: RunConfig) -> pa.Table:
+    """The index that `ensure_index` made. Raises FileNotFoundError where it did not."""
+    return read_index(index_uri(folder, cached_encoder(config.model, config.data, config.image)))

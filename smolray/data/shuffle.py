@@ -1,0 +1,349 @@
+"""The shuffle behind prepare, without Ray: one unit -> sorted runs in staging, one range of the order -> one shard.
+
+In: a Unit, later a slice of the order-key space. Out: runs in staging (rows sorted by order key, in indexed blocks), a quarantine file,
+`shard-00000.parquet`, and beside each a marker written last, so that a piece of work counts when it is whole and is done once.
+
+The order key of a row is a hash of (seed, its images): sorting by it shuffles all rows, gathers those about the same images, and comes out
+the same however the work was cut. Shards are equal slices of the key space, so no histogram of it is needed.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smolray import storage
+from smolray.config import DataConfig
+from smolray.data.formats.discover import read_unit
+from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.layouts import parse
+from smolray.data.formats.source import Unit
+from smolray.data.sample import Conversation, Sample, SampleError, ShardRow, image_key
+from smolray.data.shards import ShardFile, encode_shard
+
+RUN_BYTES = 32 * 2**20  # payload held in memory before a run is written
+BLOCK_BYTES = 64 * 2**10  # a shard reads whole blocks of each run, so they are small
+SKETCH_KEYS = 1024
+MAX_CONVERSATIONS = 64  # of one shard row
+KEY_SPACE = 2**64
+EXAMPLES = 3
+ROW_SCHEMA = pa.schema(
+    [
+        pa.field("order", pa.uint64()),  # where the row stands in the whole
+        pa.field("key", pa.string()),
+        pa.field("origin", pa.string()),  # file and row as fixed-width numbers: the order of conversations about one image
+        pa.field("place", pa.string()),  # the same in words, for ids
+        pa.field("conversation", pa.string()),
+        pa.field("images", pa.list_(pa.binary())),  # null but for the first row of a key
+    ]
+)
+BLOCK_DTYPE = np.dtype([("unit", "u4"), ("run", "u4"), ("offset", "u8"), ("length", "u8"), ("first", "u8"), ("last", "u8")])
+QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "reason", "message", "unit")] + [("row", pa.int64())])
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of a unit's rows: each is kept or quarantined. `examples` are (id, reason, message) of the first bad ones."""
+
+    rows: int
+    quarantined: dict[str, int]
+    examples: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Where the pieces of one prepare lie: `folder` for what is deleted at the end, `out` for what stays."""
+
+    folder: str
+    out: str
+
+    def unit(self, number: int, suffix: str) -> str:
+        return storage.join(self.folder, "units", f"unit-{number:05d}.{suffix}")
+
+    def run(self, unit: int, run: int) -> str:
+        return storage.join(self.folder, "runs", f"unit-{unit:05d}-{run:03d}.bin")
+
+    def shard_marker(self, number: int) -> str:
+        return storage.join(self.folder, "shards", f"shard-{number:05d}.json")
+
+    def quarantine(self, unit: int) -> str:
+        return storage.join(self.out, "quarantine", f"unit-{unit:05d}.parquet")
+
+
+def run_unit(unit: Unit, number: int, staging: Staging, data: DataConfig, seed: int) -> UnitResult:
+    """Read, parse and check the rows of a unit and leave them as sorted runs. Doing it again gives the same files.
+
+    Raises SourceError where the source as a whole cannot be read.
+    """
+    images = ImageReader(folder_of(unit.uri), unit.root, data.max_image_pixels)
+    runs, quarantine = _Runs(number, staging), _Quarantine(unit)
+    rows = 0
+    for raw in read_unit(unit):
+        rows += 1
+        place = f"{unit.name}#{raw.row}"
+        row_id = f"{unit.name}#{raw.name}" if raw.name else place
+        try:
+            if raw.reason:
+                raise SampleError(raw.reason, raw.message)
+            samples = parse(raw.record, row_id, data, images)
+        except SampleError as error:
+            quarantine.add(row_id, error.reason, str(error), raw.row)
+            continue
+        for k, sample in enumerate(samples):
+            runs.add(sample, f"{unit.file:06d}.{raw.row:012d}.{k:06d}", place, seed)
+    blocks, ids, sketch = runs.finish()
+    if quarantine.counts:
+        storage.write_bytes(staging.quarantine(number), quarantine.to_parquet())
+    storage.write_bytes(staging.unit(number, "ids"), ids.tobytes())
+    storage.write_bytes(staging.unit(number, "blocks"), blocks.tobytes())
+    storage.write_bytes(staging.unit(number, "sketch"), sketch.tobytes())
+    result = UnitResult(rows, dict(quarantine.counts), tuple(quarantine.examples))
+    storage.write_bytes(staging.unit(number, "json"), json.dumps(asdict(result)).encode())
+    return result
+
+
+def read_result(staging: Staging, number: int) -> UnitResult:
+    """The marker of a unit, which is there once its work is whole."""
+    record = json.loads(storage.read_bytes(staging.unit(number, "json")))
+    return UnitResult(record["rows"], record["quarantined"], tuple((i, r, m) for i, r, m in record["examples"]))
+
+
+def read_blocks(staging: Staging, number: int) -> np.ndarray:
+    """Index of the blocks of a unit's runs: (blocks,) of BLOCK_DTYPE."""
+    return np.frombuffer(storage.read_bytes(staging.unit(number, "blocks")), BLOCK_DTYPE)
+
+
+def total_bytes(staging: Staging, units: int) -> int:
+    """Bytes of all distinct rows: exact for few of them, else estimated from the SKETCH_KEYS smallest order keys (bottom-k sketch).
+
+    Repeats of an image in other units are not counted again, and the figure does not depend on how units were cut.
+    """
+    merged = _Sketch()
+    for number in range(units):
+        for order, image_bytes, text_bytes in (
+            np.frombuffer(storage.read_bytes(staging.unit(number, "sketch")), "u8").reshape(-1, 3).tolist()
+        ):
+            merged.add(order, image_bytes, text_bytes)
+    array = merged.to_array()
+    if len(array) < SKETCH_KEYS:
+        return int(array[:, 1:].sum())
+    return int(array[:-1, 1:].sum()) * KEY_SPACE // int(array[-1, 0])
+
+
+def repeated_ids(staging: Staging, units: int, rows_at_once: int = 2**24) -> np.ndarray:
+    """Hashes of the ids that stand at more than one conversation, sorted: (n,) uint64. Holds `rows_at_once` hashes at a time."""
+    sizes = [_size(staging.unit(n, "ids")) // 8 for n in range(units)]
+    passes = 1 + sum(sizes) // rows_at_once
+    repeated = []
+    for part in range(passes):
+        hashes = [np.frombuffer(storage.read_bytes(staging.unit(n, "ids")), "u8") for n in range(units) if sizes[n]] if passes == 1 else []
+        if passes > 1:
+            for n in range(units):
+                whole = np.frombuffer(storage.read_bytes(staging.unit(n, "ids")), "u8")
+                hashes.append(whole[whole % np.uint64(passes) == part])
+        values, counts = np.unique(np.concatenate([np.empty(0, "u8"), *hashes]), return_counts=True)
+        repeated.append(values[counts > 1])
+    return np.sort(np.concatenate(repeated))
+
+
+def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarray, staging: Staging) -> dict[str, Any]:
+    """Gather the rows of slice `number` of `shards` from all runs and write them as one shard.
+
+    Returns {"file": a ShardFile as a dict, or None for an empty slice, "images": n}. A shard already there is trusted only with its hash.
+    """
+    name = f"shard-{number:05d}.parquet"
+    if (done := _finished_shard(staging, number, storage.join(staging.out, name))) is not None:
+        return done
+    low, high = number * KEY_SPACE // shards, (number + 1) * KEY_SPACE // shards
+    rows: list[ShardRow] = []
+    images = conversations = 0
+    for row in _gather(_read_slice(blocks, low, high, staging), repeated):
+        images += 0 if rows and rows[-1].images == row.images else len(row.images)
+        conversations += len(row.conversations)
+        rows.append(row)
+    file = None
+    if rows:
+        content = encode_shard(rows)
+        storage.write_bytes(storage.join(staging.out, name), content)
+        file = asdict(ShardFile(name, len(rows), conversations, len(content), blake2b(content, digest_size=16).hexdigest()))
+    record = {"file": file, "images": images}
+    storage.write_bytes(staging.shard_marker(number), json.dumps(record).encode())
+    return record
+
+
+def _finished_shard(staging: Staging, number: int, uri: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(storage.read_bytes(staging.shard_marker(number)))
+        file = record["file"]
+        if file is None or blake2b(storage.read_bytes(uri), digest_size=16).hexdigest() == file["blake2b"]:
+            return record
+    except FileNotFoundError:
+        pass  # no marker or no shard: the work is still to be done
+    return None
+
+
+def _read_slice(blocks: np.ndarray, low: int, high: int, staging: Staging) -> list[dict[str, Any]]:
+    """All staged rows with low <= order < high, one range read a run."""
+    wanted = blocks[(blocks["last"] >= np.uint64(low)) & (blocks["first"] <= np.uint64(high - 1))]
+    rows: list[dict[str, Any]] = []
+    for (unit, run), group in groupby(wanted, key=lambda b: (int(b["unit"]), int(b["run"]))):
+        spans = [(int(b["offset"]), int(b["length"])) for b in group]
+        fs, path = storage.filesystem(staging.run(unit, run))
+        start = spans[0][0]
+        with fs.open_input_file(path) as file:
+            piece = pa.py_buffer(file.read_at(spans[-1][0] + spans[-1][1] - start, start))
+        for offset, length in spans:
+            batch = pa.ipc.read_record_batch(piece.slice(offset - start, length), ROW_SCHEMA)
+            orders = batch["order"].to_numpy()
+            begin, end = np.searchsorted(orders, np.uint64(low)), np.searchsorted(orders, np.uint64(high - 1), side="right")
+            rows += batch.slice(begin, end - begin).to_pylist()
+    return rows
+
+
+def _gather(staged: list[dict[str, Any]], repeated: np.ndarray) -> Iterator[ShardRow]:
+    """Shard rows in order: conversations about the same images together, at most MAX_CONVERSATIONS a row; text-only ones single."""
+    staged.sort(key=lambda r: (r["order"], r["key"], r["origin"]))
+    for key, group in groupby(staged, key=lambda r: r["key"]):
+        members = list(group)
+        images = next((tuple(r["images"]) for r in members if r["images"]), ())
+        conversations = [_unique(Conversation.from_json(r["conversation"]), r["place"], repeated) for r in members]
+        step = MAX_CONVERSATIONS if images else 1
+        for start in range(0, len(conversations), step):
+            yield ShardRow(key, images, tuple(conversations[start : start + step]))
+
+
+def _unique(conversation: Conversation, place: str, repeated: np.ndarray) -> Conversation:
+    """Ids of the source that stand at several rows get the place of the row behind them: `id@file#row`."""
+    value = np.uint64(_hash(conversation.id.encode()))
+    at = np.searchsorted(repeated, value)
+    return replace(conversation, id=f"{conversation.id}@{place}") if at < len(repeated) and repeated[at] == value else conversation
+
+
+def _hash(data: bytes, seed: int = 0) -> int:
+    return int.from_bytes(blake2b(data, digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big")
+
+
+class _Runs:
+    """Rows of one unit on their way to staging: collected, sorted, each image kept once, written every RUN_BYTES."""
+
+    def __init__(self, unit: int, staging: Staging):
+        self.unit, self.staging = unit, staging
+        self.rows: list[tuple[int, str, str, str, str]] = []  # order, key, origin, place, conversation
+        self.images: dict[str, tuple[bytes, ...]] = {}
+        self.held = self.run = 0
+        self.ids = np.empty(1024, "u8")
+        self.count = 0
+        self.blocks: list[np.ndarray] = []
+        self.sketch = _Sketch()
+
+    def add(self, sample: Sample, origin: str, place: str, seed: int) -> None:
+        text, key = sample.conversation.to_json(), image_key(sample.images, sample.conversation)
+        order, size = _hash(key.encode(), seed), sum(map(len, sample.images))
+        if self.count == len(self.ids):
+            self.ids = np.concatenate([self.ids, np.empty_like(self.ids)])
+        self.ids[self.count] = _hash(sample.conversation.id.encode())
+        self.count += 1
+        self.sketch.add(order, size, len(text))
+        if key not in self.images:
+            self.images[key] = sample.images
+            self.held += size
+        self.rows.append((order, key, origin, place, text))
+        self.held += 2 * len(text) + 300  # what the tuple and its strings take
+        if self.held >= RUN_BYTES:
+            self._write()
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.rows:
+            self._write()
+        return np.concatenate([np.empty(0, BLOCK_DTYPE), *self.blocks]), self.ids[: self.count], self.sketch.to_array()
+
+    def _write(self) -> None:
+        sink, index = pa.BufferOutputStream(), []
+        for block in self._blocks():
+            start = sink.tell()
+            sink.write(pa.RecordBatch.from_pylist(block, ROW_SCHEMA).serialize())
+            index.append((self.unit, self.run, start, sink.tell() - start, block[0]["order"], block[-1]["order"]))
+        storage.write_bytes(self.staging.run(self.unit, self.run), memoryview(sink.getvalue()))  # type: ignore[arg-type]
+        self.blocks.append(np.array(index, BLOCK_DTYPE))
+        self.rows, self.images, self.held, self.run = [], {}, 0, self.run + 1
+
+    def _blocks(self) -> Iterator[list[dict[str, Any]]]:
+        block: list[dict[str, Any]] = []
+        size = 0
+        for order, key, origin, place, text in sorted(self.rows):
+            images = self.images.pop(key, None)  # with the first row of a key only
+            block.append({"order": order, "key": key, "origin": origin, "place": place, "conversation": text, "images": images})
+            size += sum(map(len, images or ())) + len(text)
+            if size >= BLOCK_BYTES:
+                yield block
+                block, size = [], 0
+        if block:
+            yield block
+
+
+class _Sketch:
+    """Bytes of the rows with the SKETCH_KEYS smallest order keys; merging the sketches of parts gives that of the whole."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, tuple[int, int]] = {}
+        self.limit = KEY_SPACE
+
+    def add(self, order: int, image_bytes: int, text_bytes: int) -> None:
+        if order >= self.limit:
+            return
+        known = self.sizes.get(order, (0, 0))
+        self.sizes[order] = (image_bytes, known[1] + text_bytes)
+        if len(self.sizes) >= 2 * SKETCH_KEYS:
+            kept = sorted(self.sizes)[:SKETCH_KEYS]
+            self.sizes = {k: self.sizes[k] for k in kept}
+            self.limit = kept[-1] + 1
+
+    def to_array(self) -> np.ndarray:
+        """(keys, 3) uint64: order key, image bytes, text bytes; sorted by key."""
+        kept = sorted(self.sizes)[:SKETCH_KEYS]
+        return np.array([(k, *self.sizes[k]) for k in kept], "u8").reshape(-1, 3)
+
+
+class _Quarantine:
+    """Bad rows of a unit, compressed as they come, with counts by reason and the first few for the message."""
+
+    def __init__(self, unit: Unit):
+        self.unit = unit
+        self.counts: Counter[str] = Counter()
+        self.examples: list[tuple[str, str, str]] = []
+        self.pending: list[dict[str, Any]] = []
+        self.sink = io.BytesIO()
+        self.writer: pq.ParquetWriter | None = None
+
+    def add(self, row_id: str, reason: str, message: str, row: int) -> None:
+        message = message.encode(errors="backslashreplace").decode()
+        self.counts[reason] += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append((row_id, reason, message[:400]))
+        self.pending.append({"id": row_id, "reason": reason, "message": message, "unit": self.unit.name, "row": row})
+        if len(self.pending) >= 1000:
+            self._flush(self.pending)
+
+    def _flush(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.writer = self.writer or pq.ParquetWriter(self.sink, QUARANTINE_SCHEMA, compression="zstd")
+        self.writer.write_batch(pa.RecordBatch.from_pylist(list(rows), QUARANTINE_SCHEMA))
+        self.pending = []
+
+    def to_parquet(self) -> bytes:
+        self._flush(self.pending)
+        if self.writer is not None:
+            self.writer.close()
+        return self.sink.getvalue()
+
+
+def _size(uri: str) -> int:
+    fs, path = storage.filesystem(uri)
+    return fs.get_file_info(path).size or 0

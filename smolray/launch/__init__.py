@@ -1,0 +1,4 @@
+"""One run from its config to its result: data, resources, Ray Train workers, restarts.
+
+In: a RunConfig. Out: result.json. Imports no torch here.
+"""

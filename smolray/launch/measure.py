@@ -1,0 +1,70 @@
+"""A few steps of the chosen plan beside what the planner said of it: `smolray plan --measure`.
+
+In: a run with data, and the cards of a cluster. Out: the Plan, and a Measurement of it.
+"""
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from smolray.cluster.connect import connect
+from smolray.config import RunConfig, check_run
+from smolray.data.ray_jobs import load_index
+from smolray.launch import driver as launch
+from smolray.launch.data import prepare_data
+from smolray.launch.ray_train import fit
+from smolray.planner.auto import NothingFitsError, bind
+from smolray.planner.describe import words
+from smolray.planner.plan import Plan, make_plan
+from smolray.planner.statistics import DataStatistics
+
+STEPS, WARM_UP = 8, 2  # trained, and of them left aside
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Medians of a few steps; `memory`: peak bytes of each worker, in the order of their ranks."""
+
+    seconds: float
+    data_wait_seconds: float
+    memory: tuple[int, ...]
+    steps: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
+    """Plan the run on the cards of the cluster and train its first steps as planned. Raises NothingFitsError, ConfigError where there are no data."""
+    connect()
+    config = launch.with_absolute_paths(config)
+    config, folders = prepare_data(config)
+    seen = launch.look(config)
+    plan = make_plan(config, DataStatistics.from_index(load_index(folders.train, config)), seen.inventory())
+    if plan.chosen is None:
+        raise NothingFitsError(words(plan))
+    run, nodes = bind(config, plan.chosen, plan.settings() | {"train.max_steps": STEPS, "train.num_train_epochs": STEPS}, seen)
+    check_run(run)
+    record = fit(run, folders, {"measure": True}, nodes)
+    if "error" in record:
+        raise launch.RunError(record["error"])
+    kept = slice(min(WARM_UP, len(record["seconds"]) - 1), None)
+    seconds, waits = (statistics.median(record[name][kept]) for name in ("seconds", "waits"))
+    return plan, Measurement(seconds, waits, tuple(record["memory"]), len(record["seconds"][kept]))
+
+
+def beside_table(plan: Plan, measured: Measurement) -> Table:
+    """Prediction beside measurement: seconds of a step, and the fullest worker."""
+    assert plan.chosen is not None
+    chosen, time = plan.chosen, plan.chosen.time
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in (chosen.name, "predicted", "measured", "measured / predicted"):
+        table.add_column(column, justify="left" if column == chosen.name else "right")
+    memory, peak = max(m.total for m in chosen.memory), max(measured.memory)
+    table.add_row("s/step", f"{time.total:.3g}", f"{measured.seconds:.3g}", f"{measured.seconds / time.total:.2f}")
+    table.add_row("GB, fullest worker", f"{memory / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{peak / memory:.2f}")
+    waits = max(time.data - time.compute - time.communication - time.optimizer, 0)
+    table.add_row("s/step waiting for data", f"{waits:.3g}", f"{measured.data_wait_seconds:.3g}", "")
+    return table

@@ -1,0 +1,63 @@
+"""After training: result.json and the report."""
+
+import json
+from typing import Any
+
+from smolray import storage
+from smolray.config import RunConfig, to_yaml
+from smolray.data.answers import count_answers
+from smolray.data.ray_jobs import map_shards
+from smolray.data.reader import Folders, ShardReader
+from smolray.data.shards import read_manifest
+from smolray.evaluate.baseline import blind_baseline
+from smolray.report.run import write_report
+from smolray.run import checkpoint
+from smolray.run.events import Event, read_events, surviving
+from smolray.run.predictions import read_predictions
+
+
+def finished_result(config: RunConfig) -> dict[str, Any]:
+    """result.json of a run that has finished under just these settings and still has its last checkpoint; else nothing."""
+    result, settings = (storage.join(config.run_dir, name) for name in ("result.json", "config.yaml"))
+    if not (storage.exists(result) and storage.exists(settings) and storage.read_bytes(settings).decode() == to_yaml(config)):
+        return {}
+    told, last = json.loads(storage.read_bytes(result)), checkpoint.latest(config.run_dir)
+    return told if told["status"] == "finished" and last is not None and last.step == told["steps"] else {}
+
+
+def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Add what the driver knows, and write result.json and the report."""
+    history = surviving(read_events(config.run_dir))
+    steps = [e for e in history if e["event"] == "step"]
+    trained = sum(e["seconds"] for e in steps)
+    result = {
+        "name": config.name, **record, "seconds": round(seconds, 1), "train_seconds": round(trained, 1),
+        "data_wait_share": round(sum(e["data_wait_seconds"] for e in steps) / trained, 4) if trained else None,
+        "samples_per_second": round(sum(e["samples"] for e in steps) / trained, 1) if trained else None,
+        "peak_memory_bytes": max((e["memory_bytes"] for e in steps), default=0), "final_loss": steps[-1]["loss"] if steps else None,
+        "versions": _start(history).get("versions", {}),
+    }  # fmt: skip
+    if record["accuracy"] and config.method != "retrieval":  # a search has no answer that the question alone could give away
+        training = map_shards(folders.train, read_manifest(folders.train), count_answers, config.data.num_cpus_per_task)
+        step = max(e["step"] for e in history if e["event"] == "evaluate")
+        result["blind_baseline"] = round(blind_baseline(training, read_predictions(config.run_dir, step)), 4)
+    storage.write_bytes(storage.join(config.run_dir, "result.json"), json.dumps(result, indent=1).encode())
+    write_report(config.run_dir, report_images(config, folders))
+    return result
+
+
+def report_images(config: RunConfig, folders: Folders) -> dict[str, bytes]:
+    """A few validation images by row key, whose predictions the report shows."""
+    if not folders.validation:
+        return {}
+    reader = ShardReader(folders.validation, tuple(f.name for f in read_manifest(folders.validation).files))
+    images: dict[str, bytes] = {}
+    for row_group in range(reader.row_groups(0)):
+        images |= {row.key: row.images[0] for row in reader.row_group(0, row_group) if row.images}
+        if len(images) >= config.evaluate.samples_in_report:
+            break
+    return dict(list(images.items())[: config.evaluate.samples_in_report])
+
+
+def _start(history: list[Event]) -> Event:
+    return next((e for e in reversed(history) if e["event"] == "start"), {})

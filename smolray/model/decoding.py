@@ -1,0 +1,74 @@
+"""Decoding of packed prompts: the image and the common words are computed once, then its questions go on side by side.
+
+In: a Batch of prompts. Out: token ids for each conversation, equal to decoding each prompt alone (a test holds this).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from smolray.data.batch import Batch
+from smolray.model.forward import branch_mask, embed
+from smolray.model.load import base_model
+
+Choose = Callable[[torch.Tensor, int], torch.Tensor]  # logits (C, vocabulary), number of the new token -> token ids (C,) int64
+
+
+def most_likely(logits: torch.Tensor, number: int) -> torch.Tensor:
+    """The token with the largest logit: (C, vocabulary) -> (C,) int64."""
+    return logits.argmax(-1)
+
+
+def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int) -> list[list[int]]:
+    """New token ids of each conversation in the order of `batch.ends`, the end token left out."""
+    return decode(model, batch, max_new_tokens, eos_token_id, most_likely)
+
+
+@torch.no_grad()
+def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int, choose: Choose) -> list[list[int]]:
+    """As `greedy`, with tokens as `choose` takes them (evaluate/sampling.py)."""
+    text_model, head = base_model(model).model.text_model, base_model(model).lm_head
+    device, length = batch.input_ids.device, batch.input_ids.shape[1]
+    sequence, position = batch.ends // length, batch.ends % length
+    slot = _slots(sequence)
+    width = int(slot.max()) + 1
+    shape = (len(batch.input_ids), width)
+    # A token decoded for a conversation belongs to its branch, also where the prompt is all prefix (the same question twice);
+    # empty slots are branch -1, which no other looks at.
+    branch = torch.full(shape, -1, dtype=torch.int64, device=device)
+    branch[sequence, slot] = slot + 1
+    next_position = torch.zeros(shape, dtype=torch.int64, device=device)
+    next_position[sequence, slot] = batch.position_ids[sequence, position] + 1
+
+    cache, keys = DynamicCache(config=base_model(model).config.text_config), batch.branch
+    hidden = text_model(
+        inputs_embeds=embed(model, batch), position_ids=batch.position_ids, attention_mask=branch_mask(batch.branch, keys, 0),
+        past_key_values=cache, use_cache=True,
+    ).last_hidden_state  # fmt: skip
+    token = choose(head(hidden[sequence, position]), 0)
+    done = token == eos_token_id
+    tokens = [token]
+    while len(tokens) < max_new_tokens and not bool(done.all()):
+        step = torch.full(shape, eos_token_id, dtype=torch.int64, device=device)
+        step[sequence, slot] = token
+        keys = torch.cat([keys, branch], dim=1)
+        hidden = text_model(
+            input_ids=step, position_ids=next_position, attention_mask=branch_mask(branch, keys, keys.shape[1] - width),
+            past_key_values=cache, use_cache=True,
+        ).last_hidden_state  # fmt: skip
+        token = choose(head(hidden[sequence, slot]), len(tokens))
+        done |= token == eos_token_id
+        tokens.append(token)
+        next_position += 1
+    rows = torch.stack(tokens, dim=1).tolist()
+    return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
+
+
+def _slots(sequence: torch.Tensor) -> torch.Tensor:
+    """Number of each conversation inside its sequence: [0, 0, 1, 0] for sequences [0, 1, 1, 2]."""
+    starts = torch.ones_like(sequence, dtype=torch.bool)
+    starts[1:] = sequence[1:] != sequence[:-1]
+    index = torch.arange(len(sequence), device=sequence.device)
+    return index - torch.cummax(torch.where(starts, index, 0), dim=0).values

@@ -1,0 +1,40 @@
+"""Log-probabilities of the reference model in DPO: the model that training began with.
+
+In: the model being trained and a Batch of pairs. Out: (C,) float32, without gradients. With LoRA alone the reference is the model with its
+adapters switched off; else a frozen copy. Where a sidecar brings the values with the batch, neither is asked.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from smolray.config import RunConfig
+from smolray.data.batch import Batch
+from smolray.model.forward import target_states
+from smolray.model.load import base_model
+from smolray.objectives.base import completion_logps
+
+Reference = Callable[[nn.Module, Batch], torch.Tensor]
+
+
+def reference_of(model: nn.Module, config: RunConfig) -> Reference | None:
+    """How a run asks its reference model; None where the stream brings its log-probabilities. Call it before training has changed `model`."""
+    kind = config.dpo.reference
+    if kind == "precompute":
+        return None
+    if kind == "adapter" or (kind == "auto" and config.lora is not None and not config.model.train):
+        return _adapters_off
+    frozen = copy.deepcopy(model).requires_grad_(False).eval()
+    return lambda _, batch: _logps(frozen, batch)
+
+
+def _adapters_off(model: nn.Module, batch: Batch) -> torch.Tensor:
+    with model.disable_adapter():  # type: ignore[operator]  # a PeftModel
+        return _logps(model, batch)
+
+
+@torch.no_grad()
+def _logps(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return completion_logps(base_model(model).lm_head, target_states(model, batch), batch)

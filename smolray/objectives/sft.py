@@ -1,0 +1,16 @@
+"""Supervised fine-tuning: cross entropy of the trained tokens."""
+
+import torch
+from torch.nn import functional as F
+
+from smolray.data.batch import Batch
+from smolray.objectives.base import Head, Shares, Totals
+
+
+def sft(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tuple[torch.Tensor, Shares]:
+    """Cross entropy of the trained tokens (TRL's completion-only loss). `hidden`: (N, hidden)."""
+    logits = head(hidden).float()
+    loss = F.cross_entropy(logits, batch.target_ids, reduction="sum") / totals.label_tokens
+    with torch.no_grad():
+        correct = (logits.argmax(-1) == batch.target_ids).sum()
+    return loss, {"token_accuracy": correct / totals.label_tokens}

@@ -1,0 +1,289 @@
+"""Checkpoints free of world size and engine: tensors by Hugging Face name in safetensors, and the position in training.
+
+In: an EngineState and Progress. Out: `<run>/checkpoints/step-00000100/`, whose manifest with sizes and hashes is written last; only a
+folder whose manifest holds is ever loaded, others are skipped with a message. No pickle.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from smolray import storage
+from smolray.run import checkpoint
+
+Moments = dict[str, torch.Tensor]
+
+
+@dataclass
+class EngineState:
+    """World-size-free and engine-free: tensors on the CPU by Hugging Face parameter name. Filled on rank 0 only.
+
+    Weights and moments are fp32; a parameter whose moments are kept in 8 bit has them in `codes` instead (optim.CODES).
+    """
+
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    exp_avg: dict[str, torch.Tensor] = field(default_factory=dict)
+    exp_avg_sq: dict[str, torch.Tensor] = field(default_factory=dict)
+    codes: dict[str, Moments] = field(default_factory=dict)
+    optimizer_step: int = 0
+    loss_scale: float | None = None
+
+    def put(self, name: str, weight: torch.Tensor, moments: Moments) -> None:
+        """Copy what an engine holds of one parameter."""
+        self.weights[name] = weight.detach().to("cpu", torch.float32, copy=True)
+        copied = {key: value.detach().to("cpu", copy=True) for key, value in moments.items()}
+        if "exp_avg" in copied:
+            self.exp_avg[name], self.exp_avg_sq[name] = copied["exp_avg"].float(), copied["exp_avg_sq"].float()
+        else:
+            self.codes[name] = copied
+
+    def moments(self, name: str) -> Moments:
+        """Adam's moments of one parameter, as they were kept."""
+        return self.codes[name] if name in self.codes else {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
+
+
+def canonical_name(name: str) -> str:
+    """The Hugging Face name of a parameter, without what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".default.", ".")
+
+
+class StateMismatchError(ValueError):
+    """A checkpoint's weights do not fit the run's parameters; the message says which."""
+
+
+def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy a checkpoint's weights into parameters of the same canonical names. Raises StateMismatchError where names or shapes differ."""
+    if lost := sorted(parameters.keys() ^ weights.keys()):
+        named = f"{len(lost)}: {', '.join(lost[:3])} …"
+        raise StateMismatchError(f"the checkpoint and the run train different parameters ({named}): model.train or lora has changed")
+    for name, parameter in parameters.items():
+        if weights[name].numel() != (numel := getattr(parameter, "ds_numel", parameter.numel())):
+            raise StateMismatchError(f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: lora.r or the model has changed")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name].to(parameter.device))
+
+MANIFEST = "manifest.json"
+TENSORS = ("weights", "exp_avg", "exp_avg_sq")
+STATE = "state.json"
+FILES = (*(f"{name}.safetensors" for name in TENSORS), STATE)
+CODES = "codes.safetensors"  # 8-bit moments, where there are any: `<parameter>/<key>`
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is torn, corrupted or of another run; the message names it and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. `consumed`: micro-batches of `epoch` that have been trained."""
+
+    step: int = 0
+    epoch: int = 0
+    consumed: int = 0
+    samples: int = 0
+    tokens: int = 0
+    data: str = ""  # fingerprint of shards, index and plan: the order that `consumed` counts in
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    uri: str
+    progress: Progress
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+
+def folder(run_dir: str, step: int) -> str:
+    return storage.join(run_dir, "checkpoints", f"step-{step:08d}")
+
+
+def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str, float], about: dict[str, Any]) -> Checkpoint:
+    """Write a checkpoint; `about` (config, versions) is kept beside it. A folder of the same step is written anew.
+
+    Raises StorageFullError, and then leaves nothing behind.
+    """
+    uri = folder(run_dir, progress.step)
+    storage.delete(storage.join(uri, MANIFEST))  # a half-written folder must not carry the old manifest
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, data: bytes) -> None:
+        storage.write_bytes(storage.join(uri, name), data)
+        files[name] = {"bytes": len(data), "blake2b": _hash(data)}
+
+    try:
+        for name in TENSORS:
+            write(f"{name}.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}))
+        if state.codes:
+            write(CODES, safetensors.torch.save({f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}))
+        extra = {"optimizer_step": state.optimizer_step, "loss_scale": state.loss_scale, "codes": bool(state.codes), "progress": asdict(progress)}
+        write(STATE, json.dumps(extra | {"about": about}, indent=1).encode())
+        record = {"progress": asdict(progress), "metrics": metrics, "files": files}
+        storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(record, indent=1).encode())
+    except storage.StorageFullError:
+        storage.delete(uri)  # half of it is of no use, and takes room
+        raise
+    return Checkpoint(uri, progress, metrics)
+
+
+def annotate(saved: Checkpoint, metrics: dict[str, float]) -> Checkpoint:
+    """The checkpoint with what was measured of it since it was written."""
+    path = storage.join(saved.uri, MANIFEST)
+    record = json.loads(storage.read_bytes(path)) | {"metrics": metrics}
+    storage.write_bytes(path, json.dumps(record, indent=1).encode())
+    return Checkpoint(saved.uri, saved.progress, metrics)
+
+
+def verify(uri: str, contents: bool = True) -> Checkpoint:
+    """Check a checkpoint folder by its manifest: sizes always, hashes with `contents`. Raises CheckpointError."""
+    found, files = _manifest(uri)
+    for name, (size, digest) in files.items():
+        if contents:
+            data = _checked(uri, name, size, digest)
+            if name == STATE:
+                _extra(found, data)
+        else:
+            try:
+                _check_size(uri, name, _size(storage.join(uri, name)), size)
+            except FileNotFoundError:
+                raise CheckpointError(f"{uri}/{name} is missing") from None
+    return found
+
+
+def load_state(checkpoint: Checkpoint) -> EngineState:
+    """The tensors of a checkpoint, each file read once and verified by its hash. Raises CheckpointError."""
+    uri = checkpoint.uri
+    found, files = _manifest(uri)
+    extra = _extra(found, _checked(uri, STATE, *files[STATE]))
+    tensors = {name: safetensors.torch.load(_checked(uri, f"{name}.safetensors", *files[f"{name}.safetensors"])) for name in TENSORS}
+    codes: dict[str, dict[str, torch.Tensor]] = {}
+    if extra.get("codes"):
+        for key, value in safetensors.torch.load(_checked(uri, CODES, *files[CODES])).items():
+            name, _, part = key.rpartition("/")
+            codes.setdefault(name, {})[part] = value
+    return EngineState(**tensors, codes=codes, optimizer_step=extra["optimizer_step"], loss_scale=extra["loss_scale"])
+
+
+def _manifest(uri: str) -> tuple[Checkpoint, dict[str, tuple[int, str]]]:
+    """What the manifest says: the checkpoint, and the bytes and hash of each file. Raises CheckpointError."""
+    try:
+        record = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+        found = Checkpoint(uri, Progress(**record["progress"]), dict(record["metrics"]))
+        return found, {name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"])) for name in {*FILES, *record["files"]}}
+    except FileNotFoundError:
+        raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end") from None
+    except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text at all
+        raise CheckpointError(f"{uri}/{MANIFEST} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _checked(uri: str, name: str, size: int, digest: str) -> bytes:
+    try:
+        data = storage.read_bytes(storage.join(uri, name))
+    except FileNotFoundError:
+        raise CheckpointError(f"{uri}/{name} is missing") from None
+    _check_size(uri, name, len(data), size)
+    if _hash(data) != digest:
+        raise CheckpointError(f"{uri}/{name} does not have the hash in its manifest")
+    return data
+
+
+def _check_size(uri: str, name: str, found: int, size: int) -> None:
+    if found != size:
+        raise CheckpointError(f"{uri}/{name} has {found} bytes, its manifest says {size}")
+
+
+def _extra(found: Checkpoint, data: bytes) -> dict[str, Any]:
+    """What stands in STATE, when it is of the same progress as the manifest."""
+    extra: dict[str, Any] = json.loads(data)
+    if Progress(**extra["progress"]) != found.progress:
+        raise CheckpointError(f"{found.uri}/{MANIFEST} is damaged: its progress is not that of {STATE}")
+    return extra
+
+
+def list_steps(run_dir: str) -> list[int]:
+    """Steps of the checkpoint folders, whole or not, ascending."""
+    names = storage.list_dirs(storage.join(run_dir, "checkpoints"))
+    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{8,}", name))
+
+
+def latest(run_dir: str, skipped: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
+    """The newest checkpoint whose files all have their hashes; the others are reported through `skipped`."""
+    for step in reversed(list_steps(run_dir)):
+        try:
+            return verify(folder(run_dir, step))
+        except CheckpointError as error:
+            skipped(str(error))
+    return None
+
+
+def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
+    """The whole checkpoint with the highest `metric`; None where none was evaluated."""
+    found = []
+    for step in list_steps(run_dir):
+        try:
+            found.append(verify(folder(run_dir, step), contents=False))
+        except CheckpointError:
+            continue
+    return max((c for c in found if metric in c.metrics), key=lambda c: c.metrics[metric], default=None)
+
+
+def prune(run_dir: str, keep_last: int, keep_best: bool, saved: int | None = None) -> list[int]:
+    """Delete all but the newest `keep_last` whole checkpoints and the best; torn ones older than the newest go too.
+
+    Returns the steps deleted.
+    """
+    steps = list_steps(run_dir)
+    whole = [s for s in steps if _is_whole(run_dir, s)]
+    kept = {*whole[-keep_last:], saved}  # a newer one may be damaged inside: what was just saved stays in any case
+    if keep_best and (top := best(run_dir)) is not None:
+        kept.add(top.step)
+    gone = [s for s in steps if s not in kept and whole and s < whole[-1]]
+    for step in gone:
+        storage.delete(storage.join(folder(run_dir, step), MANIFEST))  # first: an interrupted delete leaves nothing that looks whole
+        storage.delete(folder(run_dir, step))
+    return gone
+
+
+def _is_whole(run_dir: str, step: int) -> bool:
+    try:
+        verify(folder(run_dir, step), contents=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _size(uri: str) -> int:
+    fs, path = storage.filesystem(uri)
+    info = fs.get_file_info(path)
+    if info.size is None:
+        raise FileNotFoundError(uri)
+    return int(info.size)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
+    """The checkpoint called `name` ("step-00000100", "latest", a URI); without a name the best evaluated, else the newest whole one."""
+    if name and name != "latest":
+        uri = name if "/" in name else storage.join(run_dir, "checkpoints", name)
+        return checkpoint.verify(uri)
+    found = None if name else checkpoint.best(run_dir)
+    try:
+        found = checkpoint.verify(found.uri) if found else checkpoint.latest(run_dir)
+    except CheckpointError:
+        found = checkpoint.latest(run_dir)
+    if found is None:
+        raise CheckpointError(f"{run_dir} has no whole checkpoint to take")
+    return found

@@ -1,0 +1,167 @@
+"""What Tune's driver asks of a search and tells it: which trial comes next, what became of it, whether to stop. In: the log. Out: lines of the log."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from smolray import storage
+from smolray.run.status import request_stop, stop_requested
+from smolray.tune.console import Board
+from smolray.tune.cost import Price
+from smolray.tune.log import Ledger, TrialRecord
+from smolray.tune.proposals import Proposer
+from smolray.tune.space import Settings
+
+DRIVER_RESTARTS = 3
+LOOK_SECONDS = 2.0  # between two looks at whether the search is to stop
+
+Pricer = Callable[[Settings], Price | None]
+
+
+class Unpickled:
+    """Tuner writes itself down for a restore that we do without: what lives in the driver alone is left out."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class Asked(Unpickled, tune.Stopper):
+    """`smolray stop` or Ctrl-C for a search: no trial starts any more, and the runs of those that go on are asked to save and stop."""
+
+    def __init__(self, ledger: Ledger, runs: str):
+        self.ledger, self.runs, self.heard, self.looked = ledger, runs, False, 0.0
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Tune asks this all the time. Never True: it would kill what the trials hold before they have saved."""
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            with contextlib.suppress(OSError):  # a storage that is away for a moment is asked again
+                self.heard = self.heard or stop_requested(self.ledger.folder)
+                for trial in self.ledger.trials.values():
+                    if self.heard and not trial.ended:
+                        request_stop(storage.join(self.runs, trial.run))
+        return False
+
+    @contextlib.contextmanager
+    def hearing_interrupts(self) -> Iterator[None]:
+        """Within it the first Ctrl-C asks the search to stop; the second one interrupts. Threads beside the main one hear none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+
+        def hear(*_: Any) -> None:
+            self.heard = True
+            signal.signal(signal.SIGINT, former)
+            os.write(2, b"\nthe trials save and stop; Ctrl-C again does not wait for them\n")  # print may be what was interrupted
+
+        signal.signal(signal.SIGINT, hear)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, former)
+
+
+class Queue(Unpickled, Searcher):
+    """What Tune asks for trials: those that an earlier session left first, then new ones; those that fit into no card are only written down."""
+
+    def __init__(self, proposer: Proposer, known: list[TrialRecord], total: int, pricer: Pricer, ledger: Ledger, asked: Asked):
+        super().__init__()
+        self.proposer, self.pricer, self.ledger, self.asked = proposer, pricer, ledger, asked
+        self.interrupted = [t for t in known if not t.ended]
+        self.fresh = iter(range(max((t.number for t in known), default=0) + 1, total + 1))
+
+    def suggest(self, trial_id: str) -> Any:
+        """The settings of a trial with its number, as the RunTrial expects them."""
+        if self.asked.heard:
+            return Searcher.FINISHED
+        if self.interrupted:
+            trial = self.interrupted.pop(0)
+            return {**trial.settings, "number": trial.number, "reported": trial.reported}
+        for number in self.fresh:
+            settings = self.proposer.propose(number)
+            price = self.pricer(settings)
+            self.ledger.write("trial", number=number, run=f"{self.ledger.name}-{number}", settings=settings, gpu_minutes=price.gpu_minutes if price else None)
+            if price is None or not price.lacks:
+                return {**settings, "number": number, "reported": 0}
+            self.ledger.write("end", number=number, status="failed", reason=price.lacks)
+            self.proposer.learn(self.ledger.trials[number])
+        return Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The proposer hears of it from the log, with the reason."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the log of the search is what it goes on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class Column:
+    """One setting of a population that is known beforehand, by the trial's number."""
+
+    def __init__(self, rows: dict[int, dict[str, Any]], key: str):
+        self.rows, self.key = rows, key
+
+    def __call__(self, spec: Any) -> Any:
+        return self.rows[spec.config["number"]][self.key]
+
+
+class Scribe(Unpickled, tune.Callback):
+    """Writes down what Tune sees, tells the proposer, and shows it."""
+
+    def __init__(self, ledger: Ledger, board: Board, proposer: Proposer, asked: Asked):
+        self.ledger, self.board, self.proposer, self.asked = ledger, board, proposer, asked
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Before the first step, and again after an exploit."""
+        self.board.show()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """An evaluated checkpoint, or the end."""
+        number, record = number_of(trial), self.ledger.trials[number_of(trial)]
+        if result["run"] != record.run:
+            origin = result["origin"]
+            self.ledger.write("exploit", number=number, run=result["run"], origin=origin["copied"], hash=origin["hash"], step=origin["step"],
+                              settings=result["settings"])  # fmt: skip
+        if not result["failed"]:
+            names = ("report", "run", "step", "accuracy", "loss", "seconds", "memory_bytes", "workers")
+            self.ledger.write("report", number=number, **{name: result[name] for name in names if name in result})
+        self.board.show()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The run has ended, or the scheduler has stopped it."""
+        last = trial.last_result or {}
+        status = "failed" if last.get("failed") else "finished" if last.get("over") else "stopped"
+        self._end(number_of(trial), status, last.get("failed", ""))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial's driver was lost more often than it is started again."""
+        self._end(number_of(trial), "failed", f"the trial's driver was lost {DRIVER_RESTARTS + 1} times")
+
+    def _end(self, number: int, status: str, reason: str) -> None:
+        if self.asked.heard:
+            return  # the same name goes on with it
+        self.ledger.write("end", number=number, status=status, reason=reason)
+        self.proposer.learn(self.ledger.trials[number])
+        self.board.show()
+        self.board.save()
+
+
+def number_of(trial: Any) -> int:
+    """Of a Tune trial. Its name, not its config: an exploit copies that of another."""
+    return int(str(trial).rsplit("-", 1)[1])

@@ -1,0 +1,105 @@
+"""What a person sees of a search while it goes on: a live table in a terminal, a line for each report elsewhere. In: the log. Out: text."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from smolray.config import RunConfig
+from smolray.run.progress import duration
+from smolray.tune.log import Ledger, TrialRecord, best_trial
+from smolray.tune.report import write_report
+from smolray.tune.space import Space, longest
+
+COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
+
+
+class Board:
+    """Shows the log whenever it is told to, and keeps the HTML report up to date."""
+
+    def __init__(self, ledger: Ledger, config: RunConfig, space: Space, total: int):
+        self.ledger, self.config, self.space, self.total = ledger, config, space, total
+        self.console = Console(highlight=False)
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self.seen: dict[int, tuple[str, str, int]] = {t.number: _stand(t) for t in ledger.trials.values()}
+
+    def __enter__(self) -> "Board":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self) -> None:
+        """Refresh the table, or print what is new as lines."""
+        if self.live:
+            self.live.update(trials_table(self.trials, self.config, self.space, self.total), refresh=True)
+            return
+        for trial in self.trials:
+            if self.seen.get(trial.number) != _stand(trial):
+                self.seen[trial.number] = _stand(trial)
+                print(trial_line(trial, self.config), flush=True)
+
+    def save(self) -> None:
+        """Write the report as it stands."""
+        write_report(self.ledger.folder, self.config, self.space)
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        return [self.ledger.trials[n] for n in sorted(self.ledger.trials)]
+
+
+def trials_table(trials: list[TrialRecord], config: RunConfig, space: Space, total: int) -> Table:
+    """One line a trial, the best marked."""
+    assert config.search is not None
+    metric, best = config.search.metric, best_trial(trials, config.search.metric)
+    ended = sum(t.ended for t in trials)
+    table = Table(box=None, pad_edge=False, header_style="dim", title=f"{config.name}: {ended} of {total} trials ended", title_justify="left")
+    for column in ("trial", "state", "reports", "step", metric, "training"):
+        table.add_column(column, justify="left" if column == "state" else "right")
+    table.add_column("settings", overflow="fold")
+    for trial in trials:
+        value = trial.value(metric)
+        shown = "-" if value is None else f"{value:.4f}"
+        colour = COLOURS[trial.status]
+        table.add_row(
+            str(trial.number), f"[{colour}]{trial.status}[/]", f"{trial.reports[-1]['report'] if trial.reports else 0}/{longest(config, space)}",
+            str(trial.steps), f"[bold green]{shown}[/]" if trial is best else shown, duration(trial.seconds),
+            escape(trial.reason or settings_line(trial.settings)),
+        )  # fmt: skip
+    return table
+
+
+def trial_line(trial: TrialRecord, config: RunConfig) -> str:
+    """`trial 3  running  step 120  accuracy 0.8123  learning_rate=0.0003`"""
+    assert config.search is not None
+    parts = [f"trial {trial.number}", trial.status]
+    if trial.reports:
+        last = trial.reports[-1]
+        parts += [f"step {last['step']}", f"{config.search.metric} {last[config.search.metric]:.4f}"]
+    return "  ".join([*parts, trial.reason or settings_line(trial.settings)])
+
+
+def settings_line(settings: dict[str, Any]) -> str:
+    """`learning_rate=0.0003 r=8`"""
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}" for key, value in settings.items())
+
+
+def _stand(trial: TrialRecord) -> tuple[str, str, int]:
+    return trial.status, trial.run, len(trial.reports)
+
+
+def result_lines(result: dict[str, Any], folder: str) -> list[str]:
+    """What a search has to say at the end of a session, from its result.json."""
+    lines = [f"{result['trials']} trials, {result['steps']:,} steps, {result['worker_minutes']:.1f} worker minutes of training"]
+    if result["left"]:
+        lines.append(f"interrupted: {result['left']} trials have not ended; the same name goes on with them")
+    lines += [f"trial {number} failed: {reason}" for number, reason in result["failed"].items()]
+    if best := result.get("best"):
+        lines.append(f"best: trial {best['number']} (run {best['run']}), {result['metric']} {best[result['metric']]:.4f}, {settings_line(best['settings'])}")
+        lines.append(f"train with it: smolray train --config {best['config']}")
+    return [*lines, f"report: {folder}/report.html"]
