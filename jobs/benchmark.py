@@ -1,7 +1,8 @@
 """Measure smolray against what one would use without it: `python jobs/benchmark.py [--only NAME] [--json FILE]`.
 
-In: nothing but this machine; the data is easy-vqa or generated. Out: a table of medians with min..max, and JSON with an object per case.
-`ratio` says how many times as fast as the peer smolray is, by wall time or, where said so, by CPU-seconds.
+In: nothing but this machine; the data is easy-vqa or generated. Out: a table of medians with min..max, and JSON with an
+object per case. `ratio` says how many times as fast as the peer smolray is, by wall time or, where said so, by
+CPU-seconds.
 """
 
 import argparse
@@ -13,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it finds its own folder only; its cases are beside it
+# as a script it finds its own folder only; its cases are beside it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.bench.data import prepare_case, stream_case
 from jobs.bench.launch import launch_case
 from jobs.bench.timing import Result
 from jobs.bench.train import cases as train_cases
 
-Case = Callable[[float, int], list[Result]]  # (scale of the work, repetitions) -> Results; the first has the case's name
+# (scale of the work, repetitions) -> Results; the first has the case's name
+Case = Callable[[float, int], list[Result]]
 WITH_RAY: dict[str, Case] = {"prepare": prepare_case, "stream": stream_case, "launch": launch_case}
 
 
@@ -28,11 +31,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the cases, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     cases = train_cases("") | WITH_RAY
-    parser.add_argument("--only", choices=list(cases), action="append", help="a case to run, may be repeated; default: all")
+    parser.add_argument(
+        "--only", choices=list(cases), action="append", help="a case to run, may be repeated; default: all"
+    )
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual amount of work")
-    parser.add_argument("--model", default="random-30m", help="shape of the model that is trained: random-30m, random-256m, random-500m, random-2.2b")
+    parser.add_argument(
+        "--model",
+        default="random-30m",
+        help="shape of the model that is trained: random-30m, random-256m, random-500m, random-2.2b",
+    )
     options = parser.parse_args(arguments)
     cases = train_cases(options.model) | WITH_RAY
     records: dict[str, dict[str, Any]] = {}
@@ -53,7 +62,8 @@ def start_ray() -> None:
 
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's workers step back behind all else, which the peer's do not
+    # by default Ray's workers step back behind all else, which the peer's do not
+    os.environ.setdefault("RAY_worker_niceness", "0")
     connect()
 
 
@@ -66,7 +76,13 @@ def _print(records: list[dict[str, Any]]) -> None:
         table.add_column(column, justify="left" if column in ("case", "seconds") else "right")
     for record in records:
         peaks = ["" if (peak := record[f"{side}_peak_mb"]) is None else f"{peak:,}" for side in ("ours", "peer")]
-        table.add_row(record["name"], record["clock"], *(_span(record, f"{side}_s") for side in ("ours", "peer")), f"{record['ratio']:.2f}", *peaks)
+        table.add_row(
+            record["name"],
+            record["clock"],
+            *(_span(record, f"{side}_s") for side in ("ours", "peer")),
+            f"{record['ratio']:.2f}",
+            *peaks,
+        )
     console = Console(highlight=False)
     console.print(table)
     for record in records:

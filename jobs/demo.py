@@ -1,6 +1,8 @@
-"""The whole flow on real data: `make demo` prepares easy-vqa, trains a small SmolVLM on a local Ray with 2 workers, evaluates and exports.
+"""The whole flow on real data: `make demo` prepares easy-vqa, trains a small SmolVLM on a local Ray with 2 workers,
+evaluates and exports.
 
-In: nothing but the installed packages. Out: runs/demo with result.json, report.html and export/, a folder that plain transformers loads.
+In: nothing but the installed packages. Out: runs/demo with result.json, report.html and export/, a folder that plain
+transformers loads.
 """
 
 import argparse
@@ -27,9 +29,13 @@ def main() -> None:
     print(f"\n{'type':10} {'questions':>9} {'accuracy':>9}")
     for name, value in result["accuracy"].items():
         print(f"{name:10} {result['accuracy_counts'][name]:>9,} {value:>9.1%}")
-    print(f"{'blind':10} {result['accuracy_counts']['overall']:>9,} {result['blind_baseline']:>9.1%}   (answers without looking)")
+    print(
+        f"{'blind':10} {result['accuracy_counts']['overall']:>9,} {result['blind_baseline']:>9.1%}   (answers without looking)"
+    )
     rate = result["samples_per_second"]
-    print(f"\n{result['steps']} steps, {result['train_seconds']:.0f} s of training, {result['seconds']:.0f} s in all; {rate} samples/s")
+    print(
+        f"\n{result['steps']} steps, {result['train_seconds']:.0f} s of training, {result['seconds']:.0f} s in all; {rate} samples/s"
+    )
     print(f"report:   {config.run_dir}/report.html\nexported: {folder}")
 
 

@@ -1,6 +1,8 @@
-"""Write the easy-vqa data set (PyPI `easy-vqa`) as Parquet in the Hugging Face layout: a small real data set for demos and tests.
+"""Write the easy-vqa data set (PyPI `easy-vqa`) as Parquet in the Hugging Face layout: a small real data set for demos
+and tests.
 
-`python jobs/easyvqa.py OUT` writes OUT/train.parquet (38,575 questions, 4,000 images) and OUT/test.parquet (9,673 questions).
+`python jobs/easyvqa.py OUT` writes OUT/train.parquet (38,575 questions, 4,000 images) and OUT/test.parquet (9,673
+questions).
 """
 
 import random
@@ -26,8 +28,11 @@ SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP_ROWS = 1000
-ANSWERS = {"yes/no": ("yes", "no"), "shape": ("circle", "rectangle", "triangle"),
-           "color": ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")}  # fmt: skip
+ANSWERS = {
+    "yes/no": ("yes", "no"),
+    "shape": ("circle", "rectangle", "triangle"),
+    "color": ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow"),
+}
 
 
 def question_type(answer: str) -> str:
@@ -41,7 +46,10 @@ def vqa_rows(split: str, images: int) -> list[ShardRow]:
     paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
     by_image: dict[int, list[Conversation]] = defaultdict(list)
     for i, (question, answer, image) in enumerate(zip(*questions, strict=True)):
-        turns = (Message("user", (Part("image"), Part("text", question))), Message("assistant", (Part("text", answer),)))
+        turns = (
+            Message("user", (Part("image"), Part("text", question))),
+            Message("assistant", (Part("text", answer),)),
+        )
         by_image[image].append(Conversation(f"{split}-{i}", turns, type=question_type(answer), answers=(answer,)))
     rows = []
     for image in sorted(by_image)[:images]:
@@ -52,20 +60,29 @@ def vqa_rows(split: str, images: int) -> list[ShardRow]:
 
 
 def preference_rows(split: str, images: int) -> list[ShardRow]:
-    """The same as preference data: rejected is a wrong answer of the same type, every third time in more words than the right one."""
+    """The same as preference data: rejected is a wrong answer of the same type, every third time in more words than the
+    right one.
+    """
     rng = random.Random(1)
-    return [ShardRow(row.key, row.images, tuple(_preference(c, rng) for c in row.conversations)) for row in vqa_rows(split, images)]
+    return [
+        ShardRow(row.key, row.images, tuple(_preference(c, rng) for c in row.conversations))
+        for row in vqa_rows(split, images)
+    ]
 
 
 def _preference(conversation: Conversation, rng: random.Random) -> Conversation:
     question, right = conversation.messages
     wrong = rng.choice([a for a in ANSWERS[conversation.type] if a != right.text])
     wrong = f"it is {wrong} in the image" if rng.random() < 1 / 3 else wrong
-    return replace(conversation, messages=(question,), chosen=(right,), rejected=(Message("assistant", (Part("text", wrong),)),))
+    return replace(
+        conversation, messages=(question,), chosen=(right,), rejected=(Message("assistant", (Part("text", wrong),)),)
+    )
 
 
 def export_easy_vqa(folder: str | Path, limit: int | None = None) -> dict[str, Path]:
-    """Write `train.parquet` and `test.parquet` under `folder`, at most `limit` questions each, and return their paths by split."""
+    """Write `train.parquet` and `test.parquet` under `folder`, at most `limit` questions each, and return their paths
+    by split.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {

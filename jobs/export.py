@@ -1,4 +1,5 @@
-"""Write a trained run as a folder that transformers loads, as a job: `python jobs/export.py NAME --storage s3://bucket/runs`.
+"""Write a trained run as a folder that transformers loads, as a job: `python jobs/export.py NAME --storage
+s3://bucket/runs`.
 
 In: the name of a run. Out: `<run>/export` with merged weights, processor and model card.
 """

@@ -1,8 +1,8 @@
 """Preference data of a trained model's own second choices: `python jobs/hard_negatives.py RUN OUT [--storage runs]`.
 
-In: a run and its questions. Out: OUT/train and OUT/validation, shards in which each question's right answer is chosen and the wrong answer of
-its type that the model finds most probable is rejected: what DPO learns most from. Go on with `smolray train method=dpo data.train=OUT/train
-data.validation=OUT/validation model.path=RUN/export …`.
+In: a run and its questions. Out: OUT/train and OUT/validation, shards in which each question's right answer is chosen
+and the wrong answer of its type that the model finds most probable is rejected: what DPO learns most from. Go on with
+`smolray train method=dpo data.train=OUT/train data.validation=OUT/validation model.path=RUN/export …`.
 """
 
 import argparse
@@ -34,7 +34,12 @@ ROWS_AT_ONCE = 8
 def shard_rows(folder: str, limit: int | None = None) -> list[ShardRow]:
     """The rows of a shard folder, at most `limit`."""
     reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
-    rows = (row for shard in range(len(reader.files)) for group in range(reader.row_groups(shard)) for row in reader.row_group(shard, group))
+    rows = (
+        row
+        for shard in range(len(reader.files))
+        for group in range(reader.row_groups(shard))
+        for row in reader.row_group(shard, group)
+    )
     return list(islice(rows, limit))
 
 
@@ -49,13 +54,25 @@ def answers_by_type(rows: Sequence[ShardRow]) -> dict[str, list[str]]:
 
 @torch.no_grad()
 def hard_negatives(
-    model: nn.Module, rows: Sequence[ShardRow], answers: Mapping[str, Sequence[str]], encoder: Encoder, device: torch.device
+    model: nn.Module,
+    rows: Sequence[ShardRow],
+    answers: Mapping[str, Sequence[str]],
+    encoder: Encoder,
+    device: torch.device,
 ) -> Iterator[ShardRow]:
-    """The rows as preference data. All answers of a question's type are branches of one packed prompt, so an image is looked at once."""
+    """The rows as preference data.
+
+    All answers of a question's type are branches of one packed prompt, so an image is looked at once.
+    """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
-        asked = [replace(row, conversations=tuple(_answered(c, a) for c in row.conversations for a in answers[c.type])) for row in part]
-        batch = collate_training([Group(row, tuple(range(len(row.conversations)))) for row in asked], encoder).to(device)
+        asked = [
+            replace(row, conversations=tuple(_answered(c, a) for c in row.conversations for a in answers[c.type]))
+            for row in part
+        ]
+        batch = collate_training([Group(row, tuple(range(len(row.conversations)))) for row in asked], encoder).to(
+            device
+        )
         logps = iter(completion_logps(base_model(model).lm_head, target_states(model, batch), batch).tolist())
         for row in part:
             pairs = [_pair(c, dict(zip(answers[c.type], logps, strict=False))) for c in row.conversations]
@@ -73,7 +90,9 @@ def _pair(conversation: Conversation, logps: dict[str, float]) -> Conversation |
     if not wrong:  # all answers of the type are right
         return None
     *prompt, told = conversation.messages
-    return replace(conversation, messages=tuple(prompt), chosen=(told,), rejected=(_said(max(wrong, key=wrong.__getitem__)),))
+    return replace(
+        conversation, messages=tuple(prompt), chosen=(told,), rejected=(_said(max(wrong, key=wrong.__getitem__)),)
+    )
 
 
 def _said(answer: str) -> Message:
@@ -93,14 +112,17 @@ def main() -> None:
     config = load_config(storage.join(run_dir, "config.yaml"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = trained_model(config, chosen_checkpoint(run_dir, options.checkpoint)).to(device)
-    data = config.data.model_copy(update={"packing": "full", "max_length": 10**6})  # all answers of all questions about an image, in one sequence
+    # all answers of all questions about an image, in one sequence
+    data = config.data.model_copy(update={"packing": "full", "max_length": 10**6})
     encoder = cached_encoder(config.model, data, config.image)
     answers = answers_by_type(shard_rows(config.data.train))
     for part in ("train", "validation"):
         if folder := getattr(config.data, part):
             rows = list(hard_negatives(model, shard_rows(folder, options.limit), answers, encoder, device))
             write_shards(storage.join(options.out, part), rows)
-            print(f"{part}: {sum(len(row.conversations) for row in rows):,} pairs about {len(rows):,} images in {storage.join(options.out, part)}")
+            print(
+                f"{part}: {sum(len(row.conversations) for row in rows):,} pairs about {len(rows):,} images in {storage.join(options.out, part)}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Turn raw data into shards, as a job: `python jobs/prepare.py [--config run.yaml] data.train=/data/vqav2 out=s3://bucket/shards`.
+"""Turn raw data into shards, as a job: `python jobs/prepare.py [--config run.yaml] data.train=/data/vqav2
+out=s3://bucket/shards`.
 
 In: settings. Out: a shard folder each for train and validation, and a summary. Started again, it goes on where it was.
 """
@@ -19,7 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", help="YAML file of the run")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as data.train=…; out=… is short for data.shards=…"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings, such as data.train=…; out=… is short for data.shards=…",
     )
     options = parser.parse_args(arguments)
     try:
@@ -43,7 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
             f"in {len(manifest.files)} shards; quarantined: {bad}\n  {folders[part]}"
         )
     conversations = sum(m.conversations for m in manifests.values())
-    print(f"{seconds:.1f} s, {conversations / seconds:,.0f} rows of the source/s" if seconds > 1 else "all of it was there already")
+    print(
+        f"{seconds:.1f} s, {conversations / seconds:,.0f} rows of the source/s"
+        if seconds > 1
+        else "all of it was there already"
+    )
     return 0
 
 

@@ -1,7 +1,8 @@
-"""Search for hyperparameters, as a job: `python jobs/tune.py --config jobs/configs/tune_vqa.yaml search.num_samples=24`.
+"""Search for hyperparameters, as a job: `python jobs/tune.py --config jobs/configs/tune_vqa.yaml
+search.num_samples=24`.
 
-In: settings with a `search` section. Out: a run for each trial, and the search's folder with trials.jsonl, best.yaml and report.html. Submitted again under
-the same name, it goes on.
+In: settings with a `search` section. Out: a run for each trial, and the search's folder with trials.jsonl, best.yaml
+and report.html. Submitted again under the same name, it goes on.
 """
 
 import sys

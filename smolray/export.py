@@ -1,7 +1,8 @@
-"""A trained run -> a folder that plain transformers loads (or its adapters alone, for plain PEFT), checked before it is called finished.
+"""A trained run -> a folder that plain transformers loads (or its adapters alone, for plain PEFT), checked before it is
+called finished.
 
-In: a run folder and one of its checkpoints. Out: 16-bit (or, of an fp32 run, fp32) weights with LoRA merged, processor and model card; its
-logits have been compared with the trained model's.
+In: a run folder and one of its checkpoints. Out: 16-bit (or, of an fp32 run, fp32) weights with LoRA merged, processor
+and model card; its logits have been compared with the trained model's.
 """
 
 import json
@@ -58,25 +59,37 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
 
 
 def export_adapter(run_dir: str, out: str | None = None, name: str | None = None) -> str:
-    """Write adapter_config.json and adapter_model.safetensors, as PEFT loads them onto the run's base model; returns the folder's URI.
+    """Write adapter_config.json and adapter_model.safetensors, as PEFT loads them onto the run's base model; returns
+    the folder's URI.
 
     Raises CheckpointError, and ExportError where more than adapters was trained.
     """
     config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml"))))
     if config.lora is None or config.model.train:
         found = f"model.train = {list(config.model.train)}"
-        raise ExportError(f"{run_dir} trained more than adapters ({found}): they alone are not the trained model; export it merged")
+        raise ExportError(
+            f"{run_dir} trained more than adapters ({found}): they alone are not the trained model; export it merged"
+        )
     chosen, target = chosen_checkpoint(run_dir, name), out or storage.join(run_dir, "adapter")
     require_replaceable(target)
     trained = trained_model(config, chosen)
     settings = trained.peft_config["default"]
-    settings.base_model_name_or_path, settings.revision, settings.inference_mode = config.model.path, config.model.revision, True
+    settings.base_model_name_or_path, settings.revision, settings.inference_mode = (
+        config.model.path,
+        config.model.revision,
+        True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         trained.save_pretrained(folder, save_embedding_layers=False)
         batch = few_samples(config)
-        want, got = logits(trained, batch), logits(PeftModel.from_pretrained(load_model(config.model), folder).eval(), batch)
+        want, got = (
+            logits(trained, batch),
+            logits(PeftModel.from_pretrained(load_model(config.model), folder).eval(), batch),
+        )
         require_close(got, want, TOLERANCE[config.model.dtype], f"the adapter's on the {config.model.dtype} base")
-        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, "Adapters alone, for PEFT."), encoding="utf-8")
+        Path(folder, "README.md").write_text(
+            model_card(config, run_dir, chosen, "Adapters alone, for PEFT."), encoding="utf-8"
+        )
         publish(folder, target, last="adapter_config.json")
     return target
 
@@ -98,22 +111,31 @@ def require_replaceable(target: str) -> None:
 
 
 def compare(loaded: nn.Module, config: RunConfig, chosen: Checkpoint) -> str:
-    """Hold the exported model against the trained one on a few samples, and say in a sentence how far they are apart. Raises ExportError.
+    """Hold the exported model against the trained one on a few samples, and say in a sentence how far they are apart.
+    Raises ExportError.
 
-    A run over quantised weights is held against both: the same adapters over 16-bit weights, and the model as it was trained.
+    A run over quantised weights is held against both: the same adapters over 16-bit weights, and the model as it was
+    trained.
     """
     batch, dtype = few_samples(config), config.model.dtype
     got = logits(loaded, batch)
-    rounding = require_close(got, logits(trained_model(unquantised(config), chosen), batch), TOLERANCE[dtype], f"a {dtype} run")
+    rounding = require_close(
+        got, logits(trained_model(unquantised(config), chosen), batch), TOLERANCE[dtype], f"a {dtype} run"
+    )
     note = f"Its logits differ from the trained model's by at most {rounding:.1e} of the largest (rounding of merged weights)."
     if not (config.model.load_in_4bit or config.model.load_in_8bit):
         return note
     bits = "4-bit" if config.model.load_in_4bit else "8-bit"
-    said, trained = (x.flatten(0, 1)[batch.target_positions].log_softmax(-1) for x in (got, logits(trained_model(config, chosen), batch)))
+    said, trained = (
+        x.flatten(0, 1)[batch.target_positions].log_softmax(-1)
+        for x in (got, logits(trained_model(config, chosen), batch))
+    )
     divergence = float(nn.functional.kl_div(said, trained, log_target=True, reduction="batchmean"))
     if not divergence <= DIVERGENCE[bits]:
-        raise ExportError(f"the exported model's answers diverge from those of the model trained over {bits} weights by {divergence:.3g} nats a token; "
-                          f"allowed: {DIVERGENCE[bits]}")  # fmt: skip
+        raise ExportError(
+            f"the exported model's answers diverge from those of the model trained over {bits} weights by {divergence:.3g} nats a token; "
+            f"allowed: {DIVERGENCE[bits]}"
+        )
     return f"{note} It was trained over {bits} weights: from the model as it was trained its answers diverge by {divergence:.1e} nats a token."
 
 
@@ -121,7 +143,9 @@ def require_close(got: torch.Tensor, want: torch.Tensor, allowed: float, what: s
     """The largest difference as a share of the largest logit. Raises ExportError above `allowed`, and for nan."""
     difference = float((want - got).abs().max() / want.abs().max())
     if not difference <= allowed:
-        raise ExportError(f"the exported model's logits differ from the trained model's by {difference:.3g} of the largest; allowed for {what}: {allowed}")
+        raise ExportError(
+            f"the exported model's logits differ from the trained model's by {difference:.3g} of the largest; allowed for {what}: {allowed}"
+        )
     return difference
 
 
@@ -134,7 +158,9 @@ def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def few_samples(config: RunConfig) -> Batch:
-    """The first rows of the prepared training data as one batch, in rows of their own: stock attention knows no sequences laid end to end."""
+    """The first rows of the prepared training data as one batch, in rows of their own: stock attention knows no
+    sequences laid end to end.
+    """
     folder = config.data.train
     encoder = cached_encoder(config.model, config.data.model_copy(update={"packing": "image"}), config.image)
     reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
@@ -155,10 +181,14 @@ def image_note(config: RunConfig) -> str:
     """What a user of the folder must know to show images as training did."""
     notes = []
     if not config.image.upscale:
-        notes.append("Training did not enlarge small images, the stock processor scales every image to `size.longest_edge`: "
-                     "pass `size={'longest_edge': N}` with N = the next multiple of the tile's side above the image's longer edge.")  # fmt: skip
+        notes.append(
+            "Training did not enlarge small images, the stock processor scales every image to `size.longest_edge`: "
+            "pass `size={'longest_edge': N}` with N = the next multiple of the tile's side above the image's longer edge."
+        )
     if config.image.max_tiles not in (None, 1):
-        notes.append(f"Training used at most {config.image.max_tiles} tiles an image; the stock processor has no such limit.")
+        notes.append(
+            f"Training used at most {config.image.max_tiles} tiles an image; the stock processor has no such limit."
+        )
     return " ".join(notes) or "As the processor in this folder does it."
 
 
@@ -169,13 +199,27 @@ def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str) -
     except FileNotFoundError:
         result = {}
     counts = result.get("accuracy_counts", {})
-    scores = "\n".join(f"| {name} | {value:.4f} | {counts[name]} |" for name, value in result.get("accuracy", {}).items())
+    scores = "\n".join(
+        f"| {name} | {value:.4f} | {counts[name]} |" for name, value in result.get("accuracy", {}).items()
+    )
     lora, groups = config.lora, ", ".join(config.model.train)
-    method = f"{'DoRA' if lora.use_dora else 'LoRA'} r={lora.r} on {', '.join(lora.groups)}, merged" if lora else f"full fine-tuning of {groups}"
+    method = (
+        f"{'DoRA' if lora.use_dora else 'LoRA'} r={lora.r} on {', '.join(lora.groups)}, merged"
+        if lora
+        else f"full fine-tuning of {groups}"
+    )
     source = read_manifest(config.data.train).source or config.data.train
     search = config.method == "retrieval"
-    title, share = ("Search (texts whose picture is found first)", "found first") if search else ("Accuracy (exact match, greedy decoding)", "accuracy")
-    table = f"\n## {title}\n\n| type | {share} | {'texts' if search else 'samples'} |\n|---|---|---|\n{scores}\n" if scores else ""
+    title, share = (
+        ("Search (texts whose picture is found first)", "found first")
+        if search
+        else ("Accuracy (exact match, greedy decoding)", "accuracy")
+    )
+    table = (
+        f"\n## {title}\n\n| type | {share} | {'texts' if search else 'samples'} |\n|---|---|---|\n{scores}\n"
+        if scores
+        else ""
+    )
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n# {config.name}\n\n"
         f"{config.model.path}, {method}, {CARD_MARK} to step {chosen.step} ({chosen.progress.samples} samples) on `{source}`. {note}\n"

@@ -24,13 +24,16 @@ def resolve(path: str) -> str:
         return storage.absolute(path) if Path(path).expanduser().is_dir() else path
     files = storage.list_files(path)
     identity = repr([path, *((f.base_name, f.size, f.mtime_ns) for f in files)])
-    target = Path(tempfile.gettempdir()) / "smolray-models" / hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+    target = (
+        Path(tempfile.gettempdir()) / "smolray-models" / hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+    )
     if not files:
         raise ConfigError(f"model.path = {path}: no files there")
     for info in files:
         if not (copy := target / info.base_name).exists() or copy.stat().st_size != info.size:
             storage.write_bytes(str(copy), storage.read_bytes(storage.join(path, info.base_name)))
     return str(target)
+
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 

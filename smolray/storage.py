@@ -1,6 +1,7 @@
 """One way to reach files: local paths, s3://, gs:// and hf:// through pyarrow and fsspec.
 
-In: a URI. Out: a `pyarrow.fs.FileSystem` with the path inside it, or whole small files. A write is seen whole or not at all.
+In: a URI. Out: a `pyarrow.fs.FileSystem` with the path inside it, or whole small files. A write is seen whole or not at
+all.
 """
 
 import errno
@@ -40,14 +41,16 @@ def absolute(uri: str) -> str:
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system that holds `uri` and the path inside it.
 
-    s3:// takes credentials and `AWS_ENDPOINT_URL` from the standard AWS environment; a URI that carries credentials is refused.
-    Raises StorageError where the scheme is unknown or the URI is malformed.
+    s3:// takes credentials and `AWS_ENDPOINT_URL` from the standard AWS environment; a URI that carries credentials is
+    refused. Raises StorageError where the scheme is unknown or the URI is malformed.
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
     scheme, rest = uri.split("://", 1)
     if "@" in rest.split("/", 1)[0]:
-        raise StorageError(f"credentials inside a storage URI ({scheme}://…@…) are refused: use the AWS environment or files of the node")
+        raise StorageError(
+            f"credentials inside a storage URI ({scheme}://…@…) are refused: use the AWS environment or files of the node"
+        )
     if scheme == "s3":
         return _s3(), rest
     if scheme == "hf":
@@ -65,7 +68,9 @@ def _s3() -> pafs.FileSystem:
     if not endpoint:
         return pafs.S3FileSystem()
     scheme, _, host = endpoint.rpartition("://")
-    return pafs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=os.environ.get("AWS_REGION", "us-east-1"))
+    return pafs.S3FileSystem(
+        endpoint_override=host, scheme=scheme or "https", region=os.environ.get("AWS_REGION", "us-east-1")
+    )
 
 
 def exists(uri: str) -> bool:
@@ -96,7 +101,10 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write the whole file so that a reader sees the old one, the new one, or none: never a part. Raises StorageFullError."""
+    """Write the whole file so that a reader sees the old one, the new one, or none: never a part.
+
+    Raises StorageFullError.
+    """
     fs, path = filesystem(uri)
     with writing(uri) if isinstance(fs, pafs.LocalFileSystem) else fs.open_output_stream(path) as file:
         file.write(data)
@@ -104,7 +112,10 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 @contextmanager
 def writing(uri: str) -> Iterator[IO[bytes]]:
-    """A file to write into, which is at `uri` as a whole once the block has ended, and not at all where it raises. Raises StorageFullError."""
+    """A file to write into, which is at `uri` as a whole once the block has ended, and not at all where it raises.
+
+    Raises StorageFullError.
+    """
     fs, path = filesystem(uri)
     if not isinstance(fs, pafs.LocalFileSystem):  # a stream that is given up would leave its part there
         with tempfile.TemporaryFile() as file:

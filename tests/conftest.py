@@ -11,7 +11,8 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # as smolray's own Ray
-os.environ.setdefault("RAY_worker_niceness", "0")  # at nice 15 workers starve on a machine that others use, and tests time out
+# at nice 15 workers starve on a machine that others use, and tests time out
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 

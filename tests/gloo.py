@@ -26,14 +26,22 @@ from smolray.run.checkpoint import EngineState
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> Any:
     """Run `function(*args)` on `world_size` gloo workers; returns rank 0's result (JSON types)."""
-    multiprocessing.set_forkserver_preload(["tests.gloo"])  # one process imports torch and DeepSpeed; the workers are forked from it
+    # one process imports torch and DeepSpeed; the workers are forked from it
+    multiprocessing.set_forkserver_preload(["tests.gloo"])
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_worker, (world_size, folder, function, args), nprocs=world_size, start_method="forkserver")
         return json.loads((Path(folder) / "result.json").read_text())
 
 
 def _worker(rank: int, world_size: int, folder: str, function: Callable[..., Any], args: Sequence[Any]) -> None:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}  # as from Ray Train
+    # as from Ray Train
+    places = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+    }
     os.environ |= {"DS_ACCELERATOR": "cpu"} | {name: str(value) for name, value in places.items()}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
@@ -46,8 +54,11 @@ def _worker(rank: int, world_size: int, folder: str, function: Callable[..., Any
 def build_engine(config: RunConfig, state: EngineState | None = None) -> Engine:
     torch.manual_seed(0)
     if config.engine.name == "pipeline":
-        order = tuple(map(int, config.engine.cards)) if config.engine.cards else None  # in these tests a card is called by its rank
-        return PipelineEngine(load_stage(config, order), objective_of(config), config, torch.device("cpu"), state, order)
+        # in these tests a card is called by its rank
+        order = tuple(map(int, config.engine.cards)) if config.engine.cards else None
+        return PipelineEngine(
+            load_stage(config, order), objective_of(config), config, torch.device("cpu"), state, order
+        )
     model = prepare_for_training(load_model(config.model), config)
     if config.model.vision_features == "precompute":
         leave_out(model, frozen_front(config))

@@ -1,4 +1,6 @@
-"""Makers of hostile input, one a class: each writes files into a folder from a seeded generator and says what must become of their rows."""
+"""Makers of hostile input, one a class: each writes files into a folder from a seeded generator and says what must
+become of their rows.
+"""
 
 import io
 import json
@@ -44,7 +46,9 @@ def mixed(rng, folder, bad):
     records = [good(rng) for _ in range(rng.randint(2, 5))] + bad
     rng.shuffle(records)
     names = sorted({name for r in records for name in r})
-    pq.write_table(pa.Table.from_pylist([{n: r.get(n) for n in names} for r in records]), folder / "x.parquet", row_group_size=3)
+    pq.write_table(
+        pa.Table.from_pylist([{n: r.get(n) for n in names} for r in records]), folder / "x.parquet", row_group_size=3
+    )
     return len(records)
 
 
@@ -103,7 +107,9 @@ def decompression_bombs(rng, folder):
 
         header = struct.pack(">IIBBBBB", rng.randint(5_000, 2**30), rng.randint(5_000, 2**30), 8, 2, 0, 0, 0)
         data = zlib.compress(bytes(rng.randint(1, 9999)))
-        return good(rng, image=b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+        return good(
+            rng, image=b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+        )
 
     bad = some(rng, bomb)
     return Case(mixed(rng, folder, bad), {"image_too_large": len(bad)})
@@ -117,7 +123,9 @@ def bytes_that_are_no_image(rng, folder):
         b"GIF89a",
         b"\xff\xd8\xff",
     ]
-    bad = some(rng, lambda: good(rng, image=rng.choice([*kinds, rng.randbytes(rng.randint(1, 300)), b"<html>404</html>"])))
+    bad = some(
+        rng, lambda: good(rng, image=rng.choice([*kinds, rng.randbytes(rng.randint(1, 300)), b"<html>404</html>"]))
+    )
     return Case(mixed(rng, folder, bad), {"corrupt_image|truncated_image": len(bad)})
 
 
@@ -164,13 +172,29 @@ def image_counts_that_differ(rng, folder):
 
 
 def unicode_text(rng, folder):
-    texts = ["日本語の質問", "שאלה\u200f", "👩‍👩‍👧‍👦 e\u0301 ﬁ", "\u2028line\u2029", "𝒳" * rng.randint(1, 9), "\ufeffbom", "تاريخ"]
+    texts = [
+        "日本語の質問",
+        "שאלה\u200f",
+        "👩‍👩‍👧‍👦 e\u0301 ﬁ",
+        "\u2028line\u2029",
+        "𝒳" * rng.randint(1, 9),
+        "\ufeffbom",
+        "تاريخ",
+    ]
     rng.shuffle(texts)
     return Case(mixed(rng, folder, [good(rng, question=t, answer=t) for t in texts]), texts=texts)
 
 
 def special_tokens_in_text(rng, folder):
-    tokens = ["<image>", "<end_of_utterance>", "<fake_token_around_image>", "<|im_start|>", "<global-img>", "<row_1_col_1>", "</s>"]
+    tokens = [
+        "<image>",
+        "<end_of_utterance>",
+        "<fake_token_around_image>",
+        "<|im_start|>",
+        "<global-img>",
+        "<row_1_col_1>",
+        "</s>",
+    ]
     texts = ["what is " + "".join(rng.sample(tokens, 3)) for _ in range(4)]
     return Case(mixed(rng, folder, [good(rng, question=t, answer=t) for t in texts]), texts=texts)
 
@@ -178,7 +202,9 @@ def special_tokens_in_text(rng, folder):
 def nul_bytes(rng, folder):
     texts = [f"a\0b{n}\0" for n in range(rng.randint(1, 4))]
     bad = some(rng, lambda: {"image": "good\0.png", "question": "q", "answer": "a"})
-    return Case(lines(rng, folder, [{"question": t, "answer": t} for t in texts] + bad), {"missing_file": len(bad)}, texts=texts)
+    return Case(
+        lines(rng, folder, [{"question": t, "answer": t} for t in texts] + bad), {"missing_file": len(bad)}, texts=texts
+    )
 
 
 def enormous_text(rng, folder):
@@ -238,7 +264,13 @@ def wrong_types(rng, folder):
 
 def conversations_without_a_turn(rng, folder):
     user = {"role": "user", "content": "hi"}
-    kinds = [{"messages": []}, {"messages": [user]}, {"conversations": []}, {"texts": []}, {"chosen": [user], "rejected": [user]}]
+    kinds = [
+        {"messages": []},
+        {"messages": [user]},
+        {"conversations": []},
+        {"texts": []},
+        {"chosen": [user], "rejected": [user]},
+    ]
     bad = some(rng, lambda: rng.choice(kinds), 6)
     return Case(lines(rng, folder, bad), {"no_turn": len(bad)})
 
@@ -258,7 +290,9 @@ def wrong_roles(rng, folder):
 
 
 def empty_parquet(rng, folder):
-    pq.write_table(pa.table({"question": pa.array([], pa.string()), "answer": pa.array([], pa.string())}), folder / "x.parquet")
+    pq.write_table(
+        pa.table({"question": pa.array([], pa.string()), "answer": pa.array([], pa.string())}), folder / "x.parquet"
+    )
     return Case(0)
 
 
@@ -314,7 +348,12 @@ def tars_that_lead_out(rng, folder):
     rng.shuffle(names)
     images = [encoded(rng) for _ in names]
     tar_of(
-        folder / "x.tar", [(f"{n}.{end}", c) for n, i in zip(names, images, strict=True) for end, c in (("png", i), ("txt", b"a caption"))]
+        folder / "x.tar",
+        [
+            (f"{n}.{end}", c)
+            for n, i in zip(names, images, strict=True)
+            for end, c in (("png", i), ("txt", b"a caption"))
+        ],
     )
     with tarfile.open(folder / "x.tar", "a") as tar:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
@@ -326,12 +365,17 @@ def tars_that_lead_out(rng, folder):
 
 def torn_tars(rng, folder):
     images = [encoded(rng, size=(30, 30)) for _ in range(6)]
-    tar_of(folder / "x.tar", [(f"{n}.{end}", c) for n, i in enumerate(images) for end, c in (("png", i), ("txt", b"a caption"))])
+    tar_of(
+        folder / "x.tar",
+        [(f"{n}.{end}", c) for n, i in enumerate(images) for end, c in (("png", i), ("txt", b"a caption"))],
+    )
     data = (folder / "x.tar").read_bytes()
     whole = rng.randint(0, 5)  # a member of this row is cut
     with tarfile.open(folder / "x.tar") as tar:
         start = tar.getmember(f"{whole}.png").offset_data
-    (folder / "x.tar").write_bytes(data[: start + rng.randint(1, len(images[whole]) - 1)] if rng.random() < 0.9 else b"")
+    (folder / "x.tar").write_bytes(
+        data[: start + rng.randint(1, len(images[whole]) - 1)] if rng.random() < 0.9 else b""
+    )
     if not (folder / "x.tar").stat().st_size:
         return Case(1, {"torn_file": 1})
     return Case(whole + 1, {"torn_file": 1}, images=images[:whole])
@@ -346,15 +390,49 @@ def broken_members(rng, folder):
         ("3.png", encoded(rng)),
         ("3.json", b"[]"),
     ]
-    members += [("4.png", encoded(rng)), ("4.png", encoded(rng)), ("5.png", encoded(rng)), ("5.txt", b"whole"), ("6.txt", b"no image")]
+    members += [
+        ("4.png", encoded(rng)),
+        ("4.png", encoded(rng)),
+        ("5.png", encoded(rng)),
+        ("5.txt", b"whole"),
+        ("6.txt", b"no image"),
+    ]
     tar_of(folder / "x.tar", members)
-    return Case(6, {"bad_text": 1, "invalid_json": 1, "wrong_type": 1, "wrong_member": 1, "wrong_columns": 1}, images=[members[8][1]])
+    return Case(
+        6,
+        {"bad_text": 1, "invalid_json": 1, "wrong_type": 1, "wrong_member": 1, "wrong_columns": 1},
+        images=[members[8][1]],
+    )
 
 
 CLASSES = [
-    corrupt_pixels, truncated_images, zero_byte_images, decompression_bombs, bytes_that_are_no_image, odd_colour_modes,
-    animations, several_images_a_row, image_counts_that_differ, unicode_text, special_tokens_in_text, nul_bytes,
-    enormous_text, text_that_is_not_unicode, empty_answers, mixed_text_only_rows, wrong_columns, wrong_types,
-    conversations_without_a_turn, wrong_roles, empty_parquet, damaged_parquet, invalid_json_lines, torn_json_lists,
-    missing_files, paths_that_lead_out, tars_that_lead_out, torn_tars, broken_members,
-]  # fmt: skip
+    corrupt_pixels,
+    truncated_images,
+    zero_byte_images,
+    decompression_bombs,
+    bytes_that_are_no_image,
+    odd_colour_modes,
+    animations,
+    several_images_a_row,
+    image_counts_that_differ,
+    unicode_text,
+    special_tokens_in_text,
+    nul_bytes,
+    enormous_text,
+    text_that_is_not_unicode,
+    empty_answers,
+    mixed_text_only_rows,
+    wrong_columns,
+    wrong_types,
+    conversations_without_a_turn,
+    wrong_roles,
+    empty_parquet,
+    damaged_parquet,
+    invalid_json_lines,
+    torn_json_lists,
+    missing_files,
+    paths_that_lead_out,
+    tars_that_lead_out,
+    torn_tars,
+    broken_members,
+]

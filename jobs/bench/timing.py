@@ -1,4 +1,5 @@
-"""How benchmarks measure: two ways of doing one thing, in turns, and what they took as medians with the range behind them.
+"""How benchmarks measure: two ways of doing one thing, in turns, and what they took as medians with the range behind
+them.
 
 In: functions that do the work once. Out: Results, which `jobs/benchmark.py` prints and writes as JSON.
 """
@@ -21,7 +22,9 @@ SAMPLE_SECONDS = 0.5
 
 @dataclass
 class Cost:
-    """What one repetition took: wall seconds, CPU-seconds of all processes that worked for it, and peak memory where it was taken."""
+    """What one repetition took: wall seconds, CPU-seconds of all processes that worked for it, and peak memory where it
+    was taken.
+    """
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
@@ -30,7 +33,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Result:
-    """Ours against a peer on the same work. `ratio` = peer_s / ours_s: how many times as fast ours is. `clock`: what the seconds are of."""
+    """Ours against a peer on the same work.
+
+    `ratio` = peer_s / ours_s: how many times as fast ours is. `clock`: what the seconds are of.
+    """
 
     name: str
     measured: str  # what was done, in words
@@ -49,7 +55,10 @@ class Result:
             for key, values in (("wall_s", [c.wall_s for c in costs]), ("cpu_s", [c.cpu_s for c in costs])):
                 record[f"{side}_{key}"] = round(statistics.median(values), 4)
                 record[f"{side}_{key}_range"] = [round(min(values), 4), round(max(values), 4)]
-            record[f"{side}_s"], record[f"{side}_s_range"] = record[f"{side}_{self.clock}_s"], record[f"{side}_{self.clock}_s_range"]
+            record[f"{side}_s"], record[f"{side}_s_range"] = (
+                record[f"{side}_{self.clock}_s"],
+                record[f"{side}_{self.clock}_s_range"],
+            )
             peaks = [c.peak_mb for c in costs if c.peak_mb is not None]
             record[f"{side}_peak_mb"] = round(max(peaks)) if peaks else None
         record["ratio"] = round(record["peer_s"] / record["ours_s"], 3)
@@ -57,7 +66,9 @@ class Result:
 
 
 def in_turns(ways: dict[str, Callable[[], Cost]], repetitions: int) -> dict[str, list[Cost]]:
-    """Each way once to warm up (imports, worker processes, file cache), then all of them in turns: what else the machine does meets all."""
+    """Each way once to warm up (imports, worker processes, file cache), then all of them in turns: what else the
+    machine does meets all.
+    """
     costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for repetition in range(repetitions + 1):
         for name, way in ways.items():
@@ -69,7 +80,9 @@ def in_turns(ways: dict[str, Callable[[], Cost]], repetitions: int) -> dict[str,
 
 @contextmanager
 def measured(ray: bool) -> Iterator[Cost]:
-    """A Cost that is filled in at the end: this process, and Ray's processes with `ray`, else those of `multiprocessing`."""
+    """A Cost that is filled in at the end: this process, and Ray's processes with `ray`, else those of
+    `multiprocessing`.
+    """
     cost, seen, before = Cost(), {}, _cpu(ray)
 
     def sample(over: threading.Event) -> None:  # a process that ends in between takes its times with it
@@ -87,7 +100,11 @@ def measured(ray: bool) -> Iterator[Cost]:
 def _cpu(ray: bool) -> dict[int, float]:
     """Process id -> CPU-seconds so far."""
     me, peers = psutil.Process(), {p.pid for p in multiprocessing.active_children()}
-    processes = [p for p in me.children(recursive=True) if p.pid not in peers] if ray else [psutil.Process(pid) for pid in peers]
+    processes = (
+        [p for p in me.children(recursive=True) if p.pid not in peers]
+        if ray
+        else [psutil.Process(pid) for pid in peers]
+    )
     found = {}
     for process in [me, *processes]:
         try:

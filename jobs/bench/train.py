@@ -1,8 +1,10 @@
-"""Benchmarks of the training step: smolray against TRL's trainers and a plain PyTorch loop with a labels-only head, on the same samples.
+"""Benchmarks of the training step: smolray against TRL's trainers and a plain PyTorch loop with a labels-only head, on
+the same samples.
 
-In: easy-vqa pictures with so many questions each, a random model with SmolVLM's vocabulary. Out: a Result per case, costs per conversation
-(or pair). Every way runs in a process of its own (peers.py) and they take turns, some optimizer steps at a time, after one to warm up.
-Reading, decoding and collating is in the cost. TRL's is the fastest of a sweep: DataLoader workers 0 and 2, gradient checkpointing on and off.
+In: easy-vqa pictures with so many questions each, a random model with SmolVLM's vocabulary. Out: a Result per case,
+costs per conversation (or pair). Every way runs in a process of its own (peers.py) and they take turns, some optimizer
+steps at a time, after one to warm up. Reading, decoding and collating is in the cost. TRL's is the fastest of a sweep:
+DataLoader workers 0 and 2, gradient checkpointing on and off.
 """
 
 import multiprocessing
@@ -25,7 +27,9 @@ SWEEP = tuple(f"trl,workers={workers},checkpointing={on}" for workers in (0, 2) 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: questions a picture, settings of all, settings of ours alone, and whether the plain loop can do it."""
+    """One comparison: questions a picture, settings of all, settings of ours alone, and whether the plain loop can do
+    it.
+    """
 
     what: str
     questions: tuple[int, ...]
@@ -37,10 +41,14 @@ class Case:
 CASES = {
     "sft_multi_question": Case("SFT, everything trained, 5.4 questions a picture", QUESTIONS),
     "sft_single_question": Case("SFT, everything trained, one question a picture", (1,)),
-    "sft_frozen_cached": Case("SFT, vision and connector frozen, second epoch, 5.4 questions a picture", QUESTIONS, ("model.train=[text]",),
-                              ("model.vision_features=precompute",)),
+    "sft_frozen_cached": Case(
+        "SFT, vision and connector frozen, second epoch, 5.4 questions a picture",
+        QUESTIONS,
+        ("model.train=[text]",),
+        ("model.vision_features=precompute",),
+    ),
     "dpo": Case("DPO, everything trained, one pair a picture", (1,), ("method=dpo",), plain=False),
-}  # fmt: skip
+}
 
 
 def train_case(name: str, model: str, scale: float, repetitions: int) -> list[Result]:
@@ -50,14 +58,31 @@ def train_case(name: str, model: str, scale: float, repetitions: int) -> list[Re
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         task = make_task(Path(folder), case, model, batch, steps)
         trl = min(SWEEP, key=lambda way: _first_turn(way, task))
-        ways = {"ours": ("ours", with_settings(task, case.ours)), trl: (trl, task)} | ({"plain loop": ("plain", task)} if case.plain else {})
+        ways = {"ours": ("ours", with_settings(task, case.ours)), trl: (trl, task)} | (
+            {"plain loop": ("plain", task)} if case.plain else {}
+        )
         turns = take_turns(ways, repetitions)
-    costs = {way: [Cost(t.wall_s / t.items * batch, t.cpu_s / t.items * batch, t.peak_mb) for t in found] for way, found in turns.items()}
+    costs = {
+        way: [Cost(t.wall_s / t.items * batch, t.cpu_s / t.items * batch, t.peak_mb) for t in found]
+        for way, found in turns.items()
+    }
     unit, trainer = ("pair", "DPOTrainer") if "method=dpo" in case.overrides else ("conversation", "SFTTrainer")
     named = {trl: f"TRL {trainer} ({trl.removeprefix('trl,')})", "plain loop": "plain loop, labels-only head"}
     clock = "wall" if _on_gpu() else "cpu"
-    return [Result(name if way == trl else f"{name}_plain", f"{case.what}, {model}", batch, unit, named[way], costs["ours"], costs[way], clock)
-            for way in ways if way != "ours"]  # fmt: skip
+    return [
+        Result(
+            name if way == trl else f"{name}_plain",
+            f"{case.what}, {model}",
+            batch,
+            unit,
+            named[way],
+            costs["ours"],
+            costs[way],
+            clock,
+        )
+        for way in ways
+        if way != "ours"
+    ]
 
 
 def cases(model: str) -> dict[str, Callable[[float, int], list[Result]]]:
@@ -77,9 +102,15 @@ def make_task(folder: Path, case: Case, model: str, batch: int, steps: int) -> T
     cuda = _on_gpu()
     side = SHAPES[model]["vision"]["image_size"]
     overrides = (
-        f"model.path={folder / 'model'}", f"model.dtype={'bfloat16' if cuda else 'float32'}", f"engine.stage={1 if cuda else 0}", "image.upscale=true",
-        f"image.longest_edge={side}", "optimizer.lr_scheduler_type=constant", "train.num_train_epochs=2", *case.overrides,
-    )  # fmt: skip
+        f"model.path={folder / 'model'}",
+        f"model.dtype={'bfloat16' if cuda else 'float32'}",
+        f"engine.stage={1 if cuda else 0}",
+        "image.upscale=true",
+        f"image.longest_edge={side}",
+        "optimizer.lr_scheduler_type=constant",
+        "train.num_train_epochs=2",
+        *case.overrides,
+    )
     return Task(shards, overrides, batch, steps, threads=16 if cuda else 1)
 
 

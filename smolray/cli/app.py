@@ -1,4 +1,6 @@
-"""The command `smolray`: thin commands over the package. What needs Ray or torch imports them itself, so the rest starts at once.
+"""The command `smolray`: thin commands over the package.
+
+What needs Ray or torch imports them itself, so the rest starts at once.
 
 Errors of our own modules are one message and exit code 2; `--debug` shows where they come from.
 """
@@ -47,6 +49,7 @@ app.add_typer(cli_cluster.cluster_app, name="cluster")
 app.add_typer(cli_cluster.k8s_app, name="k8s")
 app.add_typer(cli_search.search_app, name="search")
 
+
 @app.callback()
 def main(debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False) -> None:
     """Fine-tune small vision-language models over whatever GPUs you own."""
@@ -58,7 +61,9 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
     settings = [f"data.shards={o.removeprefix('out=')}" if o.startswith("out=") else o for o in overrides or ()]
     run = configs.load_config(config, settings)
     if not run.data.train:
-        raise configs.ConfigError("data.train = '': nothing to prepare; give data.train=PATH, a URI or a hub data set id")
+        raise configs.ConfigError(
+            "data.train = '': nothing to prepare; give data.train=PATH, a URI or a hub data set id"
+        )
     from smolray.cli.tables import manifests_table
     from smolray.cluster.connect import connect
     from smolray.data.prepare import prepare_run
@@ -71,9 +76,13 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
 @app.command()
 def preview(
-    overrides: Overrides = None, config: ConfigFile = None, count: Annotated[int, typer.Option("--count", "-n", min=0, help="samples shown")] = 5
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="samples shown")] = 5,
 ) -> None:
-    """Samples as the model will meet them, the «trained tokens» marked, and the lengths of the prepared data; takes no GPU."""
+    """Samples as the model will meet them, the «trained tokens» marked, and the lengths of the prepared data; takes no
+    GPU.
+    """
     run = configs.load_config(config, overrides or ())
     from smolray.cli import preview as previews
 
@@ -94,15 +103,22 @@ def plan(
     overrides: Overrides = None,
     config: ConfigFile = None,
     inventory: Annotated[
-        str | None, typer.Option(help="cards and links: '2x rtx4090 @ 10GbE, 1x rtx3060', or a YAML file; default: this cluster's, measured")
+        str | None,
+        typer.Option(
+            help="cards and links: '2x rtx4090 @ 10GbE, 1x rtx3060', or a YAML file; default: this cluster's, measured"
+        ),
     ] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="train a few steps of the chosen plan on this cluster and compare")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="train a few steps of the chosen plan on this cluster and compare")
+    ] = False,
     json_file: Annotated[str | None, typer.Option("--json", help="file to write the plan to")] = None,
 ) -> None:
     """Which strategies fit on these cards, how fast each would be, and which to take; with --inventory it takes no GPU."""
     run = configs.load_config(config, overrides or ())
     if measure and inventory:
-        raise configs.ConfigError("--measure trains on the cards of this cluster, --inventory describes others: leave one of them out")
+        raise configs.ConfigError(
+            "--measure trains on the cards of this cluster, --inventory describes others: leave one of them out"
+        )
     import json
     from pathlib import Path
 
@@ -137,7 +153,9 @@ def tune(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
 @app.command()
 def evaluate(
-    name: Name, checkpoint: Annotated[str | None, typer.Option(help="default: the best, else the newest")] = None, storage: Storage = "runs"
+    name: Name,
+    checkpoint: Annotated[str | None, typer.Option(help="default: the best, else the newest")] = None,
+    storage: Storage = "runs",
 ) -> None:
     """Decode the validation questions of a run and print the accuracy by type."""
     run, _ = _stored_config(name, storage, ())
@@ -153,10 +171,14 @@ def evaluate(
 def compare(
     name: Name,
     other: Annotated[str | None, typer.Argument(help="a second run; without: two evaluations of the first")] = None,
-    a: Annotated[int | None, typer.Option("--a", help="step of the first; default: the newest, within one run the one before b")] = None,
+    a: Annotated[
+        int | None, typer.Option("--a", help="step of the first; default: the newest, within one run the one before b")
+    ] = None,
     b: Annotated[int | None, typer.Option("--b", help="step of the second; default: the newest")] = None,
     metric: Annotated[str, typer.Option(help="one of those of evaluate.metrics")] = "exact_match",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="questions shown of those gained, and of those lost")] = 10,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="questions shown of those gained, and of those lost")
+    ] = 10,
     storage: Storage = "runs",
 ) -> None:
     """Two evaluations side by side, question by question: smolray compare RUN [OTHER] --a STEP --b STEP"""
@@ -188,7 +210,9 @@ def export(
 
 
 @app.command()
-def resume(name: Name, overrides: Overrides = None, address: Address = None, follow: bool = False, storage: Storage = "runs") -> None:
+def resume(
+    name: Name, overrides: Overrides = None, address: Address = None, follow: bool = False, storage: Storage = "runs"
+) -> None:
     """Go on with a run from its newest whole checkpoint, here or with --address as a Ray job."""
     client = jobs(address) if address else None
     run, arguments = _stored_config(name, storage, overrides or ())
@@ -205,10 +229,14 @@ def resume(name: Name, overrides: Overrides = None, address: Address = None, fol
 @app.command()
 def submit(
     config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the run, inside the current folder")],
-    address: Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="job server of a cluster, such as http://head:8265")],
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="job server of a cluster, such as http://head:8265")
+    ],
     overrides: Overrides = None,
     follow: bool = False,
-    keep_alive: Annotated[bool, typer.Option("--keep-alive", help="stay, and submit it again when its driver is lost with the head")] = False,
+    keep_alive: Annotated[
+        bool, typer.Option("--keep-alive", help="stay, and submit it again when its driver is lost with the head")
+    ] = False,
 ) -> None:
     """Submit jobs/train.py of the current folder to a cluster as a Ray job."""
     run = configs.load_config(config, overrides or ())
@@ -274,8 +302,12 @@ def _statistics(run: configs.RunConfig) -> Any:
     return DataStatistics.default(run, shape_of(run.model))
 
 
-def _stored_config(name: str, storage_uri: str, overrides: list[str] | tuple[()]) -> tuple[configs.RunConfig, list[str]]:
-    """The config that a run was launched with under `overrides`, and the arguments with which jobs/train.py builds the same."""
+def _stored_config(
+    name: str, storage_uri: str, overrides: list[str] | tuple[()]
+) -> tuple[configs.RunConfig, list[str]]:
+    """The config that a run was launched with under `overrides`, and the arguments with which jobs/train.py builds the
+    same.
+    """
     moved = [o for o in overrides if o.partition("=")[0] in ("name", "storage")]
     if moved:
         raise configs.ConfigError(f"{moved[0]}: a run keeps its name and storage; copy its config for a new run")
@@ -299,7 +331,10 @@ def _submit(client: Any, run: configs.RunConfig, arguments: list[str], follow: b
 
     job_id = jobs_client.submit(client, run, arguments)
     runs.clear_stop(run.run_dir)  # after the cluster took the job: a refused one leaves the request to its run
-    console.print(f"submitted {job_id}; `smolray status {run.name} --storage {plain(run.storage)}` tells how it goes", soft_wrap=True)
+    console.print(
+        f"submitted {job_id}; `smolray status {run.name} --storage {plain(run.storage)}` tells how it goes",
+        soft_wrap=True,
+    )
     if not follow:
         return
     for text in jobs_client.follow(client, job_id):

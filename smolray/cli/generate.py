@@ -12,22 +12,39 @@ PROGRESS_SECONDS = 10
 
 
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a run's name, or a folder or hub id that transformers loads")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="an image, a folder, a glob, or data in any layout that prepare reads")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="such as image.max_tiles=5 model.dtype=float32")] = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="asked of every image; may be given several times")] = None,
-    question_column: Annotated[str, typer.Option(help="column with the questions; --prompt then stands before each")] = "",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="a run's name, or a folder or hub id that transformers loads")
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="INPUT", help="an image, a folder, a glob, or data in any layout that prepare reads"),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="such as image.max_tiles=5 model.dtype=float32")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="asked of every image; may be given several times")
+    ] = None,
+    question_column: Annotated[
+        str, typer.Option(help="column with the questions; --prompt then stands before each")
+    ] = "",
     out: Annotated[str | None, typer.Option(help="answers.parquet or answers.jsonl; default: the terminal")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="sample from the most likely tokens that hold this share")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="sample from the most likely tokens that hold this share")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="of sampling; an answer does not depend on what is asked beside it")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="questions answered together")] = 16,
-    workers: Annotated[int | None, typer.Option(min=1, help="models held at a time; default: one a GPU, else one a core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="models held at a time; default: one a GPU, else one a core")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="of a run; default: the best, else the newest")] = None,
     storage: Storage = "runs",
 ) -> None:
-    """Ask a model about images or rows: smolray generate MODEL INPUT --prompt 'Describe the image.' --out answers.parquet"""
+    """Ask a model about images or rows: smolray generate MODEL INPUT --prompt 'Describe the image.' --out
+    answers.parquet
+    """
     from smolray.inference.generate import answers, require_suffix, writing
     from smolray.inference.predictor import Decoding, find_model
     from smolray.inference.questions import Asking, check_pieces, find_pieces
@@ -80,4 +97,6 @@ class _Told:
         """`1,203 answers, 3 errors (corrupt_image 2, missing_file 1)`"""
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.failed.most_common())
         failed = self.failed.total()
-        return f"{self.answered:,} answer{'s' * (self.answered != 1)}" + (f", {failed:,} error{'s' * (failed != 1)} ({reasons})" if failed else "")
+        return f"{self.answered:,} answer{'s' * (self.answered != 1)}" + (
+            f", {failed:,} error{'s' * (failed != 1)} ({reasons})" if failed else ""
+        )

@@ -7,7 +7,9 @@ from rich.console import Console
 
 console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="settings, such as optimizer.learning_rate=1e-4")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="settings, such as optimizer.learning_rate=1e-4")
+]
 ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML file of the run")]
 Name = Annotated[str, typer.Argument(help="name of the run")]
 Storage = Annotated[str, typer.Option(envvar="SMOLRAY_STORAGE", help="folder or URI under which runs live")]

@@ -1,6 +1,8 @@
-"""What training will see, before it starts: decoded samples with their trained tokens, tokens of the images, lengths of the data.
+"""What training will see, before it starts: decoded samples with their trained tokens, tokens of the images, lengths of
+the data.
 
-In: a run whose shards are prepared. Out: PreviewItems and a LengthSummary, and how both are printed. Takes no GPU and no Ray.
+In: a run whose shards are prepared. Out: PreviewItems and a LengthSummary, and how both are printed. Takes no GPU and
+no Ray.
 """
 
 import io
@@ -84,7 +86,9 @@ def preview(config: RunConfig, count: int) -> Iterator[PreviewItem]:
 
 
 def preview_encoder(config: RunConfig, folder: str, manifest: Manifest) -> Encoder:
-    """The run's encoder; of an offline model (tiny, random-*) only the processor is made, as training will make it, and nothing is kept."""
+    """The run's encoder; of an offline model (tiny, random-*) only the processor is made, as training will make it, and
+    nothing is kept.
+    """
     if config.model.path not in SHAPES:
         return Encoder(load_processor(config.model), config.data, config.image)
     texts = distinct_texts(count_answers(folder, f.name, i) for i, f in enumerate(manifest.files[:TEXT_SHARDS]))
@@ -108,11 +112,14 @@ def preview_item(row: ShardRow, conversation: Conversation, encoder: Encoder) ->
     tokens, prefix = [len(e.input_ids) for e in encoded], common_prefix(encoded)
     image_tokens = int((encoded[0].input_ids == encoder.image_token_id).sum())
     labels = sum(e.label_tokens for e in encoded)
-    return PreviewItem(conversation.id, tuple(pieces), packed_length(tokens, prefix), image_tokens, labels, images, note)
+    return PreviewItem(
+        conversation.id, tuple(pieces), packed_length(tokens, prefix), image_tokens, labels, images, note
+    )
 
 
 def lengths(config: RunConfig) -> LengthSummary:
-    """Lengths of the training data by its index; without one, of the first shard alone, which is a fair sample of shuffled rows.
+    """Lengths of the training data by its index; without one, of the first shard alone, which is a fair sample of
+    shuffled rows.
 
     Raises what `preview` raises, and PlanError where no conversation is left to train on.
     """
@@ -133,11 +140,18 @@ def summarize(index: pa.Table, config: RunConfig, complete: bool = True) -> Leng
     first = np.ones(len(index), bool)
     first[1:] = (place[:, 1:] != place[:, :-1]).any(0)
     used = int(column["tokens"][plan.lines].sum())
-    used -= int((column["prefix"][plan.lines[plan.group_start[:-1]]] * (np.diff(plan.group_start) - 1)).sum())  # shared by its group
+    # shared by its group
+    used -= int((column["prefix"][plan.lines[plan.group_start[:-1]]] * (np.diff(plan.group_start) - 1)).sum())
     return LengthSummary(
-        tokens=column["tokens"][kept], label_tokens=int(column["label_tokens"][kept].sum()), tiles=int(column["tiles"][first].sum()),
-        rows=int(first.sum()), left_out=int((~kept).sum()), micro_batches=len(plan), padding=1 - used / int(plan.tokens.sum()), complete=complete,
-    )  # fmt: skip
+        tokens=column["tokens"][kept],
+        label_tokens=int(column["label_tokens"][kept].sum()),
+        tiles=int(column["tiles"][first].sum()),
+        rows=int(first.sum()),
+        left_out=int((~kept).sum()),
+        micro_batches=len(plan),
+        padding=1 - used / int(plan.tokens.sum()),
+        complete=complete,
+    )
 
 
 def item_text(item: PreviewItem) -> Text:
@@ -161,20 +175,33 @@ def item_text(item: PreviewItem) -> Text:
 def lengths_table(summary: LengthSummary) -> Table:
     """A histogram of the lengths, and the sums under it."""
     tokens = summary.tokens
-    counts, edges = np.histogram(tokens, bins=np.unique(np.linspace(tokens.min(), tokens.max() + 1, BINS + 1).round().astype(int)))
+    counts, edges = np.histogram(
+        tokens, bins=np.unique(np.linspace(tokens.min(), tokens.max() + 1, BINS + 1).round().astype(int))
+    )
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("tokens", justify="right")
     table.add_column("conversations", justify="right")
     table.add_column("")
     for low, high, number in zip(edges, edges[1:], counts, strict=False):
-        table.add_row(f"{low} to {high - 1}" if high - 1 > low else f"{low}", f"{number:,}", "█" * -(-BAR * number // counts.max()))
-    percentiles = ", ".join(f"{name} {np.percentile(tokens, p):.0f}" for name, p in (("median", 50), ("95 %", 95), ("longest", 100)))
+        table.add_row(
+            f"{low} to {high - 1}" if high - 1 > low else f"{low}",
+            f"{number:,}",
+            "█" * -(-BAR * number // counts.max()),
+        )
+    percentiles = ", ".join(
+        f"{name} {np.percentile(tokens, p):.0f}" for name, p in (("median", 50), ("95 %", 95), ("longest", 100))
+    )
     table.add_row("", f"{len(tokens):,}", percentiles, style="dim")
     about = f"{summary.label_tokens / tokens.sum():.1%} of the tokens trained; {summary.tiles / summary.rows:.1f} tiles a row; "
     about += f"{summary.micro_batches:,} micro-batches an epoch, {summary.padding:.1%} of them padding"
     table.add_row("", "", about, style="dim")
     if summary.left_out:
-        table.add_row("", f"{summary.left_out:,}", "left out: longer than data.max_length, or no token to train on", style="yellow")
+        table.add_row(
+            "",
+            f"{summary.left_out:,}",
+            "left out: longer than data.max_length, or no token to train on",
+            style="yellow",
+        )
     if not summary.complete:
         table.add_row("", "", escape("of the first shard alone: no index is made yet"), style="dim")
     return table
@@ -203,7 +230,11 @@ def _note(whole: Encoded, kept: Encoded | None, max_length: int) -> str:
         return f"left out: {len(whole.input_ids)} tokens, data.max_length = {max_length}"
     if not kept.label_tokens:
         return "left out: no token to train on"
-    return f"cut from {len(whole.input_ids)} to {len(kept.input_ids)} tokens" if len(kept.input_ids) < len(whole.input_ids) else ""
+    return (
+        f"cut from {len(whole.input_ids)} to {len(kept.input_ids)} tokens"
+        if len(kept.input_ids) < len(whole.input_ids)
+        else ""
+    )
 
 
 def _describe(image: bytes, grid: Grid, encoder: Encoder) -> str:
@@ -223,7 +254,10 @@ def _branch(encoded: Encoded, number: int, grids: Sequence[Grid], encoder: Encod
 
 
 def _pieces(ids: np.ndarray, trained: np.ndarray, grids: Sequence[Grid], encoder: Encoder) -> Iterator[Piece]:
-    """Runs of equal kind; the block of tokens of a picture is one piece. No other token can begin like a block: text holds no special ones."""
+    """Runs of equal kind; the block of tokens of a picture is one piece.
+
+    No other token can begin like a block: text holds no special ones.
+    """
     position = 0
     for number, grid in enumerate(grids, start=1):
         block = encoder.image_block(grid)

@@ -9,7 +9,9 @@ from smolray.run import status as runs
 from smolray.storage import absolute, exists, join
 
 
-def status(name: Annotated[str | None, typer.Argument(help="a run; without: all of them")] = None, storage: Storage = "runs") -> None:
+def status(
+    name: Annotated[str | None, typer.Argument(help="a run; without: all of them")] = None, storage: Storage = "runs"
+) -> None:
     """What the runs are doing."""
     from smolray.cli.tables import run_details, runs_table
 
@@ -21,7 +23,9 @@ def status(name: Annotated[str | None, typer.Argument(help="a run; without: all 
 
 
 def logs(
-    name: Name, follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the run ends")] = False, storage: Storage = "runs"
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the run ends")] = False,
+    storage: Storage = "runs",
 ) -> None:
     """The progress of a run, a line an event."""
     from smolray.run.events import read_events
@@ -51,7 +55,9 @@ def stop(
     if client is not None:
         from smolray.cluster.jobs import stop_jobs
 
-        for line in stop_jobs(client, name, absolute(storage), patience) or [f"no job of {name} is active at {address}"]:
+        for line in stop_jobs(client, name, absolute(storage), patience) or [
+            f"no job of {name} is active at {address}"
+        ]:
             console.print(plain(line))
 
 
@@ -66,7 +72,10 @@ def _stop_search(folder: str, wait: float) -> None:
         return
     runs.request_stop(folder)
     if runs.wait_for_end(folder, len(before), wait, file=FILE, kind="over") is None:
-        errors.print(f"{folder} has not stopped within {duration(wait)}. The request stays: its trials save and stop when they look next", soft_wrap=True)
+        errors.print(
+            f"{folder} has not stopped within {duration(wait)}. The request stays: its trials save and stop when they look next",
+            soft_wrap=True,
+        )
         raise typer.Exit(1)
     console.print(f"{folder} stopped; `smolray tune` under the same name goes on with it", soft_wrap=True)
 
@@ -83,7 +92,11 @@ def _stop_run(run_dir: str, wait: float) -> None:
         runs.request_stop(run_dir)
         end = runs.wait_for_end(run_dir, seen, wait)
         if end is None:
-            last = f"its last event is {duration(before.silent_seconds)} old" if before.silent_seconds else "it was running"
+            last = (
+                f"its last event is {duration(before.silent_seconds)} old"
+                if before.silent_seconds
+                else "it was running"
+            )
             errors.print(
                 f"{name} has not stopped within {duration(wait)} ({last}). The request stays: it saves and stops when it looks next; "
                 f"`smolray resume {name}` takes it back.",
@@ -93,7 +106,8 @@ def _stop_run(run_dir: str, wait: float) -> None:
         runs.clear_stop(run_dir)  # answered: a later launch of this name must not meet it
         saved = runs.run_status(run_dir).last_checkpoint
         console.print(
-            f"{name} {end.get('status')} at step {end.get('step')}{f', saved as {plain(saved)}' if saved else ''}", soft_wrap=True
+            f"{name} {end.get('status')} at step {end.get('step')}{f', saved as {plain(saved)}' if saved else ''}",
+            soft_wrap=True,
         )
 
 
@@ -105,7 +119,9 @@ def report(name: Name, storage: Storage = "runs") -> None:
     console.print(plain(write_report(run_dir)), soft_wrap=True)
 
 
-def tensorboard(name: Name, out: Annotated[str, typer.Option(help="a new local folder")], storage: Storage = "runs") -> None:
+def tensorboard(
+    name: Name, out: Annotated[str, typer.Option(help="a new local folder")], storage: Storage = "runs"
+) -> None:
     """Export the curves of a run for TensorBoard."""
     points = runs.export_tensorboard(runs.require_run(storage, name), out)
     console.print(f"{points:,} points in {plain(out)}", soft_wrap=True)

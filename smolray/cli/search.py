@@ -12,12 +12,22 @@ search_app = typer.Typer(no_args_is_help=True, help="Find images by text, with a
 @search_app.command("build")
 def build(
     model: Annotated[str, typer.Argument(help="a run of method=retrieval, or its export")],
-    source: Annotated[str, typer.Argument(metavar="IMAGES", help="an image, a folder, a glob, or data in any layout that prepare reads")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="IMAGES", help="an image, a folder, a glob, or data in any layout that prepare reads"),
+    ],
     out: Annotated[str, typer.Option(help="folder or URI of the index")],
     overrides: Overrides = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="beside each image, as in training; default: data.prompt, else that of captions")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="beside each image, as in training; default: data.prompt, else that of captions"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images embedded together")] = 16,
-    workers: Annotated[int | None, typer.Option(min=1, help="models held at a time; default: one a GPU, else one a core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="models held at a time; default: one a GPU, else one a core")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="of a run; default: the best, else the newest")] = None,
     storage: Storage = "runs",
 ) -> None:
@@ -31,10 +41,15 @@ def build(
     beside = prompt if prompt is not None else found.config.data.prompt or CAPTION_PROMPT
     pieces, asking = find_pieces(source, Asking(found.config.data, (beside,)), batch_size)
     check_pieces(source, pieces, asking)
-    errors.print(f"beside each image: {plain(repr(beside))}; the vectors are those of training where it stood there too (--prompt)", soft_wrap=True)
+    errors.print(
+        f"beside each image: {plain(repr(beside))}; the vectors are those of training where it stood there too (--prompt)",
+        soft_wrap=True,
+    )
     failed = build_index(found, pieces, asking, out, batch_size, workers)
     reasons = ", ".join(f"{reason} {count}" for reason, count in failed.most_common())
-    errors.print(f"index in {plain(out)}" + (f"; left out: {failed.total():,} ({reasons})" if failed else ""), soft_wrap=True)
+    errors.print(
+        f"index in {plain(out)}" + (f"; left out: {failed.total():,} ({reasons})" if failed else ""), soft_wrap=True
+    )
 
 
 @search_app.command("query")

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from smolray.evaluate.compare import Comparison
 
 
-COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "silent": "red", "waiting": "dim"}
+COLOURS = {
+    "running": "cyan",
+    "finished": "green",
+    "stopped": "yellow",
+    "failed": "red",
+    "silent": "red",
+    "waiting": "dim",
+}
 
 
 def runs_table(runs: list[RunStatus]) -> Table:
@@ -41,12 +48,16 @@ def run_details(run: RunStatus) -> Table:
         "state": _state(run),
         "step": _steps(run) + (f", epoch {run.epoch:g}" if run.epoch is not None else ""),
         "loss": loss,
-        "speed": f"{rate} samples/s, {count(run.tokens_per_second)} tokens/s" if rate and run.tokens_per_second is not None else rate,
+        "speed": f"{rate} samples/s, {count(run.tokens_per_second)} tokens/s"
+        if rate and run.tokens_per_second is not None
+        else rate,
         "data wait": wait,
         "memory": size(run.memory_bytes) if run.memory_bytes else None,
         "eta": eta,
         "checkpoint": escape(run.last_checkpoint) if run.last_checkpoint else None,
-        "accuracy": f"{accuracy} at step {run.accuracy_step}{f' ({escape(by_type)})' if by_type else ''}" if accuracy else None,
+        "accuracy": f"{accuracy} at step {run.accuracy_step}{f' ({escape(by_type)})' if by_type else ''}"
+        if accuracy
+        else None,
         "workers": str(run.workers) if run.workers else None,
         "cards": escape(run.cards) if run.cards else None,
         "dealt": f"{' + '.join(map(str, run.shares))} micro-batches a step, by speed" if run.shares else None,
@@ -75,7 +86,9 @@ def accuracy_table(result: dict[str, Any]) -> Table:
 
 
 def metrics_table(figures: dict[str, Figures]) -> Table:
-    """Each metric with its 95 % interval, over all and by question type; `figures` are the `metrics` of an EvalReport or a result."""
+    """Each metric with its 95 % interval, over all and by question type; `figures` are the `metrics` of an EvalReport
+    or a result.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("metric", "type", "samples", "value", "95 % interval"):
         table.add_column(column, justify="left" if column in ("metric", "type") else "right")
@@ -87,7 +100,9 @@ def metrics_table(figures: dict[str, Figures]) -> Table:
 
 
 def comparison_table(comparison: "Comparison") -> Table:
-    """Two checkpoints by question type: both values, the difference with its interval, questions gained and lost, McNemar's p."""
+    """Two checkpoints by question type: both values, the difference with its interval, questions gained and lost,
+    McNemar's p.
+    """
     metric = comparison.metric
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in (metric, "n", "a", "b", "b - a", "95 % interval", "gained", "lost", "p"):
@@ -96,10 +111,16 @@ def comparison_table(comparison: "Comparison") -> Table:
         certain = change.difference["low"] > 0 or change.difference["high"] < 0
         colour = ("green" if change.difference["value"] > 0 else "red") if certain else "default"
         table.add_row(
-            escape(kind), f"{change.a['samples']:,}", shown(metric, change.a["value"]), shown(metric, change.b["value"]),
-            f"[{colour}]{shown(metric, change.difference['value'], sign=True)}[/]", interval(metric, change.difference, sign=True),
-            f"{change.gained:,}", f"{change.lost:,}", f"{change.p_value:.2g}",
-        )  # fmt: skip
+            escape(kind),
+            f"{change.a['samples']:,}",
+            shown(metric, change.a["value"]),
+            shown(metric, change.b["value"]),
+            f"[{colour}]{shown(metric, change.difference['value'], sign=True)}[/]",
+            interval(metric, change.difference, sign=True),
+            f"{change.gained:,}",
+            f"{change.lost:,}",
+            f"{change.p_value:.2g}",
+        )
     return table
 
 
@@ -111,7 +132,9 @@ def changes_table(comparison: "Comparison", limit: int = 10) -> Table:
     for name, colour, records in (("gained", "green", comparison.gained), ("lost", "red", comparison.lost)):
         for record in records[:limit]:
             truth = ", ".join(dict.fromkeys(record["answers"]))
-            table.add_row(f"[{colour}]{name}[/]", *(escape(record[part]) for part in ("question", "a", "b")), escape(truth))
+            table.add_row(
+                f"[{colour}]{name}[/]", *(escape(record[part]) for part in ("question", "a", "b")), escape(truth)
+            )
         if len(records) > limit:
             table.add_row("", f"[dim]and {len(records) - limit:,} more {name}[/]")
     return table

@@ -13,8 +13,8 @@ from smolray.config import ConfigError
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores.
 
-    A Ray of our own asks for a token (Ray makes one where there is none): it listens on the machine's address, and who reaches it may run code.
-    Raises ConfigError where the environment turns that off on a machine with a network.
+    A Ray of our own asks for a token (Ray makes one where there is none): it listens on the machine's address, and who
+    reaches it may run code. Raises ConfigError where the environment turns that off on a machine with a network.
     """
     if ray.is_initialized():
         return
@@ -22,7 +22,8 @@ def connect() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns in every process that it found no card
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # a data task's process takes seconds to import torch: kept for the next
+    # a data task's process takes seconds to import torch: kept for the next
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
@@ -33,5 +34,7 @@ def connect() -> None:
 def refuse_open_head(auth_mode: str, address: str) -> None:
     """Raise ConfigError where a Ray started here would let in whoever reaches `address`."""
     if auth_mode.lower() != "token" and not ipaddress.ip_address(address).is_loopback:
-        raise ConfigError(f"RAY_AUTH_MODE = {auth_mode!r} would start a Ray on {address} in which everyone who reaches it may run code; "
-                          "unset it, or set RAY_AUTH_MODE=token")  # fmt: skip
+        raise ConfigError(
+            f"RAY_AUTH_MODE = {auth_mode!r} would start a Ray on {address} in which everyone who reaches it may run code; "
+            "unset it, or set RAY_AUTH_MODE=token"
+        )

@@ -1,4 +1,5 @@
-"""Looks at every box of a cluster and says what is wrong and what to do: in goes a running Ray, out come Findings as a table, JSON and an exit code.
+"""Looks at every box of a cluster and says what is wrong and what to do: in goes a running Ray, out come Findings as a
+table, JSON and an exit code.
 
 A probe pinned to each node tells the facts; pairs of probes measure the links; diagnosis.py judges.
 """
@@ -47,7 +48,10 @@ class DoctorError(ValueError):
 
 
 def connect(address: str | None = None) -> None:
-    """Join the running cluster of this machine, or the one at `address`. Raises DoctorError where there is none or the token is wrong."""
+    """Join the running cluster of this machine, or the one at `address`.
+
+    Raises DoctorError where there is none or the token is wrong.
+    """
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -64,7 +68,10 @@ def connect(address: str | None = None) -> None:
 
 
 def examine(storage_uri: str = "", paths: Sequence[str] = ()) -> list[Finding]:
-    """All findings about the connected cluster, the worst first. `storage_uri`: written to and read from every node; `paths`: local, to be the same."""
+    """All findings about the connected cluster, the worst first.
+
+    `storage_uri`: written to and read from every node; `paths`: local, to be the same.
+    """
     nodes = _named_nodes()
     probes = {name: _start(Probe, node) for name, node in nodes.items()}
     facts: dict[str, dict[str, Any]] = {}
@@ -98,7 +105,12 @@ def findings_table(findings: Sequence[Finding]) -> "Table":
     for column in ("", "check", "node", "found", "expected", "remedy"):
         table.add_column(column, overflow="fold")
     for f in findings:
-        table.add_row(*(f"[{colours[f.level]}]{escape(text)}[/]" for text in (f.level, f.name, f.node, f.found, f.expected, f.remedy)))
+        table.add_row(
+            *(
+                f"[{colours[f.level]}]{escape(text)}[/]"
+                for text in (f.level, f.name, f.node, f.found, f.expected, f.remedy)
+            )
+        )
     return table
 
 
@@ -114,9 +126,14 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 def _named_nodes() -> dict[str, dict[str, Any]]:
     """Living nodes by the label of their box, else by address; the head first."""
-    living = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: "node:__internal_head__" not in n["Resources"])
+    living = sorted(
+        (n for n in ray.nodes() if n["Alive"]), key=lambda n: "node:__internal_head__" not in n["Resources"]
+    )
     names = [n["Labels"].get("smolray.io/box") or n["NodeManagerAddress"] for n in living]
-    return {name if names.count(name) == 1 else f"{name}/{node['NodeID'][:6]}": node for name, node in zip(names, living, strict=True)}
+    return {
+        name if names.count(name) == 1 else f"{name}/{node['NodeID'][:6]}": node
+        for name, node in zip(names, living, strict=True)
+    }
 
 
 def _pinned(node: dict[str, Any]) -> Any:
@@ -128,7 +145,9 @@ def _start(cls: type, node: dict[str, Any]) -> Any:
 
 
 def _clock_offset(probe: Any) -> float:
-    """Seconds the node is ahead of this process: its time against the middle of the fastest of a few calls (Cristian's algorithm)."""
+    """Seconds the node is ahead of this process: its time against the middle of the fastest of a few calls (Cristian's
+    algorithm).
+    """
     calls = []
     for _ in range(8):
         sent = time.time()
@@ -145,21 +164,30 @@ def _measure(source: str, target: str, nodes: dict[str, Any], probes: dict[str, 
         port = ray.get(probes[target].listen.remote(address), timeout=PROBE_SECONDS)
         latency, bandwidth = ray.get(probes[source].send.remote(address, port), timeout=PROBE_SECONDS)
         closed = ray.get(probes[source].closed.remote(address, ports), timeout=PROBE_SECONDS)
-        times = _all_reduces(source, target, nodes, probes, facts) if list(facts).index(source) < list(facts).index(target) else {}
+        times = (
+            _all_reduces(source, target, nodes, probes, facts)
+            if list(facts).index(source) < list(facts).index(target)
+            else {}
+        )
     except (ray.exceptions.RayError, TimeoutError) as error:
         return Link(source, target, error=_told(error))
     return Link(source, target, latency, bandwidth, tuple(closed), times)
 
 
-def _all_reduces(source: str, target: str, nodes: dict[str, Any], probes: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
+def _all_reduces(
+    source: str, target: str, nodes: dict[str, Any], probes: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, float]:
     """Seconds of a 2-rank all-reduce by gloo and, where both have cards that are free, by NCCL."""
     times = {}
     for backend in ("gloo", *(["nccl"] if facts[source]["cards"] and facts[target]["cards"] else [])):
         port = ray.get(probes[source].free_port.remote(), timeout=PROBE_SECONDS)
         address = nodes[source]["NodeManagerAddress"]
-        task = ray.remote(num_cpus=0, num_gpus=0.01 if backend == "nccl" else 0, max_retries=0, max_calls=1)(_all_reduce)
+        task = ray.remote(num_cpus=0, num_gpus=0.01 if backend == "nccl" else 0, max_retries=0, max_calls=1)(
+            _all_reduce
+        )
         ranks = [
-            task.options(scheduling_strategy=_pinned(nodes[name])).remote(rank, address, port, backend) for rank, name in enumerate((source, target))
+            task.options(scheduling_strategy=_pinned(nodes[name])).remote(rank, address, port, backend)
+            for rank, name in enumerate((source, target))
         ]
         try:
             times[backend] = max(ray.get(ranks, timeout=PROBE_SECONDS))
@@ -176,7 +204,9 @@ def _all_reduce(rank: int, address: str, port: int, backend: str) -> float:
     import torch.distributed as dist
 
     device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
-    dist.init_process_group(backend, init_method=f"tcp://{address}:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=30))
+    dist.init_process_group(
+        backend, init_method=f"tcp://{address}:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=30)
+    )
     try:
         values = torch.ones(ALL_REDUCE_BYTES // 4, device=device)
         times = []
@@ -244,14 +274,31 @@ class Probe:
         host = socket.gethostname()
         addresses = psutil.net_if_addrs()
         return {
-            "python": platform.python_version(), "ray": ray.__version__, "torch": torch.__version__, "cuda": torch.version.cuda, "driver": _driver(),
-            "packages": _packages(), "cards": _cards(), "host": host, "host_address": _resolve(host),
-            "interfaces": {name: [a.address for a in found if a.family == socket.AF_INET] for name, found in addresses.items()},
-            "interface_of": {library: os.environ.get(f"{library.upper()}_SOCKET_IFNAME") for library in ("gloo", "nccl")},
-            "listening": [(c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN],
-            "shm": (shm.free, shm.total), "disk": (session, disk.free, disk.total), "locks": _locks(), "builds": _builds(),
-            "storage": _try_storage(storage_uri) if storage_uri else None, "paths": {path: _digest(Path(path)) for path in paths},
-        }  # fmt: skip
+            "python": platform.python_version(),
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+            "packages": _packages(),
+            "cards": _cards(),
+            "host": host,
+            "host_address": _resolve(host),
+            "interfaces": {
+                name: [a.address for a in found if a.family == socket.AF_INET] for name, found in addresses.items()
+            },
+            "interface_of": {
+                library: os.environ.get(f"{library.upper()}_SOCKET_IFNAME") for library in ("gloo", "nccl")
+            },
+            "listening": [
+                (c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN
+            ],
+            "shm": (shm.free, shm.total),
+            "disk": (session, disk.free, disk.total),
+            "locks": _locks(),
+            "builds": _builds(),
+            "storage": _try_storage(storage_uri) if storage_uri else None,
+            "paths": {path: _digest(Path(path)) for path in paths},
+        }
 
     def free_port(self) -> int:
         with socket.socket() as probe:
@@ -324,8 +371,14 @@ def _smi(query: str) -> list[list[str]]:
     """Rows of an nvidia-smi query; none where there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return []
-    done = subprocess.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30)
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line] if done.returncode == 0 else []
+    done = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30
+    )
+    return (
+        [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line]
+        if done.returncode == 0
+        else []
+    )
 
 
 def _driver() -> str | None:
@@ -336,11 +389,16 @@ def _driver() -> str | None:
 def _cards() -> list[dict[str, Any]]:
     """The node's cards and the processes on them that are not Ray's."""
     processes: dict[str, list[dict[str, Any]]] = {}
-    for uuid_, pid, name, memory in (row for row in _smi("--query-compute-apps=gpu_uuid,pid,process_name,used_memory") if len(row) == 4):
+    for uuid_, pid, name, memory in (
+        row for row in _smi("--query-compute-apps=gpu_uuid,pid,process_name,used_memory") if len(row) == 4
+    ):
         if not _is_rays(int(pid)):
             processes.setdefault(uuid_, []).append({"pid": int(pid), "name": name, "memory": _mib(memory)})
     rows = _smi("--query-gpu=uuid,name,memory.used,memory.total")
-    return [{"name": n, "used": _mib(used), "total": _mib(total), "processes": processes.get(u, [])} for u, n, used, total in rows]
+    return [
+        {"name": n, "used": _mib(used), "total": _mib(total), "processes": processes.get(u, [])}
+        for u, n, used, total in rows
+    ]
 
 
 def _mib(text: str) -> float:

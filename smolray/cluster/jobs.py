@@ -71,7 +71,8 @@ def connect(address: str) -> "JobSubmissionClient":
 def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence[str], working_dir: str = ".") -> str:
     """Submit `python jobs/train.py ARGUMENTS` for the run of `config`; returns the job's id.
 
-    Raises JobsError for what cannot work: see `check_submission`; a run that a job is training already; an upload the cluster refuses.
+    Raises JobsError for what cannot work: see `check_submission`; a run that a job is training already; an upload the
+    cluster refuses.
     """
     check_submission(config, arguments, working_dir)
     if active := active_jobs(client, config):
@@ -108,21 +109,31 @@ def check_submission(config: RunConfig, arguments: Sequence[str], working_dir: s
                 "give s3://… or an absolute path that all nodes share"
             )
         elif value.startswith((".", "~")) or Path(value).exists():
-            faults.append(f"{key} = {value!r} is a path of this machine: give s3://… or an absolute path that all nodes share")
+            faults.append(
+                f"{key} = {value!r} is a path of this machine: give s3://… or an absolute path that all nodes share"
+            )
     told = paths | {word.partition("=")[0]: word.partition("=")[2] for word in arguments if "=" in word}
     faults += [
-        f"{key} carries credentials, which the job list would show: give them to the nodes" for key, value in told.items() if _has_credentials(value)
+        f"{key} carries credentials, which the job list would show: give them to the nodes"
+        for key, value in told.items()
+        if _has_credentials(value)
     ]
     if "--config" in arguments:
         given = arguments[list(arguments).index("--config") + 1]
-        if storage.is_local(given) and not Path(given).is_absolute() and not (root / given).resolve().is_relative_to(root):
+        if (
+            storage.is_local(given)
+            and not Path(given).is_absolute()
+            and not (root / given).resolve().is_relative_to(root)
+        ):
             faults.append(f"--config {given} is outside the uploaded folder {root}: put it under jobs/configs")
     if faults:
         raise JobsError("\n".join(faults))
 
 
 def find_jobs(client: "JobSubmissionClient", name: str, storage_uri: str) -> list["JobDetails"]:
-    """Jobs of the run, newest first: by the metadata of `submit`, by a submission id that is the name, or by the name in the command."""
+    """Jobs of the run, newest first: by the metadata of `submit`, by a submission id that is the name, or by the name
+    in the command.
+    """
     found = [job for job in client.list_jobs() if job.submission_id and _is_job_of(job, name, storage_uri)]
     return sorted(found, key=lambda job: -(job.start_time or 0))
 
@@ -134,8 +145,15 @@ def active_jobs(client: "JobSubmissionClient", config: RunConfig) -> list["JobDe
 
 
 def is_lost(client: "JobSubmissionClient", job: "JobDetails") -> bool:
-    """Whether the node that the job's driver ran on is gone. After a head has restarted, Ray calls such a job RUNNING for two more minutes."""
-    return not job.status.is_terminal() and job.driver_node_id is not None and job.driver_node_id not in living_nodes(client)
+    """Whether the node that the job's driver ran on is gone.
+
+    After a head has restarted, Ray calls such a job RUNNING for two more minutes.
+    """
+    return (
+        not job.status.is_terminal()
+        and job.driver_node_id is not None
+        and job.driver_node_id not in living_nodes(client)
+    )
 
 
 def living_nodes(client: "JobSubmissionClient") -> set[str]:
@@ -152,16 +170,22 @@ def living_nodes(client: "JobSubmissionClient") -> set[str]:
 def _is_job_of(job: "JobDetails", name: str, storage_uri: str) -> bool:
     metadata = job.metadata or {}
     if RUN_KEY in metadata:
-        return metadata[RUN_KEY] == name and metadata.get(STORAGE_KEY, storage_uri).rstrip("/") == storage_uri.rstrip("/")
+        return metadata[RUN_KEY] == name and metadata.get(STORAGE_KEY, storage_uri).rstrip("/") == storage_uri.rstrip(
+            "/"
+        )
     words = [word.strip("\"'") for word in (job.entrypoint or "").split()]
     named = f"name={name}" in words or any(word.endswith(f"/{name}/config.yaml") for word in words)
     return job.submission_id == name or (named and any(word.endswith(ENTRY) for word in words))
 
 
 def stop_jobs(client: "JobSubmissionClient", name: str, storage_uri: str, patience: float = 30.0) -> list[str]:
-    """Let the jobs of a run that has saved end by themselves for `patience` seconds, then stop them; a line for each says what happened."""
+    """Let the jobs of a run that has saved end by themselves for `patience` seconds, then stop them; a line for each
+    says what happened.
+    """
     told = []
-    for job_id in [str(job.submission_id) for job in find_jobs(client, name, storage_uri) if not job.status.is_terminal()]:
+    for job_id in [
+        str(job.submission_id) for job in find_jobs(client, name, storage_uri) if not job.status.is_terminal()
+    ]:
         if _ends_within(client, job_id, patience):
             told.append(f"job {job_id} ended by itself")
             continue
@@ -184,7 +208,9 @@ def _ends_within(client: "JobSubmissionClient", job_id: str, seconds: float) -> 
 
 
 def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.0, attempts: int = 40) -> Iterator[str]:
-    """The job's output as it comes, until the job ends or its driver is lost. The stream dies when the head restarts: it is taken up where it was.
+    """The job's output as it comes, until the job ends or its driver is lost.
+
+    The stream dies when the head restarts: it is taken up where it was.
 
     Raises JobsError where the cluster has not answered for `attempts` tries.
     """
@@ -216,12 +242,17 @@ def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.
 
 
 async def _next(stream: AsyncIterator[str], client: "JobSubmissionClient") -> str:
-    """The next piece of output. A head without power closes no connection: after some silence it is asked for a sign of life."""
+    """The next piece of output.
+
+    A head without power closes no connection: after some silence it is asked for a sign of life.
+    """
     piece = asyncio.ensure_future(anext(stream))
     address = urlsplit(client.get_address())
     while not (await asyncio.wait({piece}, timeout=SILENT_SECONDS))[0]:
         try:
-            _, writer = await asyncio.wait_for(asyncio.open_connection(address.hostname, address.port or 80), SILENT_SECONDS)
+            _, writer = await asyncio.wait_for(
+                asyncio.open_connection(address.hostname, address.port or 80), SILENT_SECONDS
+            )
             writer.close()
         except OSError:  # TimeoutError is one
             piece.cancel()
@@ -232,7 +263,9 @@ async def _next(stream: AsyncIterator[str], client: "JobSubmissionClient") -> st
 def _has_credentials(text: str) -> bool:
     """A URI with a user, or with keys in its query; or the form of a key of AWS or Hugging Face."""
     _, there, rest = text.partition("://")
-    in_uri = there and ("@" in rest.split("/", 1)[0] or re.search(r"[?&](access_key|secret_key|session_token|token|password)=", rest))
+    in_uri = there and (
+        "@" in rest.split("/", 1)[0] or re.search(r"[?&](access_key|secret_key|session_token|token|password)=", rest)
+    )
     return bool(in_uri or re.search(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}", text))
 
 

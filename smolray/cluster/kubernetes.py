@@ -1,6 +1,8 @@
-"""A run as Kubernetes manifests: in go a RunConfig and the objects of an overlay of k8s/, out come a RayJob with a cluster of its own and what it needs.
+"""A run as Kubernetes manifests: in go a RunConfig and the objects of an overlay of k8s/, out come a RayJob with a
+cluster of its own and what it needs.
 
-The overlay says what a cluster looks like; the run says how much of it there is. Applied again under its name, a run resumes.
+The overlay says what a cluster looks like; the run says how much of it there is. Applied again under its name, a run
+resumes.
 """
 
 import copy
@@ -25,14 +27,21 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
 class K8sError(ValueError):
-    """The run does not fit the overlay, or the overlay cannot be read; the message says what was found and what would do."""
+    """The run does not fit the overlay, or the overlay cannot be read; the message says what was found and what would
+    do.
+    """
 
 
 def overlay_objects(folder: str) -> list[Manifest]:
-    """The objects of a kustomize overlay. Raises K8sError where neither kustomize nor kubectl is there, or it refuses the folder."""
+    """The objects of a kustomize overlay.
+
+    Raises K8sError where neither kustomize nor kubectl is there, or it refuses the folder.
+    """
     if not (Path(folder) / "kustomization.yaml").is_file():
         near = sorted(p.parent.name for p in Path(folder).parent.glob("*/kustomization.yaml"))
-        raise K8sError(f"{folder} has no kustomization.yaml; there: {', '.join(near) or 'none'}. Give a folder such as k8s/overlays/home")
+        raise K8sError(
+            f"{folder} has no kustomization.yaml; there: {', '.join(near) or 'none'}. Give a folder such as k8s/overlays/home"
+        )
     tool = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
     if shutil.which(tool[0]) is None:
         raise K8sError("neither kustomize nor kubectl is on the PATH: install one of them")
@@ -49,7 +58,8 @@ def render(
     image: str | None = None,
     schedule: str | None = None,
 ) -> list[Manifest]:
-    """The run's RayJob (with `schedule`, in cron's format, a RayCronJob) and ConfigMap, and of the overlay all that is not a cluster or a template.
+    """The run's RayJob (with `schedule`, in cron's format, a RayCronJob) and ConfigMap, and of the overlay all that is
+    not a cluster or a template.
 
     Raises K8sError where the overlay has no room for the run's workers, or its pods do not see the run's storage.
     """
@@ -58,7 +68,9 @@ def render(
     template = next((o for o in objects if (o["kind"], o["metadata"]["name"]) == wanted), None)
     pool = next((o for o in objects if o["kind"] == "RayCluster"), None)
     if template is None or pool is None:
-        raise K8sError(f"the overlay has no {' '.join(wanted)} or no RayCluster: expected one made of k8s/base and k8s/jobs")
+        raise K8sError(
+            f"the overlay has no {' '.join(wanted)} or no RayCluster: expected one made of k8s/base and k8s/jobs"
+        )
     spec = template["spec"]["jobTemplate"] if schedule else template["spec"]
     name = object_name(config.name, CRONJOB_NAME if schedule else RAYJOB_NAME)
     labels = {"app.kubernetes.io/part-of": "smolray", "smolray.io/run": config.name}
@@ -68,16 +80,18 @@ def render(
     template["spec"].pop("suspend", None)
     if schedule:
         template["spec"]["schedule"] = schedule
-        spec["entrypoint"] += f" name={config.name}-$(date -u +%Y%m%d)"  # one run a day, not one that resumes and has ended
+        # one run a day, not one that resumes and has ended
+        spec["entrypoint"] += f" name={config.name}-$(date -u +%Y%m%d)"
     cluster = spec["rayClusterSpec"]
     _check_paths(config, cluster)
     _fit_workers(config, cluster)
     _mount_config(cluster, f"{name}-config")
     settings = {
-        "apiVersion": "v1", "kind": "ConfigMap",
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
         "metadata": {"name": f"{name}-config", "namespace": template["metadata"]["namespace"], "labels": labels},
         "data": {"run.yaml": to_yaml(config)},
-    }  # fmt: skip
+    }
     if image:
         for container in _containers(spec):
             container["image"] = image
@@ -90,7 +104,9 @@ def to_manifests(objects: Iterable[Manifest]) -> str:
 
 
 def object_name(name: str, limit: int) -> str:
-    """A run's name as a DNS label of at most `limit` characters; what had to be changed carries a hash, so that no two runs meet."""
+    """A run's name as a DNS label of at most `limit` characters; what had to be changed carries a hash, so that no two
+    runs meet.
+    """
     label = re.sub(r"[^a-z0-9-]", "-", name)
     if label == name and label[0].isalpha() and len(label) <= limit:
         return label
@@ -100,7 +116,10 @@ def object_name(name: str, limit: int) -> str:
 
 def _containers(spec: Manifest) -> Iterable[Manifest]:
     cluster = spec["rayClusterSpec"]
-    for template in (spec["submitterPodTemplate"], *(g["template"] for g in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]))):
+    for template in (
+        spec["submitterPodTemplate"],
+        *(g["template"] for g in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])),
+    ):
         yield from template["spec"]["containers"]
 
 
@@ -128,11 +147,17 @@ def _check_paths(config: RunConfig, cluster: Manifest) -> None:
     lost = [
         f"{key} = {value!r}"
         for key, value in paths.items()
-        if value and storage.is_local(value) and not (hub and key in ("data.train", "data.validation"))
+        if value
+        and storage.is_local(value)
+        and not (hub and key in ("data.train", "data.validation"))
         and not any(value == mount or value.startswith(f"{mount}/") for mount in shared)
-    ]  # fmt: skip
+    ]
     if lost:
-        there = f"or a path under {', '.join(sorted(shared))}" if shared else "(the overlay has no volume; k8s/pvc adds one)"
+        there = (
+            f"or a path under {', '.join(sorted(shared))}"
+            if shared
+            else "(the overlay has no volume; k8s/pvc adds one)"
+        )
         raise K8sError(f"{', '.join(lost)}: not seen by all pods; expected s3://… {there}")
 
 
@@ -143,7 +168,9 @@ def _claimed(pod: Manifest) -> set[str]:
 
 
 def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
-    """As many pods of each group as the run's workers need; where an autoscaler decides, only see that they could be had."""
+    """As many pods of each group as the run's workers need; where an autoscaler decides, only see that they could be
+    had.
+    """
     low, high = config.resources.workers
     groups, left, room, seen = cluster["workerGroupSpecs"], high, 0, []
     known = {key for group in groups for key in group.get("labels", {})}
@@ -158,7 +185,9 @@ def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
         if not cluster.get("enableInTreeAutoscaling"):
             group["replicas"], group["minReplicas"] = pods, min(group["minReplicas"], pods)
     if room < low:
-        nearest = f"nearest: resources.num_workers={room}" if room else "none fits; see resources.* and the pods' limits"
+        nearest = (
+            f"nearest: resources.num_workers={room}" if room else "none fits; see resources.* and the pods' limits"
+        )
         raise K8sError(f"asked for {low} workers, the overlay has room for {room} ({'; '.join(seen)}); {nearest}")
 
 

@@ -1,4 +1,5 @@
-"""Boxes that join and leave a cluster: in go a job server's address and a box, out come the command that adds it, or a run that went on without it.
+"""Boxes that join and leave a cluster: in go a job server's address and a box, out come the command that adds it, or a
+run that went on without it.
 
 A box is drained politely: its runs save and stop, and are submitted again, to go on where the box is not.
 """
@@ -49,7 +50,10 @@ class Node:
 
 
 def nodes(address: str) -> list[Node]:
-    """The living nodes of the cluster whose job server is `address`, the head first. Raises ClusterError where it does not answer."""
+    """The living nodes of the cluster whose job server is `address`, the head first.
+
+    Raises ClusterError where it does not answer.
+    """
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException
 
@@ -57,7 +61,9 @@ def nodes(address: str) -> list[Node]:
         found = [n for n in list_nodes(address, timeout=10) if n.state == "ALIVE"]
     except (RayStateApiException, ConnectionError, OSError, RuntimeError) as error:
         raise ClusterError(f"{address} does not list its nodes: {str(error).strip().splitlines()[0]}") from None
-    made = [Node(n.node_id, n.node_ip, (n.labels or {}).get(BOX_LABEL) or n.node_ip, bool(n.is_head_node)) for n in found]
+    made = [
+        Node(n.node_id, n.node_ip, (n.labels or {}).get(BOX_LABEL) or n.node_ip, bool(n.is_head_node)) for n in found
+    ]
     return sorted(made, key=lambda n: (not n.head, n.box))
 
 
@@ -67,14 +73,17 @@ def find_node(address: str, box: str) -> Node:
     chosen = [n for n in there if box in (n.box, n.address, n.id)]
     if len(chosen) != 1:
         listed = ", ".join(f"{n.box} ({n.address}{', the head' if n.head else ''})" for n in there)
-        raise ClusterError(f"{len(chosen)} nodes are called {box!r}; there: {listed or 'none'}. Name one by its address")
+        raise ClusterError(
+            f"{len(chosen)} nodes are called {box!r}; there: {listed or 'none'}. Name one by its address"
+        )
     return chosen[0]
 
 
 def join_command(box: str, head: str, interface: str, user: str = "", card: str = "", once: bool = False) -> str:
     """The one command that adds `box` (host name or address) to the cluster of `head` (address, host or job server).
 
-    For good, it is to be run in a checkout on the machine that has the token; with `once`, on the box itself until it is switched off.
+    For good, it is to be run in a checkout on the machine that has the token; with `once`, on the box itself until it
+    is switched off.
     """
     host = urlsplit(head).hostname if "://" in head else head.partition(":")[0]
     if not host:
@@ -82,21 +91,39 @@ def join_command(box: str, head: str, interface: str, user: str = "", card: str 
     if once:
         labels = f"{BOX_LABEL}={box}" + (f",{CARD_LABEL}={card}" if card else "")
         ports = [f"--{name}={port}" for name, port in PORTS.items()]
-        environment = ["env", "RAY_AUTH_MODE=token", f"GLOO_SOCKET_IFNAME={interface}", f"NCCL_SOCKET_IFNAME={interface}"]
-        return shlex.join([*environment, "ray", "start", "--block", f"--address={host}:{GCS_PORT}", f"--labels={labels}", *ports])
-    told = [f"smolray_head_address={host}", f"smolray_interface={interface}", *([f"smolray_card={card}"] if card else [])]
+        environment = [
+            "env",
+            "RAY_AUTH_MODE=token",
+            f"GLOO_SOCKET_IFNAME={interface}",
+            f"NCCL_SOCKET_IFNAME={interface}",
+        ]
+        return shlex.join(
+            [*environment, "ray", "start", "--block", f"--address={host}:{GCS_PORT}", f"--labels={labels}", *ports]
+        )
+    told = [
+        f"smolray_head_address={host}",
+        f"smolray_interface={interface}",
+        *([f"smolray_card={card}"] if card else []),
+    ]
     account = ["-u", user] if user else []
-    return shlex.join(["ansible-playbook", "cluster/site.yml", "-i", f"{box},", *account, *(a for t in told for a in ("-e", t))])
+    return shlex.join(
+        ["ansible-playbook", "cluster/site.yml", "-i", f"{box},", *account, *(a for t in told for a in ("-e", t))]
+    )
 
 
-def drain(client: "JobSubmissionClient", address: str, box: str, storage_uri: str, wait: float = 300.0) -> Iterator[str]:
+def drain(
+    client: "JobSubmissionClient", address: str, box: str, storage_uri: str, wait: float = 300.0
+) -> Iterator[str]:
     """Empty a box, a line for each thing done: nothing new starts there, its runs save, stop, and go on elsewhere.
 
-    Run it in a checkout, whose code the runs go on with. Raises ClusterError and JobsError before a run is touched where it could not go on.
+    Run it in a checkout, whose code the runs go on with. Raises ClusterError and JobsError before a run is touched
+    where it could not go on.
     """
     node = find_node(address, box)
     if node.head:
-        raise ClusterError(f"{box} is the head: the cluster ends with it; stop the runs, then the unit smolray-ray on it")
+        raise ClusterError(
+            f"{box} is the head: the cluster ends with it; stop the runs, then the unit smolray-ray on it"
+        )
     here, unknown = _runs_on(client, address, node, storage_uri)
     for run, arguments in here:
         check_submission(run, arguments)
@@ -109,11 +136,17 @@ def drain(client: "JobSubmissionClient", address: str, box: str, storage_uri: st
     yield f"{node.box} is empty. On it: `sudo systemctl stop smolray-ray` to take the card, `sudo systemctl restart smolray-ray` to give it back"
 
 
-def _runs_on(client: "JobSubmissionClient", address: str, node: Node, storage_uri: str) -> tuple[list[tuple[RunConfig, list[str]]], list[str]]:
-    """The runs that have a process on the node, each with the arguments that start it again; and jobs that are no run known here."""
+def _runs_on(
+    client: "JobSubmissionClient", address: str, node: Node, storage_uri: str
+) -> tuple[list[tuple[RunConfig, list[str]]], list[str]]:
+    """The runs that have a process on the node, each with the arguments that start it again; and jobs that are no run
+    known here.
+    """
     from ray.util.state import list_actors
 
-    busy = {a.job_id for a in list_actors(address, filters=[("node_id", "=", node.id), ("state", "=", "ALIVE")], timeout=10)}
+    busy = {
+        a.job_id for a in list_actors(address, filters=[("node_id", "=", node.id), ("state", "=", "ALIVE")], timeout=10)
+    }
     known, unknown = [], []
     for job in client.list_jobs():
         if job.status.is_terminal() or job.job_id not in busy:
@@ -136,7 +169,9 @@ def _run_of(job: "JobDetails", storage_uri: str) -> tuple[str, str]:
 
 
 def _refuse_new_work(client: "JobSubmissionClient", node: Node, wait: float) -> None:
-    """Tell the head that the node is about to go; from then on nothing is placed there, and its Ray ends when it is empty."""
+    """Tell the head that the node is about to go; from then on nothing is placed there, and its Ray ends when it is
+    empty.
+    """
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "smolray cluster drain"]
     command = ["ray", "drain-node", "--node-id", node.id, *reason, "--deadline-remaining-seconds", str(int(wait) + 60)]
     job_id = client.submit_job(entrypoint=shlex.join(command))  # as a job: only the boxes reach the head's own port
@@ -146,7 +181,9 @@ def _refuse_new_work(client: "JobSubmissionClient", node: Node, wait: float) -> 
             raise ClusterError(f"the head did not answer within 60 s to drain {node.box} (job {job_id})")
         time.sleep(0.3)
     if client.get_job_status(job_id).value != "SUCCEEDED":
-        raise ClusterError(f"the head refused to drain {node.box}: {client.get_job_logs(job_id).strip().splitlines()[-1:]}")
+        raise ClusterError(
+            f"the head refused to drain {node.box}: {client.get_job_logs(job_id).strip().splitlines()[-1:]}"
+        )
 
 
 def _move(client: "JobSubmissionClient", run: RunConfig, arguments: list[str], wait: float) -> Iterator[str]:
@@ -155,7 +192,9 @@ def _move(client: "JobSubmissionClient", run: RunConfig, arguments: list[str], w
         status.request_stop(run.run_dir)
         end = status.wait_for_end(run.run_dir, len(before), wait)
         if end is None:
-            raise ClusterError(f"{run.name} has not saved within {duration(wait)}: its box is drained, the run goes on; try again or stop it")
+            raise ClusterError(
+                f"{run.name} has not saved within {duration(wait)}: its box is drained, the run goes on; try again or stop it"
+            )
         status.clear_stop(run.run_dir)
         yield f"{run.name} {end.get('status')} at step {end.get('step')}"
         if end.get("status") != "stopped":
@@ -165,7 +204,9 @@ def _move(client: "JobSubmissionClient", run: RunConfig, arguments: list[str], w
     try:
         job_id = submit(client, run, arguments)
     except JobsError as error:
-        raise JobsError(f"{run.name} has saved and stopped, but was not taken again: {error}; `smolray resume {run.name}` tries again") from None
+        raise JobsError(
+            f"{run.name} has saved and stopped, but was not taken again: {error}; `smolray resume {run.name}` tries again"
+        ) from None
     yield f"{run.name} submitted again as {job_id}"
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline and not client.get_job_status(job_id).is_terminal():

@@ -1,4 +1,5 @@
-"""A watcher that submits a run again when its driver was lost: in goes a run, out comes its output until it has ended by itself.
+"""A watcher that submits a run again when its driver was lost: in goes a run, out comes its output until it has ended
+by itself.
 
 A run that finished, was stopped, or failed of its own is left alone: only one that could not say so was lost.
 """
@@ -23,12 +24,18 @@ LOSSES = 5  # in a row, without a step between
 
 
 def keep_alive(
-    client: "JobSubmissionClient", config: RunConfig, arguments: Sequence[str], patience: float = 3600.0, working_dir: str = "."
+    client: "JobSubmissionClient",
+    config: RunConfig,
+    arguments: Sequence[str],
+    patience: float = 3600.0,
+    working_dir: str = ".",
 ) -> Iterator[str]:
-    """Submit the run, or take up the job that trains it, and follow it; submit it again whenever its driver is gone and the run has not ended.
+    """Submit the run, or take up the job that trains it, and follow it; submit it again whenever its driver is gone and
+    the run has not ended.
 
-    Waits up to `patience` seconds for a head that does not answer. Raises JobsError where it does not come back, the cluster refuses the run,
-    the job fails before the run can say why, or the run is lost five times without a step between.
+    Waits up to `patience` seconds for a head that does not answer. Raises JobsError where it does not come back, the
+    cluster refuses the run, the job fails before the run can say why, or the run is lost five times without a step
+    between.
     """
     jobs_client.check_submission(config, arguments, working_dir)
     job_id = next((j.submission_id for j in jobs_client.active_jobs(client, config)), None)
@@ -50,24 +57,33 @@ def keep_alive(
             continue
         losses = 1 if any(e["event"] == "step" for e in fresh) else losses + 1
         if losses >= LOSSES:
-            raise JobsError(f"{config.name} was lost {losses} times without a step between: something ends its driver; see `ray job logs {job_id}`")
+            raise JobsError(
+                f"{config.name} was lost {losses} times without a step between: something ends its driver; see `ray job logs {job_id}`"
+            )
         yield f"the driver of {config.name} was lost: submitting it again\n"
         _wait_for_boxes(client, boxes, BOXES_SECONDS)
         job_id = None
 
 
 def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
-    """Whether a job that wrote no end was stopped by someone. Raises JobsError where it failed and its run could not say why."""
+    """Whether a job that wrote no end was stopped by someone.
+
+    Raises JobsError where it failed and its run could not say why.
+    """
     job = client.get_job_info(job_id)
     if jobs_client.is_lost(client, job):
         return False
     if job.status.value == "FAILED" and (job.driver_exit_code or 0) > 0 and job.driver_exit_code != 137:  # not killed
-        raise JobsError(f"job {job_id} failed, and its run could not say why: {client.get_job_logs(job_id).strip()[-1000:]}")
+        raise JobsError(
+            f"job {job_id} failed, and its run could not say why: {client.get_job_logs(job_id).strip()[-1000:]}"
+        )
     return job.status.value in ("STOPPED", "SUCCEEDED")
 
 
 def _taken_again(client: "JobSubmissionClient", config: RunConfig, seconds: float) -> str | None:
-    """The job that trains a run again after it was stopped, as `smolray cluster drain` does; None where nobody started it for so long."""
+    """The job that trains a run again after it was stopped, as `smolray cluster drain` does; None where nobody started
+    it for so long.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for job in jobs_client.active_jobs(client, config):

@@ -1,7 +1,7 @@
 """A run's settings: one YAML file and dotted `key=value` overrides in, one checked and frozen RunConfig out.
 
-schema.py holds every key with its type, default and meaning; rules.py the combinations that cannot work; load.py reads and merges;
-errors.py turns every fault into one line that names the key, the value and the nearest valid choice.
+schema.py holds every key with its type, default and meaning; rules.py the combinations that cannot work; load.py reads
+and merges; errors.py turns every fault into one line that names the key, the value and the nearest valid choice.
 """
 
 from smolray.config.errors import ConfigError as ConfigError

@@ -1,4 +1,5 @@
-"""What pydantic says about a wrong setting, as one line for a person: key, value, what is allowed, the nearest valid choice.
+"""What pydantic says about a wrong setting, as one line for a person: key, value, what is allowed, the nearest valid
+choice.
 
 In: the root model and its ValidationError. Out: text.
 """
@@ -26,7 +27,9 @@ def explain(root: Model, error: ValidationError) -> str:
 
 
 def _key_of(root: Model, fault: Any) -> str:
-    """The dotted key at fault; pydantic adds the branch of a union (`int`, `tuple[…]`) to the place, which is no part of it."""
+    """The dotted key at fault; pydantic adds the branch of a union (`int`, `tuple[…]`) to the place, which is no part
+    of it.
+    """
     parts: list[str] = []
     for part in fault["loc"]:
         if (part == "int" or str(part).startswith("tuple[")) and _section_at(root, parts) is None:
@@ -42,7 +45,9 @@ def _explain(root: Model, key: str, faults: list[Any]) -> str:
     if fault["type"] == "extra_forbidden":
         allowed = _fields_at(root, location[:-1])
         near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.6) or _elsewhere(root, location[-1])
-        hint = f"; did you mean {'.'.join([*location[:-1], near[0]]) if near[0] in allowed else near[0]}?" if near else ""
+        hint = (
+            f"; did you mean {'.'.join([*location[:-1], near[0]]) if near[0] in allowed else near[0]}?" if near else ""
+        )
         return f"{key} = {value!r}: not a setting; allowed here: {', '.join(sorted(allowed))}{hint}"
     if len(faults) > 1:  # every branch of a union refused it: the description of the setting says what is meant
         return f"{key} = {value!r}: expected {_describe(root, location)}"
@@ -74,7 +79,11 @@ def _section_at(root: Model, location: Sequence[str]) -> Model | None:
     section: Model = root
     for part in location:
         annotation = section.model_fields[part].annotation if part in section.model_fields else None
-        options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)]
+        options = [
+            a
+            for a in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
         if not options:
             return None
         section = options[0]

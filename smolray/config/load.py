@@ -13,7 +13,9 @@ from smolray.config.rules import faults
 from smolray.config.schema import SHORTHANDS, RunConfig
 
 
-def load_config(path: str | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> RunConfig:
+def load_config(
+    path: str | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None
+) -> RunConfig:
     """Lay a YAML file (path or URI) over `base`, dotted `key=value` overrides over both, and validate the whole.
 
     Raises ConfigError with one line per fault. Combinations are checked by `check_run`, which is called here.
@@ -70,7 +72,9 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _apply_override(record: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise ConfigError(f"{override!r} is not an override: expected dotted.key=value, such as optimizer.learning_rate=1e-4")
+        raise ConfigError(
+            f"{override!r} is not an override: expected dotted.key=value, such as optimizer.learning_rate=1e-4"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,6 +1,7 @@
 """One run as frozen models: a YAML file plus dotted overrides in, one validated RunConfig out.
 
-Every wrong key, value or combination is named in a single ConfigError. Settings carry the names of TRL / transformers where they have one.
+Every wrong key, value or combination is named in a single ConfigError. Settings carry the names of TRL / transformers
+where they have one.
 """
 
 import hashlib
@@ -31,20 +32,35 @@ class SearchConfig(Section):
         description="dotted key of the run -> {loguniform | uniform | int: [low, high]} or {choice | grid: [values]}; default: the published recipe's ranges",
     )
     num_samples: int = Field(default=12, ge=1, description="trials; with grid keys: times each combination")
-    algorithm: Literal["random", "grid", "optuna"] = Field(default="optuna", description="grid: every combination of choice and grid keys")
+    algorithm: Literal["random", "grid", "optuna"] = Field(
+        default="optuna", description="grid: every combination of choice and grid keys"
+    )
     scheduler: Literal["none", "asha", "hyperband", "pbt"] = Field(
-        default="asha", description="asha: stop the worse early; hyperband: asha with several first rungs; pbt: the worse take over the weights of the better"
+        default="asha",
+        description="asha: stop the worse early; hyperband: asha with several first rungs; pbt: the worse take over the weights of the better",
     )
     metric: Literal["accuracy", "loss"] = Field(
-        default="accuracy", description="at the checkpoints. accuracy: what the best checkpoint of a run is chosen by; "
-        "loss: of the validation answers, without data.validation (and for dpo) of the training steps since the checkpoint before"
-    )  # fmt: skip
-    second_objective: Literal["memory", "seconds"] | None = Field(default=None, description="optuna: accuracy or loss against peak memory or training time")
-    grace_period: int = Field(default=1, ge=1, description="reports (epochs, unless evaluate.eval_epochs says otherwise) before a trial may be stopped")
-    reduction_factor: float = Field(default=3.0, gt=1, description="asha, hyperband: one of so many goes on from each rung")
+        default="accuracy",
+        description="at the checkpoints. accuracy: what the best checkpoint of a run is chosen by; "
+        "loss: of the validation answers, without data.validation (and for dpo) of the training steps since the checkpoint before",
+    )
+    second_objective: Literal["memory", "seconds"] | None = Field(
+        default=None, description="optuna: accuracy or loss against peak memory or training time"
+    )
+    grace_period: int = Field(
+        default=1,
+        ge=1,
+        description="reports (epochs, unless evaluate.eval_epochs says otherwise) before a trial may be stopped",
+    )
+    reduction_factor: float = Field(
+        default=3.0, gt=1, description="asha, hyperband: one of so many goes on from each rung"
+    )
     perturbation_interval: int = Field(default=1, ge=1, description="pbt: reports between two looks at who is better")
-    max_concurrent: int | None = Field(default=None, ge=1, description="trials at a time; default: as many as the cluster holds")
+    max_concurrent: int | None = Field(
+        default=None, ge=1, description="trials at a time; default: as many as the cluster holds"
+    )
     train_best: bool = Field(default=False, description="train with best.yaml when the search is over")
+
 
 Group = Literal["vision", "connector", "text"]
 PIPELINE_ACCUMULATION = 4  # with fewer micro-batches a stage, filling and emptying a pipeline takes most of a step
@@ -53,17 +69,20 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 class ModelConfig(Section):
     path: str = Field(
-        default="HuggingFaceTB/SmolVLM-256M-Instruct", description="hub id, folder, or tiny | random-256m | random-500m | random-2.2b"
+        default="HuggingFaceTB/SmolVLM-256M-Instruct",
+        description="hub id, folder, or tiny | random-256m | random-500m | random-2.2b",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     dtype: DType = Field(default="bfloat16", description="compute type; optimizer states and master weights stay fp32")
     attn_implementation: Literal["sdpa"] = "sdpa"  # eager attention adds a boolean mask instead of applying it
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
-        default=False, description="true: every layer (the text model's last, whose MLP runs for trained tokens only, keeps what is left of it); "
+        default=False,
+        description="true: every layer (the text model's last, whose MLP runs for trained tokens only, keeps what is left of it); "
         "a number: so many layers of the vision tower and of the text model each",
     )
     vision_features: Literal["compute", "precompute"] = Field(
-        default="compute", description="precompute: the output of a frozen vision tower is written beside the shards once and read in place of images"
+        default="compute",
+        description="precompute: the output of a frozen vision tower is written beside the shards once and read in place of images",
     )
     load_in_4bit: bool = Field(default=False, description="nf4 with double quantisation (bitsandbytes)")
     load_in_8bit: bool = Field(default=False, description="int8 (bitsandbytes)")
@@ -76,7 +95,9 @@ class LoraConfig(Section):
     """Names as in peft.LoraConfig; `groups` limits `target_modules` to the part of the model that is meant."""
 
     r: int = Field(default=8, ge=1)
-    ranks: dict[Group, Annotated[int, Field(ge=1)]] = Field(default_factory=dict, description="rank of a group, where it is not `r`")
+    ranks: dict[Group, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="rank of a group, where it is not `r`"
+    )
     use_dora: bool = False
     use_rslora: bool = False
     lora_alpha: float = Field(default=8, gt=0)
@@ -114,16 +135,23 @@ class DataConfig(Section):
     shards: str = Field(default="", description="where prepared shards are kept; default: <storage>/shards")
     format: Literal["auto", "parquet", "webdataset", "jsonl", "hub"] = "auto"
     columns: ColumnsConfig = ColumnsConfig()
-    prompt: str = Field(default="", description="instruction put before a question, or the whole question for caption data")
+    prompt: str = Field(
+        default="", description="instruction put before a question, or the whole question for caption data"
+    )
     split: str = Field(default="", description="split of a hub data set")
     revision: str | None = None
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1, description="share of quarantined rows above which prepare stops")
-    max_image_pixels: int = Field(default=50_000_000, ge=1, description="larger images are refused as decompression bombs")
+    max_bad_fraction: float = Field(
+        default=0.01, ge=0, le=1, description="share of quarantined rows above which prepare stops"
+    )
+    max_image_pixels: int = Field(
+        default=50_000_000, ge=1, description="larger images are refused as decompression bombs"
+    )
     shard_bytes: int = Field(default=64 * 2**20, ge=2**16)
     max_length: int = Field(default=2048, ge=8, description="longest packed sequence in tokens")
     overlong: Literal["drop", "truncate_text", "error"] = "drop"
     packing: Literal["none", "image", "full"] = Field(
-        default="full", description="image: all questions about one image share its tokens, exactly; full: and sequences lie end to end, without padding"
+        default="full",
+        description="image: all questions about one image share its tokens, exactly; full: and sequences lie end to end, without padding",
     )
     max_questions_per_image: int = Field(default=16, ge=1)
     num_cpus_per_task: float = Field(default=0.25, gt=0)
@@ -132,12 +160,18 @@ class DataConfig(Section):
 
 class ImageConfig(Section):
     longest_edge: int | None = Field(default=None, ge=1, description="default: the processor's")
-    max_tiles: int | None = Field(default=None, ge=1, description="upper limit of tiles an image, the global one included")
-    upscale: bool = Field(default=False, description="true: enlarge small images to longest_edge first, as the stock processor does")
+    max_tiles: int | None = Field(
+        default=None, ge=1, description="upper limit of tiles an image, the global one included"
+    )
+    upscale: bool = Field(
+        default=False, description="true: enlarge small images to longest_edge first, as the stock processor does"
+    )
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(default="adamw", description="*_8bit: bitsandbytes")
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw", description="*_8bit: bitsandbytes"
+    )
     learning_rate: float = Field(default=1e-4, ge=0)
     learning_rates: dict[Group, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="learning rate of a group, where it is not `learning_rate`"
@@ -148,9 +182,16 @@ class OptimizerConfig(Section):
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
     lr_scheduler_type: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_min_lr",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "cosine_with_min_lr",
         "warmup_stable_decay",
-    ] = "cosine"  # fmt: skip
+    ] = "cosine"
     lr_scheduler_kwargs: dict[str, Annotated[int | float | str, Field(union_mode="left_to_right")]] = Field(
         default_factory=dict, description="as transformers.get_scheduler takes them"
     )
@@ -165,12 +206,17 @@ class TrainConfig(Section):
     micro_batch_tokens: int | None = Field(
         default=None, ge=8, description="padded tokens in a micro-batch, at most; default: no limit but the count"
     )
-    gradient_accumulation_steps: int = Field(default=1, ge=1, description="with a fixed number of workers: global_batch / workers")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="with a fixed number of workers: global_batch / workers"
+    )
     global_batch: int | None = Field(
-        default=None, ge=1, description="micro-batches in an optimizer step, over all workers; default: workers x accumulation, 4 a worker for a pipeline"
+        default=None,
+        ge=1,
+        description="micro-batches in an optimizer step, over all workers; default: workers x accumulation, 4 a worker for a pipeline",
     )
     deal: Literal["auto", "speed", "equal"] = Field(
-        default="auto", description="ZeRO 0-2: speed: micro-batches are dealt by the speed that workers have in the first steps; auto: where their cards differ"
+        default="auto",
+        description="ZeRO 0-2: speed: micro-batches are dealt by the speed that workers have in the first steps; auto: where their cards differ",
     )
     logging_steps: int = Field(default=10, ge=1)
     audit: bool = Field(default=False, description="write the ids of the consumed samples per step")
@@ -180,18 +226,25 @@ class DPOConfig(Section):
     """Names and defaults as in trl.DPOConfig; `reference` says where the reference model's log-probabilities come from."""
 
     beta: float = Field(default=0.1, gt=0)
-    loss_type: tuple[Literal["sigmoid", "ipo", "hinge", "robust", "sft"], ...] = Field(default=("sigmoid",), min_length=1)
+    loss_type: tuple[Literal["sigmoid", "ipo", "hinge", "robust", "sft"], ...] = Field(
+        default=("sigmoid",), min_length=1
+    )
     loss_weights: tuple[float, ...] | None = Field(default=None, description="one for each loss_type; default: 1 each")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="robust: probability that a pair is the wrong way round")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="robust: probability that a pair is the wrong way round"
+    )
     reference: Literal["auto", "adapter", "copy", "precompute"] = Field(
-        default="auto", description="adapter: LoRA switched off; copy: a frozen copy; precompute: once, beside the shards; auto: adapter, else copy"
+        default="auto",
+        description="adapter: LoRA switched off; copy: a frozen copy; precompute: once, beside the shards; auto: adapter, else copy",
     )
 
 
 class RetrievalConfig(Section):
     """Contrastive training of image search by text."""
 
-    temperature: float = Field(default=0.05, gt=0, description="divides the cosine similarities; smaller: the hardest negatives count for more")
+    temperature: float = Field(
+        default=0.05, gt=0, description="divides the cosine similarities; smaller: the hardest negatives count for more"
+    )
 
 
 class EngineConfig(Section):
@@ -201,13 +254,19 @@ class EngineConfig(Section):
         "auto: the planner chooses, on at most resources.num_workers",
     )
     stage: Literal[0, 1, 2, 3] = Field(default=2, description="of ZeRO")
-    pipeline_stages: int | None = Field(default=None, ge=1, description="pipeline: stages; default: one for each worker")
-    cut: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="pipeline: units in each stage; default: even by cost")
+    pipeline_stages: int | None = Field(
+        default=None, ge=1, description="pipeline: stages; default: one for each worker"
+    )
+    cut: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        default=None, description="pipeline: units in each stage; default: even by cost"
+    )
     cards: tuple[str, ...] | None = Field(
-        default=None, description="pipeline: node address and card of each stage, pipeline after pipeline, as the log's inventory names them; auto sets it"
+        default=None,
+        description="pipeline: node address and card of each stage, pipeline after pipeline, as the log's inventory names them; auto sets it",
     )
     schedule: Literal["interleaved_1f1b", "gpipe"] = Field(
-        default="interleaved_1f1b", description="zero-bubble schedules are not offered: they lose the gradients of a stage whose input needs none"
+        default="interleaved_1f1b",
+        description="zero-bubble schedules are not offered: they lose the gradients of a stage whose input needs none",
     )
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_param: Literal["none", "cpu"] = "none"
@@ -225,8 +284,12 @@ Metric = Literal["exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "ble
 class EvalConfig(Section):
     eval_epochs: int = Field(default=1, ge=0, description="evaluate after every so many epochs; 0: at the end only")
     max_samples: int | None = Field(default=None, ge=1)
-    metrics: tuple[Metric, ...] = Field(default=("exact_match",), description="figures to compute, each with its interval")
-    loss: bool = Field(default=False, description="sft: also the mean loss of the validation answers, at each evaluated checkpoint")
+    metrics: tuple[Metric, ...] = Field(
+        default=("exact_match",), description="figures to compute, each with its interval"
+    )
+    loss: bool = Field(
+        default=False, description="sft: also the mean loss of the validation answers, at each evaluated checkpoint"
+    )
     max_new_tokens: int = Field(default=16, ge=1)
     batch_size: int = Field(default=64, ge=1, description="questions decoded together")
     samples_in_report: int = Field(default=24, ge=0)
@@ -248,7 +311,8 @@ class ResourcesConfig(Section):
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
 
-# Sections that may be written as one word, and the key that the word stands for: `engine: zero` is `engine: {name: zero}`.
+# Sections that may be written as one word, and the key that the word stands for: `engine: zero` is `engine: {name:
+# zero}`.
 SHORTHANDS = {"engine": "name"}
 
 
@@ -262,7 +326,9 @@ class RunConfig(Section):
     name: str = Field(default="run", pattern=r"^[a-z0-9]([a-z0-9._-]{0,60}[a-z0-9])?$")
     storage: str = Field(default="runs", description="folder or URI under which runs live")
     seed: int = Field(default=0, ge=0)
-    method: Literal["sft", "dpo", "retrieval"] = Field(default="sft", description="retrieval: images beside their captions, for `smolray search`")
+    method: Literal["sft", "dpo", "retrieval"] = Field(
+        default="sft", description="retrieval: images beside their captions, for `smolray search`"
+    )
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
     data: DataConfig = DataConfig()
@@ -275,7 +341,9 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvalConfig = EvalConfig()
     resources: ResourcesConfig = ResourcesConfig()
-    search: SearchConfig | None = Field(default=None, description="hyperparameters to search for with `smolray tune`; left aside by `smolray train`")
+    search: SearchConfig | None = Field(
+        default=None, description="hyperparameters to search for with `smolray tune`; left aside by `smolray train`"
+    )
 
     @property
     def run_dir(self) -> str:

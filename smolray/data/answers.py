@@ -23,9 +23,14 @@ def count_answers(folder: str, name: str, number: int) -> pa.Table:
         for conversation in row.conversations:
             record = question_record(conversation)
             counts[record["question"], record["answer"]] += 1
-    return pa.Table.from_pylist([{"question": q, "answer": a, "count": n} for (q, a), n in counts.items()], schema=SCHEMA)
+    return pa.Table.from_pylist(
+        [{"question": q, "answer": a, "count": n} for (q, a), n in counts.items()], schema=SCHEMA
+    )
 
 
 def distinct_texts(tables: Iterable[pa.Table]) -> list[str]:
     """Every question with its answer once, sorted: what the tokenizer of an offline model is trained on."""
-    return [f"{q}\n {a}" for q, a in sorted({(line["question"], line["answer"]) for table in tables for line in table.to_pylist()})]
+    return [
+        f"{q}\n {a}"
+        for q, a in sorted({(line["question"], line["answer"]) for table in tables for line in table.to_pylist()})
+    ]

@@ -1,4 +1,6 @@
-"""Packed sequences and tiles -> Batch, one micro-batch of tensors; and its bytes, in which a Ray Data task hands it over."""
+"""Packed sequences and tiles -> Batch, one micro-batch of tensors; and its bytes, in which a Ray Data task hands it
+over.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +20,10 @@ from smolray.pretrained import DTYPES
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """What the frozen part of the model made of one image. `bits`: (tiles, tokens, hidden) of `dtype`, 16-bit types as uint16."""
+    """What the frozen part of the model made of one image.
+
+    `bits`: (tiles, tokens, hidden) of `dtype`, 16-bit types as uint16.
+    """
 
     key: bytes  # a hash of the image
     grid: Grid
@@ -33,7 +38,8 @@ class Group:
     row: ShardRow
     conversations: tuple[int, ...]
     features: tuple[ImageFeatures, ...] = ()  # one for each image, where they are read in place of `row.images`
-    reference: tuple[tuple[float, float], ...] = ()  # the reference model's logps of chosen, rejected, of every conversation of the row
+    # the reference model's logps of chosen, rejected, of every conversation of the row
+    reference: tuple[tuple[float, float], ...] = ()
 
     def grids(self, tiler: Tiler) -> list[Grid]:
         """How each image of the row is cut."""
@@ -45,7 +51,10 @@ class Group:
 
 
 def collate_training(groups: Sequence[Group], encoder: Encoder, images: bool = True) -> Batch:
-    """The micro-batch of `groups`, with the ids of its conversations in `meta`. Without `images` tiles keep their number and nothing else."""
+    """The micro-batch of `groups`, with the ids of its conversations in `meta`.
+
+    Without `images` tiles keep their number and nothing else.
+    """
     packed = []
     for group in groups:
         grids = group.grids(encoder.tiler)
@@ -55,12 +64,16 @@ def collate_training(groups: Sequence[Group], encoder: Encoder, images: bool = T
 
 
 def collate_imageless(groups: Sequence[Group], encoder: Encoder) -> Batch:
-    """What `collate_training` gives to a stage of a pipeline that looks at no image: none is decoded, `pixel_values` are (T, 0, side, side)."""
+    """What `collate_training` gives to a stage of a pipeline that looks at no image: none is decoded, `pixel_values`
+    are (T, 0, side, side).
+    """
     return collate_training(groups, encoder, images=False)
 
 
 def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
-    """The prompts of `groups` for decoding, with id, key, type, question and reference answers of each conversation in `meta`."""
+    """The prompts of `groups` for decoding, with id, key, type, question and reference answers of each conversation in
+    `meta`.
+    """
     packed, records = [], []
     for group in groups:
         grids = group.grids(encoder.tiler)
@@ -74,10 +87,11 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
 
 
 def collate_pairs(groups: Sequence[Group], encoder: Encoder) -> Batch:
-    """Image and text of each conversation apart, for contrastive training: what is asked about an image, and the answer as a turn of its own.
+    """Image and text of each conversation apart, for contrastive training: what is asked about an image, and the answer
+    as a turn of its own.
 
-    In a group either is there once. `meta` has question records and, as `pairs`, for each conversation the completions that are its image and its
-    text and a key of either.
+    In a group either is there once. `meta` has question records and, as `pairs`, for each conversation the completions
+    that are its image and its text and a key of either.
     """
     packed, records, pairs, count = [], [], [], 0
     for group in groups:
@@ -86,7 +100,14 @@ def collate_pairs(groups: Sequence[Group], encoder: Encoder) -> Batch:
             record = question_record(conversation) | {"key": group.row.key}
             said = Conversation(conversation.id, (Message("user", (Part("text", record["answer"]),)),))
             shown, told = encoder.prompt(conversation, grids).tobytes(), encoder.prompt(said, ()).tobytes()
-            about.append((images.setdefault(shown, len(images)), texts.setdefault(told, len(texts)), _key(group.row.key), _key(record["answer"])))
+            about.append(
+                (
+                    images.setdefault(shown, len(images)),
+                    texts.setdefault(told, len(texts)),
+                    _key(group.row.key),
+                    _key(record["answer"]),
+                )
+            )
             records.append(record)
         packed.append(pack_sides(_untrained(texts), _untrained(images)))
         pairs += [[count + len(texts) + image, count + text, *keys] for image, text, *keys in about]
@@ -96,8 +117,12 @@ def collate_pairs(groups: Sequence[Group], encoder: Encoder) -> Batch:
 
 
 COLLATE: dict[str, Callable[[Sequence[Group], Encoder], Batch]] = {
-    "sft": collate_training, "dpo": collate_training, "retrieval": collate_pairs, "imageless": collate_imageless, "prompts": collate_prompts,
-}  # fmt: skip
+    "sft": collate_training,
+    "dpo": collate_training,
+    "retrieval": collate_pairs,
+    "imageless": collate_imageless,
+    "prompts": collate_prompts,
+}
 
 
 def _untrained(tokens: Iterable[bytes]) -> list[Encoded]:
@@ -110,16 +135,31 @@ def _key(text: str) -> int:
 
 
 def question_record(conversation: Conversation) -> dict[str, Any]:
-    """What an evaluation asks and compares with: the last question, the trained (of preference data: the chosen) answer, all reference answers."""
+    """What an evaluation asks and compares with: the last question, the trained (of preference data: the chosen)
+    answer, all reference answers.
+    """
     messages = (*conversation.messages, *conversation.chosen)
     turns = [m for m in messages if m.role != "assistant"]
     answer = next((m.text for m in reversed(messages) if m.role == "assistant"), "").strip()
     answers = list(conversation.answers) or [answer]
     question = turns[-1].text.strip() if turns else ""
-    return {"id": conversation.id, "type": conversation.type, "question": question, "answer": answer, "answers": answers}
+    return {
+        "id": conversation.id,
+        "type": conversation.type,
+        "question": question,
+        "answer": answer,
+        "answers": answers,
+    }
 
 
-def _collate(groups: Sequence[Group], packed: Sequence[Packed], encoder: Encoder, meta: dict[str, Any], flat: bool, decode: bool = True) -> Batch:
+def _collate(
+    groups: Sequence[Group],
+    packed: Sequence[Packed],
+    encoder: Encoder,
+    meta: dict[str, Any],
+    flat: bool,
+    decode: bool = True,
+) -> Batch:
     lengths = np.array([len(p.input_ids) for p in packed])
     # Where each group starts in the positions laid flat: behind the one before it, or in a row of its own.
     offsets = np.cumsum(lengths) - lengths if flat else np.arange(len(packed)) * lengths.max()
@@ -141,22 +181,34 @@ def _collate(groups: Sequence[Group], packed: Sequence[Packed], encoder: Encoder
             continue
         for key in keys:
             if key not in numbers:
-                tiles.append(images[key].bits if images else encoder.tiler.tiles(key) if decode else _undecoded(key, encoder.tiler))
+                tiles.append(
+                    images[key].bits
+                    if images
+                    else encoder.tiler.tiles(key)
+                    if decode
+                    else _undecoded(key, encoder.tiler)
+                )
                 numbers[key] = np.arange(count, count + len(tiles[-1]))
                 count += len(tiles[-1])
         of_row = np.concatenate([numbers[key] for key in keys])
-        # The prefix holds the first of the row's tiles; every branch goes on behind it, with as many as it has tokens for.
-        placed = np.bincount(p.branch[p.input_ids == encoder.image_token_id], minlength=1) // encoder.processor.image_seq_len
+        # The prefix holds the first of the row's tiles; every branch goes on behind it, with as many as it has tokens
+        # for.
+        placed = (
+            np.bincount(p.branch[p.input_ids == encoder.image_token_id], minlength=1) // encoder.processor.image_seq_len
+        )
         order.append(of_row[: placed[0]])
         order += [of_row[placed[0] : placed[0] + rest] for rest in placed[1:]]
     side, completions = encoder.tiler.side, np.cumsum([0, *(len(p.ends) for p in packed)])
     no_pixels, no_features = torch.zeros(0, 3, side, side, dtype=torch.uint8), torch.zeros(0, 0, 0)
     content = torch.from_numpy(np.concatenate(tiles)) if tiles else None
     dtype = next((f.dtype for group in groups for f in group.features), None)
-    reference = [logp for group in groups if group.reference for c in group.conversations for logp in group.reference[c]]
+    reference = [
+        logp for group in groups if group.reference for c in group.conversations for logp in group.reference[c]
+    ]
     meta["tokens"] = int(lengths.sum())
     placed_tiles = np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
-    meta["tiles_in_order"] = bool(np.array_equal(placed_tiles, np.arange(count)))  # said here: a look at the GPU would wait for it
+    # said here: a look at the GPU would wait for it
+    meta["tiles_in_order"] = bool(np.array_equal(placed_tiles, np.arange(count)))
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),

@@ -1,8 +1,9 @@
 """Conversations -> token ids with a mark on the tokens that are trained. Pure text work: pixels are not touched.
 
-The processor's chat template is rendered once per structure of a conversation, with placeholders where a person's text goes, and cut at its
-special tokens. A person's text is then tokenised by the bare model without any added token, so a literal "<image>" in it stays text.
-Trained are the assistant turns, from the end of the generation prompt to the end of the turn, as TRL's completion-only loss has it.
+The processor's chat template is rendered once per structure of a conversation, with placeholders where a person's text
+goes, and cut at its special tokens. A person's text is then tokenised by the bare model without any added token, so a
+literal "<image>" in it stays text. Trained are the assistant turns, from the end of the generation prompt to the end of
+the turn, as TRL's completion-only loss has it.
 """
 
 import json
@@ -45,7 +46,9 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Span:
-    """A piece of the template: a special token, the place of an image, or text made of literals and numbered texts of the person."""
+    """A piece of the template: a special token, the place of an image, or text made of literals and numbered texts of
+    the person.
+    """
 
     special: int | None = None
     image: bool = False
@@ -75,11 +78,14 @@ class Encoder:
         self._text_ids: dict[str, np.ndarray] = {}
         self.image_block = lru_cache(maxsize=256)(self._image_block)
         if (least := len(self.image_block(Grid(0, 0)))) >= self.max_length:
-            raise ConfigError(f"data.max_length = {self.max_length} is shorter than one image of one tile ({least} tokens) and a word; "
-                              f"nearest: data.max_length={2 * least}")  # fmt: skip
+            raise ConfigError(
+                f"data.max_length = {self.max_length} is shorter than one image of one tile ({least} tokens) and a word; "
+                f"nearest: data.max_length={2 * least}"
+            )
 
     def branches(self, conversation: Conversation, grids: Sequence[Grid]) -> list[Encoded] | None:
-        """What is trained of a conversation whose images have `grids`: itself, or of preference data the chosen and the rejected ending.
+        """What is trained of a conversation whose images have `grids`: itself, or of preference data the chosen and the
+        rejected ending.
 
         None where it is too long and `overlong` is "drop"; raises EncodeError where that is "error".
         """
@@ -89,7 +95,8 @@ class Encoder:
         found = []
         for ending in (conversation.chosen, conversation.rejected):
             ids, trained = self._tokens((*conversation.messages, *ending), grids)
-            trained[: len(self._tokens(conversation.messages, grids, generation_prompt=True)[0])] = False  # answers inside the prompt
+            # answers inside the prompt
+            trained[: len(self._tokens(conversation.messages, grids, generation_prompt=True)[0])] = False
             found.append(self._fit(conversation.id, ids, trained))
         return None if None in found else found  # type: ignore[return-value]
 
@@ -102,7 +109,9 @@ class Encoder:
             return ids[: int(trained.argmax())]
         return self._tokens(messages[:last], grids, generation_prompt=True)[0]
 
-    def _tokens(self, messages: Sequence[Message], grids: Sequence[Grid], generation_prompt: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens(
+        self, messages: Sequence[Message], grids: Sequence[Grid], generation_prompt: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         texts = [p.text for m in messages for p in m.content if p.type == "text"]
         ids: list[np.ndarray] = []
         trained: list[np.ndarray] = []
@@ -154,20 +163,29 @@ class Encoder:
         for message in messages:
             content = []
             for part in message.content:
-                content.append({"type": "image"} if part.type == "image" else {"type": "text", "text": f"{_OPEN}{number}{_CLOSE}"})
+                content.append(
+                    {"type": "image"} if part.type == "image" else {"type": "text", "text": f"{_OPEN}{number}{_CLOSE}"}
+                )
                 number += part.type == "text"
             numbered.append({"role": message.role, "content": content})
         whole = self._render(numbered, generation_prompt)
-        # With a probe in place of the text at hand: that may be one which a template leaves alone, and the next one not.
-        probes = [{**m, "content": [p | {"text": _PROBE} if "text" in p else p for p in m["content"]]} for m in numbered]
+        # With a probe in place of the text at hand: that may be one which a template leaves alone, and the next one
+        # not.
+        probes = [
+            {**m, "content": [p | {"text": _PROBE} if "text" in p else p for p in m["content"]]} for m in numbered
+        ]
         if _PLACEHOLDER.sub(lambda _: _PROBE, whole) != self._render(probes, generation_prompt):
-            raise EncodeError("the chat template changes the text it is given (trim, replace …): it cannot be encoded exactly")
+            raise EncodeError(
+                "the chat template changes the text it is given (trim, replace …): it cannot be encoded exactly"
+            )
         regions = []
         for i, turn in enumerate(numbered):
             if turn["role"] == "assistant":
                 start, end = self._before_answer(numbered[:i], whole), self._render(numbered[: i + 1], False)
                 if not whole.startswith(start) or not whole.startswith(end):
-                    raise EncodeError("the chat template is not prefix-preserving: where an assistant turn starts cannot be told")
+                    raise EncodeError(
+                        "the chat template is not prefix-preserving: where an assistant turn starts cannot be told"
+                    )
                 regions.append((len(start), len(end)))
         return tuple(self._spans(whole, regions))
 
@@ -177,7 +195,11 @@ class Encoder:
             if match.start() > position:
                 yield _Span(pieces=tuple(_pieces(whole, position, match.start(), regions)))
             token = self._special[match.group()]
-            yield _Span(image=True) if token == self.image_token_id else _Span(special=token, trained=_inside(match.start(), regions))
+            yield (
+                _Span(image=True)
+                if token == self.image_token_id
+                else _Span(special=token, trained=_inside(match.start(), regions))
+            )
             position = match.end()
         if position < len(whole):
             yield _Span(pieces=tuple(_pieces(whole, position, len(whole), regions)))
@@ -220,7 +242,12 @@ def cached_encoder(model: ModelConfig, data: DataConfig, image: ImageConfig) -> 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
     """The same model without added tokens, special or not, and with offsets as they are."""
-    record = json.loads(tokenizer.to_str()) | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    record = json.loads(tokenizer.to_str()) | {
+        "added_tokens": [],
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+    }
     return Tokenizer.from_str(json.dumps(record))
 
 

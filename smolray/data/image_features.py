@@ -21,7 +21,9 @@ SCHEMA = pa.schema(
 )
 
 
-def features_table(rows: Sequence[ShardRow], bits: Sequence[Sequence[np.ndarray]], tiler: Tiler, schema: pa.Schema) -> pa.Table:
+def features_table(
+    rows: Sequence[ShardRow], bits: Sequence[Sequence[np.ndarray]], tiler: Tiler, schema: pa.Schema
+) -> pa.Table:
     """The table of one row group: `bits` has, for each image of each row, (tiles, tokens, hidden)."""
     grids = [[tiler.grid(*image_size(image)) for image in row.images] for row in rows]
     columns = [
@@ -31,7 +33,9 @@ def features_table(rows: Sequence[ShardRow], bits: Sequence[Sequence[np.ndarray]
         [[grid.columns for grid in of_row] for of_row in grids],
         [[values.tobytes() for values in of_row] for of_row in bits],
     ]
-    return pa.table([pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema)
+    return pa.table(
+        [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
+    )
 
 
 def decode_features(table: pa.Table) -> list[tuple[ImageFeatures, ...]]:
@@ -41,11 +45,15 @@ def decode_features(table: pa.Table) -> list[tuple[ImageFeatures, ...]]:
     decoded = []
     for row in range(len(table)):
         of_row = zip(*(table[name][row] for name in ("images", "rows", "columns", "features")), strict=True)
-        decoded.append(tuple(
-            ImageFeatures(
-                image.as_py(), Grid(rows.as_py(), columns.as_py()),
-                np.frombuffer(bits.as_buffer(), kind).reshape(-1, int(about["tokens"]), int(about["hidden"])), about["dtype"],
+        decoded.append(
+            tuple(
+                ImageFeatures(
+                    image.as_py(),
+                    Grid(rows.as_py(), columns.as_py()),
+                    np.frombuffer(bits.as_buffer(), kind).reshape(-1, int(about["tokens"]), int(about["hidden"])),
+                    about["dtype"],
+                )
+                for image, rows, columns, bits in of_row
             )
-            for image, rows, columns, bits in of_row
-        ))  # fmt: skip
+        )
     return decoded

@@ -1,7 +1,7 @@
 """What a processor makes of the shards, counted once: tokens, trained tokens and tiles of every conversation.
 
-In: shards and an Encoder. Out: a table with one line per conversation, kept as `index-<fingerprint>.parquet` beside the shards; pixels are
-not decoded. The plan of an epoch is laid from this table alone.
+In: shards and an Encoder. Out: a table with one line per conversation, kept as `index-<fingerprint>.parquet` beside the
+shards; pixels are not decoded. The plan of an epoch is laid from this table alone.
 """
 
 import hashlib

@@ -21,7 +21,9 @@ from smolray.data.shards import read_manifest
 class LocalStream:
     """Iterates Batches. `wait_seconds`: time spent on reading, decoding and collating, which nothing else hides here."""
 
-    def __init__(self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, sidecars: Sidecars = ALONE):
+    def __init__(
+        self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, sidecars: Sidecars = ALONE
+    ):
         self.reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files), sidecars)
         self.plan, self.numbers, self.encoder = plan, numbers, cached_encoder(config.model, config.data, config.image)
         self.collate = COLLATE[config.method]
@@ -39,7 +41,9 @@ class LocalStream:
 def local_index(folder: str, config: RunConfig) -> pa.Table:
     """The index of a shard folder (data/index.py), made here and not kept."""
     encoder = cached_encoder(config.model, config.data, config.image)
-    return pa.concat_tables([index_shard(folder, f.name, i, encoder) for i, f in enumerate(read_manifest(folder).files)])
+    return pa.concat_tables(
+        [index_shard(folder, f.name, i, encoder) for i, f in enumerate(read_manifest(folder).files)]
+    )
 
 
 def local_plan(folder: str, config: RunConfig, epoch: int = 0) -> EpochPlan:

@@ -1,8 +1,9 @@
 """Shared-image packing: all questions about one image in one sequence, exactly.
 
-In: the Encoded conversations of one row (of preference data: both endings of each). Out: one Packed sequence: their common prefix (the same
-tokens and, being of one row, the same images) once, then each rest as a branch that sees the prefix and itself. Position ids of every branch
-go on from the prefix, so each token meets exactly the context it would meet alone.
+In: the Encoded conversations of one row (of preference data: both endings of each). Out: one Packed sequence: their
+common prefix (the same tokens and, being of one row, the same images) once, then each rest as a branch that sees the
+prefix and itself. Position ids of every branch go on from the prefix, so each token meets exactly the context it would
+meet alone.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from smolray.data.encode import Encoded
 class Packed:
     """One sequence. `branch`: 0 for the prefix, 1.. for the branches.
 
-    `targets` are (position whose hidden state predicts, token id) pairs: a position may predict several tokens (the last one of a
-    prefix predicts the first of each branch). `ends`: the last position of each conversation, from which decoding goes on.
+    `targets` are (position whose hidden state predicts, token id) pairs: a position may predict several tokens (the
+    last one of a prefix predicts the first of each branch). `ends`: the last position of each conversation, from which
+    decoding goes on.
     """
 
     input_ids: np.ndarray  # (length,) int32
@@ -70,24 +72,38 @@ def pack(encoded: Sequence[Encoded]) -> Packed:
         ends.append(offset + rest - 1 if rest else prefix - 1)
         offset += rest
     return Packed(
-        np.concatenate(ids), np.concatenate(positions), np.concatenate(branches),
-        np.concatenate(target_positions).astype(np.int32), np.concatenate(target_ids), np.concatenate(target_branch),
+        np.concatenate(ids),
+        np.concatenate(positions),
+        np.concatenate(branches),
+        np.concatenate(target_positions).astype(np.int32),
+        np.concatenate(target_ids),
+        np.concatenate(target_branch),
         np.array(ends, np.int32),
-    )  # fmt: skip
+    )
 
 
 def pack_sides(texts: Sequence[Encoded], images: Sequence[Encoded]) -> Packed:
-    """One sequence of `texts`, each a branch of its own, and behind them what `pack` makes of `images`: no text sees an image or another text, and no
-    image a text, so that the prefix is all that the images share. Nothing of `texts` is trained."""
+    """One sequence of `texts`, each a branch of its own, and behind them what `pack` makes of `images`: no text sees an
+    image or another text, and no image a text, so that the prefix is all that the images share. Nothing of `texts`
+    is trained.
+    """
     packed, lengths = pack(images), [len(one.input_ids) for one in texts]
     offset = sum(lengths)
     positions = [np.arange(length, dtype=np.int32) for length in lengths]
     return Packed(
-        np.concatenate([*(one.input_ids for one in texts), packed.input_ids]), np.concatenate([*positions, packed.position_ids]),
-        np.concatenate([np.repeat(np.arange(1, len(texts) + 1, dtype=np.int32), lengths), np.where(packed.branch, packed.branch + len(texts), 0)]),
-        packed.target_positions + offset, packed.target_ids, packed.target_branch + len(texts),
+        np.concatenate([*(one.input_ids for one in texts), packed.input_ids]),
+        np.concatenate([*positions, packed.position_ids]),
+        np.concatenate(
+            [
+                np.repeat(np.arange(1, len(texts) + 1, dtype=np.int32), lengths),
+                np.where(packed.branch, packed.branch + len(texts), 0),
+            ]
+        ),
+        packed.target_positions + offset,
+        packed.target_ids,
+        packed.target_branch + len(texts),
         np.concatenate([np.cumsum(lengths) - 1, packed.ends + offset]).astype(np.int32),
-    )  # fmt: skip
+    )
 
 
 def _first_trained(encoded: Encoded) -> int:

@@ -1,8 +1,9 @@
 """The order of an epoch, laid before it starts and the same for any number of workers.
 
-In: the index, a seed and an epoch. Out: EpochPlan: micro-batches in one order, each a list of groups (conversations of one row that are
-packed together). An optimizer step takes `global_batch` of them; each worker a contiguous run of the step. A position in training is
-(epoch, micro-batches consumed), so nothing is lost or seen twice when the number of workers changes.
+In: the index, a seed and an epoch. Out: EpochPlan: micro-batches in one order, each a list of groups (conversations of
+one row that are packed together). An optimizer step takes `global_batch` of them; each worker a contiguous run of the
+step. A position in training is (epoch, micro-batches consumed), so nothing is lost or seen twice when the number of
+workers changes.
 """
 
 from collections.abc import Sequence
@@ -52,12 +53,16 @@ class PlanLimits:
     def of(cls, config: RunConfig) -> "PlanLimits":
         train, data = config.train, config.data
         group = 1 if data.packing == "none" else min(data.max_questions_per_image, train.per_device_train_batch_size)
-        return cls(train.per_device_train_batch_size, train.micro_batch_tokens, group, data.max_length, data.packing != "full")
+        return cls(
+            train.per_device_train_batch_size, train.micro_batch_tokens, group, data.max_length, data.packing != "full"
+        )
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Flat arrays: micro-batch m holds groups batch_start[m]:batch_start[m+1], group g the lines group_start[g]:group_start[g+1]."""
+    """Flat arrays: micro-batch m holds groups batch_start[m]:batch_start[m+1], group g the lines
+    group_start[g]:group_start[g+1].
+    """
 
     index: pa.Table
     lines: np.ndarray
@@ -87,8 +92,11 @@ class EpochPlan:
         for g in range(self.batch_start[number], self.batch_start[number + 1]):
             lines = self.lines[self.group_start[g] : self.group_start[g + 1]]
             shard, row_group, row = (int(self._column(c)[lines[0]]) for c in ("shard", "row_group", "row"))
-            groups.append(GroupSpec(shard, row_group, row,
-                                    conversations=tuple(int(c) for c in self._column("conversation")[lines])))  # fmt: skip
+            groups.append(
+                GroupSpec(
+                    shard, row_group, row, conversations=tuple(int(c) for c in self._column("conversation")[lines])
+                )
+            )
         return MicroBatchSpec(number, tuple(groups))
 
     def _column(self, name: str) -> np.ndarray:
@@ -102,21 +110,27 @@ def share(micro_batches: range, rank: int, counts: Sequence[int]) -> range:
 
 
 def check_kind(index: pa.Table, method: str) -> None:
-    """Raise PlanError where the data are not what the method learns from: pairs of a chosen and a rejected answer (dpo), or single answers."""
+    """Raise PlanError where the data are not what the method learns from: pairs of a chosen and a rejected answer
+    (dpo), or single answers.
+    """
     pairs = method == "dpo"
     told, kept = index["chosen_tokens"].to_numpy() > 0, index["tokens"].to_numpy() > 0
-    if (wrong := int(((told != pairs) & kept).sum())):
-        what = "have no chosen and rejected answer, of method: dpo" if pairs else "are preference data (chosen / rejected), of method: dpo"
+    if wrong := int(((told != pairs) & kept).sum()):
+        what = (
+            "have no chosen and rejected answer, of method: dpo"
+            if pairs
+            else "are preference data (chosen / rejected), of method: dpo"
+        )
         raise PlanError(f"{wrong} of {int(kept.sum())} conversations {what}; found method: {method}")
 
 
 def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:
     """Lay the micro-batches of one epoch.
 
-    Row groups are permuted (their rows were shuffled over the whole data set when the shards were made), rows inside a group and
-    conversations inside a row as well; micro-batches are filled from neighbours, so that each row group is read about once.
-    Without `shuffle` everything stays in the order of the shards.
-    Raises PlanError where no conversation is left to train on.
+    Row groups are permuted (their rows were shuffled over the whole data set when the shards were made), rows inside a
+    group and conversations inside a row as well; micro-batches are filled from neighbours, so that each row group is
+    read about once. Without `shuffle` everything stays in the order of the shards. Raises PlanError where no
+    conversation is left to train on.
     """
     rng = np.random.default_rng([seed, epoch])
     column = {name: index[name].to_numpy() for name in index.column_names}
@@ -140,7 +154,9 @@ def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffl
     batch_start = np.cumsum([0, *map(len, batches)])
     padded = [_laid([groups[n][2] for n in batch], limits) for batch in batches]
     first = group_start[batch_start[:-1]]
-    label_sums, chosen_sums = (np.add.reduceat(column[name][lines], first) for name in ("label_tokens", "chosen_tokens"))
+    label_sums, chosen_sums = (
+        np.add.reduceat(column[name][lines], first) for name in ("label_tokens", "chosen_tokens")
+    )
     return EpochPlan(index.combine_chunks(), lines, group_start, batch_start, label_sums, chosen_sums, np.array(padded))
 
 
@@ -161,7 +177,9 @@ def _groups(rows: list[int], tokens: list[int], prefix: list[int], limits: PlanL
 
 
 def _fill(groups: list[tuple[int, int, int]], limits: PlanLimits, window: int) -> list[list[int]]:
-    """Numbers of the groups of each micro-batch: the first that waits opens it, and of the next `window` those are added that fit."""
+    """Numbers of the groups of each micro-batch: the first that waits opens it, and of the next `window` those are
+    added that fit.
+    """
     batches: list[list[int]] = []
     waiting: list[int] = []
     coming = iter(range(len(groups)))

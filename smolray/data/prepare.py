@@ -1,8 +1,10 @@
-"""Raw data -> canonical shards, as two Ray Data jobs: units of the source become sorted runs, slices of the order become shards.
+"""Raw data -> canonical shards, as two Ray Data jobs: units of the source become sorted runs, slices of the order
+become shards.
 
-In: a source (path, URI, glob, hub id). Out: `<out>/shard-*.parquet`, `<out>/quarantine/*.parquet` and, last, `<out>/manifest.json`.
-Memory is bounded by a run or a shard a task, whatever the size of the source. Every piece of work has a marker: interrupted at any point,
-prepare goes on where it was, and the shards come out the same to the last byte.
+In: a source (path, URI, glob, hub id). Out: `<out>/shard-*.parquet`, `<out>/quarantine/*.parquet` and, last,
+`<out>/manifest.json`. Memory is bounded by a run or a shard a task, whatever the size of the source. Every piece of
+work has a marker: interrupted at any point, prepare goes on where it was, and the shards come out the same to the last
+byte.
 """
 
 import hashlib
@@ -24,7 +26,16 @@ from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import UNIT_BYTES, Source, SourceError, Unit
 from smolray.data.sample import SampleError
 from smolray.data.shards import MANIFEST, SCHEMA_VERSION, Manifest, ShardError, ShardFile, read_manifest
-from smolray.data.shuffle import Staging, UnitResult, read_blocks, read_result, repeated_ids, run_unit, total_bytes, write_shard
+from smolray.data.shuffle import (
+    Staging,
+    UnitResult,
+    read_blocks,
+    read_result,
+    repeated_ids,
+    run_unit,
+    total_bytes,
+    write_shard,
+)
 
 Progress = Callable[[str, int, int], None]  # phase (read | write), pieces done, pieces in all
 SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
@@ -32,17 +43,22 @@ READER_THREADS = 16
 
 
 def prepare_run(config: RunConfig, progress: Progress | None = None) -> dict[str, Manifest]:
-    """Prepare the train and validation data of a run into its shard folders; a source that is a shard folder already is read in place.
+    """Prepare the train and validation data of a run into its shard folders; a source that is a shard folder already is
+    read in place.
 
     Returns the manifests by "train" and "validation". Raises ConfigError, SourceError, ShardError.
     """
     if not config.data.train:
-        raise ConfigError("data.train is not set: name raw data (a path, glob, URI or hub data set id) or a folder of prepared shards")
+        raise ConfigError(
+            "data.train is not set: name raw data (a path, glob, URI or hub data set id) or a folder of prepared shards"
+        )
     manifests = {}
     for part in ("train", "validation"):
         if source := getattr(config.data, part):
             folder, data = shard_folder(config, part), _data_of(config, part)
-            manifests[part] = read_manifest(source) if folder == source else prepare(source, folder, data, config.seed, progress)
+            manifests[part] = (
+                read_manifest(source) if folder == source else prepare(source, folder, data, config.seed, progress)
+            )
     return manifests
 
 
@@ -50,22 +66,33 @@ def shard_folder(config: RunConfig, part: str) -> str:
     """Where the shards of "train" or "validation" are, or will be.
 
     The source itself where it is a shard folder; else `<data.shards>/<part>`, or where that is not set
-    `<storage>/shards/<fingerprint>/<part>`, so that different sources do not meet. Raises SourceError where the source does not exist.
+    `<storage>/shards/<fingerprint>/<part>`, so that different sources do not meet. Raises SourceError where the source
+    does not exist.
     """
     source, data = getattr(config.data, part), _data_of(config, part)
     if not is_hub(source, data) and storage.exists(storage.join(source, MANIFEST)):
         return source
-    base = config.data.shards or storage.join(config.shards_dir, source_fingerprint(resolve(source, data), data, config.seed))
+    base = config.data.shards or storage.join(
+        config.shards_dir, source_fingerprint(resolve(source, data), data, config.seed)
+    )
     return storage.absolute(storage.join(base, part))
 
 
 def prepare(
-    source: str, out: str, data: DataConfig, seed: int = 0, progress: Progress | None = None, unit_bytes: int = UNIT_BYTES
+    source: str,
+    out: str,
+    data: DataConfig,
+    seed: int = 0,
+    progress: Progress | None = None,
+    unit_bytes: int = UNIT_BYTES,
 ) -> Manifest:
-    """Turn raw data into shards under `out`; returns at once where they are there and whole. Needs an initialised Ray to do work.
+    """Turn raw data into shards under `out`; returns at once where they are there and whole.
 
-    The result depends on the source's files (their names, sizes and times), the settings and the seed, not on `unit_bytes` or the cluster.
-    Raises SourceError (unreadable source, too many bad rows) and ShardError (`out` holds other shards).
+    Needs an initialised Ray to do work.
+
+    The result depends on the source's files (their names, sizes and times), the settings and the seed, not on
+    `unit_bytes` or the cluster. Raises SourceError (unreadable source, too many bad rows) and ShardError (`out` holds
+    other shards).
     """
     out = storage.absolute(out)
     found = resolve(source, data)
@@ -134,7 +161,9 @@ def _require_ray() -> None:
     import ray
 
     if not ray.is_initialized():
-        raise RuntimeError("prepare needs Ray: call ray.init() first (address='auto' on a cluster), or use `smolray prepare`")
+        raise RuntimeError(
+            "prepare needs Ray: call ray.init() first (address='auto' on a cluster), or use `smolray prepare`"
+        )
 
 
 def check_layout(units: Sequence[Unit], data: DataConfig) -> None:
@@ -153,14 +182,17 @@ def check_layout(units: Sequence[Unit], data: DataConfig) -> None:
         raise SourceError(f"{units[0].uri}: {faults[0]}")
 
 
-def _read_units(units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int, progress: Progress | None) -> list[UnitResult]:
+def _read_units(
+    units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int, progress: Progress | None
+) -> list[UnitResult]:
     """First pass: every unit without a marker is read into sorted runs."""
     done = {info.base_name for info in storage.list_files(storage.join(staging.folder, "units"))}
     todo = [n for n in range(len(units)) if f"unit-{n:05d}.json" not in done]
     if len(todo) == len(units):
         storage.delete(storage.join(staging.out, "quarantine"))  # of an earlier source
     for count, _ in enumerate(
-        _over(_unit_task, todo, data.num_cpus_per_task, units=units, staging=staging, data=data, seed=seed), len(units) - len(todo) + 1
+        _over(_unit_task, todo, data.num_cpus_per_task, units=units, staging=staging, data=data, seed=seed),
+        len(units) - len(todo) + 1,
     ):
         if progress:
             progress("read", count, len(units))
@@ -169,7 +201,10 @@ def _read_units(units: Sequence[Unit], staging: Staging, data: DataConfig, seed:
 
 
 def _check_bad(source: str, results: Sequence[UnitResult], staging: Staging, data: DataConfig) -> dict[str, int]:
-    """Rows quarantined by reason. Raises SourceError where nothing is left or their share is above data.max_bad_fraction."""
+    """Rows quarantined by reason.
+
+    Raises SourceError where nothing is left or their share is above data.max_bad_fraction.
+    """
     counts: Counter[str] = Counter()
     for result in results:
         counts.update(result.quarantined)
@@ -196,7 +231,15 @@ def _write_shards(units: int, staging: Staging, data: DataConfig, progress: Prog
     repeated = ray.put(repeated_ids(staging, units))
     shards = max(1, round(total_bytes(staging, units) / data.shard_bytes))
     records = {}
-    work = _over(_shard_task, range(shards), data.num_cpus_per_task, shards=shards, blocks=blocks, repeated=repeated, staging=staging)
+    work = _over(
+        _shard_task,
+        range(shards),
+        data.num_cpus_per_task,
+        shards=shards,
+        blocks=blocks,
+        repeated=repeated,
+        staging=staging,
+    )
     for number, record in work:
         records[number] = record
         if progress:
@@ -204,7 +247,9 @@ def _write_shards(units: int, staging: Staging, data: DataConfig, progress: Prog
     return [records[n] for n in range(shards)]
 
 
-def _unit_task(row: dict[str, Any], units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int) -> dict[str, Any]:
+def _unit_task(
+    row: dict[str, Any], units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int
+) -> dict[str, Any]:
     number = int(row["item"])
     try:
         run_unit(units[number], number, staging, data, seed)
@@ -221,7 +266,9 @@ def _shard_task(row: dict[str, Any], shards: int, blocks: Any, repeated: Any, st
     return {"item": number, "result": json.dumps(record), "error": ""}
 
 
-def _over(task: Callable[..., dict[str, Any]], items: Sequence[int], num_cpus: float, **shared: Any) -> Iterator[tuple[int, Any]]:
+def _over(
+    task: Callable[..., dict[str, Any]], items: Sequence[int], num_cpus: float, **shared: Any
+) -> Iterator[tuple[int, Any]]:
     """Run `task` over the items as one Ray Data job, one item a task, and yield (item, result) as they finish."""
     if not items:
         return
@@ -235,9 +282,12 @@ def _over(task: Callable[..., dict[str, Any]], items: Sequence[int], num_cpus: f
     context.print_on_execution_start = False
     with DataContext.current(context):
         pieces = ray.data.from_items([{"item": n} for n in items], override_num_blocks=len(items))
-        # The CPU share of a task lets prepare run beside other work; by itself it would start several busy processes a core.
+        # The CPU share of a task lets prepare run beside other work; by itself it would start several busy processes a
+        # core.
         at_once = max(1, min(len(items), int(ray.cluster_resources().get("CPU", 1))))
-        for row in pieces.map(task, fn_kwargs=shared, num_cpus=num_cpus, compute=TaskPoolStrategy(size=at_once)).iter_rows():
+        for row in pieces.map(
+            task, fn_kwargs=shared, num_cpus=num_cpus, compute=TaskPoolStrategy(size=at_once)
+        ).iter_rows():
             if row["error"]:
                 raise SourceError(row["error"])
             yield row["item"], json.loads(row["result"])

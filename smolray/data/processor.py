@@ -12,7 +12,9 @@ from smolray.pretrained import resolve
 
 
 def run_processor(config: RunConfig) -> Idefics3Processor:
-    """The processor with the run's image settings, as far as its own can say them: it has none against enlarging small images."""
+    """The processor with the run's image settings, as far as its own can say them: it has none against enlarging small
+    images.
+    """
     processor = load_processor(config.model)
     images = processor.image_processor
     if config.image.longest_edge is not None:
@@ -30,11 +32,20 @@ def load_processor(model: ModelConfig) -> Idefics3Processor:
     image_processor = Idefics3ImageProcessorPil.from_pretrained(path, revision=revision)
     if {*image_processor.image_mean, *image_processor.image_std} != {0.5}:  # what forward.patch_embeddings undoes
         found = f"mean {image_processor.image_mean}, deviation {image_processor.image_std}"
-        raise ConfigError(f"model.path = {model.path}: images are normalised with {found}; expected 0.5 for all, as SmolVLM has it")
+        raise ConfigError(
+            f"model.path = {model.path}: images are normalised with {found}; expected 0.5 for all, as SmolVLM has it"
+        )
     template = tokenizer.chat_template or settings.get("chat_template") or _chat_template(path, revision)
     if not template:
-        raise ConfigError(f"model.path = {model.path}: the processor has no chat template; expected chat_template.jinja or .json beside it")
-    return Idefics3Processor(image_processor, tokenizer, image_seq_len=settings.get("image_seq_len") or _image_seq_len(path, revision), chat_template=template)
+        raise ConfigError(
+            f"model.path = {model.path}: the processor has no chat template; expected chat_template.jinja or .json beside it"
+        )
+    return Idefics3Processor(
+        image_processor,
+        tokenizer,
+        image_seq_len=settings.get("image_seq_len") or _image_seq_len(path, revision),
+        chat_template=template,
+    )
 
 
 def _image_seq_len(path: str, revision: str | None) -> int:

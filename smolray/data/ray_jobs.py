@@ -27,8 +27,9 @@ def quiet_context() -> ray.data.DataContext:
 
 
 def at_once(consumers: int, tasks: int) -> TaskPoolStrategy:
-    """As many tasks at a time as the cluster has cores for each of `consumers` pipelines: a share of a CPU lets tasks run beside other
-    work, but by itself it would start several busy processes a core."""
+    """As many tasks at a time as the cluster has cores for each of `consumers` pipelines: a share of a CPU lets tasks
+    run beside other work, but by itself it would start several busy processes a core.
+    """
     return TaskPoolStrategy(size=max(1, min(tasks, int(ray.cluster_resources().get("CPU", 1)) // consumers)))
 
 
@@ -37,7 +38,10 @@ def map_shards(folder: str, manifest: Manifest, function: ShardFunction, num_cpu
     quiet_context()
 
     def run(batch: pa.Table) -> pa.Table:
-        tables = [function(folder, name.as_py(), number.as_py()) for name, number in zip(batch["name"], batch["number"], strict=True)]
+        tables = [
+            function(folder, name.as_py(), number.as_py())
+            for name, number in zip(batch["name"], batch["number"], strict=True)
+        ]
         sinks = []
         for table in tables:
             sink = pa.BufferOutputStream()
@@ -62,7 +66,9 @@ def ensure_index(folder: str, config: RunConfig) -> str:
         def run(folder: str, name: str, number: int) -> pa.Table:
             return index_shard(folder, name, number, cached_encoder(*settings))
 
-        write_index(uri, pa.concat_tables(map_shards(folder, read_manifest(folder), run, config.data.num_cpus_per_task)))
+        write_index(
+            uri, pa.concat_tables(map_shards(folder, read_manifest(folder), run, config.data.num_cpus_per_task))
+        )
     return uri
 
 

@@ -1,4 +1,5 @@
-"""Rows of the shards by where they stand, read row group by row group, with the bytes counted; and what stands beside them.
+"""Rows of the shards by where they stand, read row group by row group, with the bytes counted; and what stands beside
+them.
 
 In: MicroBatchSpecs. Out: their rows. Open files stay open in the process, so a footer is read once.
 """
@@ -34,7 +35,10 @@ ALONE = Sidecars()
 
 @dataclass
 class ShardReader:
-    """Reads from one shard folder; `files` are its shard names in manifest order. `bytes_read`, `bytes_needed`: of rows, with what is beside them."""
+    """Reads from one shard folder; `files` are its shard names in manifest order.
+
+    `bytes_read`, `bytes_needed`: of rows, with what is beside them.
+    """
 
     folder: str
     files: tuple[str, ...]
@@ -50,7 +54,10 @@ class ShardReader:
         needed = {(g.shard, g.row_group, g.row) for spec in specs for g in spec.groups}
         self.bytes_read += sum(size for groups in read.values() for _, size in groups)
         self.bytes_needed += sum(read[shard, row_group][row][1] for shard, row_group, row in needed)
-        return [[replace(read[g.shard, g.row_group][g.row][0], conversations=g.conversations) for g in spec.groups] for spec in specs]
+        return [
+            [replace(read[g.shard, g.row_group][g.row][0], conversations=g.conversations) for g in spec.groups]
+            for spec in specs
+        ]
 
     def row_group(self, shard: int, row_group: int, images: bool = True) -> list[ShardRow]:
         """All rows of one row group; without `images` theirs are left unread and empty."""
@@ -71,12 +78,17 @@ class ShardReader:
             groups = [replace(group, features=found) for group, found in zip(groups, beside, strict=True)]
         if logps:
             beside = self._beside(logps, shard, row_group, rows)["logps"].to_pylist()
-            groups = [replace(group, reference=tuple((a, b) for a, b in found)) for group, found in zip(groups, beside, strict=True)]
+            groups = [
+                replace(group, reference=tuple((a, b) for a, b in found))
+                for group, found in zip(groups, beside, strict=True)
+            ]
         texts = (sum(map(len, row)) for row in table["conversations"].to_pylist())
         return [(group, text + _bytes_beside_text(group)) for group, text in zip(groups, texts, strict=True)]
 
     def _table(self, shard: int, row_group: int, images: bool) -> pa.Table:
-        table = self._file(self.folder, shard).read_row_group(row_group, columns=None if images else ["key", "conversations"])
+        table = self._file(self.folder, shard).read_row_group(
+            row_group, columns=None if images else ["key", "conversations"]
+        )
         return table if images else table.append_column("images", pa.array([[]] * len(table), pa.list_(pa.binary())))
 
     def _beside(self, folder: str, shard: int, row_group: int, rows: Sequence[ShardRow]) -> pa.Table:
@@ -115,4 +127,6 @@ class Folders:
     @classmethod
     def from_plain(cls, told: dict[str, Any]) -> "Folders":
         """From what `asdict` makes of one."""
-        return cls(told["train"], told["validation"], Sidecars(**told["sidecars"]), Sidecars(**told["validation_sidecars"]))
+        return cls(
+            told["train"], told["validation"], Sidecars(**told["sidecars"]), Sidecars(**told["validation_sidecars"])
+        )

@@ -43,8 +43,8 @@ class Message:
 class Conversation:
     """Turns about the images of a sample.
 
-    SFT: `messages` holds all turns. Preference data: `messages` is the prompt, `chosen` and `rejected` are its two endings.
-    `answers` are all the reference answers (VQAv2 has ten), `type` a label for tables such as "yes/no".
+    SFT: `messages` holds all turns. Preference data: `messages` is the prompt, `chosen` and `rejected` are its two
+    endings. `answers` are all the reference answers (VQAv2 has ten), `type` a label for tables such as "yes/no".
     """
 
     id: str

@@ -1,7 +1,7 @@
 """Canonical shards: Parquet files of ShardRows beside a manifest that says what is whole.
 
-Layout of a shard folder: `manifest.json`, `shard-00000.parquet` …, `quarantine/*.parquet`, `index-<fingerprint>.parquet`.
-Only files named in the manifest count; it is written last.
+Layout of a shard folder: `manifest.json`, `shard-00000.parquet` …, `quarantine/*.parquet`,
+`index-<fingerprint>.parquet`. Only files named in the manifest count; it is written last.
 """
 
 import hashlib
@@ -69,7 +69,9 @@ def read_manifest(folder: str) -> Manifest:
     try:
         record = json.loads(storage.read_bytes(uri))
     except FileNotFoundError as error:
-        raise ShardError(f"{folder} holds no {MANIFEST}: no finished shards there; run `smolray prepare` first") from error
+        raise ShardError(
+            f"{folder} holds no {MANIFEST}: no finished shards there; run `smolray prepare` first"
+        ) from error
     except json.JSONDecodeError as error:
         raise ShardError(f"{uri} is not JSON ({error}); run `smolray prepare` again") from error
     if record.get("schema_version") != SCHEMA_VERSION:
@@ -78,7 +80,9 @@ def read_manifest(folder: str) -> Manifest:
     try:
         return Manifest(**{**record, "files": tuple(ShardFile(**f) for f in record["files"])})
     except (KeyError, TypeError) as error:
-        raise ShardError(f"{uri} is not a manifest of version {SCHEMA_VERSION} ({error}); run `smolray prepare` again") from None
+        raise ShardError(
+            f"{uri} is not a manifest of version {SCHEMA_VERSION} ({error}); run `smolray prepare` again"
+        ) from None
 
 
 def encode_shard(rows: Iterable[ShardRow]) -> bytes:
@@ -109,7 +113,9 @@ def write_shards(folder: str, rows: Sequence[ShardRow], rows_per_file: int = 50,
         data, name = encode_shard(part), f"shard-{number:05d}.parquet"
         storage.write_bytes(storage.join(folder, name), data)
         conversations = sum(len(r.conversations) for r in part)
-        files.append(ShardFile(name, len(part), conversations, len(data), hashlib.blake2b(data, digest_size=16).hexdigest()))
+        files.append(
+            ShardFile(name, len(part), conversations, len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
+        )
     total = sum(f.conversations for f in files)
     manifest = Manifest(SCHEMA_VERSION, source, len(rows), total, sum(len(r.images) for r in rows), {}, tuple(files))
     storage.write_bytes(storage.join(folder, MANIFEST), manifest.to_json().encode())

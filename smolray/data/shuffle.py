@@ -1,10 +1,12 @@
 """The shuffle behind prepare, without Ray: one unit -> sorted runs in staging, one range of the order -> one shard.
 
-In: a Unit, later a slice of the order-key space. Out: runs in staging (rows sorted by order key, in indexed blocks), a quarantine file,
-`shard-00000.parquet`, and beside each a marker written last, so that a piece of work counts when it is whole and is done once.
+In: a Unit, later a slice of the order-key space. Out: runs in staging (rows sorted by order key, in indexed blocks), a
+quarantine file, `shard-00000.parquet`, and beside each a marker written last, so that a piece of work counts when it is
+whole and is done once.
 
-The order key of a row is a hash of (seed, its images): sorting by it shuffles all rows, gathers those about the same images, and comes out
-the same however the work was cut. Shards are equal slices of the key space, so no histogram of it is needed.
+The order key of a row is a hash of (seed, its images): sorting by it shuffles all rows, gathers those about the same
+images, and comes out the same however the work was cut. Shards are equal slices of the key space, so no histogram of it
+is needed.
 """
 
 import io
@@ -39,19 +41,25 @@ ROW_SCHEMA = pa.schema(
     [
         pa.field("order", pa.uint64()),  # where the row stands in the whole
         pa.field("key", pa.string()),
-        pa.field("origin", pa.string()),  # file and row as fixed-width numbers: the order of conversations about one image
+        # file and row as fixed-width numbers: the order of conversations about one image
+        pa.field("origin", pa.string()),
         pa.field("place", pa.string()),  # the same in words, for ids
         pa.field("conversation", pa.string()),
         pa.field("images", pa.list_(pa.binary())),  # null but for the first row of a key
     ]
 )
-BLOCK_DTYPE = np.dtype([("unit", "u4"), ("run", "u4"), ("offset", "u8"), ("length", "u8"), ("first", "u8"), ("last", "u8")])
+BLOCK_DTYPE = np.dtype(
+    [("unit", "u4"), ("run", "u4"), ("offset", "u8"), ("length", "u8"), ("first", "u8"), ("last", "u8")]
+)
 QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "reason", "message", "unit")] + [("row", pa.int64())])
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of a unit's rows: each is kept or quarantined. `examples` are (id, reason, message) of the first bad ones."""
+    """What became of a unit's rows: each is kept or quarantined.
+
+    `examples` are (id, reason, message) of the first bad ones.
+    """
 
     rows: int
     quarantined: dict[str, int]
@@ -122,7 +130,8 @@ def read_blocks(staging: Staging, number: int) -> np.ndarray:
 
 
 def total_bytes(staging: Staging, units: int) -> int:
-    """Bytes of all distinct rows: exact for few of them, else estimated from the SKETCH_KEYS smallest order keys (bottom-k sketch).
+    """Bytes of all distinct rows: exact for few of them, else estimated from the SKETCH_KEYS smallest order keys
+    (bottom-k sketch).
 
     Repeats of an image in other units are not counted again, and the figure does not depend on how units were cut.
     """
@@ -139,12 +148,19 @@ def total_bytes(staging: Staging, units: int) -> int:
 
 
 def repeated_ids(staging: Staging, units: int, rows_at_once: int = 2**24) -> np.ndarray:
-    """Hashes of the ids that stand at more than one conversation, sorted: (n,) uint64. Holds `rows_at_once` hashes at a time."""
+    """Hashes of the ids that stand at more than one conversation, sorted: (n,) uint64.
+
+    Holds `rows_at_once` hashes at a time.
+    """
     sizes = [_size(staging.unit(n, "ids")) // 8 for n in range(units)]
     passes = 1 + sum(sizes) // rows_at_once
     repeated = []
     for part in range(passes):
-        hashes = [np.frombuffer(storage.read_bytes(staging.unit(n, "ids")), "u8") for n in range(units) if sizes[n]] if passes == 1 else []
+        hashes = (
+            [np.frombuffer(storage.read_bytes(staging.unit(n, "ids")), "u8") for n in range(units) if sizes[n]]
+            if passes == 1
+            else []
+        )
         if passes > 1:
             for n in range(units):
                 whole = np.frombuffer(storage.read_bytes(staging.unit(n, "ids")), "u8")
@@ -157,7 +173,8 @@ def repeated_ids(staging: Staging, units: int, rows_at_once: int = 2**24) -> np.
 def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarray, staging: Staging) -> dict[str, Any]:
     """Gather the rows of slice `number` of `shards` from all runs and write them as one shard.
 
-    Returns {"file": a ShardFile as a dict, or None for an empty slice, "images": n}. A shard already there is trusted only with its hash.
+    Returns {"file": a ShardFile as a dict, or None for an empty slice, "images": n}. A shard already there is trusted
+    only with its hash.
     """
     name = f"shard-{number:05d}.parquet"
     if (done := _finished_shard(staging, number, storage.join(staging.out, name))) is not None:
@@ -173,7 +190,9 @@ def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarr
     if rows:
         content = encode_shard(rows)
         storage.write_bytes(storage.join(staging.out, name), content)
-        file = asdict(ShardFile(name, len(rows), conversations, len(content), blake2b(content, digest_size=16).hexdigest()))
+        file = asdict(
+            ShardFile(name, len(rows), conversations, len(content), blake2b(content, digest_size=16).hexdigest())
+        )
     record = {"file": file, "images": images}
     storage.write_bytes(staging.shard_marker(number), json.dumps(record).encode())
     return record
@@ -203,13 +222,18 @@ def _read_slice(blocks: np.ndarray, low: int, high: int, staging: Staging) -> li
         for offset, length in spans:
             batch = pa.ipc.read_record_batch(piece.slice(offset - start, length), ROW_SCHEMA)
             orders = batch["order"].to_numpy()
-            begin, end = np.searchsorted(orders, np.uint64(low)), np.searchsorted(orders, np.uint64(high - 1), side="right")
+            begin, end = (
+                np.searchsorted(orders, np.uint64(low)),
+                np.searchsorted(orders, np.uint64(high - 1), side="right"),
+            )
             rows += batch.slice(begin, end - begin).to_pylist()
     return rows
 
 
 def _gather(staged: list[dict[str, Any]], repeated: np.ndarray) -> Iterator[ShardRow]:
-    """Shard rows in order: conversations about the same images together, at most MAX_CONVERSATIONS a row; text-only ones single."""
+    """Shard rows in order: conversations about the same images together, at most MAX_CONVERSATIONS a row; text-only
+    ones single.
+    """
     staged.sort(key=lambda r: (r["order"], r["key"], r["origin"]))
     for key, group in groupby(staged, key=lambda r: r["key"]):
         members = list(group)
@@ -224,7 +248,11 @@ def _unique(conversation: Conversation, place: str, repeated: np.ndarray) -> Con
     """Ids of the source that stand at several rows get the place of the row behind them: `id@file#row`."""
     value = np.uint64(_hash(conversation.id.encode()))
     at = np.searchsorted(repeated, value)
-    return replace(conversation, id=f"{conversation.id}@{place}") if at < len(repeated) and repeated[at] == value else conversation
+    return (
+        replace(conversation, id=f"{conversation.id}@{place}")
+        if at < len(repeated) and repeated[at] == value
+        else conversation
+    )
 
 
 def _hash(data: bytes, seed: int = 0) -> int:
@@ -280,7 +308,9 @@ class _Runs:
         size = 0
         for order, key, origin, place, text in sorted(self.rows):
             images = self.images.pop(key, None)  # with the first row of a key only
-            block.append({"order": order, "key": key, "origin": origin, "place": place, "conversation": text, "images": images})
+            block.append(
+                {"order": order, "key": key, "origin": origin, "place": place, "conversation": text, "images": images}
+            )
             size += sum(map(len, images or ())) + len(text)
             if size >= BLOCK_BYTES:
                 yield block
@@ -290,7 +320,9 @@ class _Runs:
 
 
 class _Sketch:
-    """Bytes of the rows with the SKETCH_KEYS smallest order keys; merging the sketches of parts gives that of the whole."""
+    """Bytes of the rows with the SKETCH_KEYS smallest order keys; merging the sketches of parts gives that of the
+    whole.
+    """
 
     def __init__(self) -> None:
         self.sizes: dict[int, tuple[int, int]] = {}

@@ -1,7 +1,9 @@
-"""Tables that stand beside the shards, row for row and row group for row group: a reader takes of them what it takes of a shard, no more.
+"""Tables that stand beside the shards, row for row and row group for row group: a reader takes of them what it takes of
+a shard, no more.
 
-In: for each shard a table for each of its row groups. Out: `<shards>/<kind>-<identity>/` with a Parquet file of the same name for each shard,
-a note of each once it is whole, and, last, `manifest.json`. Interrupted anywhere, a file that has its note is not made again.
+In: for each shard a table for each of its row groups. Out: `<shards>/<kind>-<identity>/` with a Parquet file of the
+same name for each shard, a note of each once it is whole, and, last, `manifest.json`. Interrupted anywhere, a file that
+has its note is not made again.
 """
 
 import hashlib
@@ -50,13 +52,19 @@ class TableFile:
 
 def identity_of(*parts: Any) -> str:
     """A hash of JSON values: a part of the folder's name, so that what was made of something else is never met."""
-    return hashlib.blake2b(json.dumps([VERSION, *parts], sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        json.dumps([VERSION, *parts], sort_keys=True, default=str).encode(), digest_size=8
+    ).hexdigest()
 
 
 def unfinished(sidecar: Sidecar, shards: Manifest) -> list[int]:
     """Numbers of the shards whose table is not there or not whole. Raises ShardError where the manifest is damaged."""
     sizes = {info.base_name: info.size for info in storage.list_files(sidecar.uri)}
-    files = _read_manifest(sidecar, shards) if MANIFEST in sizes else {f.name: _read_note(sidecar.uri, f.name, sizes) for f in shards.files}
+    files = (
+        _read_manifest(sidecar, shards)
+        if MANIFEST in sizes
+        else {f.name: _read_note(sidecar.uri, f.name, sizes) for f in shards.files}
+    )
     return [n for n, f in enumerate(shards.files) if (made := files[f.name]) is None or sizes.get(f.name) != made.bytes]
 
 
@@ -66,7 +74,10 @@ def is_whole(sidecar: Sidecar, shards: Manifest) -> bool:
 
 
 def complete(sidecar: Sidecar, shards: Manifest, make: Callable[[list[int]], None]) -> str:
-    """The URI of the sidecar, once `make` has written the tables (write_table) of those shards that have none. Raises ShardError."""
+    """The URI of the sidecar, once `make` has written the tables (write_table) of those shards that have none.
+
+    Raises ShardError.
+    """
     manifest = storage.join(sidecar.uri, MANIFEST)
     if is_whole(sidecar, shards):
         return sidecar.uri
@@ -80,10 +91,16 @@ def complete(sidecar: Sidecar, shards: Manifest, make: Callable[[list[int]], Non
         raise ShardError(
             f"{sidecar.uri} lacks {len(lost)} of {len(shards.files)} tables after all were made: {', '.join(lost[:3])} …; start again"
         )
-    record = {"schema_version": VERSION, "kind": sidecar.kind, "identity": sidecar.identity, "about": sidecar.about,
-              "files": [asdict(note) for note in notes.values() if note]}  # fmt: skip
+    record = {
+        "schema_version": VERSION,
+        "kind": sidecar.kind,
+        "identity": sidecar.identity,
+        "about": sidecar.about,
+        "files": [asdict(note) for note in notes.values() if note],
+    }
     storage.write_bytes(manifest, json.dumps(record, indent=1).encode())
-    for info in storage.list_files(sidecar.uri):  # what killed writers have left; one at work touches its file every few seconds
+    # what killed writers have left; one at work touches its file every few seconds
+    for info in storage.list_files(sidecar.uri):
         if info.extension == "tmp" and time.time() - info.mtime.timestamp() > STALE_SECONDS:
             storage.delete(storage.join(sidecar.uri, info.base_name))
     return sidecar.uri
@@ -94,8 +111,14 @@ def write_table(sidecar: Sidecar, name: str, schema: pa.Schema, tables: Iterable
     rows = 0
     with _writing(storage.join(sidecar.uri, name)) as sink:
         # Neither dictionaries nor statistics: the values are bits that no one searches.
-        with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="none", use_dictionary=False, write_statistics=False,
-                              write_page_checksum=True) as writer:  # fmt: skip
+        with pq.ParquetWriter(
+            pa.PythonFile(sink, mode="w"),
+            schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        ) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, len(table)))
                 rows += len(table)

@@ -1,7 +1,9 @@
-"""One worker's micro-batches, in the order of the plan, through its own Ray Data pipeline: read -> decode -> collate, prefetched.
+"""One worker's micro-batches, in the order of the plan, through its own Ray Data pipeline: read -> decode -> collate,
+prefetched.
 
-In: a shard folder, the plan and the numbers of the worker's micro-batches. Out: Batches in that order, the time waited for them, and Ray
-Data's own statistics. Tasks run on the worker's node where they can, so decoded tiles stay there and only encoded bytes cross the network.
+In: a shard folder, the plan and the numbers of the worker's micro-batches. Out: Batches in that order, the time waited
+for them, and Ray Data's own statistics. Tasks run on the worker's node where they can, so decoded tiles stay there and
+only encoded bytes cross the network.
 """
 
 import time
@@ -29,9 +31,15 @@ class Stream:
     """Iterates Batches. `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of rows."""
 
     def __init__(
-        self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, collate: str | None = None, consumers: int = 1,
+        self,
+        folder: str,
+        plan: EpochPlan,
+        numbers: Sequence[int],
+        config: RunConfig,
+        collate: str | None = None,
+        consumers: int = 1,
         sidecars: Sidecars = ALONE,
-    ):  # fmt: skip
+    ):
         self.sidecars = sidecars
         self.folder, self.plan, self.numbers, self.config = folder, plan, list(numbers), config
         self.collate = collate or config.method
@@ -45,13 +53,19 @@ class Stream:
         if not self.numbers:
             return
         dataset = self._dataset()
-        rows = iter(dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=self.config.data.prefetch_batches))
+        rows = iter(
+            dataset.iter_batches(
+                batch_size=1, batch_format="pyarrow", prefetch_batches=self.config.data.prefetch_batches
+            )
+        )
         for position, expected in enumerate(self.numbers):
             start = time.perf_counter()
             row = next(rows)
             self.wait_seconds += time.perf_counter() - start
             if (number := row["number"][0].as_py()) != expected:
-                raise RuntimeError(f"Ray Data delivered micro-batch {number}, expected {expected}: the pipeline did not preserve order")
+                raise RuntimeError(
+                    f"Ray Data delivered micro-batch {number}, expected {expected}: the pipeline did not preserve order"
+                )
             self.bytes_read += row["bytes_read"][0].as_py()
             self.bytes_needed += row["bytes_needed"][0].as_py()
             batch = Batch.from_bytes(_cell(row["batch"]))
@@ -65,8 +79,10 @@ class Stream:
     def _dataset(self) -> ray.data.Dataset:
         context = quiet_context()
         context.execution_options.preserve_order = True
-        # Ray Data 2.60 splits the CPUs that are left among its pipelines in whole numbers (`amount // pipelines`): 1 CPU left for two is 0
-        # for each, and its scheduling loop then spins beside the training thread. One CPU more in its own account (the tasks still wait
+        # Ray Data 2.60 splits the CPUs that are left among its pipelines in whole numbers (`amount // pipelines`): 1
+        # CPU left for two is 0
+        # for each, and its scheduling loop then spins beside the training thread. One CPU more in its own account (the
+        # tasks still wait
         # for real ones) keeps it from that: on two cores steps took 0.35 s in place of 0.12 s.
         context.execution_options.exclude_resources = ray.data.ExecutionResources(cpu=-1)
         config, collate = self.config, self.collate
@@ -78,24 +94,36 @@ class Stream:
             encoder, reader = cached_encoder(*settings), _reader(folder, files, sidecars)
             read, needed = reader.bytes_read, reader.bytes_needed
             specs = [ray.get(plan).micro_batch(n) for n in batch["item"].to_pylist()]
-            batches = pa.chunked_array([_column(COLLATE[collate](groups, encoder).to_bytes()) for groups in reader.groups(specs)])
+            batches = pa.chunked_array(
+                [_column(COLLATE[collate](groups, encoder).to_bytes()) for groups in reader.groups(specs)]
+            )
             share = [0] * (len(specs) - 1)
-            return pa.table({
-                "number": [s.number for s in specs], "batch": batches,
-                "bytes_read": [reader.bytes_read - read, *share], "bytes_needed": [reader.bytes_needed - needed, *share],
-            })  # fmt: skip
+            return pa.table(
+                {
+                    "number": [s.number for s in specs],
+                    "batch": batches,
+                    "bytes_read": [reader.bytes_read - read, *share],
+                    "bytes_needed": [reader.bytes_needed - needed, *share],
+                }
+            )
 
         tasks = -(-len(self.numbers) // BATCHES_PER_TASK)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         return ray.data.from_items(self.numbers, override_num_blocks=tasks).map_batches(
-            run, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task,
-            compute=at_once(self.consumers, tasks), scheduling_strategy=here,
-        )  # fmt: skip
+            run,
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=config.data.num_cpus_per_task,
+            compute=at_once(self.consumers, tasks),
+            scheduling_strategy=here,
+        )
 
 
 def _column(data: bytes) -> pa.Array:
     """A column of one row, without a copy: a batch of pictures is tens of megabytes."""
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, len(data)])), pa.py_buffer(data)])
+    return pa.Array.from_buffers(
+        pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, len(data)])), pa.py_buffer(data)]
+    )
 
 
 def _cell(column: pa.ChunkedArray) -> pa.Buffer:

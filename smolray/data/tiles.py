@@ -1,7 +1,7 @@
 """Encoded images -> tiles, exactly as the Idefics3 image processor cuts them, left as bytes 0..255.
 
-The stock processor first enlarges every image to `longest_edge`; here small images keep their size unless `upscale` is set,
-and `max_tiles` bounds the tiles. Normalisation is left to the device (a quarter of the bytes on the way).
+The stock processor first enlarges every image to `longest_edge`; here small images keep their size unless `upscale` is
+set, and `max_tiles` bounds the tiles. Normalisation is left to the device (a quarter of the bytes on the way).
 """
 
 import io
@@ -17,9 +17,14 @@ from smolray.config import ImageConfig
 MAX_IMAGE_SIZE = 4096  # the processor's own upper bound of an edge
 # What turns a picture of each EXIF orientation upright.
 UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Tiler:
         self.config = config
         self.side = int(processor.max_image_size["longest_edge"])
         size = processor.size
-        self.longest_edge = config.longest_edge or int(size["longest_edge"] if isinstance(size, dict) else size.longest_edge)
+        self.longest_edge = config.longest_edge or int(
+            size["longest_edge"] if isinstance(size, dict) else size.longest_edge
+        )
         self.splits = bool(processor.do_image_splitting)
 
     def target(self, width: int, height: int) -> int:
@@ -59,7 +66,9 @@ class Tiler:
         return self._grid(width, height, self.target(width, height))
 
     def _grid(self, width: int, height: int, edge: int) -> Grid:
-        """Rows and columns the processor makes of an image whose longest edge is scaled to `edge` (Idefics3ImageProcessor._preprocess)."""
+        """Rows and columns the processor makes of an image whose longest edge is scaled to `edge`
+        (Idefics3ImageProcessor._preprocess).
+        """
         if not self.splits:
             return Grid(0, 0)
         aspect = width / height
@@ -84,7 +93,12 @@ class Tiler:
         picture = decode(image)
         edge = self.target(*picture.size)
         out = self.processor.preprocess(
-            [[picture]], size={"longest_edge": edge}, do_rescale=False, do_normalize=False, do_pad=False, return_tensors=None
+            [[picture]],
+            size={"longest_edge": edge},
+            do_rescale=False,
+            do_normalize=False,
+            do_pad=False,
+            return_tensors=None,
         )
         tiles = np.stack([np.asarray(tile).round().clip(0, 255).astype(np.uint8) for tile in out["pixel_values"][0]])
         return np.ascontiguousarray(tiles)  # the processor hands out views of channels-last pictures
@@ -98,7 +112,9 @@ def image_size(image: bytes) -> tuple[int, int]:
 
 
 def decode(image: bytes) -> Image.Image:
-    """The picture as a viewer shows it, in RGB: upright, on white where transparent, 16 and 32 bits a channel scaled to 8."""
+    """The picture as a viewer shows it, in RGB: upright, on white where transparent, 16 and 32 bits a channel scaled to
+    8.
+    """
     picture: Image.Image = Image.open(io.BytesIO(image))
     if (orientation := _orientation(picture)) in UPRIGHT:
         picture = picture.transpose(UPRIGHT[orientation])
@@ -111,7 +127,10 @@ def decode(image: bytes) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 for none. Only what the header has told: to ask further decodes a PNG; PIL turns TIFF by itself."""
+    """The EXIF orientation, 1 for none.
+
+    Only what the header has told: to ask further decodes a PNG; PIL turns TIFF by itself.
+    """
     if "exif" not in picture.info:
         return 1
     try:
@@ -126,7 +145,9 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     values = np.nan_to_num(values.astype(np.float64))
     peak = 65535.0
     if not mode.startswith("I;16"):
-        peak = 1.0 if mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else max(65535.0, values.max())
+        peak = (
+            1.0 if mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else max(65535.0, values.max())
+        )
     return (values / peak * 255).round().clip(0, 255).astype(np.uint8)
 
 

@@ -30,7 +30,8 @@ class LocalSums:
     samples: int = 0
     tokens: int = 0  # padding left out
     ids: tuple[tuple[int, tuple[str, ...]], ...] = ()  # (micro-batch, its sample ids)
-    seconds: float = 0.0  # until its own gradients were there: those of waiting for data included, of waiting for other workers not
+    # until its own gradients were there: those of waiting for data included, of waiting for other workers not
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

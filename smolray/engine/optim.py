@@ -1,7 +1,8 @@
 """Optimizers and schedules, both free of the number of workers: a schedule is a function of the step alone.
 
-In: parameters by name and OptimizerConfig. Out: an optimizer whose groups carry their share of the learning rate, and Adam's moments by
-parameter: fp32, or as bitsandbytes keeps them, 8-bit codes with the largest value of each block of 256.
+In: parameters by name and OptimizerConfig. Out: an optimizer whose groups carry their share of the learning rate, and
+Adam's moments by parameter: fp32, or as bitsandbytes keeps them, 8-bit codes with the largest value of each block of
+256.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,25 +18,39 @@ from smolray.run.checkpoint import Moments
 
 FP32 = ("exp_avg", "exp_avg_sq")
 CODES = ("state1", "state2", "absmax1", "absmax2")  # bitsandbytes' names
-EMBEDDINGS = ("embed_tokens.weight", "position_embedding.weight")  # their moments stay fp32 under 8-bit Adam, as in transformers' Trainer
+# their moments stay fp32 under 8-bit Adam, as in transformers' Trainer
+EMBEDDINGS = ("embed_tokens.weight", "position_embedding.weight")
 BLOCK = 256
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW (fused) or bitsandbytes' 8-bit AdamW, paged or not.
 
-    Biases and norms are not decayed, as in transformers' Trainer. Each group has an `lr_scale`: see `set_learning_rate`.
+    Biases and norms are not decayed, as in transformers' Trainer. Each group has an `lr_scale`: see
+    `set_learning_rate`.
     """
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         rate = config.learning_rates.get(group_of(name), config.learning_rate)
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((rate, decay, 32 if config.name == "adamw" or name.endswith(EMBEDDINGS) else 8), []).append(parameter)
+        groups.setdefault((rate, decay, 32 if config.name == "adamw" or name.endswith(EMBEDDINGS) else 8), []).append(
+            parameter
+        )
     settings = [
-        {"params": members, "lr": rate, "lr_scale": rate / config.learning_rate if config.learning_rate else 1.0, "weight_decay": decay, "optim_bits": bits}
+        {
+            "params": members,
+            "lr": rate,
+            "lr_scale": rate / config.learning_rate if config.learning_rate else 1.0,
+            "weight_decay": decay,
+            "optim_bits": bits,
+        }
         for (rate, decay, bits), members in groups.items()
     ]
-    common: Any = {"lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
+    common: Any = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
     if config.name == "adamw":
         return torch.optim.AdamW(settings, **common, fused=True)
     import bitsandbytes as bnb
@@ -60,20 +75,32 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
     """Learning rate of optimizer step n (0, 1, …): transformers' schedule as a function."""
     warmup = config.warmup_steps or round(config.warmup_ratio * total_steps)
-    carrier = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate or 1.0)  # min_lr and lr_end are counted from it
-    scheduler = get_scheduler(config.lr_scheduler_type, carrier, num_warmup_steps=warmup, num_training_steps=total_steps,
-                              scheduler_specific_kwargs=config.lr_scheduler_kwargs)  # fmt: skip
+    # min_lr and lr_end are counted from it
+    carrier = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate or 1.0)
+    scheduler = get_scheduler(
+        config.lr_scheduler_type,
+        carrier,
+        num_warmup_steps=warmup,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+    )
     factor = scheduler.lr_lambdas[0]
     return lambda step: config.learning_rate * float(factor(step))
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Moments:
-    """What a native AdamW holds of a parameter: FP32, shaped as it, or, of an 8-bit state, CODES. Zeros before the first step."""
+    """What a native AdamW holds of a parameter: FP32, shaped as it, or, of an 8-bit state, CODES.
+
+    Zeros before the first step.
+    """
     state = optimizer.state.get(parameter, {})
     if "absmax1" in state:
         return {key: state[key] for key in CODES}
     names = FP32 if "exp_avg" in state else CODES[:2]
-    return {key: state.get(name, torch.zeros_like(parameter, dtype=torch.float32)) for key, name in zip(FP32, names, strict=True)}
+    return {
+        key: state.get(name, torch.zeros_like(parameter, dtype=torch.float32))
+        for key, name in zip(FP32, names, strict=True)
+    }
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer) -> int:
@@ -109,7 +136,12 @@ def dequantised(values: Moments) -> Moments:
     import bitsandbytes.functional as F
 
     def full(code: str, absmax: str, signed: bool) -> torch.Tensor:
-        return F.dequantize_blockwise(values[code], absmax=values[absmax], code=F.create_dynamic_map(signed=signed).to(values[code].device), blocksize=BLOCK)
+        return F.dequantize_blockwise(
+            values[code],
+            absmax=values[absmax],
+            code=F.create_dynamic_map(signed=signed).to(values[code].device),
+            blocksize=BLOCK,
+        )
 
     return {"exp_avg": full("state1", "absmax1", True), "exp_avg_sq": full("state2", "absmax2", False)}
 
@@ -119,6 +151,8 @@ def _quantised(values: Moments, state: Moments) -> Moments:
 
     found: Moments = {}
     for n, name in enumerate(FP32, start=1):
-        codes, quantisation = F.quantize_blockwise(values[name].to(state[f"qmap{n}"].device), code=state[f"qmap{n}"], blocksize=BLOCK)
+        codes, quantisation = F.quantize_blockwise(
+            values[name].to(state[f"qmap{n}"].device), code=state[f"qmap{n}"], blocksize=BLOCK
+        )
         found |= {f"state{n}": codes, f"absmax{n}": quantisation.absmax}
     return found

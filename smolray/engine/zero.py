@@ -1,7 +1,8 @@
 """DeepSpeed ZeRO, stages 0 to 3, offload included, on NCCL or gloo as the process group is.
 
-In: a model ready for training and an objective. Out: exact optimizer steps. DeepSpeed averages gradients over workers and, by default,
-divides by its own accumulation count; `_backward` is the one place that undoes the first and declines the second.
+In: a model ready for training and an objective. Out: exact optimizer steps. DeepSpeed averages gradients over workers
+and, by default, divides by its own accumulation count; `_backward` is the one place that undoes the first and declines
+the second.
 """
 
 import logging
@@ -30,7 +31,15 @@ from torch.utils.cpp_extension import get_default_build_root
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.engine.base import LocalSums, StepResult, micro_batch_seed
-from smolray.engine.optim import FP32, build_optimizer, dequantised, moments, optimizer_step, set_learning_rate, set_moments
+from smolray.engine.optim import (
+    FP32,
+    build_optimizer,
+    dequantised,
+    moments,
+    optimizer_step,
+    set_learning_rate,
+    set_moments,
+)
 from smolray.model.adapters import trainable
 from smolray.model.forward import hidden_states
 from smolray.model.load import base_model
@@ -57,20 +66,33 @@ class _ObjectiveModule(nn.Module):
             return embeddings(self.model, batch)
         if self.reference is not None and not len(batch.reference_logps):
             batch = replace(batch, reference_logps=self.reference(self.model, batch))
-        return self.objective.loss(base_model(self.model).lm_head, hidden_states(self.model, batch, self.objective.positions(batch)), batch, totals)
+        return self.objective.loss(
+            base_model(self.model).lm_head,
+            hidden_states(self.model, batch, self.objective.positions(batch)),
+            batch,
+            totals,
+        )
 
 
 class ZeroEngine:
     """An Engine (engine/base.py) over deepspeed.initialize. `state`, when given, is restored before the first step."""
 
-    def __init__(self, model: nn.Module, objective: Objective, config: RunConfig, device: torch.device, state: EngineState | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        config: RunConfig,
+        device: torch.device,
+        state: EngineState | None = None,
+    ):
         self.model, self.objective, self.config, self.device = model, objective, config, device
         self.stage = config.engine.stage
         self.epoch = 0
         self.data_parallel, self.sees_images = (dist.get_rank(), dist.get_world_size()), True
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
         self.reference_known = objective.pairs and config.dpo.reference == "precompute"  # it comes with the batches
-        reference = reference_of(model.to(device), config) if objective.pairs else None  # a frozen copy is taken before a checkpoint is read
+        # a frozen copy is taken before a checkpoint is read
+        reference = reference_of(model.to(device), config) if objective.pairs else None
         if state is not None:
             load_weights(self.parameters, state.weights)  # before fp32 masters are copied
         model.to(device)
@@ -78,15 +100,19 @@ class ZeroEngine:
         if self.stage == 3 and config.engine.offload_param == "none":
             hide_frozen(model)
         if self.stage < 3:
-            nn.functional.linear = LINEAR  # that of stage 3 adds the bias in a step of its own: in bf16 another rounding
+            # that of stage 3 adds the bias in a step of its own: in bf16 another rounding
+            nn.functional.linear = LINEAR
         remove_stale_build_locks()
         deepspeed.logger.setLevel(logging.WARNING)
         # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.
         self.engine, *_ = deepspeed.initialize(
             model=_ObjectiveModule(model, objective, reference),
             optimizer=build_optimizer(self.masters, config.optimizer),
-            config=deepspeed_config(config, clip=self.stage > 0, trained=sum(p.numel() for p in self.parameters.values())), dist_init_required=False,
-        )  # fmt: skip
+            config=deepspeed_config(
+                config, clip=self.stage > 0, trained=sum(p.numel() for p in self.parameters.values())
+            ),
+            dist_init_required=False,
+        )
         self._first_step = True
         if state is not None:
             self._load_state(state)
@@ -117,9 +143,12 @@ class ZeroEngine:
                 samples, tokens, done = samples + batch.samples, tokens + batch.meta["tokens"], done + 1
                 ids.append((number, tuple(batch.meta["ids"])))
             seconds = self._now() - began
-            # Collective passes: with ZeRO-3 as many forwards as the busiest worker, else one backward so that every gradient exists.
+            # Collective passes: with ZeRO-3 as many forwards as the busiest worker, else one backward so that every
+            # gradient exists.
             for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
-                self._backward(self.engine(dummy_batch(self.device, self.objective.pairs, self.reference_known), totals)[0] * 0.0)
+                self._backward(
+                    self.engine(dummy_batch(self.device, self.objective.pairs, self.reference_known), totals)[0] * 0.0
+                )
             if self._first_step:
                 self._check_gradients()
         self.engine.set_gradient_accumulation_boundary(True)
@@ -166,7 +195,8 @@ class ZeroEngine:
             return
         from trl.models.utils import add_hooks, remove_hooks  # takes a second, at the start of every worker
 
-        # Evaluation has no equal number of passes on every worker, so DeepSpeed's collective hooks must be off while weights are whole.
+        # Evaluation has no equal number of passes on every worker, so DeepSpeed's collective hooks must be off while
+        # weights are whole.
         remove_hooks(self.engine)
         with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
             yield
@@ -174,7 +204,8 @@ class ZeroEngine:
 
     def state(self) -> EngineState:
         keep = dist.get_rank() == 0
-        if self.stage and not optimizer_step(self._base_optimizer()):  # before the first real step, as after an fp16 overflow
+        # before the first real step, as after an fp16 overflow
+        if self.stage and not optimizer_step(self._base_optimizer()):
             self._make_moments()
             for values in self._base_optimizer().state.values():
                 values["step"] = torch.zeros_like(values["step"])  # no update was made
@@ -213,14 +244,18 @@ class ZeroEngine:
     def _check_gradients(self) -> None:
         missing = [n for n, p in self.parameters.items() if p.grad is None and getattr(p, "grad_accum", None) is None]
         if missing:
-            raise RuntimeError(f"{len(missing)} trainable parameters got no gradient on the first step: {', '.join(missing[:5])} …")
+            raise RuntimeError(
+                f"{len(missing)} trainable parameters got no gradient on the first step: {', '.join(missing[:5])} …"
+            )
         self._first_step = False
 
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
 
     def _own_masters(self) -> dict[str, nn.Parameter]:
-        """What the optimizer of stage 0 steps: fp32 copies, where the model computes in 16 bit; those of the other stages are DeepSpeed's."""
+        """What the optimizer of stage 0 steps: fp32 copies, where the model computes in 16 bit; those of the other
+        stages are DeepSpeed's.
+        """
         dtype = DTYPES[self.config.model.dtype]
         if dtype == torch.float32:
             return self.parameters
@@ -255,7 +290,9 @@ class ZeroEngine:
         self._first_step = True
 
     def _link_moments(self) -> None:
-        """DeepSpeed 0.19 links the moments of all parameter groups after stepping the first, when the others have none yet: link again."""
+        """DeepSpeed 0.19 links the moments of all parameter groups after stepping the first, when the others have none
+        yet: link again.
+        """
         zero = self.engine.optimizer
         if self.stage in (1, 2):
             for group, master in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
@@ -275,7 +312,9 @@ class ZeroEngine:
 
 
 def hide_frozen(model: nn.Module) -> None:
-    """Take a frozen vision tower and connector out of the module tree, from where they still run: ZeRO-3 shards, and gathers for every pass, what it sees."""
+    """Take a frozen vision tower and connector out of the module tree, from where they still run: ZeRO-3 shards, and
+    gathers for every pass, what it sees.
+    """
     inner = base_model(model).model
     for name in ("vision_model", "connector"):
         part = inner._modules.get(name)
@@ -284,7 +323,9 @@ def hide_frozen(model: nn.Module) -> None:
 
 
 def local_slice(value: torch.Tensor) -> torch.Tensor:
-    """This rank's part of `value`, flat and padded to equal parts, as ZeRO-3 holds it; `safe_set_full_*` fails where nothing divides."""
+    """This rank's part of `value`, flat and padded to equal parts, as ZeRO-3 holds it; `safe_set_full_*` fails where
+    nothing divides.
+    """
     world, rank = dist.get_world_size(), dist.get_rank()
     size = -(-value.numel() // world)
     flat = nn.functional.pad(value.flatten(), (0, size * world - value.numel()))
@@ -292,21 +333,40 @@ def local_slice(value: torch.Tensor) -> torch.Tensor:
 
 
 def dummy_batch(device: torch.device, pairs: bool, reference_known: bool) -> Batch:
-    """A batch of two tokens and no image; a dummy tile is run for it where the vision tower takes part, and the reference model where it is asked."""
+    """A batch of two tokens and no image; a dummy tile is run for it where the vision tower takes part, and the
+    reference model where it is asked.
+    """
     completions = torch.arange(2 if pairs else 1)
     none, two = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
     return Batch(
-        input_ids=two + 1, position_ids=torch.tensor([[0, 1]]), branch=two, lengths=none, pixel_values=torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
-        features=torch.zeros(0, 0, 0), tile_order=none, target_positions=completions * 0, target_ids=completions * 0 + 1,
-        target_completion=completions, ends=completions * 0 + 1, reference_logps=torch.zeros(len(completions) if reference_known else 0),
-    ).to(device)  # fmt: skip
+        input_ids=two + 1,
+        position_ids=torch.tensor([[0, 1]]),
+        branch=two,
+        lengths=none,
+        pixel_values=torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
+        features=torch.zeros(0, 0, 0),
+        tile_order=none,
+        target_positions=completions * 0,
+        target_ids=completions * 0 + 1,
+        target_completion=completions,
+        ends=completions * 0 + 1,
+        reference_logps=torch.zeros(len(completions) if reference_known else 0),
+    ).to(device)
 
 
 def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) -> dict[str, Any]:
-    """The DeepSpeed config of a run that trains so many values; batch sizes are 1 because the loop, not DeepSpeed, counts."""
+    """The DeepSpeed config of a run that trains so many values; batch sizes are 1 because the loop, not DeepSpeed,
+    counts.
+    """
     engine = config.engine
-    bucket = max(1, min(500_000_000, trained))  # DeepSpeed allocates its bucket of 5e8 values at every step, for a few LoRA weights too
-    zero: dict[str, Any] = {"stage": engine.stage, "overlap_comm": False, "contiguous_gradients": True, "reduce_bucket_size": bucket}
+    # DeepSpeed allocates its bucket of 5e8 values at every step, for a few LoRA weights too
+    bucket = max(1, min(500_000_000, trained))
+    zero: dict[str, Any] = {
+        "stage": engine.stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": bucket,
+    }
     if engine.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if engine.offload_param == "cpu":

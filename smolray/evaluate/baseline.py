@@ -13,7 +13,8 @@ from smolray.run.predictions import Record
 
 
 def blind_baseline(training: Iterable[pa.Table], predictions: Sequence[Record]) -> float:
-    """Share of the evaluated questions that the commonest answers get right, by the same rule as the model's own answers.
+    """Share of the evaluated questions that the commonest answers get right, by the same rule as the model's own
+    answers.
 
     Questions never seen in training get the commonest answer of all.
     """

@@ -15,7 +15,9 @@ CELLS = 4_000_000  # numbers drawn at a time: 32 MB
 
 
 class MetricError(ValueError):
-    """A metric does not apply to these predictions, or its package is not installed; the message says which and what to do."""
+    """A metric does not apply to these predictions, or its package is not installed; the message says which and what to
+    do.
+    """
 
 
 class Figure(TypedDict):
@@ -29,7 +31,8 @@ class Figure(TypedDict):
 
 @dataclass(frozen=True)
 class Scores:
-    """`statistics`: (samples, k) float64, what each sample adds; `combine`: sums (R, k) and sample counts (R,) -> values (R,).
+    """`statistics`: (samples, k) float64, what each sample adds; `combine`: sums (R, k) and sample counts (R,) ->
+    values (R,).
 
     A mean has k = 1; a corpus metric such as BLEU adds up its n-gram counts and divides last.
     """
@@ -54,9 +57,10 @@ class Scores:
 def figure(scores: Scores, keys: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> Figure:
     """Value over all samples with its percentile bootstrap interval; the same input gives the same interval.
 
-    `keys` name the image of each sample. Images are resampled, each with all its samples: questions about one image are not independent, and
-    resampling them one by one gives intervals that are too narrow. Corpus metrics are computed anew from the resampled statistics; what a
-    metric learned from all references (CIDEr's document frequencies) stays as it is. Raises MetricError without samples.
+    `keys` name the image of each sample. Images are resampled, each with all its samples: questions about one image are
+    not independent, and resampling them one by one gives intervals that are too narrow. Corpus metrics are computed
+    anew from the resampled statistics; what a metric learned from all references (CIDEr's document frequencies) stays
+    as it is. Raises MetricError without samples.
     """
     count = len(scores.statistics)
     if not count:
@@ -66,7 +70,8 @@ def figure(scores: Scores, keys: Sequence[str], resamples: int = RESAMPLES, seed
     sums = np.zeros((len(images), scores.statistics.shape[1] + 1))
     np.add.at(sums, numbers, np.column_stack([scores.statistics, np.ones(count)]))
     total = sums.sum(0, keepdims=True)
-    # A resample is known by how often it holds each distinct row, and those counts are multinomial: yes/no scores have few rows.
+    # A resample is known by how often it holds each distinct row, and those counts are multinomial: yes/no scores have
+    # few rows.
     rows, often = np.unique(sums, axis=0, return_counts=True)
     rng, values = np.random.default_rng(seed), []
     for start in range(0, resamples, size := max(1, CELLS // len(rows))):

@@ -1,10 +1,11 @@
 """Caption metrics as COCO's evaluation computes them: BLEU-4, ROUGE-L and CIDEr over several references.
 
-In: tokenised captions with their references. Out: Scores. The definitions are the libraries': sacrebleu, and the two scorers of pycocoevalcap that
-are plain Python (its tokenizer, METEOR and SPICE want Java and are not used).
+In: tokenised captions with their references. Out: Scores. The definitions are the libraries': sacrebleu, and the two
+scorers of pycocoevalcap that are plain Python (its tokenizer, METEOR and SPICE want Java and are not used).
 
-`tokens` stands in for COCO's Penn Treebank tokenizer: lower case, clitics split off ("don't" -> do n't), punctuation dropped. On plain captions it
-says the same; abbreviations and symbols may differ, which moves a figure in the third digit.
+`tokens` stands in for COCO's Penn Treebank tokenizer: lower case, clitics split off ("don't" -> do n't), punctuation
+dropped. On plain captions it says the same; abbreviations and symbols may differ, which moves a figure in the third
+digit.
 """
 
 import re
@@ -31,11 +32,24 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores
     except ImportError as error:
         raise _lacking("bleu", "sacrebleu") from error
     scorer = BLEU(tokenize="none", smooth_method="none", force=True, max_ngram_order=ORDER)
-    counted = [scorer.corpus_score([tokens(c)], [[tokens(r)] for r in refs]) for c, refs in zip(captions, references, strict=True)]
-    statistics = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in counted], np.float64).reshape(-1, 2 + 2 * ORDER)
+    counted = [
+        scorer.corpus_score([tokens(c)], [[tokens(r)] for r in refs])
+        for c, refs in zip(captions, references, strict=True)
+    ]
+    statistics = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in counted], np.float64).reshape(
+        -1, 2 + 2 * ORDER
+    )
 
     def combine(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        return np.array([BLEU.compute_bleu(row[2:-ORDER], row[-ORDER:], row[0], row[1]).score for row in sums.astype(np.int64).tolist()]) / 100
+        return (
+            np.array(
+                [
+                    BLEU.compute_bleu(row[2:-ORDER], row[-ORDER:], row[0], row[1]).score
+                    for row in sums.astype(np.int64).tolist()
+                ]
+            )
+            / 100
+        )
 
     return Scores(statistics, combine)
 
@@ -44,14 +58,17 @@ def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Sco
     """Mean of ROUGE-L (F with beta 1.2; best precision and best recall over the references), 0 to 1."""
     scorer = _coco("rouge_l", "pycocoevalcap.rouge.rouge").Rouge()
     said = zip(captions, references, strict=True)
-    return Scores.mean([scorer.calc_score([tokens(c)], [tokens(r) for r in refs]) if tokens(c) else 0.0 for c, refs in said])
+    return Scores.mean(
+        [scorer.calc_score([tokens(c)], [tokens(r) for r in refs]) if tokens(c) else 0.0 for c, refs in said]
+    )
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """Mean of CIDEr-D, 0 to 10 (tables often print 100 times that).
 
-    Words weigh by how few images have them in their references, over all the samples here: words that all share count nothing, so figures of
-    different subsets do not compare, and a single image scores 0. Raises MetricError where no reference has a word.
+    Words weigh by how few images have them in their references, over all the samples here: words that all share count
+    nothing, so figures of different subsets do not compare, and a single image scores 0. Raises MetricError where no
+    reference has a word.
     """
     scorer = _coco("cider", "pycocoevalcap.cider.cider_scorer").CiderScorer()
     for caption, refs in zip(captions, references, strict=True):
@@ -71,4 +88,6 @@ def _coco(metric: str, module: str) -> Any:
 
 
 def _lacking(metric: str, package: str) -> MetricError:
-    return MetricError(f"{metric} needs the package {package}, which is not installed here: pip install 'smolray[eval]'")
+    return MetricError(
+        f"{metric} needs the package {package}, which is not installed here: pip install 'smolray[eval]'"
+    )

@@ -1,4 +1,5 @@
-"""Two checkpoints side by side, question by question: which answers got better or worse, and whether the difference is more than chance.
+"""Two checkpoints side by side, question by question: which answers got better or worse, and whether the difference is
+more than chance.
 
 In: the predictions of two evaluations of the same data. Out: a Comparison, over all and by question type.
 """
@@ -15,7 +16,10 @@ from smolray.run.predictions import Record, prediction_steps, read_predictions
 
 @dataclass(frozen=True)
 class Change:
-    """From `a` to `b` on the same questions. `difference` is b - a with its paired bootstrap interval; `p_value`: see `mcnemar`."""
+    """From `a` to `b` on the same questions.
+
+    `difference` is b - a with its paired bootstrap interval; `p_value`: see `mcnemar`.
+    """
 
     a: Figure
     b: Figure
@@ -27,8 +31,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`by_type` has "overall" first. `gained` and `lost` hold the questions whose score rose or fell: id, key, type, question, answers, both
-    predictions (a, b) and both scores (score_a, score_b). `only_a`, `only_b`: questions that one of them lacks; they are in no figure."""
+    """`by_type` has "overall" first.
+
+    `gained` and `lost` hold the questions whose score rose or fell: id, key, type, question, answers, both predictions
+    (a, b) and both scores (score_a, score_b). `only_a`, `only_b`: questions that one of them lacks; they are in no
+    figure.
+    """
 
     metric: str
     by_type: dict[str, Change]
@@ -38,13 +46,20 @@ class Comparison:
     only_b: int = 0
 
 
-def compare_runs(run_a: str, run_b: str, step_a: int | None = None, step_b: int | None = None, metric: str = "exact_match") -> Comparison:
-    """Compare the kept predictions of two run folders; one folder twice compares two steps. Without steps: the newest of each,
-    or of one folder the two newest. Raises MetricError where a step was not evaluated or the data differ."""
+def compare_runs(
+    run_a: str, run_b: str, step_a: int | None = None, step_b: int | None = None, metric: str = "exact_match"
+) -> Comparison:
+    """Compare the kept predictions of two run folders; one folder twice compares two steps.
+
+    Without steps: the newest of each, or of one folder the two newest. Raises MetricError where a step was not
+    evaluated or the data differ.
+    """
     kept_a, kept_b = prediction_steps(run_a), prediction_steps(run_b)
     step_b = step_b if step_b is not None else max(kept_b, default=None)
     if step_a is None:
-        step_a = max((step for step in kept_a if run_a != run_b or (step_b is not None and step < step_b)), default=None)
+        step_a = max(
+            (step for step in kept_a if run_a != run_b or (step_b is not None and step < step_b)), default=None
+        )
     for run, step, kept in ((run_a, step_a, kept_a), (run_b, step_b, kept_b)):
         if step not in kept:
             asked = "another evaluation to compare with" if step is None else f"predictions of step {step}"
@@ -63,10 +78,14 @@ def compare_predictions(a: Sequence[Record], b: Sequence[Record], metric: str = 
     first, second = _by_question(a), _by_question(b)
     both = [name for name in first if name in second]
     if not both:
-        raise MetricError(f"the two evaluations share no question ({len(first)} and {len(second)}): they are not of the same data")
+        raise MetricError(
+            f"the two evaluations share no question ({len(first)} and {len(second)}): they are not of the same data"
+        )
     for name in both:
         if list(first[name]["answers"]) != list(second[name]["answers"]):
-            raise MetricError(f"question {name[1]!r} has other reference answers in the second evaluation: they are not of the same data")
+            raise MetricError(
+                f"question {name[1]!r} has other reference answers in the second evaluation: they are not of the same data"
+            )
     mine, other = [first[name] for name in both], [second[name] for name in both]
     scores_a, scores_b = METRICS[metric](mine), METRICS[metric](other)
     keys, each_a, each_b = np.array([name[0] for name in both], object), scores_a.per_sample(), scores_b.per_sample()
@@ -85,7 +104,8 @@ def compare_predictions(a: Sequence[Record], b: Sequence[Record], metric: str = 
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p-value of McNemar's exact test: the chance of a split at least as uneven if gains and losses were equally likely.
+    """Two-sided p-value of McNemar's exact test: the chance of a split at least as uneven if gains and losses were
+    equally likely.
 
     For graded scores it is the sign test. It takes questions for independent; the interval of the difference does not.
     """
@@ -99,7 +119,8 @@ def mcnemar(gained: int, lost: int) -> float:
 def _difference(a: Scores, b: Scores) -> Scores:
     width = a.statistics.shape[1]
     return Scores(
-        np.hstack([a.statistics, b.statistics]), lambda sums, counts: b.combine(sums[:, width:], counts) - a.combine(sums[:, :width], counts)
+        np.hstack([a.statistics, b.statistics]),
+        lambda sums, counts: b.combine(sums[:, width:], counts) - a.combine(sums[:, :width], counts),
     )
 
 
@@ -108,7 +129,9 @@ def _by_question(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
     for record in records:
         name = (record["key"], record["id"])
         if name in found:
-            raise MetricError(f"question {record['id']!r} stands twice in one evaluation: it cannot be told which to compare")
+            raise MetricError(
+                f"question {record['id']!r} stands twice in one evaluation: it cannot be told which to compare"
+            )
         found[name] = record
     return found
 

@@ -1,6 +1,8 @@
-"""Distributed evaluation: each worker decodes its share of the validation micro-batches, rank 0 gathers predictions and scores.
+"""Distributed evaluation: each worker decodes its share of the validation micro-batches, rank 0 gathers predictions and
+scores.
 
-In: an engine's model and a stream of prompts. Out: an EvalReport: metrics over all and by question type, and every prediction.
+In: an engine's model and a stream of prompts. Out: an EvalReport: metrics over all and by question type, and every
+prediction.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,8 +23,10 @@ from smolray.run.predictions import Record
 
 @dataclass(frozen=True)
 class EvalReport:
-    """`accuracy` (exact match) and `counts` by question type, with "overall"; `metrics`: name -> question type -> value, low, high, samples;
-    `skipped`: why a metric is missing, by its name; `predictions` hold id, key, type, question, prediction, answer, answers, correct."""
+    """`accuracy` (exact match) and `counts` by question type, with "overall"; `metrics`: name -> question type ->
+    value, low, high, samples; `skipped`: why a metric is missing, by its name; `predictions` hold id, key, type,
+    question, prediction, answer, answers, correct.
+    """
 
     accuracy: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -67,4 +71,6 @@ def summarize(predictions: Sequence[Record], metrics: Sequence[str] = ("exact_ma
     correct = np.array([record["correct"] for record in predictions], bool)
     accuracy = {kind: float(correct[numbers].mean()) for kind, numbers in rows.items()}
     figures, skipped = measure(predictions, metrics)
-    return EvalReport(accuracy, {kind: len(numbers) for kind, numbers in rows.items()}, list(predictions), figures, skipped)
+    return EvalReport(
+        accuracy, {kind: len(numbers) for kind, numbers in rows.items()}, list(predictions), figures, skipped
+    )

@@ -1,4 +1,7 @@
-"""The loss of the validation answers, as in training but without dropout. In: a model and packed Batches. Out: the mean over all trained tokens."""
+"""The loss of the validation answers, as in training but without dropout.
+
+In: a model and packed Batches. Out: the mean over all trained tokens.
+"""
 
 from collections.abc import Iterable
 
@@ -15,7 +18,10 @@ from smolray.objectives.sft import sft
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch], label_tokens: int, device: torch.device) -> float:
-    """Cross entropy summed over every worker's batches, divided by their `label_tokens` together. Collective: all receive the same."""
+    """Cross entropy summed over every worker's batches, divided by their `label_tokens` together.
+
+    Collective: all receive the same.
+    """
     training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)

@@ -1,6 +1,7 @@
 """The figures that papers print, as pure functions of prediction records.
 
-In: records with key, type, prediction and answers. Out: each metric's value, interval and number of samples, over all and by question type.
+In: records with key, type, prediction and answers. Out: each metric's value, interval and number of samples, over all
+and by question type.
 """
 
 import math
@@ -20,7 +21,9 @@ Figures = dict[str, Figure]  # by question type, with "overall"
 
 
 def measure(records: Sequence[Record], names: Sequence[str]) -> tuple[dict[str, Figures], dict[str, str]]:
-    """Figures of each named metric by question type, "overall" first; and why a metric is missing, by its name: training goes on without it."""
+    """Figures of each named metric by question type, "overall" first; and why a metric is missing, by its name:
+    training goes on without it.
+    """
     figures: dict[str, Figures] = {}
     skipped: dict[str, str] = {}
     groups = by_type(records)
@@ -49,7 +52,8 @@ def is_correct(text: str, answers: Sequence[str]) -> bool:
 def relaxed_match(text: str, answers: Sequence[str]) -> bool:
     """ChartQA's rule (section 5.1 of the paper): a number within 5 % of |gold|, any other answer equal but for case.
 
-    A percentage counts as its hundredth. Where gold is 0, or has thousands separators, only the same text is right, as in the published code.
+    A percentage counts as its hundredth. Where gold is 0, or has thousands separators, only the same text is right, as
+    in the published code.
     """
     return any(_close(text.strip(), answer.strip()) for answer in answers)
 
@@ -89,11 +93,15 @@ def _vqa_accuracy(records: Sequence[Record]) -> Scores:
 
 
 def _anls(records: Sequence[Record]) -> Scores:
-    """Best over the references of 1 - edit distance / longer length; below 0.5 it is 0 (DocVQA; ANLS* agrees on plain answers)."""
+    """Best over the references of 1 - edit distance / longer length; below 0.5 it is 0 (DocVQA; ANLS* agrees on plain
+    answers).
+    """
     try:
         from anls_star import anls_score
     except ImportError as error:
-        raise MetricError("anls needs the package anls-star, which is not installed here: pip install 'smolray[eval]'") from error
+        raise MetricError(
+            "anls needs the package anls-star, which is not installed here: pip install 'smolray[eval]'"
+        ) from error
     values: list[Any] = [anls_score(tuple(r["answers"]), r["prediction"]) for r in records]
     return Scores.mean(values)
 

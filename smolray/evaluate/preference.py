@@ -1,7 +1,8 @@
 """Preference accuracy: the share of pairs whose chosen answer the model finds more probable than the rejected one.
 
-In: a model and packed Batches of pairs. Out: a Figure with its interval, over all and by question type. Log-probabilities are summed over the
-answer, as in DPO; the reference model has no say, so a model can be measured before it is trained.
+In: a model and packed Batches of pairs. Out: a Figure with its interval, over all and by question type.
+Log-probabilities are summed over the answer, as in DPO; the reference model has no say, so a model can be measured
+before it is trained.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,10 @@ from smolray.run.predictions import Record
 
 @torch.no_grad()
 def margins(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
-    """Log-probability of the chosen answer less that of the rejected one, by the id of the pair. Collective: all receive those of all."""
+    """Log-probability of the chosen answer less that of the rejected one, by the id of the pair.
+
+    Collective: all receive those of all.
+    """
     mine: dict[str, float] = {}
     for batch in batches:
         batch = batch.to(device)
@@ -34,7 +38,9 @@ def margins(model: nn.Module, batches: Iterable[Batch], device: torch.device) ->
 
 
 def preference(found: dict[str, float], records: Sequence[Record]) -> Figures:
-    """The figures of `margins`; `records` tell question type and image of each id, and those without a margin are left out."""
+    """The figures of `margins`; `records` tell question type and image of each id, and those without a margin are left
+    out.
+    """
     compared = [record for record in records if record["id"] in found]
     if not compared:
         return {}

@@ -1,7 +1,8 @@
 """Image search by text: how well a caption finds its images.
 
-In: a model, images and captions. Out: a score for every caption and image, and from those recall@k and mean average precision.
-A caption's score for an image is the cosine of their embeddings (method: retrieval), or the mean log-probability of its tokens given the image.
+In: a model, images and captions. Out: a score for every caption and image, and from those recall@k and mean average
+precision. A caption's score for an image is the cosine of their embeddings (method: retrieval), or the mean
+log-probability of its tokens given the image.
 """
 
 from collections import defaultdict
@@ -32,9 +33,11 @@ CELLS = 2_000_000  # scores of texts for images at a time: 16 MB, and a few such
 
 @dataclass
 class Embedded:
-    """Images by key and distinct texts, each with its vector and the record that stands for it, and the keys that each text asks for.
+    """Images by key and distinct texts, each with its vector and the record that stands for it, and the keys that each
+    text asks for.
 
-    Of several records the one with the smallest (key, id) stands for an image or a text, however they were dealt to workers.
+    Of several records the one with the smallest (key, id) stands for an image or a text, however they were dealt to
+    workers.
     """
 
     images: dict[str, tuple[Record, np.ndarray]] = field(default_factory=dict)
@@ -62,9 +65,12 @@ def _keep_first(kept: dict[str, tuple[Record, np.ndarray]], name: str, record: R
 
 @torch.no_grad()
 def search_report(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> EvalReport:
-    """Every distinct text of the batches (collate_pairs) looks for its images among all of theirs. Collective: all receive the whole report.
+    """Every distinct text of the batches (collate_pairs) looks for its images among all of theirs.
 
-    `exact_match` is recall@1: a prediction is the key of the image found first, the right answers are the keys of all images with that text.
+    Collective: all receive the whole report.
+
+    `exact_match` is recall@1: a prediction is the key of the image found first, the right answers are the keys of all
+    images with that text.
     """
     mine = Embedded()
     for batch in batches:
@@ -106,7 +112,11 @@ def found_report(embedded: Embedded, cells: int = CELLS) -> EvalReport:
         parts.append(per_text(scores, relevant))
         for text, best in zip(block, _first(scores, relevant), strict=True):
             answers = sorted(embedded.wanted[text])
-            records.append(score(embedded.texts[text][0] | {"question": text, "answer": answers[0], "answers": answers}, keys[best]))
+            records.append(
+                score(
+                    embedded.texts[text][0] | {"question": text, "answer": answers[0], "answers": answers}, keys[best]
+                )
+            )
     report = summarize(records)
     figures = _figures({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     return replace(report, metrics=report.metrics | {name: {"overall": value} for name, value in figures.items()})
@@ -120,28 +130,48 @@ def _first(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 
 
 def caption_scores(
-    images: Sequence[bytes], captions: Sequence[str], encoder: Encoder, log_probabilities: LogProbabilities, prompt: str, captions_per_sequence: int = 64
+    images: Sequence[bytes],
+    captions: Sequence[str],
+    encoder: Encoder,
+    log_probabilities: LogProbabilities,
+    prompt: str,
+    captions_per_sequence: int = 64,
 ) -> np.ndarray:
-    """Scores of every caption for every image: (captions, images) float64. `prompt`: what the model was trained to answer with a caption."""
-    columns = [log_probabilities(batch).double().cpu().numpy() for batch in caption_batches(images, captions, encoder, prompt, captions_per_sequence)]
+    """Scores of every caption for every image: (captions, images) float64.
+
+    `prompt`: what the model was trained to answer with a caption.
+    """
+    columns = [
+        log_probabilities(batch).double().cpu().numpy()
+        for batch in caption_batches(images, captions, encoder, prompt, captions_per_sequence)
+    ]
     return np.stack(columns, axis=1) if columns else np.zeros((len(captions), 0))
 
 
 def caption_batches(
     images: Sequence[bytes], captions: Sequence[str], encoder: Encoder, prompt: str, captions_per_sequence: int = 64
 ) -> Iterator[Batch]:
-    """One batch an image, its captions as branches of one prefix: the vision tower sees an image once, however many captions there are.
+    """One batch an image, its captions as branches of one prefix: the vision tower sees an image once, however many
+    captions there are.
 
     Raises MetricError where a caption does not fit into data.max_length beside the image.
     """
     turn = Message("user", (Part("image"), Part("text", prompt)) if prompt else (Part("image"),))
-    told = tuple(Conversation(str(n), (turn, Message("assistant", (Part("text", caption),)))) for n, caption in enumerate(captions))
+    told = tuple(
+        Conversation(str(n), (turn, Message("assistant", (Part("text", caption),))))
+        for n, caption in enumerate(captions)
+    )
     for number, image in enumerate(images):
         row = ShardRow(image_key([image], told[0]), (image,), told)
-        parts = [tuple(range(start, min(start + captions_per_sequence, len(told)))) for start in range(0, len(told), captions_per_sequence)]
+        parts = [
+            tuple(range(start, min(start + captions_per_sequence, len(told))))
+            for start in range(0, len(told), captions_per_sequence)
+        ]
         batch = collate_training([Group(row, part) for part in parts], encoder)
         if len(batch.ends) != len(told):
-            raise MetricError(f"image {number}: {len(told) - len(batch.ends)} of {len(told)} captions do not fit into data.max_length = {encoder.max_length}")
+            raise MetricError(
+                f"image {number}: {len(told) - len(batch.ends)} of {len(told)} captions do not fit into data.max_length = {encoder.max_length}"
+            )
         yield batch
 
 
@@ -177,8 +207,10 @@ def _figures(found: dict[str, np.ndarray]) -> dict[str, Figure]:
 
 
 def recall_at(scores: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
-    """Whether one of the k best images of each text is relevant: (texts,) bool. Equal scores count against it, so that a model
-    which tells no image from another finds nothing."""
+    """Whether one of the k best images of each text is relevant: (texts,) bool.
+
+    Equal scores count against it, so that a model which tells no image from another finds nothing.
+    """
     scores, relevant = _checked(scores, relevant)
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     return (~relevant & (scores >= best)).sum(axis=1) < k
@@ -198,7 +230,9 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 def _checked(scores: np.ndarray, relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores, relevant = np.asarray(scores, np.float64), np.asarray(relevant, bool)
     if scores.ndim != 2 or scores.shape != relevant.shape:
-        raise MetricError(f"expected scores and relevance as (texts, images), found {scores.shape} and {relevant.shape}")
+        raise MetricError(
+            f"expected scores and relevance as (texts, images), found {scores.shape} and {relevant.shape}"
+        )
     if np.isnan(scores).any():
         raise MetricError(f"{int(np.isnan(scores).sum())} scores are not numbers")
     if lonely := np.flatnonzero(~relevant.any(axis=1)).tolist():

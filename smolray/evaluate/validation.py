@@ -1,6 +1,8 @@
-"""What a worker evaluates: answers, searches, preferences and losses over the validation shards, each worker every so-manieth micro-batch.
+"""What a worker evaluates: answers, searches, preferences and losses over the validation shards, each worker every
+so-manieth micro-batch.
 
-In: a model, a run's config and Folders. Out: an EvalReport, the same on every worker. Collective over the process group.
+In: a model, a run's config and Folders. Out: an EvalReport, the same on every worker. Collective over the process
+group.
 """
 
 from dataclasses import replace
@@ -25,7 +27,9 @@ from smolray.evaluate.retrieval import search_report
 
 
 def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> EvalReport:
-    """Greedy decoding of the validation shards (method: retrieval: a search in them), each worker every so-manieth micro-batch. Collective."""
+    """Greedy decoding of the validation shards (method: retrieval: a search in them), each worker every so-manieth
+    micro-batch. Collective.
+    """
     settings, folder, sidecars = config.evaluate, folders.validation, folders.validation_sidecars
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing != "none" else 1
     index = load_index(folder, config)
@@ -35,7 +39,9 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
     plan = lay_epoch(asked, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     collate = "retrieval" if config.method == "retrieval" else "prompts"
-    stream = Stream(folder, plan, range(len(plan))[rank::world], config, collate=collate, consumers=world, sidecars=sidecars)
+    stream = Stream(
+        folder, plan, range(len(plan))[rank::world], config, collate=collate, consumers=world, sidecars=sidecars
+    )
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
     training = model.training
     model.eval()
@@ -51,28 +57,51 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
 
 def evaluation_fields(report: EvalReport) -> dict[str, Any]:
     """What result.json says of an evaluation."""
-    return {"accuracy": report.accuracy, "accuracy_counts": report.counts, "metrics": report.metrics, "skipped": report.skipped,
-            "left_out": report.left_out}  # fmt: skip
+    return {
+        "accuracy": report.accuracy,
+        "accuracy_counts": report.counts,
+        "metrics": report.metrics,
+        "skipped": report.skipped,
+        "left_out": report.left_out,
+    }
 
 
 def headline(report: EvalReport, config: RunConfig) -> float:
-    """What the best checkpoint is chosen by: the preference accuracy of DPO, the precision of a search, else the first of evaluate.metrics that
-    could be taken."""
+    """What the best checkpoint is chosen by: the preference accuracy of DPO, the precision of a search, else the first
+    of evaluate.metrics that could be taken.
+    """
     names = ("preference", "mean_average_precision", *config.evaluate.metrics)
-    return next((report.metrics[name]["overall"]["value"] for name in names if name in report.metrics), report.accuracy["overall"])
+    return next(
+        (report.metrics[name]["overall"]["value"] for name in names if name in report.metrics),
+        report.accuracy["overall"],
+    )
 
 
-def with_preference(report: EvalReport, model: nn.Module, config: RunConfig, folders: Folders, asked: pa.Table, device: torch.device) -> EvalReport:
+def with_preference(
+    report: EvalReport, model: nn.Module, config: RunConfig, folders: Folders, asked: pa.Table, device: torch.device
+) -> EvalReport:
     """The report with the preference accuracy of the pairs among the lines `asked`. Collective."""
     pairs = asked.filter(pc.greater(asked["chosen_tokens"], 0))
     if not len(pairs):
         return report
     plan = lay_epoch(pairs, PlanLimits.of(config), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(folders.validation, plan, range(len(plan))[rank::world], config, consumers=world, sidecars=folders.validation_sidecars)
+    stream = Stream(
+        folders.validation,
+        plan,
+        range(len(plan))[rank::world],
+        config,
+        consumers=world,
+        sidecars=folders.validation_sidecars,
+    )
     figures = preference(margins(model, stream, device), report.predictions)
     accuracy, counts = {"preference": figures["overall"]["value"]}, {"preference": figures["overall"]["samples"]}
-    return replace(report, accuracy=report.accuracy | accuracy, counts=report.counts | counts, metrics=report.metrics | {"preference": figures})
+    return replace(
+        report,
+        accuracy=report.accuracy | accuracy,
+        counts=report.counts | counts,
+        metrics=report.metrics | {"preference": figures},
+    )
 
 
 def validation_loss(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> float:
@@ -83,5 +112,12 @@ def validation_loss(model: nn.Module, config: RunConfig, folders: Folders, devic
         asked = asked.slice(0, config.evaluate.max_samples)
     plan = lay_epoch(asked, PlanLimits.of(config), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(folders.validation, plan, range(len(plan))[rank::world], config, consumers=world, sidecars=folders.validation_sidecars)
+    stream = Stream(
+        folders.validation,
+        plan,
+        range(len(plan))[rank::world],
+        config,
+        consumers=world,
+        sidecars=folders.validation_sidecars,
+    )
     return mean_loss(model, stream, int(plan.label_tokens.sum()), device)

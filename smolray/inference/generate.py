@@ -1,6 +1,8 @@
-"""Answers for files, folders and data sets, over Ray Data: tasks read and cut the images, one model an actor answers, the input's order is kept.
+"""Answers for files, folders and data sets, over Ray Data: tasks read and cut the images, one model an actor answers,
+the input's order is kept.
 
-In: a ModelSource and Pieces. Out: tables of SCHEMA as they come, and a Parquet or JSON lines file that is there whole or not at all.
+In: a ModelSource and Pieces. Out: tables of SCHEMA as they come, and a Parquet or JSON lines file that is there whole
+or not at all.
 """
 
 import json
@@ -55,17 +57,31 @@ class Answers:
 
 
 def answers(
-    source: ModelSource, pieces: Sequence[Piece], asking: Asking, decoding: Decoding, batch_size: int, workers: int | None = None
+    source: ModelSource,
+    pieces: Sequence[Piece],
+    asking: Asking,
+    decoding: Decoding,
+    batch_size: int,
+    workers: int | None = None,
 ) -> Iterator[pa.Table]:
     """Tables of SCHEMA, a row for each question, in order."""
-    return over_batches(source, pieces, asking, batch_size, decoding.max_new_tokens, workers, partial(Answers, source, decoding))
+    return over_batches(
+        source, pieces, asking, batch_size, decoding.max_new_tokens, workers, partial(Answers, source, decoding)
+    )
 
 
 def over_batches(
-    source: ModelSource, pieces: Sequence[Piece], asking: Asking, batch_size: int, max_new_tokens: int, workers: int | None, make: Maker
+    source: ModelSource,
+    pieces: Sequence[Piece],
+    asking: Asking,
+    batch_size: int,
+    max_new_tokens: int,
+    workers: int | None,
+    make: Maker,
 ) -> Iterator[pa.Table]:
-    """The tables that a holder of the model, made on its device by `make`, gives for each batch, in order. What one batch holds is done in this
-    process, more over Ray.
+    """The tables that a holder of the model, made on its device by `make`, gives for each batch, in order.
+
+    What one batch holds is done in this process, more over Ray.
 
     `workers`: models held at a time; default: one a GPU, else one a core as far as the memory goes.
     """
@@ -86,14 +102,18 @@ def over_batches(
 
 @contextmanager
 def writing(uri: str) -> Iterator[Callable[[pa.Table], None]]:
-    """A function that adds a table to the file `uri`, Parquet or JSON lines by its suffix; the file is there once the block has ended without an error."""
+    """A function that adds a table to the file `uri`, Parquet or JSON lines by its suffix; the file is there once the
+    block has ended without an error.
+    """
     require_suffix(uri)
     with storage.writing(uri) as file:
         if uri.endswith(".parquet"):
             with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
                 yield writer.write_table
         else:
-            yield lambda table: file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in table.to_pylist())
+            yield lambda table: file.writelines(
+                json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in table.to_pylist()
+            )
 
 
 def require_suffix(uri: str) -> None:
@@ -102,13 +122,17 @@ def require_suffix(uri: str) -> None:
         raise ConfigError(f"--out {uri}: expected a file that ends in .parquet or .jsonl")
 
 
-def _batches(piece: Piece, asking: Asking, encoder: Encoder, size: int, max_new_tokens: int) -> Iterator[tuple[Batch | None, list[Asked]]]:
+def _batches(
+    piece: Piece, asking: Asking, encoder: Encoder, size: int, max_new_tokens: int
+) -> Iterator[tuple[Batch | None, list[Asked]]]:
     questions = read_questions(piece, asking)
     while some := [*islice(questions, size)]:
         yield collate_questions(some, encoder, max_new_tokens)
 
 
-def here(source: ModelSource, pieces: Sequence[Piece], asking: Asking, batch_size: int, max_new_tokens: int, make: Maker) -> Iterator[pa.Table]:
+def here(
+    source: ModelSource, pieces: Sequence[Piece], asking: Asking, batch_size: int, max_new_tokens: int, make: Maker
+) -> Iterator[pa.Table]:
     """The same in this process, without Ray."""
     gpu = torch.cuda.is_available() and source.config.resources.use_gpu != "no"
     held = make(torch.device("cuda" if gpu else "cpu"))
@@ -118,33 +142,58 @@ def here(source: ModelSource, pieces: Sequence[Piece], asking: Asking, batch_siz
 
 
 def _dataset(
-    source: ModelSource, pieces: Sequence[Piece], asking: Asking, batch_size: int, max_new_tokens: int, models: int, gpu: bool, make: Maker
+    source: ModelSource,
+    pieces: Sequence[Piece],
+    asking: Asking,
+    batch_size: int,
+    max_new_tokens: int,
+    models: int,
+    gpu: bool,
+    make: Maker,
 ) -> ray.data.Dataset:
     held, config = ray.put(list(pieces)), source.config
 
     def read(table: pa.Table) -> Iterator[pa.Table]:
         for number in table["item"].to_pylist():
             for batch, asked in _batches(ray.get(held)[number], asking, source.encoder(), batch_size, max_new_tokens):
-                yield pa.table({
-                    "batch": pa.array([batch.to_bytes() if batch else None], pa.large_binary()), "asked": [json.dumps([asdict(a) for a in asked])],
-                })  # fmt: skip
+                yield pa.table(
+                    {
+                        "batch": pa.array([batch.to_bytes() if batch else None], pa.large_binary()),
+                        "asked": [json.dumps([asdict(a) for a in asked])],
+                    }
+                )
 
     context = quiet_context().copy()
     context.execution_options.preserve_order = True
-    context.target_max_block_size = 1  # a block a row, and a row a batch, or a small data set would be one block, and one actor's work
+    # a block a row, and a row a batch, or a small data set would be one block, and one actor's work
+    context.target_max_block_size = 1
     with DataContext.current(context):
         return (
             ray.data.from_items(list(range(len(pieces))), override_num_blocks=len(pieces))
-            .map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=config.data.num_cpus_per_task, compute=at_once(1, len(pieces)))
             .map_batches(
-                _Held, fn_constructor_args=(make, gpu), batch_format="pyarrow", batch_size=1, compute=ActorPoolStrategy(size=models),
-                num_cpus=CPUS_OF_A_MODEL, num_gpus=1 if gpu else None,
+                read,
+                batch_format="pyarrow",
+                batch_size=None,
+                num_cpus=config.data.num_cpus_per_task,
+                compute=at_once(1, len(pieces)),
             )
-        )  # fmt: skip
+            .map_batches(
+                _Held,
+                fn_constructor_args=(make, gpu),
+                batch_format="pyarrow",
+                batch_size=1,
+                compute=ActorPoolStrategy(size=models),
+                num_cpus=CPUS_OF_A_MODEL,
+                num_gpus=1 if gpu else None,
+            )
+        )
 
 
 class _Held:
-    """A Ray Data actor that holds one model. In: one row with a Batch and what is asked in it. Out: one row with the model's table."""
+    """A Ray Data actor that holds one model.
+
+    In: one row with a Batch and what is asked in it. Out: one row with the model's table.
+    """
 
     def __init__(self, make: Maker, gpu: bool):
         if not gpu:

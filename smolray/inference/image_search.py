@@ -1,7 +1,7 @@
 """Image search by text: an index of what a model makes of images, and what it finds for a text.
 
-In: a ModelSource (of a run of method retrieval) and Pieces, then texts. Out: a folder with images.parquet (id, path), vectors.faiss (inner
-products of unit vectors: cosines) and, written last, index.json; then Hits.
+In: a ModelSource (of a run of method retrieval) and Pieces, then texts. Out: a folder with images.parquet (id, path),
+vectors.faiss (inner products of unit vectors: cosines) and, written last, index.json; then Hits.
 """
 
 import json
@@ -44,7 +44,9 @@ def require_faiss() -> Any:
     try:
         import faiss  # type: ignore[import-untyped]
     except ModuleNotFoundError:
-        raise ConfigError("the index of `smolray search` needs FAISS, which is not installed; run: pip install 'smolray[search]'") from None
+        raise ConfigError(
+            "the index of `smolray search` needs FAISS, which is not installed; run: pip install 'smolray[search]'"
+        ) from None
     return faiss
 
 
@@ -63,14 +65,21 @@ class Embedder:
     def rows(self, batch: Batch | None, asked: Sequence[Asked]) -> pa.Table:
         """A row for each of `asked`: id, path, error, vector."""
         vectors = self(batch) if batch is not None else np.zeros((0, 0), np.float32)
-        return pa.table({
-            "id": [a.id for a in asked], "path": [a.path for a in asked], "error": pa.array([a.error or None for a in asked], pa.string()),
-            "vector": pa.array([vectors[a.place] if a.place >= 0 else None for a in asked], pa.list_(pa.float32())),
-        })  # fmt: skip
+        return pa.table(
+            {
+                "id": [a.id for a in asked],
+                "path": [a.path for a in asked],
+                "error": pa.array([a.error or None for a in asked], pa.string()),
+                "vector": pa.array([vectors[a.place] if a.place >= 0 else None for a in asked], pa.list_(pa.float32())),
+            }
+        )
 
 
-def build_index(source: ModelSource, pieces: Sequence[Piece], asking: Asking, out: str, batch_size: int, workers: int | None = None) -> Counter[str]:
-    """Write the index of the images in `pieces`, each beside the one prompt of `asking`; returns the reasons why others were left out, counted.
+def build_index(
+    source: ModelSource, pieces: Sequence[Piece], asking: Asking, out: str, batch_size: int, workers: int | None = None
+) -> Counter[str]:
+    """Write the index of the images in `pieces`, each beside the one prompt of `asking`; returns the reasons why others
+    were left out, counted.
 
     Raises ConfigError where nothing is left, or without FAISS.
     """
@@ -85,7 +94,9 @@ def build_index(source: ModelSource, pieces: Sequence[Piece], asking: Asking, ou
             ids.append(row["id"])
             paths.append(row["path"])
     if not vectors:
-        raise ConfigError(f"no image could be read: {', '.join(f'{reason} {count}' for reason, count in errors.most_common())}")
+        raise ConfigError(
+            f"no image could be read: {', '.join(f'{reason} {count}' for reason, count in errors.most_common())}"
+        )
     index = faiss.IndexFlatIP(len(vectors[0]))
     index.add(np.stack(vectors))
     storage.delete(storage.join(out, MANIFEST))
@@ -94,23 +105,34 @@ def build_index(source: ModelSource, pieces: Sequence[Piece], asking: Asking, ou
     storage.write_bytes(storage.join(out, IMAGES), sink.getvalue().to_pybytes())
     storage.write_bytes(storage.join(out, VECTORS), faiss.serialize_index(index).tobytes())
     about = {
-        "images": len(ids), "width": index.d, "prompt": prompt,
-        "config": source.config.model_dump(mode="json"), "checkpoint": source.checkpoint and source.checkpoint.uri,
-    }  # fmt: skip
+        "images": len(ids),
+        "width": index.d,
+        "prompt": prompt,
+        "config": source.config.model_dump(mode="json"),
+        "checkpoint": source.checkpoint and source.checkpoint.uri,
+    }
     storage.write_bytes(storage.join(out, MANIFEST), json.dumps(about, indent=1).encode())
     return errors
 
 
 class ImageSearch:
-    """An index and its model, ready for texts. Raises ConfigError where the folder holds none or without FAISS, CheckpointError where its model is gone."""
+    """An index and its model, ready for texts.
+
+    Raises ConfigError where the folder holds none or without FAISS, CheckpointError where its model is gone.
+    """
 
     def __init__(self, folder: str):
         faiss = require_faiss()
         try:
             about: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))
         except FileNotFoundError:
-            raise ConfigError(f"{folder} holds no index of images ({MANIFEST}); make one with `smolray search build MODEL IMAGES --out {folder}`") from None
-        self.source = ModelSource(RunConfig.model_validate(about["config"]), checkpoint.verify(about["checkpoint"]) if about["checkpoint"] else None)
+            raise ConfigError(
+                f"{folder} holds no index of images ({MANIFEST}); make one with `smolray search build MODEL IMAGES --out {folder}`"
+            ) from None
+        self.source = ModelSource(
+            RunConfig.model_validate(about["config"]),
+            checkpoint.verify(about["checkpoint"]) if about["checkpoint"] else None,
+        )
         self.index = faiss.deserialize_index(np.frombuffer(storage.read_bytes(storage.join(folder, VECTORS)), np.uint8))
         self.images = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, IMAGES))))
         self.embed = Embedder(self.source, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,6 +1,7 @@
 """A model that answers: named by its run, folder or hub id, loaded once in a process, asked batch by batch.
 
-In: a name and overrides; then Batches of prompts. Out: a ModelSource, from which any process loads the same model; then texts.
+In: a name and overrides; then Batches of prompts. Out: a ModelSource, from which any process loads the same model; then
+texts.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,10 @@ class Decoding:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a process needs to load the model by itself: small, and the same everywhere. Without a checkpoint it is the folder `config.model.path`."""
+    """What a process needs to load the model by itself: small, and the same everywhere.
+
+    Without a checkpoint it is the folder `config.model.path`.
+    """
 
     config: RunConfig
     checkpoint: Checkpoint | None = None
@@ -51,20 +55,31 @@ class ModelSource:
         return cached_encoder(self.config.model, self.config.data, self.config.image)
 
 
-def find_model(name: str, storage_uri: str, overrides: Sequence[str] = (), checkpoint: str | None = None) -> ModelSource:
-    """A run (its name, or its folder) with its best or newest checkpoint, else a folder or hub id that transformers loads.
+def find_model(
+    name: str, storage_uri: str, overrides: Sequence[str] = (), checkpoint: str | None = None
+) -> ModelSource:
+    """A run (its name, or its folder) with its best or newest checkpoint, else a folder or hub id that transformers
+    loads.
 
     Image settings, dtype and data.prompt are the run's, of a folder its own dtype; `overrides` come last.
     Raises ConfigError, CheckpointError, RunNotFoundError, OSError.
     """
-    run_dir = next((d for d in (storage.join(storage_uri, name), name) if storage.exists(storage.join(d, "config.yaml"))), None)
+    run_dir = next(
+        (d for d in (storage.join(storage_uri, name), name) if storage.exists(storage.join(d, "config.yaml"))), None
+    )
     if run_dir is None:
         if checkpoint:
-            raise ConfigError(f"--checkpoint {checkpoint}: {name} is not a run under {storage_uri}; only runs have checkpoints")
-        return _in_context(load_config(None, overrides, {"model": {"path": name, "dtype": _dtype_of(name, storage_uri)}}))
+            raise ConfigError(
+                f"--checkpoint {checkpoint}: {name} is not a run under {storage_uri}; only runs have checkpoints"
+            )
+        return _in_context(
+            load_config(None, overrides, {"model": {"path": name, "dtype": _dtype_of(name, storage_uri)}})
+        )
     run_dir = storage.absolute(run_dir)
     chosen = chosen_checkpoint(run_dir, checkpoint)
-    stored = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml")))).model_dump(mode="json")
+    stored = RunConfig.model_validate(
+        yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml")))
+    ).model_dump(mode="json")
     base = {part: stored[part] for part in ("seed", "method", "model", "lora", "image")}
     base["model"] |= {"vision_features": "compute", "gradient_checkpointing": False}
     base["data"] = {key: stored["data"][key] for key in KEPT_DATA}
@@ -76,7 +91,9 @@ class Answerer:
 
     def __init__(self, source: ModelSource, decoding: Decoding, device: torch.device):
         config = source.config
-        self.model: Any = trained_model(config, source.checkpoint) if source.checkpoint else load_model(config.model).eval()
+        self.model: Any = (
+            trained_model(config, source.checkpoint) if source.checkpoint else load_model(config.model).eval()
+        )
         if not (config.model.load_in_4bit or config.model.load_in_8bit):  # bitsandbytes has put those where they belong
             self.model.to(device)
         self.tokenizer, self.decoding = source.encoder().tokenizer, decoding
@@ -84,12 +101,16 @@ class Answerer:
     def answers(self, batch: Batch, names: Sequence[str]) -> list[str]:
         """The text of each conversation in the order of the batch. `names`: what their random numbers are drawn by."""
         how, device = self.decoding, next(self.model.parameters()).device
-        choose = Sampler(names, how.max_new_tokens, how.temperature, how.top_p, how.seed) if how.temperature else most_likely
+        choose = (
+            Sampler(names, how.max_new_tokens, how.temperature, how.top_p, how.seed) if how.temperature else most_likely
+        )
         try:
             ids = decode(self.model, batch.to(device), how.max_new_tokens, int(self.tokenizer.eos_token_id), choose)
         except torch.OutOfMemoryError as error:
-            raise ConfigError(f"{len(names)} questions at a time do not fit into the memory of {device} ({str(error).splitlines()[0]}); "
-                              "nearest: a smaller --batch-size, or image.max_tiles=5") from None  # fmt: skip
+            raise ConfigError(
+                f"{len(names)} questions at a time do not fit into the memory of {device} ({str(error).splitlines()[0]}); "
+                "nearest: a smaller --batch-size, or image.max_tiles=5"
+            ) from None
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
@@ -100,12 +121,22 @@ def answer_rows(answerer: Answerer, batch: Batch | None, asked: Sequence[Asked])
         names = {a.place: f"{a.id}\0{a.prompt}" for a in asked if a.place >= 0}
         texts = answerer.answers(batch, [names[place] for place in range(len(names))])
     return [
-        {"id": a.id, "path": a.path, "prompt": a.prompt, "text": texts[a.place] if a.place >= 0 else None, "error": a.error or None} for a in asked
+        {
+            "id": a.id,
+            "path": a.path,
+            "prompt": a.prompt,
+            "text": texts[a.place] if a.place >= 0 else None,
+            "error": a.error or None,
+        }
+        for a in asked
     ]
 
 
 def _in_context(config: RunConfig, chosen: Checkpoint | None = None) -> ModelSource:
-    """With the model's whole context as the longest sequence: data.max_length is a limit of training. Raises OSError where there is no model."""
+    """With the model's whole context as the longest sequence: data.max_length is a limit of training.
+
+    Raises OSError where there is no model.
+    """
     model = config.model.model_copy(update={"path": _absolute(config.model.path)})
     shape = AutoConfig.from_pretrained(resolve(model.path), revision=model.revision, trust_remote_code=False)
     data = config.data.model_copy(update={"max_length": int(shape.text_config.max_position_embeddings)})
@@ -113,11 +144,18 @@ def _in_context(config: RunConfig, chosen: Checkpoint | None = None) -> ModelSou
 
 
 def _dtype_of(path: str, storage_uri: str) -> str:
-    """The dtype in which a folder or hub id was saved. Raises RunNotFoundError and ConfigError for what is neither, nor a run."""
+    """The dtype in which a folder or hub id was saved.
+
+    Raises RunNotFoundError and ConfigError for what is neither, nor a run.
+    """
     if "://" not in path:
         folder = Path(path).expanduser()
         if folder.is_dir() and not (folder / "config.json").exists():
-            adapter = " It holds adapters alone: name the run, or export it without --adapter." if (folder / "adapter_config.json").exists() else ""
+            adapter = (
+                " It holds adapters alone: name the run, or export it without --adapter."
+                if (folder / "adapter_config.json").exists()
+                else ""
+            )
             raise ConfigError(f"{path} is neither a run (config.yaml) nor a model (config.json).{adapter}")
         if not folder.is_dir() and path.count("/") != 1:
             require_run(storage_uri, path)

@@ -1,7 +1,7 @@
 """What a model is asked: image files and rows of any layout -> Questions, batch by batch, in the order of the input.
 
-In: a file, folder, glob, URI or hub data set id. Out: Pieces, which one task each reads alone; of a Piece lists of Questions; of such a list a
-Batch for decoding. What cannot be read or asked is a Question with an error, in its place.
+In: a file, folder, glob, URI or hub data set id. Out: Pieces, which one task each reads alone; of a Piece lists of
+Questions; of such a list a Batch for decoding. What cannot be read or asked is a Question with an error, in its place.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,9 @@ class Asking:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one task reads: a unit of data files, or the `images` inside the folder `unit.root`; with an `error` it cannot be read at all."""
+    """What one task reads: a unit of data files, or the `images` inside the folder `unit.root`; with an `error` it
+    cannot be read at all.
+    """
 
     unit: Unit
     images: tuple[str, ...] = ()
@@ -45,7 +47,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Question:
-    """One thing asked: of the file `path`, a row or an image called `id`. `error`: "reason: message", where it cannot be asked."""
+    """One thing asked: of the file `path`, a row or an image called `id`.
+
+    `error`: "reason: message", where it cannot be asked.
+    """
 
     id: str
     path: str
@@ -71,7 +76,9 @@ class Asked:
 
 
 def find_pieces(source: str, asking: Asking, images_each: int) -> tuple[list[Piece], Asking]:
-    """The pieces of `source` in order, and what is asked of them. A folder with data files and images is read by its data files.
+    """The pieces of `source` in order, and what is asked of them.
+
+    A folder with data files and images is read by its data files.
 
     Raises SourceError where there is nothing to read, ConfigError where a column is named for image files.
     """
@@ -83,7 +90,9 @@ def find_pieces(source: str, asking: Asking, images_each: int) -> tuple[list[Pie
         images, root = image_files(source if storage.exists(source) else source.partition("#")[0])
         if images:
             if data.columns != ColumnsConfig():
-                raise ConfigError(f"{source} holds image files, which have no columns: leave data.columns (--question-column) away")
+                raise ConfigError(
+                    f"{source} holds image files, which have no columns: leave data.columns (--question-column) away"
+                )
             unit = Unit("images", root, "", root, 0)
             return [Piece(unit, tuple(images[n : n + images_each])) for n in range(0, len(images), images_each)], asking
     return [*_pieces_of(resolve(source, data))], asking
@@ -118,8 +127,11 @@ def read_questions(piece: Piece, asking: Asking) -> Iterator[Question]:
             yield Question(_own_id(raw, asking.data) or name, path, error=f"{error.reason}: {error}")
 
 
-def collate_questions(questions: Sequence[Question], encoder: Encoder, max_new_tokens: int) -> tuple[Batch | None, list[Asked]]:
-    """A batch for decoding, those about the same images in one sequence, and each question with its place in it; None where none can be asked.
+def collate_questions(
+    questions: Sequence[Question], encoder: Encoder, max_new_tokens: int
+) -> tuple[Batch | None, list[Asked]]:
+    """A batch for decoding, those about the same images in one sequence, and each question with its place in it; None
+    where none can be asked.
 
     `encoder.max_length` is the model's context, which prompt and answer share.
     """
@@ -135,8 +147,10 @@ def collate_questions(questions: Sequence[Question], encoder: Encoder, max_new_t
             errors[number] = f"not_encoded: {error}"
             continue
         if length + max_new_tokens > encoder.max_length:
-            errors[number] = (f"too_long: a prompt of {length} tokens and {max_new_tokens} new ones; the model's context holds {encoder.max_length}: "
-                              "lower image.max_tiles, or --max-new-tokens")  # fmt: skip
+            errors[number] = (
+                f"too_long: a prompt of {length} tokens and {max_new_tokens} new ones; the model's context holds {encoder.max_length}: "
+                "lower image.max_tiles, or --max-new-tokens"
+            )
             continue
         rows.setdefault(image_key(images, conversation), []).append(number)
     order = [number for numbers in rows.values() for number in numbers]

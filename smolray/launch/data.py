@@ -20,9 +20,13 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
     if not config.data.train:
         raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
     prepare_run(config)
-    folders = Folders(shard_folder(config, "train"), shard_folder(config, "validation") if config.data.validation else "")
+    folders = Folders(
+        shard_folder(config, "train"), shard_folder(config, "validation") if config.data.validation else ""
+    )
     # From here on the run names its shards: a source that has moved or changed does not touch a run that has begun.
-    config = config.model_copy(update={"data": config.data.model_copy(update={"train": folders.train, "validation": folders.validation})})
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"train": folders.train, "validation": folders.validation})}
+    )
     config = with_offline_model(config, folders.train)
     for folder in (folders.train, folders.validation):
         if folder:
@@ -35,7 +39,9 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
 
 
 def with_offline_model(config: RunConfig, train_folder: str) -> RunConfig:
-    """For model.path = tiny or random-*: write that model once, its tokenizer trained on the data set's text, and point the run at it."""
+    """For model.path = tiny or random-*: write that model once, its tokenizer trained on the data set's text, and point
+    the run at it.
+    """
     shape = config.model.path
     if shape not in SHAPES:
         return config
@@ -46,6 +52,7 @@ def with_offline_model(config: RunConfig, train_folder: str) -> RunConfig:
         texts = distinct_texts(map_shards(train_folder, few, count_answers, config.data.num_cpus_per_task))
         with tempfile.TemporaryDirectory() as local:
             build_model(shape, texts, local, config.seed)
-            for file in sorted(Path(local).iterdir(), key=lambda f: f.name == "config.json"):  # the file that is looked for comes last
+            # the file that is looked for comes last
+            for file in sorted(Path(local).iterdir(), key=lambda f: f.name == "config.json"):
                 storage.write_bytes(storage.join(target, file.name), file.read_bytes())
     return config.model_copy(update={"model": config.model.model_copy(update={"path": target})})

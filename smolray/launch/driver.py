@@ -1,6 +1,7 @@
 """From a RunConfig to a finished run: shards, index, Ray Train, result.
 
-In: a validated config and a Ray cluster. Out: the run folder with result.json, and its record. The driver prepares and asks; workers train.
+In: a validated config and a Ray cluster. Out: the run folder with result.json, and its record. The driver prepares and
+asks; workers train.
 """
 
 import os
@@ -42,7 +43,8 @@ class RunError(ValueError):
 def launch_run(config: RunConfig) -> dict[str, Any]:
     """Run to the end or to a stop, from the newest checkpoint if there is one. Returns what `result.json` holds.
 
-    Raises ResourcesError within seconds where the cluster is too small, and the worker's own error when its restarts are used up.
+    Raises ResourcesError within seconds where the cluster is too small, and the worker's own error when its restarts
+    are used up.
     """
     began = time.time()
     refuse_lost_storage(config)
@@ -91,14 +93,25 @@ def shown_progress(config: RunConfig) -> Iterator[None]:
 
 
 def refuse_lost_storage(config: RunConfig) -> None:
-    """Raise ConfigError where a Ray job would write its run into Ray's copy of the working directory, which is deleted with the job."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and storage.is_local(config.storage) and not Path(config.storage).expanduser().is_absolute():
-        raise ConfigError(f"storage = {config.storage!r} in a submitted job is a folder of its temporary working directory; "
-                          "expected an absolute path that all boxes share, or s3://bucket/runs")  # fmt: skip
+    """Raise ConfigError where a Ray job would write its run into Ray's copy of the working directory, which is deleted
+    with the job.
+    """
+    if (
+        "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        and storage.is_local(config.storage)
+        and not Path(config.storage).expanduser().is_absolute()
+    ):
+        raise ConfigError(
+            f"storage = {config.storage!r} in a submitted job is a folder of its temporary working directory; "
+            "expected an absolute path that all boxes share, or s3://bucket/runs"
+        )
 
 
 def with_fixed_batch(config: RunConfig) -> RunConfig:
-    """The run with its global batch spelt out. A run that began keeps the one it has, whatever the number of workers now."""
+    """The run with its global batch spelt out.
+
+    A run that began keeps the one it has, whatever the number of workers now.
+    """
     stored = storage.join(config.run_dir, "config.yaml")
     fixed: dict[str, Any] = {"global_batch": config.global_batch, "gradient_accumulation_steps": 1}
     if storage.exists(stored):
@@ -106,7 +119,10 @@ def with_fixed_batch(config: RunConfig) -> RunConfig:
         if config.train.global_batch is None:
             fixed["global_batch"] = kept.global_batch
         if config.engine.name == "auto":  # and the size of a micro-batch that was chosen then
-            fixed |= {"global_batch": kept.global_batch, "per_device_train_batch_size": kept.train.per_device_train_batch_size}
+            fixed |= {
+                "global_batch": kept.global_batch,
+                "per_device_train_batch_size": kept.train.per_device_train_batch_size,
+            }
     config = config.model_copy(update={"train": config.train.model_copy(update=fixed)})
     check_run(config)
     return config
@@ -114,7 +130,9 @@ def with_fixed_batch(config: RunConfig) -> RunConfig:
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Local paths made absolute: a worker's current folder is not the driver's."""
-    data = config.data.model_copy(update={k: _absolute(getattr(config.data, k)) for k in ("train", "validation", "shards")})
+    data = config.data.model_copy(
+        update={k: _absolute(getattr(config.data, k)) for k in ("train", "validation", "shards")}
+    )
     model = config.model.model_copy(update={"path": _absolute(config.model.path)})
     return config.model_copy(update={"storage": storage.absolute(config.storage), "data": data, "model": model})
 
@@ -127,7 +145,8 @@ def _absolute(path: str) -> str:
 def fit_planned(config: RunConfig, folders: Folders, begun: bool) -> dict[str, Any]:
     """`engine: auto`: look at the cards, plan, train; where a worker is lost, all of it again with those that are left.
 
-    `begun`: the run has trained before and keeps the size of its steps. Raises auto.NothingFitsError, and the workers' error when max_failures are used up.
+    `begun`: the run has trained before and keeps the size of its steps. Raises auto.NothingFitsError, and the workers'
+    error when max_failures are used up.
     """
     lost, after, statistics = 0, "", DataStatistics.from_index(load_index(folders.train, config))
     while True:
@@ -154,7 +173,9 @@ def look(config: RunConfig) -> Survey:
 
 
 def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
-    """Decode the validation shards of a run with one of its checkpoints (default: the best, else the newest), over its workers."""
+    """Decode the validation shards of a run with one of its checkpoints (default: the best, else the newest), over its
+    workers.
+    """
     connect()
     config = auto.bounded(with_absolute_paths(config))
     if not config.data.validation:

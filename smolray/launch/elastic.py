@@ -1,7 +1,8 @@
-"""Elastic runs beside Ray Train: in goes a run of (min, max) workers, out come a group that has saved before it grows, and news of boxes at once.
+"""Elastic runs beside Ray Train: in goes a run of (min, max) workers, out come a group that has saved before it grows,
+and news of boxes at once.
 
-Ray Train resizes without saving, and looks for boxes that came or went every 20 s. Here the driver looks: when one more worker would fit,
-the run is asked to save and end its workers, and is started again with as many as there is room for.
+Ray Train resizes without saving, and looks for boxes that came or went every 20 s. Here the driver looks: when one more
+worker would fit, the run is asked to save and end its workers, and is started again with as many as there is room for.
 """
 
 import threading
@@ -24,7 +25,10 @@ WORTH_SECONDS = 30.0  # a restart takes about as long: a run that ends sooner is
 
 
 class Growth:
-    """Watches over one elastic run; `each` is what a worker takes. A restart that brought no worker is not tried again until boxes change."""
+    """Watches over one elastic run; `each` is what a worker takes.
+
+    A restart that brought no worker is not tried again until boxes change.
+    """
 
     def __init__(self, config: RunConfig, each: dict[str, float]) -> None:
         self.config, self.each = config, each
@@ -65,9 +69,14 @@ class Growth:
                 self.workers, self.eta, self.began, self.steps = event["workers"], 0.0, event["time"], 0
             elif event["event"] == "step":
                 self.steps += 1
-                self.eta = (event["time"] - self.began) / self.steps * (event["total_steps"] - event["step"])  # pauses between epochs included
+                # pauses between epochs included
+                self.eta = (event["time"] - self.began) / self.steps * (event["total_steps"] - event["step"])
         # Between two groups of workers all is free: only a run that trains is asked.
-        wanted = 0 < self.workers < self.config.resources.workers[1] and self.workers != self.asked_at and self.eta > WORTH_SECONDS
+        wanted = (
+            0 < self.workers < self.config.resources.workers[1]
+            and self.workers != self.asked_at
+            and self.eta > WORTH_SECONDS
+        )
         self.room = self.room + 1 if wanted and _has_room(self.each, self.config.resources.label_selector) else 0
         if self.room == ROOM_POLLS:
             self.asked_at = self.workers
@@ -82,7 +91,9 @@ def _has_room(each: dict[str, float], labels: dict[str, str]) -> bool:
     """Whether a box that stays, and has the labels, has free what one more worker takes."""
     state: Any = ray._private.state
     leaving, free = state.state.get_draining_nodes(), state.available_resources_per_node()
-    boxes = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving and labels.items() <= n["Labels"].items()]
+    boxes = [
+        n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving and labels.items() <= n["Labels"].items()
+    ]
     return any(all(free.get(n["NodeID"], {}).get(name, 0.0) >= amount for name, amount in each.items()) for n in boxes)
 
 

@@ -1,7 +1,7 @@
 """Where a worker's life begins. In: what the launcher sent. Out: rank 0's record.
 
-Ray Train's controller loads this module too, before it starts anybody: what a worker needs is imported by the worker, or every run would begin
-some five seconds later.
+Ray Train's controller loads this module too, before it starts anybody: what a worker needs is imported by the worker,
+or every run would begin some five seconds later.
 """
 
 import gc
@@ -25,14 +25,20 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
 
     gc.freeze()  # nor does it look through them in the middle of a step
     gc.enable()
-    config, folders, device = RunConfig.model_validate(settings["config"]), Folders.from_plain(settings["folders"]), ray.train.torch.get_device()
-    # Set here and not through a runtime_env: the data tasks then share worker processes with the driver's, and start at once.
+    config, folders, device = (
+        RunConfig.model_validate(settings["config"]),
+        Folders.from_plain(settings["folders"]),
+        ray.train.torch.get_device(),
+    )
+    # Set here and not through a runtime_env: the data tasks then share worker processes with the driver's, and start at
+    # once.
     torch.set_num_threads(config.resources.omp_num_threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:
-        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed takes its card: Ray's is another number where a worker has two
+        # by which DeepSpeed takes its card: Ray's is another number where a worker has two
+        os.environ["LOCAL_RANK"] = str(device.index)
     node = (ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
     if "survey" in settings:
         return survey(device, config.model.dtype, node).to_json()

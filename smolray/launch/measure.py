@@ -37,7 +37,10 @@ class Measurement:
 
 
 def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
-    """Plan the run on the cards of the cluster and train its first steps as planned. Raises NothingFitsError, ConfigError where there are no data."""
+    """Plan the run on the cards of the cluster and train its first steps as planned.
+
+    Raises NothingFitsError, ConfigError where there are no data.
+    """
     connect()
     config = launch.with_absolute_paths(config)
     config, folders = prepare_data(config)
@@ -45,7 +48,9 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     plan = make_plan(config, DataStatistics.from_index(load_index(folders.train, config)), seen.inventory())
     if plan.chosen is None:
         raise NothingFitsError(words(plan))
-    run, nodes = bind(config, plan.chosen, plan.settings() | {"train.max_steps": STEPS, "train.num_train_epochs": STEPS}, seen)
+    run, nodes = bind(
+        config, plan.chosen, plan.settings() | {"train.max_steps": STEPS, "train.num_train_epochs": STEPS}, seen
+    )
     check_run(run)
     record = fit(run, folders, {"measure": True}, nodes)
     if "error" in record:

@@ -19,7 +19,9 @@ from smolray.run.predictions import read_predictions
 def finished_result(config: RunConfig) -> dict[str, Any]:
     """result.json of a run that has finished under just these settings and still has its last checkpoint; else nothing."""
     result, settings = (storage.join(config.run_dir, name) for name in ("result.json", "config.yaml"))
-    if not (storage.exists(result) and storage.exists(settings) and storage.read_bytes(settings).decode() == to_yaml(config)):
+    if not (
+        storage.exists(result) and storage.exists(settings) and storage.read_bytes(settings).decode() == to_yaml(config)
+    ):
         return {}
     told, last = json.loads(storage.read_bytes(result)), checkpoint.latest(config.run_dir)
     return told if told["status"] == "finished" and last is not None and last.step == told["steps"] else {}
@@ -31,13 +33,18 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
     steps = [e for e in history if e["event"] == "step"]
     trained = sum(e["seconds"] for e in steps)
     result = {
-        "name": config.name, **record, "seconds": round(seconds, 1), "train_seconds": round(trained, 1),
+        "name": config.name,
+        **record,
+        "seconds": round(seconds, 1),
+        "train_seconds": round(trained, 1),
         "data_wait_share": round(sum(e["data_wait_seconds"] for e in steps) / trained, 4) if trained else None,
         "samples_per_second": round(sum(e["samples"] for e in steps) / trained, 1) if trained else None,
-        "peak_memory_bytes": max((e["memory_bytes"] for e in steps), default=0), "final_loss": steps[-1]["loss"] if steps else None,
+        "peak_memory_bytes": max((e["memory_bytes"] for e in steps), default=0),
+        "final_loss": steps[-1]["loss"] if steps else None,
         "versions": _start(history).get("versions", {}),
-    }  # fmt: skip
-    if record["accuracy"] and config.method != "retrieval":  # a search has no answer that the question alone could give away
+    }
+    # a search has no answer that the question alone could give away
+    if record["accuracy"] and config.method != "retrieval":
         training = map_shards(folders.train, read_manifest(folders.train), count_answers, config.data.num_cpus_per_task)
         step = max(e["step"] for e in history if e["event"] == "evaluate")
         result["blind_baseline"] = round(blind_baseline(training, read_predictions(config.run_dir, step)), 4)

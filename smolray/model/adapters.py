@@ -18,16 +18,24 @@ from smolray.config import ConfigError, Group, LoraConfig, RunConfig
 from smolray.model.load import base_model, freeze, group_of
 
 # How PEFT's patterns spell a group (model/load.py, group_of).
-MODULES_OF: dict[Group, str] = {"vision": r".*vision_model\..*", "connector": r".*connector\..*", "text": r".*text_model\..*|lm_head"}
+MODULES_OF: dict[Group, str] = {
+    "vision": r".*vision_model\..*",
+    "connector": r".*connector\..*",
+    "text": r".*text_model\..*|lm_head",
+}
 
 
 def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
-    """Freeze, LoRA and gradient checkpointing as the run says; LoRA's weights are fp32 whatever the model's dtype, and begin as the seed alone says.
+    """Freeze, LoRA and gradient checkpointing as the run says; LoRA's weights are fp32 whatever the model's dtype, and
+    begin as the seed alone says.
 
     Of retrieval a head of its own stays frozen: embeddings are taken before it, so that it would get no gradient.
     """
     freeze(model, config.model.train)
-    if config.method == "retrieval" and (base := base_model(model)).lm_head.weight is not base.get_input_embeddings().weight:
+    if (
+        config.method == "retrieval"
+        and (base := base_model(model)).lm_head.weight is not base.get_input_embeddings().weight
+    ):
         base.lm_head.requires_grad_(False)
     if config.lora is not None:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -43,7 +51,10 @@ def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
 
 
 def merge(model: nn.Module) -> Any:
-    """The transformers model with its adapters added to its weights. Raises ConfigError for quantised weights, which would be rounded anew."""
+    """The transformers model with its adapters added to its weights.
+
+    Raises ConfigError for quantised weights, which would be rounded anew.
+    """
     base = base_model(model)
     if getattr(base, "is_quantized", False):
         raise ConfigError("adapters are not merged into 4- or 8-bit weights: load the model without model.load_in_*bit")
@@ -62,8 +73,8 @@ def merge(model: nn.Module) -> Any:
 def stochastic_round(values: torch.Tensor, dtype: torch.dtype, chance: torch.Generator) -> torch.Tensor:
     """float32 `values` in `dtype`; in bfloat16 up or down by chance, so that the mean is kept.
 
-    A bf16 weight lies on bf16's grid already: rounded to the nearest, an update below half a step of it (2^-9 of the weight) would vanish whole,
-    in every weight alike.
+    A bf16 weight lies on bf16's grid already: rounded to the nearest, an update below half a step of it (2^-9 of the
+    weight) would vanish whole, in every weight alike.
     """
     if dtype != torch.bfloat16:
         return values.to(dtype)
@@ -73,13 +84,18 @@ def stochastic_round(values: torch.Tensor, dtype: torch.dtype, chance: torch.Gen
 
 
 def checkpoint_layers(inner: nn.Module, layers: bool | int) -> None:
-    """Recompute the activations of the first `layers` layers (True: all) of the vision tower and of the text model in backward.
+    """Recompute the activations of the first `layers` layers (True: all) of the vision tower and of the text model in
+    backward.
 
-    The text model's last layer is called by its parts where only some positions are wanted (forward.py): it then keeps them.
+    The text model's last layer is called by its parts where only some positions are wanted (forward.py): it then keeps
+    them.
     """
     for tower in (inner.vision_model.encoder.layers, inner.text_model.layers):  # type: ignore[union-attr]
         for layer in tower[: None if layers is True else int(layers)]:  # type: ignore[index, union-attr]
-            layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, partial(checkpoint, use_reentrant=False)
+            layer.gradient_checkpointing, layer._gradient_checkpointing_func = (
+                True,
+                partial(checkpoint, use_reentrant=False),
+            )
 
 
 def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
@@ -92,17 +108,27 @@ def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
     targets = [name for name in linear if group_of(name) in lora.groups]
     for group in lora.groups:
         if not any(group_of(name) == group for name in targets):
-            raise ConfigError(f"lora.groups names {group!r}, but lora.target_modules = {list(lora.target_modules)} matches none of its linear layers")
+            raise ConfigError(
+                f"lora.groups names {group!r}, but lora.target_modules = {list(lora.target_modules)} matches none of its linear layers"
+            )
     if "lm_head" in targets and model.config.tie_word_embeddings:  # type: ignore[union-attr]
-        raise ConfigError("lora.target_modules names lm_head, whose weights are also the token embedding here: merged, the adapter would change both")
+        raise ConfigError(
+            "lora.target_modules names lm_head, whose weights are also the token embedding here: merged, the adapter would change both"
+        )
     ranks = {MODULES_OF[group]: rank for group, rank in lora.ranks.items()}
     alphas = {} if lora.use_rslora else {modules: lora.lora_alpha * rank / lora.r for modules, rank in ranks.items()}
     return PeftLoraConfig(
-        r=lora.r, lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT takes a float too
-        rank_pattern=ranks, alpha_pattern=alphas, use_dora=lora.use_dora, use_rslora=lora.use_rslora,
-        lora_dropout=lora.lora_dropout, target_modules=targets,
-        init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True, task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT takes a float too
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets,
+        init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True,
+        task_type="CAUSAL_LM",
+    )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,7 +1,9 @@
-"""Attention of the text model over groups that lie end to end in one sequence: each sees itself alone, without padding between them.
+"""Attention of the text model over groups that lie end to end in one sequence: each sees itself alone, without padding
+between them.
 
-In: queries, keys and values of the whole sequence, and its Layout. Out: what each group would give by itself. FlexAttention's block mask on
-a GPU (compiled; blocks between groups are skipped), SDPA group by group elsewhere. Without a Layout it is transformers' own SDPA.
+In: queries, keys and values of the whole sequence, and its Layout. Out: what each group would give by itself.
+FlexAttention's block mask on a GPU (compiled; blocks between groups are skipped), SDPA group by group elsewhere.
+Without a Layout it is transformers' own SDPA.
 """
 
 from dataclasses import dataclass
@@ -19,14 +21,17 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "smolray"
 BLOCK, ROWS = 128, 2048  # FlexAttention's blocks; query rows of the mask that are laid out at once
-# Without these FlexAttention would go on uncompiled after eight variants (lengths, gradients on or off), with all scores in memory.
+# Without these FlexAttention would go on uncompiled after eight variants (lengths, gradients on or off), with all
+# scores in memory.
 torch._dynamo.config.recompile_limit = 64
 torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`branch` (L,): 0 prefix of a group, 1.. its branches, -1 padding; `lengths` (groups,): tokens of each group, in order."""
+    """`branch` (L,): 0 prefix of a group, 1.. its branches, -1 padding; `lengths` (groups,): tokens of each group, in
+    order.
+    """
 
     branch: torch.Tensor
     lengths: torch.Tensor
@@ -72,28 +77,52 @@ class Layout:
         count = torch.cat(counts)[None, None]
         whole = count == BLOCK**2
         some = (count > 0) & ~whole
-        return BlockMask.from_kv_blocks(*_listed(some), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(length, length))
+        return BlockMask.from_kv_blocks(
+            *_listed(some), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(length, length)
+        )
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, 1, rows, columns) bool -> how many of each row are set, and the numbers of all columns with those first, int32."""
+    """(1, 1, rows, columns) bool -> how many of each row are set, and the numbers of all columns with those first,
+    int32.
+    """
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32), order.int()
 
 
 def packed_attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-    dropout: float = 0.0, scaling: float | None = None, layout: Layout | None = None, **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """transformers' attention interface: query (B, heads, L, d), key and value (B, key heads, L, d) -> (B, L, heads, d)."""
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """transformers' attention interface: query (B, heads, L, d), key and value (B, key heads, L, d) -> (B, L, heads,
+    d).
+    """
     if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     if query.is_cuda:
         return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=scaling)
     times = query.shape[1] // key.shape[1]
     lengths = [length for length, _ in layout.pieces]
-    parts = zip(*(t.split(lengths, dim=2) for t in (query, repeat_kv(key, times), repeat_kv(value, times))), layout.pieces, strict=True)
-    out = [F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None) for q, k, v, (_, mask) in parts]
+    parts = zip(
+        *(t.split(lengths, dim=2) for t in (query, repeat_kv(key, times), repeat_kv(value, times))),
+        layout.pieces,
+        strict=True,
+    )
+    out = [
+        F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None
+        )
+        for q, k, v, (_, mask) in parts
+    ]
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
 
 

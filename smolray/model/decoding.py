@@ -13,7 +13,8 @@ from smolray.data.batch import Batch
 from smolray.model.forward import branch_mask, embed
 from smolray.model.load import base_model
 
-Choose = Callable[[torch.Tensor, int], torch.Tensor]  # logits (C, vocabulary), number of the new token -> token ids (C,) int64
+# logits (C, vocabulary), number of the new token -> token ids (C,) int64
+Choose = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 def most_likely(logits: torch.Tensor, number: int) -> torch.Tensor:
@@ -35,7 +36,8 @@ def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
     slot = _slots(sequence)
     width = int(slot.max()) + 1
     shape = (len(batch.input_ids), width)
-    # A token decoded for a conversation belongs to its branch, also where the prompt is all prefix (the same question twice);
+    # A token decoded for a conversation belongs to its branch, also where the prompt is all prefix (the same question
+    # twice);
     # empty slots are branch -1, which no other looks at.
     branch = torch.full(shape, -1, dtype=torch.int64, device=device)
     branch[sequence, slot] = slot + 1
@@ -44,9 +46,12 @@ def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
 
     cache, keys = DynamicCache(config=base_model(model).config.text_config), batch.branch
     hidden = text_model(
-        inputs_embeds=embed(model, batch), position_ids=batch.position_ids, attention_mask=branch_mask(batch.branch, keys, 0),
-        past_key_values=cache, use_cache=True,
-    ).last_hidden_state  # fmt: skip
+        inputs_embeds=embed(model, batch),
+        position_ids=batch.position_ids,
+        attention_mask=branch_mask(batch.branch, keys, 0),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
     token = choose(head(hidden[sequence, position]), 0)
     done = token == eos_token_id
     tokens = [token]
@@ -55,9 +60,12 @@ def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
         step[sequence, slot] = token
         keys = torch.cat([keys, branch], dim=1)
         hidden = text_model(
-            input_ids=step, position_ids=next_position, attention_mask=branch_mask(branch, keys, keys.shape[1] - width),
-            past_key_values=cache, use_cache=True,
-        ).last_hidden_state  # fmt: skip
+            input_ids=step,
+            position_ids=next_position,
+            attention_mask=branch_mask(branch, keys, keys.shape[1] - width),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
         token = choose(head(hidden[sequence, slot]), len(tokens))
         done |= token == eos_token_id
         tokens.append(token)

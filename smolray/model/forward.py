@@ -1,6 +1,7 @@
 """The model's forward pass over a Batch, up to the last hidden states: tiles -> features -> embeddings -> text layers.
 
-Pure functions of (model, Batch). Every worker must run the same modules in the same order, or ZeRO's collectives meet the wrong partner.
+Pure functions of (model, Batch). Every worker must run the same modules in the same order, or ZeRO's collectives meet
+the wrong partner.
 """
 
 from typing import Any
@@ -12,7 +13,8 @@ from smolray.data.batch import Batch
 from smolray.model.attention import Layout
 from smolray.model.load import base_model
 
-TILES_AT_ONCE = 32  # through the vision tower without gradients: a large batch then takes no more memory than a small one
+# through the vision tower without gradients: a large batch then takes no more memory than a small one
+TILES_AT_ONCE = 32
 
 
 def hidden_states(model: nn.Module, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
@@ -25,7 +27,9 @@ def target_states(model: nn.Module, batch: Batch) -> torch.Tensor:
     return hidden_states(model, batch, batch.target_positions)
 
 
-def through_layers(text: nn.Module, hidden: torch.Tensor, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
+def through_layers(
+    text: nn.Module, hidden: torch.Tensor, batch: Batch, positions: torch.Tensor | None = None
+) -> torch.Tensor:
     """(B, L, hidden) through all layers of a text model, or of a part of one, and its last norm; see `hidden_states`.
 
     With `positions` the last layer's MLP is run only there: nothing behind it looks at any other place.
@@ -45,8 +49,9 @@ def through_layers(text: nn.Module, hidden: torch.Tensor, batch: Batch, position
 
 
 def attention(batch: Batch) -> dict[str, object]:
-    """What the text layers' attention is told: a layout of groups that lie end to end, a mask of packed rows, or nothing (plain causal;
-    padding on the right is never looked at)."""
+    """What the text layers' attention is told: a layout of groups that lie end to end, a mask of packed rows, or
+    nothing (plain causal; padding on the right is never looked at).
+    """
     if len(batch.lengths):
         return {"attention_mask": None, "layout": Layout.of(batch.branch, batch.lengths)}
     if int(batch.branch.max()) <= 0:
@@ -57,7 +62,8 @@ def attention(batch: Batch) -> dict[str, object]:
 def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Token embeddings with the image features in the places of the image tokens: (B, L, hidden).
 
-    A batch of pure text adds 0 x a dummy tile where the vision tower is trained or sharded, and the tiles always come before the tokens.
+    A batch of pure text adds 0 x a dummy tile where the vision tower is trained or sharded, and the tiles always come
+    before the tokens.
     """
     inner = base_model(model).model
     features = image_features(model, batch)
@@ -69,7 +75,9 @@ def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def image_features(model: nn.Module, batch: Batch) -> torch.Tensor | None:
-    """Features that fill the image tokens of the batch in order, each distinct tile computed once: (image tokens, hidden), None without images."""
+    """Features that fill the image tokens of the batch in order, each distinct tile computed once: (image tokens,
+    hidden), None without images.
+    """
     if len(batch.features):
         features = _connected(model, batch.features)
     elif len(batch.pixel_values):
@@ -87,13 +95,19 @@ def tile_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
 
 
 def tower_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
-    """Tiles (T, 3, side, side) uint8 -> vision tower output (T, patches, vision hidden); SmolVLM's mean and deviation are 0.5."""
+    """Tiles (T, 3, side, side) uint8 -> vision tower output (T, patches, vision hidden); SmolVLM's mean and deviation
+    are 0.5.
+    """
     tower = base_model(model).model.vision_model
     trains = any(p.requires_grad for p in tower.parameters())
-    sharded = any(hasattr(p, "ds_id") for p in tower.parameters())  # every pass is then a collective, of which all workers need the same number
+    # every pass is then a collective, of which all workers need the same number
+    sharded = any(hasattr(p, "ds_id") for p in tower.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
         parts = (tiles,) if sharded or torch.is_grad_enabled() else tiles.split(TILES_AT_ONCE)
-        encoded = (tower.encoder(inputs_embeds=patch_embeddings(tower, part), attention_mask=None).last_hidden_state for part in parts)
+        encoded = (
+            tower.encoder(inputs_embeds=patch_embeddings(tower, part), attention_mask=None).last_hidden_state
+            for part in parts
+        )
         return torch.cat([tower.post_layernorm(each) for each in encoded])
 
 
@@ -110,21 +124,31 @@ def patch_embeddings(tower: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
 
 
 def branch_mask(query: torch.Tensor, key: torch.Tensor, causal_offset: int) -> torch.Tensor:
-    """(B, 1, Q, K) bool: a query sees the prefix (branch 0) and its own branch, up to itself. `causal_offset`: index of the first query among the keys."""
+    """(B, 1, Q, K) bool: a query sees the prefix (branch 0) and its own branch, up to itself.
+
+    `causal_offset`: index of the first query among the keys.
+    """
     sees = (key[:, None, :] == 0) | (key[:, None, :] == query[:, :, None])
     ones = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device)
     return (sees & ones.tril(diagonal=causal_offset))[:, None]
 
 
 def _connected(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Ready features (T, tokens, hidden) through the connector, unless they come from behind it: then the model has been left without one."""
+    """Ready features (T, tokens, hidden) through the connector, unless they come from behind it: then the model has
+    been left without one.
+    """
     inner, config = base_model(model).model, base_model(model).config
-    patches, width = (config.vision_config.image_size // config.vision_config.patch_size) ** 2, config.vision_config.hidden_size
+    patches, width = (
+        (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
+        config.vision_config.hidden_size,
+    )
     ready = _is_empty(inner.connector)
     expected = (patches // config.scale_factor**2, config.text_config.hidden_size) if ready else (patches, width)
     if not _is_empty(inner.vision_model) or tuple(features.shape[1:]) != expected:
-        raise ValueError(f"features of {tuple(features.shape[1:])} a tile; expected {expected} and a model without the parts that "
-                         "they were made by: model.parts.leave_out")  # fmt: skip
+        raise ValueError(
+            f"features of {tuple(features.shape[1:])} a tile; expected {expected} and a model without the parts that "
+            "they were made by: model.parts.leave_out"
+        )
     return features if ready else inner.connector(features)
 
 
@@ -144,5 +168,9 @@ def _dummy_features(model: nn.Module, batch: Batch) -> torch.Tensor:
     side = config.image_size
     if _is_empty(inner.vision_model):
         like = next(inner.connector.parameters())
-        return inner.connector(torch.zeros(1, (side // config.patch_size) ** 2, config.hidden_size, dtype=like.dtype, device=batch.input_ids.device))
+        return inner.connector(
+            torch.zeros(
+                1, (side // config.patch_size) ** 2, config.hidden_size, dtype=like.dtype, device=batch.input_ids.device
+            )
+        )
     return tile_features(model, torch.full((1, 3, side, side), 127, dtype=torch.uint8, device=batch.input_ids.device))

@@ -1,7 +1,7 @@
 """Models and processors of the SmolVLM family (Idefics3, SmolVLM, SmolVLM2) from a hub id or a folder.
 
-In: ModelConfig. Out: a transformers model with its parameters named by group, and a processor that needs no torchvision.
-Safetensors only, remote code off, revision pinned where the config pins it.
+In: ModelConfig. Out: a transformers model with its parameters named by group, and a processor that needs no
+torchvision. Safetensors only, remote code off, revision pinned where the config pins it.
 """
 
 import logging
@@ -17,19 +17,24 @@ from smolray.pretrained import DTYPES, resolve
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each worker tells nobody anything
 
-logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # says at every call that int8 products are of fp16 inputs
+# says at every call that int8 products are of fp16 inputs
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 
 
 def base_model(model: nn.Module) -> Any:
-    """The transformers model inside a PeftModel, or the model itself. Here and without PEFT, which every data task would have to import."""
+    """The transformers model inside a PeftModel, or the model itself.
+
+    Here and without PEFT, which every data task would have to import.
+    """
     inner = getattr(model, "get_base_model", None)
     return inner() if inner else model
 
 
 def load_model(model: ModelConfig) -> PreTrainedModel:
-    """The model in its training dtype, on the CPU (quantised weights, those of the text model: where bitsandbytes puts them).
+    """The model in its training dtype, on the CPU (quantised weights, those of the text model: where bitsandbytes puts
+    them).
 
     fp32 masters of 16-bit training belong to the engine. Raises ConfigError for a model of another family.
     """
@@ -40,14 +45,24 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
     quantisation = None
     if model.load_in_4bit or model.load_in_8bit:
         quantisation = BitsAndBytesConfig(
-            load_in_4bit=model.load_in_4bit, load_in_8bit=model.load_in_8bit, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=DTYPES[model.dtype], llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_model"],
-        )  # fmt: skip
+            load_in_4bit=model.load_in_4bit,
+            load_in_8bit=model.load_in_8bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[model.dtype],
+            llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_model"],
+        )
     loaded = AutoModelForImageTextToText.from_pretrained(
-        path, revision=model.revision, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation, trust_remote_code=False,
-        use_safetensors=True, quantization_config=quantisation,
-    )  # fmt: skip
-    for module in loaded.modules():  # bitsandbytes would repack 4-bit weights on a CPU for inference, with rounding, and training could not go on
+        path,
+        revision=model.revision,
+        dtype=DTYPES[model.dtype],
+        attn_implementation=model.attn_implementation,
+        trust_remote_code=False,
+        use_safetensors=True,
+        quantization_config=quantisation,
+    )
+    # bitsandbytes would repack 4-bit weights on a CPU for inference, with rounding, and training could not go on
+    for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     loaded.config.use_cache = False

@@ -1,6 +1,8 @@
-"""The parts of a model: which of them are frozen in front of the trained ones, what their stored weights are, and a model without them.
+"""The parts of a model: which of them are frozen in front of the trained ones, what their stored weights are, and a
+model without them.
 
-In: a RunConfig or ModelConfig. Out: names of groups, a hash of their weights, and a model that holds no memory for what it does not run.
+In: a RunConfig or ModelConfig. Out: names of groups, a hash of their weights, and a model that holds no memory for what
+it does not run.
 """
 
 import hashlib
@@ -22,7 +24,9 @@ INDEX = "model.safetensors.index.json"
 
 
 def frozen_front(config: RunConfig) -> tuple[Group, ...]:
-    """The parts whose output never changes in a run, from the pixels on: none, the tower, or the tower and the connector."""
+    """The parts whose output never changes in a run, from the pixels on: none, the tower, or the tower and the
+    connector.
+    """
     trained = {*config.model.train, *(config.lora.groups if config.lora else ())}
     if "vision" in trained:
         return ()
@@ -30,7 +34,9 @@ def frozen_front(config: RunConfig) -> tuple[Group, ...]:
 
 
 def leave_out(model: nn.Module, groups: Collection[Group]) -> nn.Module:
-    """The model, changed in place, with empty modules where those groups were. forward.py knows a part that is not there by its emptiness."""
+    """The model, changed in place, with empty modules where those groups were. forward.py knows a part that is not
+    there by its emptiness.
+    """
     base: Any = base_model(model)
     if "vision" in groups:
         base.model.vision_model = nn.Module()
@@ -42,7 +48,10 @@ def leave_out(model: nn.Module, groups: Collection[Group]) -> nn.Module:
 
 
 def weights_digest(model: ModelConfig, groups: Sequence[Group]) -> str:
-    """A hash of the stored tensors of those groups, by name: the same however they are spread over files. Raises ConfigError where there are none."""
+    """A hash of the stored tensors of those groups, by name: the same however they are spread over files.
+
+    Raises ConfigError where there are none.
+    """
     path, revision = resolve(model.path), model.revision or "main"
     digest = hashlib.blake2b(digest_size=16)
     opened = [safe_open(file, framework="pt") for file in _weight_files(path, revision)]

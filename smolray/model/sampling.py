@@ -1,6 +1,7 @@
 """Sampling of tokens by temperature and top-p, each conversation from random numbers of its own.
 
-In: logits. Out: token ids, which depend on the seed and the conversation's name, and not on the company in which it is decoded.
+In: logits. Out: token ids, which depend on the seed and the conversation's name, and not on the company in which it is
+decoded.
 """
 
 import hashlib
@@ -10,7 +11,9 @@ import torch
 
 
 def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """(C, vocabulary) float64: softmax of logits / temperature, cut to the smallest set of tokens that holds at least `top_p`, as transformers has it."""
+    """(C, vocabulary) float64: softmax of logits / temperature, cut to the smallest set of tokens that holds at least
+    `top_p`, as transformers has it.
+    """
     shares = (logits.double() / temperature).softmax(-1)
     if top_p < 1:
         ordered, index = shares.sort(descending=True, stable=True)
@@ -20,14 +23,18 @@ def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> tor
 
 
 class Sampler:
-    """Chooses the tokens of the conversations called `names`; `evaluate.generate.decode` calls it. `temperature` above 0."""
+    """Chooses the tokens of the conversations called `names`; `evaluate.generate.decode` calls it.
+
+    `temperature` above 0.
+    """
 
     def __init__(self, names: Sequence[str], max_new_tokens: int, temperature: float, top_p: float, seed: int):
         self.temperature, self.top_p = temperature, top_p
         self.draws = torch.stack([_draws(f"{seed}\0{name}", max_new_tokens) for name in names])
 
     def __call__(self, logits: torch.Tensor, number: int) -> torch.Tensor:
-        # Over the vocabulary in its own order: where rounding exchanges two nearly equal tokens, a sorted one would move all behind them.
+        # Over the vocabulary in its own order: where rounding exchanges two nearly equal tokens, a sorted one would
+        # move all behind them.
         reached = probabilities(logits, self.temperature, self.top_p).cumsum(-1)
         drawn = self.draws[:, number].to(logits.device) * reached[:, -1]
         return torch.searchsorted(reached, drawn[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -1,7 +1,9 @@
-"""What is minimised: (head, last hidden states where they are asked for, Batch, Totals) -> this micro-batch's share of the step's loss and metrics. Pure.
+"""What is minimised: (head, last hidden states where they are asked for, Batch, Totals) -> this micro-batch's share of
+the step's loss and metrics. Pure.
 
-Every share is already divided by the total of the whole step over all workers, so shares simply add up. The language-model head is applied
-only at positions that predict a trained token. DPO's losses and metrics are those of trl.DPOTrainer (1.16).
+Every share is already divided by the total of the whole step over all workers, so shares simply add up. The
+language-model head is applied only at positions that predict a trained token. DPO's losses and metrics are those of
+trl.DPOTrainer (1.16).
 """
 
 from collections.abc import Callable
@@ -27,7 +29,9 @@ class Totals:
 
 @dataclass(frozen=True)
 class Objective:
-    """`loss`: of the head and the last hidden states at `positions`. `metrics`: the names that it gives a share of, the same for every batch.
+    """`loss`: of the head and the last hidden states at `positions`.
+
+    `metrics`: the names that it gives a share of, the same for every batch.
 
     `pairs`: it compares chosen with rejected answers.
     """
@@ -54,4 +58,6 @@ def completion_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Te
 
 def sum_by_completion(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(N,) -> (C,): sums over the trained tokens of each completion."""
-    return torch.zeros(len(batch.ends), dtype=values.dtype, device=values.device).index_add(0, batch.target_completion, values)
+    return torch.zeros(len(batch.ends), dtype=values.dtype, device=values.device).index_add(
+        0, batch.target_completion, values
+    )

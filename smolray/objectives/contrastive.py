@@ -1,9 +1,12 @@
-"""Contrastive training of image and text embeddings, over all pairs of an optimizer step whatever workers and micro-batches they lie in.
+"""Contrastive training of image and text embeddings, over all pairs of an optimizer step whatever workers and
+micro-batches they lie in.
 
-In: a step's Batches and their embeddings, made without gradients. Out: the Batches with the gradient of the step's loss by each embedding, which
-a second pass pulls back through the model: memory is that of one micro-batch, and the loss that of the whole step on any number of workers.
+In: a step's Batches and their embeddings, made without gradients. Out: the Batches with the gradient of the step's loss
+by each embedding, which a second pass pulls back through the model: memory is that of one micro-batch, and the loss
+that of the whole step on any number of workers.
 
-Sources: InfoNCE arXiv:1807.03748, in both directions 2103.00020; gradient cache 2101.06983; last token of a language model 2410.05160.
+Sources: InfoNCE arXiv:1807.03748, in both directions 2103.00020; gradient cache 2101.06983; last token of a language
+model 2410.05160.
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,9 @@ from smolray.objectives.base import Head, Shares, Totals
 
 
 def pulled(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tuple[torch.Tensor, Shares]:
-    """Second pass of a contrastive step: this batch's share of a loss that is known already, with its gradient by the embeddings."""
+    """Second pass of a contrastive step: this batch's share of a loss that is known already, with its gradient by the
+    embeddings.
+    """
     if not len(batch.pull):  # a dummy
         return 0.0 * hidden.float().sum(), {"in_batch_accuracy": hidden.new_zeros((), dtype=torch.float32)}
     surrogate = (pooled(hidden) * batch.pull).sum()
@@ -28,7 +33,9 @@ def pulled(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tu
 
 
 def pooled(hidden: torch.Tensor) -> torch.Tensor:
-    """Embedding of each completion: the last hidden state of its last token, of length 1. (C, hidden) -> (C, hidden) float32."""
+    """Embedding of each completion: the last hidden state of its last token, of length 1. (C, hidden) -> (C, hidden)
+    float32.
+    """
     return F.normalize(hidden.float(), dim=-1)
 
 
@@ -37,8 +44,12 @@ def embeddings(model: nn.Module, batch: Batch) -> torch.Tensor:
     return pooled(hidden_states(model, batch, batch.ends))
 
 
-def info_nce(images: torch.Tensor, texts: torch.Tensor, keys: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of each pair (N,) and whether its text finds its image among all (N,) bool. `images`, `texts` (N, width); `keys` (N, 2) int64: of image, of text.
+def info_nce(
+    images: torch.Tensor, texts: torch.Tensor, keys: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each pair (N,) and whether its text finds its image among all (N,) bool.
+
+    `images`, `texts` (N, width); `keys` (N, 2) int64: of image, of text.
 
     Pairs with the same image or the same text are no negatives of each other.
     """
@@ -50,12 +61,20 @@ def info_nce(images: torch.Tensor, texts: torch.Tensor, keys: torch.Tensor, temp
     return losses, scores.argmax(1) == own
 
 
-def contrast(batches: Sequence[Batch], found: Sequence[torch.Tensor], temperature: float, device: torch.device) -> list[Batch]:
-    """The batches of this worker with `pull` and `shares` set. `found`: their embeddings, (C, width) each. Collective, also without batches."""
-    about = [torch.tensor(batch.meta["pairs"], dtype=torch.int64, device=device) for batch in batches]  # (pairs, 4): places of image and text, keys of both
+def contrast(
+    batches: Sequence[Batch], found: Sequence[torch.Tensor], temperature: float, device: torch.device
+) -> list[Batch]:
+    """The batches of this worker with `pull` and `shares` set.
+
+    `found`: their embeddings, (C, width) each. Collective, also without batches.
+    """
+    # (pairs, 4): places of image and text, keys of both
+    about = [torch.tensor(batch.meta["pairs"], dtype=torch.int64, device=device) for batch in batches]
     mine = [torch.stack([e[pairs[:, 0]], e[pairs[:, 1]]], 1) for e, pairs in zip(found, about, strict=True)]
     vectors, first = _gathered(torch.cat(mine) if mine else torch.zeros(0, 2, 1, device=device))
-    keys, _ = _gathered(torch.cat([pairs[:, 2:] for pairs in about]) if about else torch.zeros(0, 2, dtype=torch.int64, device=device))
+    keys, _ = _gathered(
+        torch.cat([pairs[:, 2:] for pairs in about]) if about else torch.zeros(0, 2, dtype=torch.int64, device=device)
+    )
     if not len(vectors):  # a step without samples, by which DeepSpeed makes its moments
         return list(batches)
     vectors.requires_grad_()
@@ -64,14 +83,21 @@ def contrast(batches: Sequence[Batch], found: Sequence[torch.Tensor], temperatur
     prepared = []
     for batch, e, pairs in zip(batches, found, about, strict=True):
         part = slice(first, first := first + len(pairs))
-        pull = torch.zeros_like(e).index_add(0, pairs[:, 0], gradient[part, 0]).index_add(0, pairs[:, 1], gradient[part, 1])
+        pull = (
+            torch.zeros_like(e)
+            .index_add(0, pairs[:, 0], gradient[part, 0])
+            .index_add(0, pairs[:, 1], gradient[part, 1])
+        )
         shares = torch.stack([losses[part].sum(), right[part].sum()]).detach() / len(losses)
         prepared.append(replace(batch, pull=pull, shares=shares))
     return prepared
 
 
 def _gathered(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The rows of all workers in their order, and where this worker's begin. A worker without rows need not know their width."""
+    """The rows of all workers in their order, and where this worker's begin.
+
+    A worker without rows need not know their width.
+    """
     world, rank = dist.get_world_size(), dist.get_rank()
     shapes = [torch.zeros(2, dtype=torch.int64, device=rows.device) for _ in range(world)]
     dist.all_gather(shapes, torch.tensor([len(rows), rows.shape[-1]], device=rows.device))

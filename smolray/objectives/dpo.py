@@ -7,11 +7,22 @@ from smolray.config import DPOConfig
 from smolray.data.batch import Batch
 from smolray.objectives.base import Head, Shares, Totals, sum_by_completion, token_logps
 
-DPO_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+DPO_METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
 
 
-def dpo(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals, settings: DPOConfig) -> tuple[torch.Tensor, Shares]:
-    """The loss types of `settings`, weighted. Completions alternate: chosen, rejected; `batch.reference_logps` (C,) are the reference model's.
+def dpo(
+    head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals, settings: DPOConfig
+) -> tuple[torch.Tensor, Shares]:
+    """The loss types of `settings`, weighted.
+
+    Completions alternate: chosen, rejected; `batch.reference_logps` (C,) are the reference model's.
 
     Sources: DPO arXiv:2305.18290; IPO 2310.12036 (per token, as TRL has it); hinge 2305.10425; robust 2403.00409.
     """
@@ -34,7 +45,9 @@ def dpo(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals, settings
             each = (mean[0::2] - mean[1::2] - 1 / (2 * settings.beta)) ** 2
         else:
             flipped = settings.label_smoothing
-            each = (-(1 - flipped) * F.logsigmoid(settings.beta * delta) + flipped * F.logsigmoid(-settings.beta * delta)) / (1 - 2 * flipped)
+            each = (
+                -(1 - flipped) * F.logsigmoid(settings.beta * delta) + flipped * F.logsigmoid(-settings.beta * delta)
+            ) / (1 - 2 * flipped)
         loss = loss + weight * each.sum() / totals.samples
     with torch.no_grad():
         rewards = settings.beta * ratio

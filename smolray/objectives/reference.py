@@ -1,7 +1,8 @@
 """Log-probabilities of the reference model in DPO: the model that training began with.
 
-In: the model being trained and a Batch of pairs. Out: (C,) float32, without gradients. With LoRA alone the reference is the model with its
-adapters switched off; else a frozen copy. Where a sidecar brings the values with the batch, neither is asked.
+In: the model being trained and a Batch of pairs. Out: (C,) float32, without gradients. With LoRA alone the reference is
+the model with its adapters switched off; else a frozen copy. Where a sidecar brings the values with the batch, neither
+is asked.
 """
 
 import copy
@@ -20,7 +21,10 @@ Reference = Callable[[nn.Module, Batch], torch.Tensor]
 
 
 def reference_of(model: nn.Module, config: RunConfig) -> Reference | None:
-    """How a run asks its reference model; None where the stream brings its log-probabilities. Call it before training has changed `model`."""
+    """How a run asks its reference model; None where the stream brings its log-probabilities.
+
+    Call it before training has changed `model`.
+    """
     kind = config.dpo.reference
     if kind == "precompute":
         return None

@@ -14,4 +14,6 @@ def objective_of(config: RunConfig) -> Objective:
     if config.method == "retrieval":
         return Objective(("in_batch_accuracy",), pulled, embeds=True)
     settings = config.dpo
-    return Objective(DPO_METRICS, lambda head, hidden, batch, totals: dpo(head, hidden, batch, totals, settings), pairs=True)
+    return Objective(
+        DPO_METRICS, lambda head, hidden, batch, totals: dpo(head, hidden, batch, totals, settings), pairs=True
+    )

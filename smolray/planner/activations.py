@@ -1,7 +1,8 @@
-"""Bytes that autograd keeps of a unit for one micro-batch, by layer, from what transformers' Idefics3 layers save under SDPA.
+"""Bytes that autograd keeps of a unit for one micro-batch, by layer, from what transformers' Idefics3 layers save under
+SDPA.
 
-In: a ModelShape, Training and a Load. Out: bytes per unit, with and without checkpointing, and what a unit needs only while it runs.
-tests/unit/test_planner_activations.py compares them with torch.autograd.graph.saved_tensors_hooks.
+In: a ModelShape, Training and a Load. Out: bytes per unit, with and without checkpointing, and what a unit needs only
+while it runs. tests/unit/test_planner_activations.py compares them with torch.autograd.graph.saved_tensors_hooks.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ FP32, BF16_STATISTICS = 4, 4  # bytes of LayerNorm's mean and of its deviation: 
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes of one unit. `saved`: until its backward pass; `entry`: its input alone, which checkpointing keeps; `transient`: while it runs."""
+    """Bytes of one unit.
+
+    `saved`: until its backward pass; `entry`: its input alone, which checkpointing keeps; `transient`: while it runs.
+    """
 
     saved: float
     entry: float
@@ -23,7 +27,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Whether a unit's weights are trained, and whether its input wants a gradient because something before it is trained."""
+    """Whether a unit's weights are trained, and whether its input wants a gradient because something before it is
+    trained.
+    """
 
     weights: bool
     input: bool
@@ -37,7 +43,9 @@ def gradients(shape: ModelShape, training: Training) -> tuple[Gradients, ...]:
     """For every unit in order."""
     found, before = [], False
     for unit in shape.units:
-        trained = training.trained_parameters(unit) > 0 or (unit.name == "head" and shape.tied and "text" in training.full)
+        trained = training.trained_parameters(unit) > 0 or (
+            unit.name == "head" and shape.tied and "text" in training.full
+        )
         found.append(Gradients(trained, before))
         before = before or trained
     return tuple(found)
@@ -50,7 +58,8 @@ def kept_bytes(shape: ModelShape, unit: Unit, training: Training, gradient: Grad
     if unit.kind == "vision_embeddings":
         pixels = load.tiles * v.channels * v.image_size**2
         saved = pixels * size + 8 * patches if gradient.weights else 0.0
-        return Kept(saved + pixels, 0.0, pixels * (2 * FP32 + size))  # the batch's own uint8 pixels stay; scaling makes fp32 copies
+        # the batch's own uint8 pixels stay; scaling makes fp32 copies
+        return Kept(saved + pixels, 0.0, pixels * (2 * FP32 + size))
     if unit.kind == "vision":
         saved = patches * _vision_layer(shape, unit, training, gradient) if gradient.any else 0.0
         transient = patches * size * ((1 if gradient.any else 2) * v.intermediate + 2 * v.hidden)
@@ -69,7 +78,11 @@ def kept_bytes(shape: ModelShape, unit: Unit, training: Training, gradient: Grad
 
 def adapter_bytes(shape: ModelShape, unit: Unit, training: Training, load: Load) -> float:
     """What of `saved` is there for LoRA alone."""
-    positions = {"vision": load.tiles * shape.vision.patches, "text": load.tokens, "merge": load.tiles * shape.tokens_per_tile}
+    positions = {
+        "vision": load.tiles * shape.vision.patches,
+        "text": load.tokens,
+        "merge": load.tiles * shape.tokens_per_tile,
+    }
     return positions.get(unit.kind, load.label_tokens) * _inputs(unit, training)[1]
 
 
@@ -77,11 +90,15 @@ def weight_workspace(shape: ModelShape, training: Training) -> float:
     """Bytes of the largest quantised layer, unpacked to compute with."""
     if training.bits == 16:
         return 0.0
-    return max(linear.weights for unit in shape.units if unit.kind == "text" for _, linear in unit.linears) * float(training.bytes)
+    return max(linear.weights for unit in shape.units if unit.kind == "text" for _, linear in unit.linears) * float(
+        training.bytes
+    )
 
 
 def _inputs(unit: Unit, training: Training, of: tuple[str, ...] = ()) -> tuple[set[str], float]:
-    """The shared inputs that a unit's linear layers (that read one `of` these) save, and further bytes a position: LoRA's inner values and dropout."""
+    """The shared inputs that a unit's linear layers (that read one `of` these) save, and further bytes a position:
+    LoRA's inner values and dropout.
+    """
     size, shared, more = training.trained_bytes, set(), 0.0
     dropout = training.lora is not None and training.lora.lora_dropout > 0
     own = dropout or size != training.bytes  # PEFT casts the input for each adapter of another dtype
@@ -96,7 +113,8 @@ def _inputs(unit: Unit, training: Training, of: tuple[str, ...] = ()) -> tuple[s
             more += rank * size
             more += linear.inputs * size if own else 0
             more += linear.inputs if dropout else 0  # its mask, in bytes on CUDA
-            more += 2 * linear.outputs * size if dora else 0  # the frozen and the adapter's output, which the magnitude multiplies
+            # the frozen and the adapter's output, which the magnitude multiplies
+            more += 2 * linear.outputs * size if dora else 0
     return shared, more
 
 
@@ -110,7 +128,9 @@ def _width(unit: Unit, name: str) -> int:
 
 
 def _vision_layer(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients) -> float:
-    """Bytes a patch: LayerNorms' inputs and statistics, linear inputs, attention's q, k, v, output and log-sum-exp, GELU's input."""
+    """Bytes a patch: LayerNorms' inputs and statistics, linear inputs, attention's q, k, v, output and log-sum-exp,
+    GELU's input.
+    """
     v, size, full = shape.vision, training.bytes, "vision" in training.full
     shared, more = _inputs(unit, training)
     norms = (1 if full or gradient.input else 0) + 1
@@ -140,16 +160,21 @@ def _mlp(shape: ModelShape, unit: Unit, training: Training) -> float:
 
 
 def _norm(shape: ModelShape, training: Training, gradient: bool) -> float:
-    """Bytes a row of an RMSNorm: its input and the root in fp32 for the `gradient` by it, and the normed values where its weight is trained."""
+    """Bytes a row of an RMSNorm: its input and the root in fp32 for the `gradient` by it, and the normed values where
+    its weight is trained.
+    """
     kept = shape.text.hidden * training.bytes if "text" in training.full else 0.0
     return kept + ((shape.text.hidden + 1) * FP32 if gradient else 0)
 
 
 def _merge(shape: ModelShape, unit: Unit, training: Training, gradient: Gradients, load: Load) -> Kept:
-    """Post-norm of the tower, pixel shuffle and projection, token embeddings; and, once a micro-batch, rotary's cos and sin."""
+    """Post-norm of the tower, pixel shuffle and projection, token embeddings; and, once a micro-batch, rotary's cos and
+    sin.
+    """
     v, t, size = shape.vision, shape.text, training.bytes
     patches = load.tiles * v.patches
-    saved = 2 * load.tokens * t.head_dim * size + load.tokens * 17  # ids, positions and branch as int64 less what is shared; the image mask
+    # ids, positions and branch as int64 less what is shared; the image mask
+    saved = 2 * load.tokens * t.head_dim * size + load.tokens * 17
     if "vision" not in shape.left_out and ("vision" in training.full or gradient.input):
         saved += patches * (v.hidden * size + 2 * BF16_STATISTICS)
     shared, more = _inputs(unit, training)
@@ -164,12 +189,16 @@ def _merge(shape: ModelShape, unit: Unit, training: Training, gradient: Gradient
 
 
 def _head(shape: ModelShape, training: Training, gradient: Gradients, load: Load) -> Kept:
-    """The last norm and the logits at label positions, these in fp32: log-softmax is kept, its input and gradient pass by."""
+    """The last norm and the logits at label positions, these in fp32: log-softmax is kept, its input and gradient pass
+    by.
+    """
     t, size = shape.text, training.bytes
     if not gradient.any:
         return Kept(0.0, 0.0, load.label_tokens * t.vocab * (size + 2 * FP32))
     trained = "text" in training.full or any(training.rank(g, linear) for g, linear in _head_linears(shape))
-    saved = load.label_tokens * (_norm(shape, training, True) + t.vocab * FP32 + (t.hidden * size if trained else 0) + 16)
+    saved = load.label_tokens * (
+        _norm(shape, training, True) + t.vocab * FP32 + (t.hidden * size if trained else 0) + 16
+    )
     return Kept(saved, 0.0, load.label_tokens * t.vocab * (FP32 + size))
 
 

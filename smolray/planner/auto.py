@@ -1,7 +1,8 @@
 """`engine: auto`: the planner's choice for a run and the workers that it found, as settings of that run.
 
-In: a run, its data and a Survey. Out: a Choice, or NothingFitsError. A run that has begun keeps the size of its micro-batches and of its steps, by which
-its position is counted; all else is planned anew at each start, on the cards that are there then.
+In: a run, its data and a Survey. Out: a Choice, or NothingFitsError. A run that has begun keeps the size of its
+micro-batches and of its steps, by which its position is counted; all else is planned anew at each start, on the cards
+that are there then.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,11 @@ class NothingFitsError(ConfigError):
 
 @dataclass(frozen=True)
 class Choice:
-    """`run`: what is trained. `kept`: the run under which it is resumed. `nodes`: the id of each worker's node. `told`: the fields of a `plan` event."""
+    """`run`: what is trained.
+
+    `kept`: the run under which it is resumed. `nodes`: the id of each worker's node. `told`: the fields of a `plan`
+    event.
+    """
 
     run: RunConfig
     kept: RunConfig
@@ -37,7 +42,9 @@ def bounded(config: RunConfig) -> RunConfig:
     return with_settings(config, {"resources.num_workers": (1, config.resources.num_workers)})
 
 
-def choose(config: RunConfig, statistics: DataStatistics, seen: Survey, begun: bool, shape: ModelShape | None = None) -> Choice:
+def choose(
+    config: RunConfig, statistics: DataStatistics, seen: Survey, begun: bool, shape: ModelShape | None = None
+) -> Choice:
     """Plan the run on what was seen. Raises NothingFitsError."""
     own = config.train.per_device_train_batch_size
     plan = make_plan(config, statistics, seen.inventory(), shape, (own,) if begun else None)
@@ -54,8 +61,17 @@ def choose(config: RunConfig, statistics: DataStatistics, seen: Survey, begun: b
     return Choice(run, kept, nodes, told)
 
 
-def bind(config: RunConfig, chosen: Candidate, settings: dict[str, Any], seen: Survey) -> tuple[RunConfig, tuple[str, ...]]:
-    """The run as planned, and the id of each worker's node. A pipeline's stages are bound to their cards; under ZeRO any order of ranks will do."""
+def bind(
+    config: RunConfig, chosen: Candidate, settings: dict[str, Any], seen: Survey
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """The run as planned, and the id of each worker's node.
+
+    A pipeline's stages are bound to their cards; under ZeRO any order of ranks will do.
+    """
     workers = [seen.workers[seen.rank_of(*place)] for place in chosen.cards]
-    bound = {"engine.cut": chosen.cut, "engine.cards": tuple(w.place for w in workers)} if chosen.cut else {"engine.cards": None}
+    bound = (
+        {"engine.cut": chosen.cut, "engine.cards": tuple(w.place for w in workers)}
+        if chosen.cut
+        else {"engine.cards": None}
+    )
     return with_settings(config, {**settings, **bound}), tuple(w.node_id for w in workers)

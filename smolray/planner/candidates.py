@@ -1,6 +1,7 @@
 """Every way to train a run on an inventory, each with its memory and its time.
 
-In: RunConfig, DataStatistics, ModelShape, Inventory. Out: Candidates: which cards, which strategy, which micro-batch, checkpointing or not.
+In: RunConfig, DataStatistics, ModelShape, Inventory. Out: Candidates: which cards, which strategy, which micro-batch,
+checkpointing or not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,10 @@ STEP_MAY_DIFFER = 0.05  # of the conversations in an optimizer step, for a micro
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to train. `cards`: of each rank, or of each stage (replica after replica). `micro_batch`: conversations at most."""
+    """One way to train.
+
+    `cards`: of each rank, or of each stage (replica after replica). `micro_batch`: conversations at most.
+    """
 
     strategy: str  # single, zero-0 … zero-3, pipeline, pipeline x data
     cards: tuple[Place, ...]
@@ -61,7 +65,13 @@ class Candidate:
     def name(self) -> str:
         """The strategy with what is offloaded."""
         zero = self.zero
-        return self.strategy + (", weights offloaded" if zero and zero.offload_param else ", optimizer offloaded" if zero and zero.offload_optimizer else "")
+        return self.strategy + (
+            ", weights offloaded"
+            if zero and zero.offload_param
+            else ", optimizer offloaded"
+            if zero and zero.offload_optimizer
+            else ""
+        )
 
     @property
     def limit(self) -> str:
@@ -102,12 +112,20 @@ class Search:
 
     @cached_property
     def micro_batch_sizes(self) -> tuple[int, ...]:
-        """The run's own size, others twice or half as large, and whole images' worth, as far as they keep the step's number of conversations."""
+        """The run's own size, others twice or half as large, and whole images' worth, as far as they keep the step's
+        number of conversations.
+        """
         own, image = self.config.train.per_device_train_batch_size, max(1, round(self.statistics.questions_per_row))
-        tried = {own} | {own >> n for n in range(1, 8) if own >> n} | {own << 1, own << 2} | {image << n for n in range(4)}
+        tried = (
+            {own} | {own >> n for n in range(1, 8) if own >> n} | {own << 1, own << 2} | {image << n for n in range(4)}
+        )
         if self.sizes is not None:
             return self.sizes
-        kept = {b for b in tried if b <= self.samples and abs(self.samples - self.conversations(b)) <= STEP_MAY_DIFFER * self.samples}
+        kept = {
+            b
+            for b in tried
+            if b <= self.samples and abs(self.samples - self.conversations(b)) <= STEP_MAY_DIFFER * self.samples
+        }
         return tuple(sorted({1, own, *kept}, reverse=True))
 
     def conversations(self, micro_batch: int) -> float:
@@ -121,12 +139,15 @@ class Search:
             return self._works[micro_batch]
         config, found = self.config, []
         retrieval = config.method == "retrieval"
-        mean, largest = (replace(load, label_tokens=0) if retrieval else load for load in self.load(micro_batch))  # no logits
+        # no logits
+        mean, largest = (replace(load, label_tokens=0) if retrieval else load for load in self.load(micro_batch))
         own = config.model.gradient_checkpointing
         reference = config.method == "dpo" and config.dpo.reference != "precompute"
         copy = reference and (config.dpo.reference == "copy" or config.lora is None or bool(config.model.train))
         for checkpointing in self.checkpointing or tuple(dict.fromkeys((False, True, own))):
-            work = Work(self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference, retrieval)
+            work = Work(
+                self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference, retrieval
+            )
             found.append((work, replace(work, load=largest)))
         self._works[micro_batch] = found
         return found
@@ -172,15 +193,27 @@ class Search:
         data = data_seconds(mean, count, cores)
         for zero in zero_choices(self.config, world):
             offloads = zero.offload_optimizer or zero.offload_param
-            if not self.allowed(name="zero", stage=zero.stage, **offload_settings(zero)) or (offloads and any(card.host for card in cards)):
+            if not self.allowed(name="zero", stage=zero.stage, **offload_settings(zero)) or (
+                offloads and any(card.host for card in cards)
+            ):
                 continue
             if (memory := known.get(zero)) is None:
                 memory = known[zero] = zero_memory(largest, zero, several=count > world)
             time, shares = zero_seconds(mean, zero, cards, hop, count, data)
             yield Candidate(
-                "single" if world == 1 else f"zero-{zero.stage}", places, tuple(c.name for c in cards), micro_batch, count, mean.checkpointing,
-                (memory,) * world, tuple(c.usable for c in cards), time, count * mean.load.samples, zero, shares,
-            )  # fmt: skip
+                "single" if world == 1 else f"zero-{zero.stage}",
+                places,
+                tuple(c.name for c in cards),
+                micro_batch,
+                count,
+                mean.checkpointing,
+                (memory,) * world,
+                tuple(c.usable for c in cards),
+                time,
+                count * mean.load.samples,
+                zero,
+                shares,
+            )
 
     def pipelines(self, places: tuple[Place, ...]) -> Iterator[Candidate]:
         """One stage on each card, and, where boxes are alike in number of cards, replicas by box or inside boxes."""
@@ -190,14 +223,23 @@ class Search:
             stages = sum(map(len, grid.boxes))
             sizes = [b for b in self.micro_batch_sizes if self.count(self.load(b)[0]) >= grid.replicas * 2]
             ample = [b for b in sizes if self.count(self.load(b)[0]) >= 2 * stages * grid.replicas]
-            tried = [b for b in self.micro_batch_sizes if b not in ample][-1:] + ample[:MICRO_BATCHES_IN_PIPELINE] + ample[-1:]
+            tried = (
+                [b for b in self.micro_batch_sizes if b not in ample][-1:]
+                + ample[:MICRO_BATCHES_IN_PIPELINE]
+                + ample[-1:]
+            )
             for micro_batch in dict.fromkeys(tried or self.micro_batch_sizes[-1:]):
                 for mean, largest in self.works(micro_batch):
                     if (found := self.pipeline(micro_batch, mean, largest, grid)) is not None:
                         yield found
 
-    def pipeline(self, micro_batch: int, mean: Work, largest: Work, grid: "Grid", given: tuple[int, ...] | None = None) -> Candidate | None:
-        """The best cut over a grid of cards; where none fits, the cut by time alone, which says what is missing. `given`: a cut, on the cards in order."""
+    def pipeline(
+        self, micro_batch: int, mean: Work, largest: Work, grid: "Grid", given: tuple[int, ...] | None = None
+    ) -> Candidate | None:
+        """The best cut over a grid of cards; where none fits, the cut by time alone, which says what is missing.
+
+        `given`: a cut, on the cards in order.
+        """
         schedule: Schedule = self.config.engine.schedule
         count = -(-self.count(mean.load) // grid.replicas)
         stages = sum(map(len, grid.boxes))
@@ -208,13 +250,17 @@ class Search:
         tables = {card: [f + b for f, b in unit_table(mean, card)] for group in kinds for card in group}
         memory = pipeline_memory(largest, flying, count)
         problem = CutProblem(
-            seconds=np.array([np.max([tables[card] for card in group], axis=0) for group in kinds]), memory=memory,
+            seconds=np.array([np.max([tables[card] for card in group], axis=0) for group in kinds]),
+            memory=memory,
             capacity=[min(card.usable for card in group) for group in kinds],
             boxes=tuple(tuple(kinds.index(tuple(self.card(p) for p in group)) for group in box) for box in grid.boxes),
-            crossing=boundary_bytes(self.travelling(mean, largest)), seconds_per_byte=self._seconds_per_byte(grid),
-        )  # fmt: skip
+            crossing=boundary_bytes(self.travelling(mean, largest)),
+            seconds_per_byte=self._seconds_per_byte(grid),
+        )
         if given is not None:
-            cut: Cut | None = Cut(given, tuple((b, c) for b, box in enumerate(grid.boxes) for c in range(len(box))), np.inf)
+            cut: Cut | None = Cut(
+                given, tuple((b, c) for b, box in enumerate(grid.boxes) for c in range(len(box))), np.inf
+            )
         else:
             cut = find_cut(problem) or find_cut(replace(problem, capacity=[np.inf] * len(kinds)))
         if cut is None:
@@ -226,21 +272,50 @@ class Search:
         hop = min(hops, key=lambda link: link.bandwidth) if hops else None
         cores = sum(self.inventory.boxes[box].cpus for box in {box for box, _ in chain[0]})
         data = data_seconds(mean, count * grid.replicas, cores)
-        time = pipeline_seconds(mean, boundary_bytes(self.travelling(mean, largest)), cut.units, slow, links, count, data, schedule, grid.replicas, hop)
+        time = pipeline_seconds(
+            mean,
+            boundary_bytes(self.travelling(mean, largest)),
+            cut.units,
+            slow,
+            links,
+            count,
+            data,
+            schedule,
+            grid.replicas,
+            hop,
+        )
         ends = np.cumsum(cut.units).tolist()
         starts = [end - size for size, end in zip(cut.units, ends, strict=True)]
-        parts = [stage_memory(largest, a, b, float(memory[p, a, b])) for p, (a, b) in enumerate(zip(starts, ends, strict=True))]
+        parts = [
+            stage_memory(largest, a, b, float(memory[p, a, b]))
+            for p, (a, b) in enumerate(zip(starts, ends, strict=True))
+        ]
         places = tuple(chain[s][r] for r in range(grid.replicas) for s in range(stages))
         return Candidate(
-            "pipeline" if grid.replicas == 1 else "pipeline x data", places, tuple(self.card(p).name for p in places), micro_batch,
-            count * grid.replicas, mean.checkpointing, tuple(parts) * grid.replicas, tuple(self.card(p).usable for p in places), time,
-            self.count(mean.load) * mean.load.samples, cut=cut.units, replicas=grid.replicas,
-        )  # fmt: skip
+            "pipeline" if grid.replicas == 1 else "pipeline x data",
+            places,
+            tuple(self.card(p).name for p in places),
+            micro_batch,
+            count * grid.replicas,
+            mean.checkpointing,
+            tuple(parts) * grid.replicas,
+            tuple(self.card(p).usable for p in places),
+            time,
+            self.count(mean.load) * mean.load.samples,
+            cut=cut.units,
+            replicas=grid.replicas,
+        )
 
     @staticmethod
     def travelling(mean: Work, largest: Work) -> Work:
-        """What crosses a boundary: all micro-batches of a step in the size of its largest, taken to lie halfway between the mean and the epoch's largest."""
-        half = replace(mean.load, tiles=(mean.load.tiles + largest.load.tiles) / 2, tokens=(mean.load.tokens + largest.load.tokens) / 2)
+        """What crosses a boundary: all micro-batches of a step in the size of its largest, taken to lie halfway between
+        the mean and the epoch's largest.
+        """
+        half = replace(
+            mean.load,
+            tiles=(mean.load.tiles + largest.load.tiles) / 2,
+            tokens=(mean.load.tokens + largest.load.tokens) / 2,
+        )
         return replace(mean, load=half)
 
     def _seconds_per_byte(self, grid: "Grid") -> np.ndarray:
@@ -290,24 +365,36 @@ def zero_choices(config: RunConfig, world: int) -> Iterator[Zero]:
 
 def offload_settings(zero: Zero) -> dict[str, str]:
     """As EngineConfig spells them."""
-    return {"offload_optimizer": "cpu" if zero.offload_optimizer else "none", "offload_param": "cpu" if zero.offload_param else "none"}
+    return {
+        "offload_optimizer": "cpu" if zero.offload_optimizer else "none",
+        "offload_param": "cpu" if zero.offload_param else "none",
+    }
 
 
 def card_sets(inventory: Inventory) -> list[tuple[Place, ...]]:
-    """Cards worth trying together: all; each box; the fastest boxes; the fastest and the largest cards; each kind alone."""
+    """Cards worth trying together: all; each box; the fastest boxes; the fastest and the largest cards; each kind
+    alone.
+    """
     places = [(b, c) for b, box in enumerate(inventory.boxes) for c in range(len(box.cards))]
     cards = {place: inventory.boxes[place[0]].cards[place[1]] for place in places}
     speed = [sum(card.tflops_16 for card in box.cards) for box in inventory.boxes]
     fastest = sorted(range(len(speed)), key=lambda b: (-speed[b], b))
     sets = [places, *([p for p in places if p[0] == b] for b in fastest)]
     sets += [[p for p in places if p[0] in fastest[:n]] for n in range(2, len(fastest))]
-    sets += [[p for p in places if cards[p].tflops_16 >= limit] for limit in {card.tflops_16 for card in cards.values()}]
+    sets += [
+        [p for p in places if cards[p].tflops_16 >= limit] for limit in {card.tflops_16 for card in cards.values()}
+    ]
     sets += [[p for p in places if cards[p].memory >= limit] for limit in {card.memory for card in cards.values()}]
     sets += [[next(p for p in places if cards[p] == card)] for card in dict.fromkeys(cards.values())]
     unique: dict[tuple[object, ...], tuple[Place, ...]] = {}
     for chosen in sets:
         # Boxes with the same cards and network stand for each other.
-        key = tuple(sorted((repr([cards[p] for p in chosen if p[0] == b]), repr(inventory.boxes[b].network)) for b in {p[0] for p in chosen}))
+        key = tuple(
+            sorted(
+                (repr([cards[p] for p in chosen if p[0] == b]), repr(inventory.boxes[b].network))
+                for b in {p[0] for p in chosen}
+            )
+        )
         unique.setdefault(key if not inventory.links else tuple(chosen), tuple(chosen))
     return list(unique.values())
 

@@ -1,7 +1,8 @@
 """Where to cut a model into pipeline stages, and which card takes which: the smallest bottleneck that memory allows.
 
-In: seconds of each unit on each kind of card, bytes of each contiguous piece, and the boxes. Out: a Cut, or None where nothing fits.
-Dynamic programming over (cards placed, units placed); cards of a box stay adjacent, boxes and the cards in them are tried in every order.
+In: seconds of each unit on each kind of card, bytes of each contiguous piece, and the boxes. Out: a Cut, or None where
+nothing fits. Dynamic programming over (cards placed, units placed); cards of a box stay adjacent, boxes and the cards
+in them are tried in every order.
 """
 
 import math
@@ -31,14 +32,18 @@ class CutProblem:
 
 @dataclass(frozen=True)
 class Cut:
-    """`units`: how many each stage holds. `cards`: (box, card in the box) of each stage. `bottleneck`: seconds of the slowest stage or link."""
+    """`units`: how many each stage holds.
+
+    `cards`: (box, card in the box) of each stage. `bottleneck`: seconds of the slowest stage or link.
+    """
 
     units: tuple[int, ...]
     cards: tuple[tuple[int, int], ...]
     bottleneck: float
 
 
-State = tuple[tuple[int, ...], int, tuple[int, ...]]  # boxes used of each sort, sort at hand (-1: none), kinds left of it
+# boxes used of each sort, sort at hand (-1: none), kinds left of it
+State = tuple[tuple[int, ...], int, tuple[int, ...]]
 
 
 def find_cut(problem: CutProblem) -> Cut | None:
@@ -48,17 +53,24 @@ def find_cut(problem: CutProblem) -> Cut | None:
     inside = max(math.prod(box.count(kind) + 1 for kind in set(box)) for box in problem.boxes)
     if math.prod(n + 1 for n in counts) * len(sorts) * inside <= MOST_STATES:
         return _search(problem, sorts)
-    found = [cut for order in _orders(problem) if (cut := _search(problem, [[b] for b in order], ordered=True)) is not None]
+    found = [
+        cut for order in _orders(problem) if (cut := _search(problem, [[b] for b in order], ordered=True)) is not None
+    ]
     return min(found, key=lambda cut: cut.bottleneck) if found else None
 
 
 def _search(problem: CutProblem, sorts: list[list[int]], ordered: bool = False) -> Cut | None:
-    """Best bottleneck for every state and number of units placed, card by card; then back along it. `ordered`: boxes as they are listed."""
+    """Best bottleneck for every state and number of units placed, card by card; then back along it.
+
+    `ordered`: boxes as they are listed.
+    """
     units = problem.seconds.shape[1]
     costs = _costs(problem)
     start = np.full(units + 1, np.inf)
     start[0] = 0.0
-    layers: list[dict[State, tuple[np.ndarray, list[tuple[State, int, int]]]]] = [{((0,) * len(sorts), -1, ()): (start, [])}]
+    layers: list[dict[State, tuple[np.ndarray, list[tuple[State, int, int]]]]] = [
+        {((0,) * len(sorts), -1, ()): (start, [])}
+    ]
     for position in range(problem.stages):
         layer: dict[State, tuple[np.ndarray, list[tuple[State, int, int]]]] = {}
         for state, (before, _) in layers[-1].items():
@@ -78,7 +90,9 @@ def _search(problem: CutProblem, sorts: list[list[int]], ordered: bool = False) 
     return _back(problem, sorts, costs, layers, state, best)
 
 
-def _back(problem: CutProblem, sorts: list[list[int]], costs: np.ndarray, layers: list, state: State, best: float) -> Cut:
+def _back(
+    problem: CutProblem, sorts: list[list[int]], costs: np.ndarray, layers: list, state: State, best: float
+) -> Cut:
     """The cut that reaches `state` with all units placed, found by asking each layer which source gave its value."""
     end, sizes, taken = problem.seconds.shape[1], [], []
     for position in reversed(range(problem.stages)):
@@ -109,8 +123,12 @@ def _cards(problem: CutProblem, sorts: list[list[int]], taken: list[tuple[int, i
     return tuple(cards)
 
 
-def _followers(problem: CutProblem, sorts: list[list[int]], state: State, ordered: bool) -> list[tuple[State, int, int]]:
-    """(next state, kind of the card placed, sort of its box): a card of the box at hand, or the first card of another box."""
+def _followers(
+    problem: CutProblem, sorts: list[list[int]], state: State, ordered: bool
+) -> list[tuple[State, int, int]]:
+    """(next state, kind of the card placed, sort of its box): a card of the box at hand, or the first card of another
+    box.
+    """
     used, sort, left = state
     if left:
         return [((used, sort, _without(left, kind)), kind, sort) for kind in dict.fromkeys(left)]
@@ -126,7 +144,9 @@ def _followers(problem: CutProblem, sorts: list[list[int]], state: State, ordere
 
 
 def _costs(problem: CutProblem) -> np.ndarray:
-    """(kinds, P, U + 1, U + 1): seconds of units[start:end] as stage p on a card of a kind; infinite where it is empty or does not fit."""
+    """(kinds, P, U + 1, U + 1): seconds of units[start:end] as stage p on a card of a kind; infinite where it is empty
+    or does not fit.
+    """
     sums = np.concatenate([np.zeros((len(problem.seconds), 1)), np.cumsum(problem.seconds, axis=1)], axis=1)
     seconds = sums[:, None, :] - sums[:, :, None]
     empty = np.tri(seconds.shape[1], dtype=bool)
@@ -135,7 +155,9 @@ def _costs(problem: CutProblem) -> np.ndarray:
 
 
 def _link(problem: CutProblem, sorts: list[list[int]], state: State, sort: int) -> np.ndarray:
-    """(U + 1,) seconds that a micro-batch keeps the link from the card placed last to the next, which stands in a box of `sort`."""
+    """(U + 1,) seconds that a micro-batch keeps the link from the card placed last to the next, which stands in a box
+    of `sort`.
+    """
     _, before, left = state
     if before < 0:
         return np.zeros_like(problem.crossing)
@@ -166,7 +188,9 @@ def _orders(problem: CutProblem) -> list[list[int]]:
     speed = [min(float(problem.seconds[k].sum()) for k in box) for box in problem.boxes]
     memory = [max(problem.capacity[k] for k in box) for box in problem.boxes]
     numbers = list(range(len(problem.boxes)))
-    orders = [sorted(numbers, key=lambda b: (by[b], b), reverse=down) for by in (speed, memory) for down in (False, True)]
+    orders = [
+        sorted(numbers, key=lambda b: (by[b], b), reverse=down) for by in (speed, memory) for down in (False, True)
+    ]
     return [list(order) for order in dict.fromkeys(map(tuple, orders))]
 
 

@@ -23,7 +23,10 @@ class InventoryError(ValueError):
 
 @dataclass(frozen=True)
 class Card:
-    """One accelerator. Speeds are dense, with fp32 accumulation, sparsity left out; fp32 without TF32 (torch's default)."""
+    """One accelerator.
+
+    Speeds are dense, with fp32 accumulation, sparsity left out; fp32 without TF32 (torch's default).
+    """
 
     name: str
     memory: int  # bytes
@@ -48,8 +51,10 @@ def _card(name: str, mib: int, tflops_16: float, tflops_32: float, gb_per_s: flo
     return Card(name, mib * MIB, tflops_16, tflops_32, gb_per_s * 1e9, bf16)
 
 
-# Memory in MiB as nvidia-smi shows it; TFLOP/s and GB/s from NVIDIA's published figures: the Turing, Ampere GA102, Ada and Blackwell architecture
-# whitepapers (GeForce tensor cores with fp32 accumulation run at twice the shader rate), and the data sheets of T4, V100, A10, A100, L4, L40S,
+# Memory in MiB as nvidia-smi shows it; TFLOP/s and GB/s from NVIDIA's published figures: the Turing, Ampere GA102, Ada
+# and Blackwell architecture
+# whitepapers (GeForce tensor cores with fp32 accumulation run at twice the shader rate), and the data sheets of T4,
+# V100, A10, A100, L4, L40S,
 # RTX A4000 / A5000 / A6000, RTX 6000 Ada, H100 and H200.
 CARDS: dict[str, Card] = {
     card.name: card
@@ -101,10 +106,22 @@ CARDS: dict[str, Card] = {
 
 # How torch and Ray name cards whose names hold more than the model.
 ALIASES = {
-    "a100": "a100-40", "a100sxm440gb": "a100-40", "a100pcie40gb": "a100-40", "a100sxm480gb": "a100-80", "a100pcie80gb": "a100-80",
-    "a10080gbpcie": "a100-80", "v100": "v100-16", "v100sxm216gb": "v100-16", "v100pcie16gb": "v100-16", "v100sxm232gb": "v100-32",
-    "v100pcie32gb": "v100-32", "h10080gbhbm3": "h100", "h100sxm": "h100", "rtx6000adageneration": "rtx6000ada", "rtx4060ti8gb": "rtx4060ti-8",
-}  # fmt: skip
+    "a100": "a100-40",
+    "a100sxm440gb": "a100-40",
+    "a100pcie40gb": "a100-40",
+    "a100sxm480gb": "a100-80",
+    "a100pcie80gb": "a100-80",
+    "a10080gbpcie": "a100-80",
+    "v100": "v100-16",
+    "v100sxm216gb": "v100-16",
+    "v100pcie16gb": "v100-16",
+    "v100sxm232gb": "v100-32",
+    "v100pcie32gb": "v100-32",
+    "h10080gbhbm3": "h100",
+    "h100sxm": "h100",
+    "rtx6000adageneration": "rtx6000ada",
+    "rtx4060ti8gb": "rtx4060ti-8",
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +153,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All boxes. `links` holds measured links by (box number, box number); where none is, the slower of the two networks counts."""
+    """All boxes.
+
+    `links` holds measured links by (box number, box number); where none is, the slower of the two networks counts.
+    """
 
     boxes: tuple[Box, ...]
     links: Mapping[tuple[int, int], Link] = field(default_factory=dict)
@@ -162,7 +182,8 @@ class Inventory:
 
 
 def parse(text: str) -> Inventory:
-    """`2x rtx4090 @ 10GbE, 1x rtx3060`: each part a box, `+` between different cards of one box, `@` its network (default 1GbE).
+    """`2x rtx4090 @ 10GbE, 1x rtx3060`: each part a box, `+` between different cards of one box, `@` its network
+    (default 1GbE).
 
     Raises InventoryError.
     """
@@ -170,7 +191,9 @@ def parse(text: str) -> Inventory:
     for number, part in enumerate(p.strip() for p in text.split(",")):
         cards_text, at, network = (piece.strip() for piece in part.partition("@"))
         if not cards_text or (at and not network):
-            raise InventoryError(f"inventory part {number + 1} is {part!r}; expected a box such as '2x rtx4090 @ 10GbE'")
+            raise InventoryError(
+                f"inventory part {number + 1} is {part!r}; expected a box such as '2x rtx4090 @ 10GbE'"
+            )
         boxes.append(Box(f"box{number}", _cards(cards_text.split("+")), find_network(network or DEFAULT_NETWORK)))
     return Inventory(tuple(boxes))
 
@@ -179,7 +202,9 @@ def load(source: str) -> Inventory:
     """From a YAML file, YAML text that begins with `boxes:`, or the one-line text of `parse`. Raises InventoryError."""
     is_file = source.endswith((".yaml", ".yml"))
     if is_file and not Path(source).is_file():
-        raise InventoryError(f"inventory file {source} does not exist; expected a YAML file, or text such as '2x rtx4090 @ 10GbE, 1x rtx3060'")
+        raise InventoryError(
+            f"inventory file {source} does not exist; expected a YAML file, or text such as '2x rtx4090 @ 10GbE, 1x rtx3060'"
+        )
     text = Path(source).read_text(encoding="utf-8") if is_file else source
     if not is_file and not text.lstrip().startswith("boxes:"):
         return parse(text)
@@ -191,35 +216,53 @@ def load(source: str) -> Inventory:
 
 
 def from_record(record: Any) -> Inventory:
-    """From YAML's `boxes: [{name, cards: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus}]`. Raises InventoryError."""
+    """From YAML's `boxes: [{name, cards: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus}]`.
+
+    Raises InventoryError.
+    """
     if not isinstance(record, dict) or not isinstance(record.get("boxes"), list) or not record["boxes"]:
         raise InventoryError(f"the inventory holds {_found(record)}; expected boxes: [{{name, cards, network}}, ...]")
     return Inventory(tuple(_box(number, entry) for number, entry in enumerate(record["boxes"])))
 
 
 def find_card(name: str) -> Card:
-    """A known card by name, as people, Ray (`GeForce-RTX-3090`) or torch (`NVIDIA GeForce RTX 4090`) spell it. Raises InventoryError."""
+    """A known card by name, as people, Ray (`GeForce-RTX-3090`) or torch (`NVIDIA GeForce RTX 4090`) spell it.
+
+    Raises InventoryError.
+    """
     plain = re.sub(r"[^a-z0-9]|nvidia|tesla|quadro|geforce", "", name.lower())
-    known = {re.sub(r"[^a-z0-9]", "", key): card for key, card in CARDS.items()} | {alias: CARDS[key] for alias, key in ALIASES.items()}
+    known = {re.sub(r"[^a-z0-9]", "", key): card for key, card in CARDS.items()} | {
+        alias: CARDS[key] for alias, key in ALIASES.items()
+    }
     for spelling in (plain, re.sub(r"\d\dgb$", "", plain)):
         for prefix in ("", "rtx"):
             if card := known.get(prefix + spelling):
                 return card
     nearest = known[difflib.get_close_matches(plain, known, n=1, cutoff=0.0)[0]].name
-    raise InventoryError(f"card {name!r} is not known; known are {', '.join(CARDS)}; nearest: {nearest}; "
-                         "another card goes into YAML as {name, memory_gb, tflops_16, tflops_32, bandwidth_gb, bf16}")  # fmt: skip
+    raise InventoryError(
+        f"card {name!r} is not known; known are {', '.join(CARDS)}; nearest: {nearest}; "
+        "another card goes into YAML as {name, memory_gb, tflops_16, tflops_32, bandwidth_gb, bf16}"
+    )
 
 
 def find_network(text: str) -> Link:
     """`10GbE`, `2.5 Gbit/s`, `100Mbit`. Raises InventoryError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([gm])(?:be|bit|bit/s|bits|bps)?", text.strip().lower())
     if not match or not float(match[1]):
-        raise InventoryError(f"network {text!r} is not a speed; expected one such as 1GbE, 2.5GbE, 10GbE, 100Mbit/s; nearest: 10GbE")
+        raise InventoryError(
+            f"network {text!r} is not a speed; expected one such as 1GbE, 2.5GbE, 10GbE, 100Mbit/s; nearest: 10GbE"
+        )
     return Link(float(match[1]) * {"g": 1e9, "m": 1e6}[match[2]] / 8, ETHERNET_LATENCY)
 
 
 def measured_card(
-    name: str, memory: int, tflops_16: float, tflops_32: float, bandwidth: float | None = None, bf16: bool = True, host: bool = False
+    name: str,
+    memory: int,
+    tflops_16: float,
+    tflops_32: float,
+    bandwidth: float | None = None,
+    bf16: bool = True,
+    host: bool = False,
 ) -> Card:
     """What a worker reports: its card's usable memory (bytes) and the speeds of a short matmul (TFLOP/s).
 
@@ -234,13 +277,21 @@ def measured_card(
 
 def _box(number: int, entry: Any) -> Box:
     if not isinstance(entry, dict) or not entry.get("cards"):
-        raise InventoryError(f"boxes[{number}] is {_found(entry)}; expected {{name, cards: [rtx4090, ...], network: 10GbE}}")
+        raise InventoryError(
+            f"boxes[{number}] is {_found(entry)}; expected {{name, cards: [rtx4090, ...], network: 10GbE}}"
+        )
     known = ("name", "cards", "network", "internal", "cpus")
     if stray := sorted(set(entry) - set(known)):
         near = difflib.get_close_matches(stray[0], known, n=1, cutoff=0.0)[0]
-        raise InventoryError(f"boxes[{number}].{stray[0]} is not a setting; expected {', '.join(known)}; nearest: {near}")
+        raise InventoryError(
+            f"boxes[{number}].{stray[0]} is not a setting; expected {', '.join(known)}; nearest: {near}"
+        )
     listed = entry["cards"] if isinstance(entry["cards"], list) else [entry["cards"]]
-    box = Box(str(entry.get("name", f"box{number}")), _cards(listed), _link(entry.get("network", DEFAULT_NETWORK), ETHERNET_LATENCY))
+    box = Box(
+        str(entry.get("name", f"box{number}")),
+        _cards(listed),
+        _link(entry.get("network", DEFAULT_NETWORK), ETHERNET_LATENCY),
+    )
     if "internal" in entry:
         box = replace(box, internal=_link(entry["internal"], PCIE.latency))
     return replace(box, cpus=int(_number(entry["cpus"], f"boxes[{number}].cpus"))) if "cpus" in entry else box
@@ -272,10 +323,20 @@ def _described_card(entry: dict[str, Any]) -> Card:
     needed, optional = ("name", "memory_gb", "tflops_16", "tflops_32"), ("bandwidth_gb", "bf16", "measured")
     if (lacking := [k for k in needed if k not in entry]) or (stray := sorted(set(entry) - {*needed, *optional})):
         fault = f"lacks {', '.join(lacking)}" if lacking else f"has {', '.join(stray)}"
-        raise InventoryError(f"card {entry!r} {fault}; expected {', '.join(needed)} and, if you like, {', '.join(optional)}")
+        raise InventoryError(
+            f"card {entry!r} {fault}; expected {', '.join(needed)} and, if you like, {', '.join(optional)}"
+        )
     memory, fast, plain = (_number(entry[k], k) for k in needed[1:])
     bandwidth = _number(entry["bandwidth_gb"], "bandwidth_gb") * 1e9 if "bandwidth_gb" in entry else plain * 1e12 / 25
-    return Card(str(entry["name"]), int(memory * GIB), fast, plain, bandwidth, bool(entry.get("bf16", True)), bool(entry.get("measured", False)))
+    return Card(
+        str(entry["name"]),
+        int(memory * GIB),
+        fast,
+        plain,
+        bandwidth,
+        bool(entry.get("bf16", True)),
+        bool(entry.get("measured", False)),
+    )
 
 
 def _number(value: Any, key: str) -> float:

@@ -1,7 +1,7 @@
 """Bytes on a card: weights, gradients, optimizer state, activations, buffers.
 
-In: shape, training, the largest micro-batch and how the model is cut. Out: Memory for one card of a data-parallel run, or a table of bytes for
-every contiguous piece of the model as a pipeline stage.
+In: shape, training, the largest micro-batch and how the model is cut. Out: Memory for one card of a data-parallel run,
+or a table of bytes for every contiguous piece of the model as a pipeline stage.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,9 @@ from smolray.planner.statistics import Load
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one card at its fullest: either in the backward pass, with `activations`, or in the optimizer step, with `step`."""
+    """Bytes on one card at its fullest: either in the backward pass, with `activations`, or in the optimizer step, with
+    `step`.
+    """
 
     weights: float
     gradients: float
@@ -80,7 +82,9 @@ class Work:
         """Bytes of the groups in which nothing trains: ZeRO-3 keeps them whole (engine/zero.py)."""
         lora = self.training.lora.groups if self.training.lora else ()
         frozen = {"vision", "connector", "text"} - self.training.full - set(lora)
-        return sum(n for u in self.shape.units for g, n in u.by_group.items() if g in frozen) * float(self.training.bytes)
+        return sum(n for u in self.shape.units for g, n in u.by_group.items() if g in frozen) * float(
+            self.training.bytes
+        )
 
     @cached_property
     def seconds(self) -> dict[object, list[tuple[float, float]]]:
@@ -94,18 +98,24 @@ class Work:
 
     @cached_property
     def kept(self) -> tuple[Kept, ...]:
-        """Of every unit, checkpointing applied: a checkpointed layer keeps its entry, and the rest only while it runs again."""
+        """Of every unit, checkpointing applied: a checkpointed layer keeps its entry, and the rest only while it runs
+        again.
+        """
         known: dict[tuple[str, Gradients, bool], Kept] = {}  # layers of one kind are alike, but for the last
         found = []
         for unit, gradient in zip(self.shape.units, self.gradients, strict=True):
             key = (unit.kind, gradient, unit.name == self.shape.last_layer)
             if (kept := known.get(key)) is None:
                 kept = known[key] = kept_bytes(self.shape, unit, self.training, gradient, self.load)
-            found.append(Kept(kept.entry, kept.entry, kept.saved + kept.transient) if self.checkpoints(unit.name) else kept)
+            found.append(
+                Kept(kept.entry, kept.entry, kept.saved + kept.transient) if self.checkpoints(unit.name) else kept
+            )
         return tuple(found)
 
     def checkpoints(self, unit: str) -> bool:
-        """Whether a unit is checkpointed: every layer but the text model's last, or the first so many of the tower and of the text model."""
+        """Whether a unit is checkpointed: every layer but the text model's last, or the first so many of the tower and
+        of the text model.
+        """
         kind, _, number = unit.partition(".")
         if kind not in ("vision", "text") or not number or not self.checkpointing or unit == self.shape.last_layer:
             return False
@@ -132,8 +142,8 @@ class Work:
 def activation_peak(work: Work, several: bool, gradient_bytes: int) -> float:
     """Bytes of activations at the fullest moment of a backward pass, beside all gradients.
 
-    At unit u everything saved up to it is there, and what it needs while it runs. Of a step's only micro-batch the gradients of units before u do
-    not exist yet; with `several`, those of the micro-batches before do.
+    At unit u everything saved up to it is there, and what it needs while it runs. Of a step's only micro-batch the
+    gradients of units before u do not exist yet; with `several`, those of the micro-batches before do.
     """
     saved = np.cumsum([k.saved for k in work.kept]) + [k.transient for k in work.kept]
     absent = np.concatenate([[0.0], np.cumsum(work.trained)[:-1]]) * (0 if several else gradient_bytes)
@@ -141,7 +151,9 @@ def activation_peak(work: Work, several: bool, gradient_bytes: int) -> float:
 
 
 def zero_memory(work: Work, zero: Zero, several: bool = True) -> Memory:
-    """On one card of a data-parallel run. Gradients stay whole until the step's one reduction, whatever the stage (engine/zero.py).
+    """On one card of a data-parallel run.
+
+    Gradients stay whole until the step's one reduction, whatever the stage (engine/zero.py).
 
     `several`: a card has more than one micro-batch in a step.
     """
@@ -163,15 +175,23 @@ def zero_memory(work: Work, zero: Zero, several: bool = True) -> Memory:
         weights = gathered + (0.0 if zero.offload_param else whole / world) + copy
         buffers = trained * size / world + share * trained * (4 if size < 4 else 0)
         buffers = max(buffers, whole - gathered)  # evaluation gathers all weights
-        memory = (weights + min(a.REDUCE_BUCKET, trained) * size, trained * size, share * (a.MASTER * trained + moments), activations, buffers)
+        memory = (
+            weights + min(a.REDUCE_BUCKET, trained) * size,
+            trained * size,
+            share * (a.MASTER * trained + moments),
+            activations,
+            buffers,
+        )
     return Memory(*memory, _workspace(work, sum(memory[:3]) + max(memory[3:]), world > 1))
 
 
 def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) -> np.ndarray:
-    """(stages, units + 1, units + 1) bytes of stage p when it holds units[start:end]; `in_flight`: micro-batches it keeps at once.
+    """(stages, units + 1, units + 1) bytes of stage p when it holds units[start:end]; `in_flight`: micro-batches it
+    keeps at once.
 
-    torch.distributed.pipelining allocates the buffers that receive activations and gradients for every micro-batch of a step. Quantised
-    weights cannot be left out: every stage has them whole. For evaluation every stage borrows the other stages' weights (engine/pipeline/engine.py).
+    torch.distributed.pipelining allocates the buffers that receive activations and gradients for every micro-batch of a
+    step. Quantised weights cannot be left out: every stage has them whole. For evaluation every stage borrows the other
+    stages' weights (engine/pipeline/engine.py).
     """
     shape, training, units = work.shape, work.training, work.shape.units
     each = a.PIPELINE_GRADIENT + (a.MASTER if training.trained_bytes < 4 else 0.0)
@@ -186,13 +206,17 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
     saved, states = _ranges([k.saved for k in kept]), _ranges(static)
     running = np.zeros((number + 1, number + 1))  # one micro-batch in its backward pass, at its fullest
     for start in range(number):
-        running[start, start + 1 :] = np.maximum.accumulate(saved[start, start + 1 :] + [k.transient for k in kept[start:]])
+        running[start, start + 1 :] = np.maximum.accumulate(
+            saved[start, start + 1 :] + [k.transient for k in kept[start:]]
+        )
     if units[-3].kind == units[-2].kind:  # without the head beside it the last layer runs whole, as the one before it
         for table in (saved, running):
             table[:-2, -2] += kept[-3].saved - kept[-2].saved
     received = crossing[:, None] + np.where(np.arange(number + 1) < number, crossing * _returns(work), 0.0)[None, :]
     if shape.tied:  # a head without the embeddings beside it holds the table once more
-        states[shape.merge + 1 :, number] += work.table * (training.bytes + (each + a.ADAM_MOMENTS if "text" in training.full else 0.0))
+        states[shape.merge + 1 :, number] += work.table * (
+            training.bytes + (each + a.ADAM_MOMENTS if "text" in training.full else 0.0)
+        )
     states += sum(quantised)
     fixed = states + running + received * micro_batches
     borrowing = states + sum(plain) - _ranges(plain)
@@ -210,7 +234,9 @@ def stage_memory(work: Work, start: int, end: int, total: float) -> Memory:
     weights = sum(work.weights[start:end]) + copied * work.training.bytes + quantised
     optimizer = trained * master + sum(work.moments[start:end]) + again * a.ADAM_MOMENTS
     states = (weights, trained * a.PIPELINE_GRADIENT, optimizer)
-    workspace = total - (total - a.CUDA_CONTEXT - a.NCCL_BUFFERS - weight_workspace(work.shape, work.training)) / (1 + a.FRAGMENTATION)
+    workspace = total - (total - a.CUDA_CONTEXT - a.NCCL_BUFFERS - weight_workspace(work.shape, work.training)) / (
+        1 + a.FRAGMENTATION
+    )
     return Memory(*states, total - sum(states) - workspace, 0.0, workspace)
 
 
@@ -235,7 +261,12 @@ def _ranges(values: Sequence[float]) -> np.ndarray:
 
 
 def _workspace(work: Work, used: float, several: bool) -> float:
-    return a.CUDA_CONTEXT + (a.NCCL_BUFFERS if several else 0.0) + weight_workspace(work.shape, work.training) + a.FRAGMENTATION * used
+    return (
+        a.CUDA_CONTEXT
+        + (a.NCCL_BUFFERS if several else 0.0)
+        + weight_workspace(work.shape, work.training)
+        + a.FRAGMENTATION * used
+    )
 
 
 def _workspace_array(work: Work, used: np.ndarray) -> np.ndarray:

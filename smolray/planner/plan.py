@@ -1,6 +1,8 @@
-"""Which strategy a run should take on these cards, and why; and where none fits, the nearest change to the run that does.
+"""Which strategy a run should take on these cards, and why; and where none fits, the nearest change to the run that
+does.
 
-In: RunConfig, DataStatistics, Inventory. Out: Plan. Pure: nothing is read but what is passed in (the model's shape is read by `shape_of`).
+In: RunConfig, DataStatistics, Inventory. Out: Plan. Pure: nothing is read but what is passed in (the model's shape is
+read by `shape_of`).
 """
 
 import math
@@ -14,7 +16,8 @@ from smolray.planner.inventory import Inventory
 from smolray.planner.shapes import ModelShape, shape_of
 from smolray.planner.statistics import DataStatistics
 
-NEARLY = 0.97  # candidates this close to the fastest are judged by how simple they are: predictions are not better than that
+# candidates this close to the fastest are judged by how simple they are: predictions are not better than that
+NEARLY = 0.97
 SIMPLEST_FIRST = ("single", "zero-0", "zero-2", "zero-1", "zero-3", "pipeline", "pipeline x data")
 
 
@@ -28,7 +31,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """`rows`: the best candidate of each strategy. `chosen`: None where nothing fits, and then `change` and `changed`, the plan after it."""
+    """`rows`: the best candidate of each strategy.
+
+    `chosen`: None where nothing fits, and then `change` and `changed`, the plan after it.
+    """
 
     config: RunConfig
     shape: ModelShape
@@ -46,28 +52,53 @@ class Plan:
             return {**self.change.settings, **self.changed.settings()} if self.change and self.changed else {}
         chosen = self.chosen
         found: dict[str, Any] = {
-            "engine.name": "pipeline" if chosen.cut else "zero", "resources.num_workers": len(chosen.cards),
-            "train.per_device_train_batch_size": chosen.micro_batch, "train.global_batch": chosen.micro_batches,
-            "train.gradient_accumulation_steps": 1, "model.gradient_checkpointing": chosen.checkpointing,
-        }  # fmt: skip
+            "engine.name": "pipeline" if chosen.cut else "zero",
+            "resources.num_workers": len(chosen.cards),
+            "train.per_device_train_batch_size": chosen.micro_batch,
+            "train.global_batch": chosen.micro_batches,
+            "train.gradient_accumulation_steps": 1,
+            "model.gradient_checkpointing": chosen.checkpointing,
+        }
         if chosen.zero:
-            found |= {"engine.stage": chosen.zero.stage, **{f"engine.{key}": value for key, value in offload_settings(chosen.zero).items()}}
+            found |= {
+                "engine.stage": chosen.zero.stage,
+                **{f"engine.{key}": value for key, value in offload_settings(chosen.zero).items()},
+            }
         else:
-            found |= {"engine.pipeline_stages": len(chosen.cut), "engine.cut": list(chosen.cut), "engine.schedule": self.config.engine.schedule}
+            found |= {
+                "engine.pipeline_stages": len(chosen.cut),
+                "engine.cut": list(chosen.cut),
+                "engine.schedule": self.config.engine.schedule,
+            }
         return found
 
 
 def make_plan(
-    config: RunConfig, statistics: DataStatistics, inventory: Inventory, shape: ModelShape | None = None, sizes: tuple[int, ...] | None = None
+    config: RunConfig,
+    statistics: DataStatistics,
+    inventory: Inventory,
+    shape: ModelShape | None = None,
+    sizes: tuple[int, ...] | None = None,
 ) -> Plan:
-    """Predict every strategy and choose the fastest that fits. `sizes`: of micro-batches, where they are not the planner's to choose.
+    """Predict every strategy and choose the fastest that fits.
 
-    Raises ConfigError where the model's shape is not known. The optimizer step keeps its number of conversations, whatever is chosen.
+    `sizes`: of micro-batches, where they are not the planner's to choose.
+
+    Raises ConfigError where the model's shape is not known. The optimizer step keeps its number of conversations,
+    whatever is chosen.
     """
     shape = shape or shape_of(config.model)
     search = Search(config, shape, statistics, inventory, sizes)
     candidates = list(search.candidates())
-    plan = Plan(config, search.shape, statistics, inventory, _rows(candidates, config), choose(candidates, config), written(search))
+    plan = Plan(
+        config,
+        search.shape,
+        statistics,
+        inventory,
+        _rows(candidates, config),
+        choose(candidates, config),
+        written(search),
+    )
     if plan.chosen is not None:
         return plan
     for change, changed, counted in changes(config, statistics, shape):
@@ -88,13 +119,19 @@ def choose(candidates: Sequence[Candidate], config: RunConfig) -> Candidate | No
     return min((c for c in fitting if c.samples_per_second >= NEARLY * fastest), key=lambda c: _preference(c, config))
 
 
-def predict(config: RunConfig, statistics: DataStatistics, inventory: Inventory, shape: ModelShape | None = None) -> Candidate | None:
-    """The run exactly as its settings say, for comparison with a measurement; None where the planner knows no such strategy."""
+def predict(
+    config: RunConfig, statistics: DataStatistics, inventory: Inventory, shape: ModelShape | None = None
+) -> Candidate | None:
+    """The run exactly as its settings say, for comparison with a measurement; None where the planner knows no such
+    strategy.
+    """
     return written(Search(config, shape or shape_of(config.model), statistics, inventory))
 
 
 def written(search: Search) -> Candidate | None:
-    """The run as its settings say, on as many cards as it has workers, the fastest first; a pipeline's stages on the cards in their order."""
+    """The run as its settings say, on as many cards as it has workers, the fastest first; a pipeline's stages on the
+    cards in their order.
+    """
     config, inventory = search.config, search.inventory
     engine, size = config.engine, config.train.per_device_train_batch_size
     places = [(b, c) for b, box in enumerate(inventory.boxes) for c in range(len(box.cards))]
@@ -109,13 +146,22 @@ def written(search: Search) -> Candidate | None:
         return None
     for found in own.data_parallel(size, mean, largest, chosen, {}):
         zero = found.zero
-        offloads = zero and (zero.offload_optimizer, zero.offload_param) == (engine.offload_optimizer == "cpu", engine.offload_param == "cpu")
-        if zero and offloads and (zero.stage == engine.stage or (workers == 1 and {zero.stage, engine.stage} <= {1, 2})):
+        offloads = zero and (zero.offload_optimizer, zero.offload_param) == (
+            engine.offload_optimizer == "cpu",
+            engine.offload_param == "cpu",
+        )
+        if (
+            zero
+            and offloads
+            and (zero.stage == engine.stage or (workers == 1 and {zero.stage, engine.stage} <= {1, 2}))
+        ):
             return found
     return None
 
 
-def changes(config: RunConfig, statistics: DataStatistics, shape: ModelShape) -> Iterator[tuple[Change, RunConfig, DataStatistics]]:
+def changes(
+    config: RunConfig, statistics: DataStatistics, shape: ModelShape
+) -> Iterator[tuple[Change, RunConfig, DataStatistics]]:
     """Changes to a run from the least to the most: LoRA, 8 bit, 4 bit, fewer tiles, and these together."""
     methods: list[tuple[dict[str, Any], str]] = [({}, "")]
     if config.lora is None or config.model.train:
@@ -139,7 +185,9 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
     """A copy with dotted settings laid over it; the values are taken as they are."""
     for key, value in settings.items():
         section, _, name = key.partition(".")
-        config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value}) if name else value})
+        config = config.model_copy(
+            update={section: getattr(config, section).model_copy(update={name: value}) if name else value}
+        )
     return config
 
 

@@ -1,6 +1,8 @@
-"""What each worker stands on, measured at launch: its card, free memory and speed, its node, and the way to the other nodes.
+"""What each worker stands on, measured at launch: its card, free memory and speed, its node, and the way to the other
+nodes.
 
-In: an initialised process group. Out: a Survey, the same on every worker, for the run's log and, as an Inventory, for the planner. Takes a second or two.
+In: an initialised process group. Out: a Survey, the same on every worker, for the run's log and, as an Inventory, for
+the planner. Takes a second or two.
 """
 
 import os
@@ -54,7 +56,10 @@ class Standing:
 
 @dataclass(frozen=True)
 class Survey:
-    """Workers by rank. `links` by (node number, node number), nodes numbered as they first appear; (n, n) is between two cards of node n."""
+    """Workers by rank.
+
+    `links` by (node number, node number), nodes numbered as they first appear; (n, n) is between two cards of node n.
+    """
 
     workers: tuple[Standing, ...]
     links: dict[tuple[int, int], Link]
@@ -69,13 +74,18 @@ class Survey:
         return len({w.card for w in self.workers}) > 1
 
     def ranks(self, places: Sequence[str]) -> tuple[int, ...]:
-        """The rank of the worker on each of `places` (Standing.place). Raises SurveyError where the workers are not those."""
+        """The rank of the worker on each of `places` (Standing.place).
+
+        Raises SurveyError where the workers are not those.
+        """
         free, found = dict(enumerate(self.workers)), []
         for place in places:
             rank = next((r for r, worker in free.items() if worker.place == place), None)
             if rank is None:
-                raise SurveyError(f"engine.cards wants {', '.join(places)}; the workers are on {', '.join(w.place for w in self.workers)}: "
-                                  "leave engine.cards out, or plan again with engine=auto")  # fmt: skip
+                raise SurveyError(
+                    f"engine.cards wants {', '.join(places)}; the workers are on {', '.join(w.place for w in self.workers)}: "
+                    "leave engine.cards out, or plan again with engine=auto"
+                )
             found.append(rank)
             del free[rank]
         return tuple(found)
@@ -87,7 +97,9 @@ class Survey:
             here = [w for w in self.workers if w.node == node]
             ways = [link for pair, link in self.links.items() if number in pair and pair[0] != pair[1]]
             network = max(ways, key=lambda link: link.bandwidth, default=UNMEASURED)
-            boxes.append(Box(node, tuple(map(_card, here)), network, self.links.get((number, number), PCIE), here[0].cpus))
+            boxes.append(
+                Box(node, tuple(map(_card, here)), network, self.links.get((number, number), PCIE), here[0].cpus)
+            )
         return Inventory(tuple(boxes), {pair: link for pair, link in self.links.items() if pair[0] != pair[1]})
 
     def rank_of(self, box: int, card: int) -> int:
@@ -102,7 +114,10 @@ class Survey:
     def from_json(cls, record: dict[str, Any]) -> "Survey":
         workers = tuple(Standing(**w) for w in record["workers"])
         nodes = list(dict.fromkeys(w.node for w in workers))
-        links = {(nodes.index(k["nodes"][0]), nodes.index(k["nodes"][1])): Link(k["bandwidth"], k["latency"]) for k in record["links"]}
+        links = {
+            (nodes.index(k["nodes"][0]), nodes.index(k["nodes"][1])): Link(k["bandwidth"], k["latency"])
+            for k in record["links"]
+        }
         return cls(workers, links)
 
 
@@ -115,11 +130,16 @@ def survey(device: torch.device, dtype: str, node: tuple[str, str]) -> Survey:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    mine = Standing(*node, card_name(device), free_memory(device), tflops, tflops_32, bandwidth, bf16, len(os.sched_getaffinity(0)))
+    mine = Standing(
+        *node, card_name(device), free_memory(device), tflops, tflops_32, bandwidth, bf16, len(os.sched_getaffinity(0))
+    )
     workers: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(workers, mine)
     if device.type == "cpu":  # they share what is free
-        workers = [Standing(**{**asdict(w), "memory": w.memory // sum(other.node == w.node for other in workers)}) for w in workers]
+        workers = [
+            Standing(**{**asdict(w), "memory": w.memory // sum(other.node == w.node for other in workers)})
+            for w in workers
+        ]
     return Survey(tuple(workers), measure_links([w.node for w in workers], device))
 
 
@@ -129,7 +149,9 @@ def card_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
     return f"{CPU} {model}"
 
 
@@ -153,7 +175,9 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def measure_links(nodes: Sequence[str], device: torch.device) -> dict[tuple[int, int], Link]:
-    """Bandwidth and latency between the first workers of each two nodes, pair by pair with disjoint ones at once, and inside the nodes. Collective."""
+    """Bandwidth and latency between the first workers of each two nodes, pair by pair with disjoint ones at once, and
+    inside the nodes. Collective.
+    """
     names = list(dict.fromkeys(nodes))
     members = [[rank for rank, node in enumerate(nodes) if node == name] for name in names]
     inside = [((n, n), ranks[0], ranks[1]) for n, ranks in enumerate(members) if len(ranks) > 1]
@@ -231,5 +255,6 @@ def _fastest(work: Callable[[], Any], device: torch.device) -> float:
 
 def _card(worker: Standing) -> Card:
     host = worker.card.startswith(CPU)
-    memory = worker.memory + (0 if host else int(CUDA_CONTEXT + NCCL_BUFFERS))  # the planner adds what this worker holds already
+    # the planner adds what this worker holds already
+    memory = worker.memory + (0 if host else int(CUDA_CONTEXT + NCCL_BUFFERS))
     return measured_card(worker.card, memory, worker.tflops, worker.tflops_32, worker.bandwidth, worker.bf16, host=host)

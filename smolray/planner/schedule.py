@@ -15,7 +15,8 @@ Operation = tuple[str, int]  # ("F" or "B", micro-batch)
 def deal(speeds: Sequence[float], micro_batches: int) -> tuple[int, ...]:
     """Micro-batches of a step for each worker so that the last one is done soonest.
 
-    `speeds`: micro-batches a second, above 0. Handing each to whoever would be done with it first is optimal, for all are alike.
+    `speeds`: micro-batches a second, above 0. Handing each to whoever would be done with it first is optimal, for all
+    are alike.
     """
     shares = [0] * len(speeds)
     waiting = [(1 / speed, i) for i, speed in enumerate(speeds)]  # when a worker would be done with one more
@@ -33,7 +34,9 @@ def in_flight(stage: int, stages: int, micro_batches: int, schedule: Schedule = 
 
 
 def accepted(micro_batches: int, stages: int) -> int:
-    """The next number of micro-batches that torch's ScheduleInterleaved1F1B takes: a multiple of its rounds (schedules.py, 2.13)."""
+    """The next number of micro-batches that torch's ScheduleInterleaved1F1B takes: a multiple of its rounds
+    (schedules.py, 2.13).
+    """
     number = max(micro_batches, 1)
     while number % max(1, number // stages):
         number += 1
@@ -41,7 +44,10 @@ def accepted(micro_batches: int, stages: int) -> int:
 
 
 def operations(stage: int, stages: int, micro_batches: int, schedule: Schedule) -> list[Operation]:
-    """What one stage does, in order. Interleaved 1F1B with one stage a rank runs twice as many forwards ahead as plain 1F1B."""
+    """What one stage does, in order.
+
+    Interleaved 1F1B with one stage a rank runs twice as many forwards ahead as plain 1F1B.
+    """
     ahead = in_flight(stage, stages, micro_batches, schedule) - (schedule == "interleaved_1f1b")
     ahead = min(ahead, micro_batches)
     order: list[Operation] = [("F", i) for i in range(ahead)]
@@ -52,7 +58,10 @@ def operations(stage: int, stages: int, micro_batches: int, schedule: Schedule) 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds of one micro-batch on one stage. `send`, `back`: its activations to the next stage, its input's gradient to the one before."""
+    """Seconds of one micro-batch on one stage.
+
+    `send`, `back`: its activations to the next stage, its input's gradient to the one before.
+    """
 
     forward: float
     backward: float
@@ -63,8 +72,8 @@ class StageTimes:
 def simulate(stages: Sequence[StageTimes], micro_batches: int, schedule: Schedule = "interleaved_1f1b") -> float:
     """Seconds from the first forward to the last backward.
 
-    A stage does its operations in order, each when its input has arrived. Transfers run beside the computing; each direction of a
-    link carries one message at a time.
+    A stage does its operations in order, each when its input has arrived. Transfers run beside the computing; each
+    direction of a link carries one message at a time.
     """
     number = len(stages)
     orders = [operations(s, number, micro_batches, schedule) for s in range(number)]
@@ -87,7 +96,9 @@ def simulate(stages: Sequence[StageTimes], micro_batches: int, schedule: Schedul
                     busy[s, kind] = arrived[target, kind, i] = sent
                 done[s], remaining = done[s] + 1, remaining - 1
         if remaining == before:
-            raise RuntimeError(f"the schedule {schedule} of {number} stages and {micro_batches} micro-batches does not come to an end")
+            raise RuntimeError(
+                f"the schedule {schedule} of {number} stages and {micro_batches} micro-batches does not come to an end"
+            )
     return max(free)
 
 

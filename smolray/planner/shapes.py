@@ -1,7 +1,9 @@
-"""A model as the planner sees it: units in the order of the forward pass, each with exact counts of its weights and operations.
+"""A model as the planner sees it: units in the order of the forward pass, each with exact counts of its weights and
+operations.
 
-In: a transformers config (a dict, as config.json holds it) or a name of ours. Out: ModelShape, and from a RunConfig Training: what of it is trained.
-Units are `vision_embeddings`, `vision.<i>`, `merge` (post-norm, connector, token embedding), `text.<i>`, `head`; a cut is a number of units a stage.
+In: a transformers config (a dict, as config.json holds it) or a name of ours. Out: ModelShape, and from a RunConfig
+Training: what of it is trained. Units are `vision_embeddings`, `vision.<i>`, `merge` (post-norm, connector, token
+embedding), `text.<i>`, `head`; a cut is a number of units a stage.
 """
 
 import json
@@ -16,8 +18,15 @@ from smolray.config import ConfigError, LoraConfig, ModelConfig, RunConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What transformers takes where a published config.json leaves a key out (Idefics3VisionConfig).
-VISION_DEFAULTS = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16, "num_channels": 3,
-                   "image_size": 224, "patch_size": 32}  # fmt: skip
+VISION_DEFAULTS = {
+    "hidden_size": 1152,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+}
 # bitsandbytes: nf4 in blocks of 64, their absmax in 8 bits in blocks of 256; int8 with one fp32 scale a row.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -92,7 +101,10 @@ class Text:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """An Idefics3 / SmolVLM model by its sizes. `left_out`: groups whose output comes with the data, so that the model is without them."""
+    """An Idefics3 / SmolVLM model by its sizes.
+
+    `left_out`: groups whose output comes with the data, so that the model is without them.
+    """
 
     vision: Vision
     text: Text
@@ -120,12 +132,20 @@ class ModelShape:
 
     @cached_property
     def groups(self) -> dict[str, int]:
-        """Exact parameter counts of vision, connector, text (layers and last norm), embedding and head; a tied head counts 0."""
+        """Exact parameter counts of vision, connector, text (layers and last norm), embedding and head; a tied head
+        counts 0.
+        """
         table = self.text.vocab * self.text.hidden
         by_group = {g: sum(u.by_group.get(g, 0) for u in self.units) for g in ("vision", "connector", "text")}
         head = 0 if self.tied else table
         inner = by_group["text"] - table - head
-        return {"vision": by_group["vision"], "connector": by_group["connector"], "text": inner, "embedding": table, "head": head}
+        return {
+            "vision": by_group["vision"],
+            "connector": by_group["connector"],
+            "text": inner,
+            "embedding": table,
+            "head": head,
+        }
 
     @property
     def parameters(self) -> int:
@@ -136,24 +156,47 @@ class ModelShape:
         """From a transformers config.json of the Idefics3 family. Raises ConfigError where it is another model's."""
         kind, text, seen = config.get("model_type"), config.get("text_config"), config.get("vision_config")
         if kind not in ("idefics3", "smolvlm") or not isinstance(text, Mapping) or not isinstance(seen, Mapping):
-            raise ConfigError(f"the planner knows models of type idefics3 and smolvlm with text_config and vision_config, found {kind!r}")
+            raise ConfigError(
+                f"the planner knows models of type idefics3 and smolvlm with text_config and vision_config, found {kind!r}"
+            )
         vision = {**VISION_DEFAULTS, **seen}
         heads = int(text["num_attention_heads"])
         return cls(
             Vision(*(int(vision[k]) for k in VISION_KEYS)),
             Text(
-                int(text["hidden_size"]), int(text["num_hidden_layers"]), heads, int(text.get("num_key_value_heads") or heads),
-                int(text.get("head_dim") or int(text["hidden_size"]) // heads), int(text["intermediate_size"]), int(text["vocab_size"]),
-                bool(text.get("attention_bias")), bool(text.get("mlp_bias")),
+                int(text["hidden_size"]),
+                int(text["num_hidden_layers"]),
+                heads,
+                int(text.get("num_key_value_heads") or heads),
+                int(text.get("head_dim") or int(text["hidden_size"]) // heads),
+                int(text["intermediate_size"]),
+                int(text["vocab_size"]),
+                bool(text.get("attention_bias")),
+                bool(text.get("mlp_bias")),
             ),
-            int(config.get("scale_factor", 2)), bool(config.get("tie_word_embeddings", False)),
-        )  # fmt: skip
+            int(config.get("scale_factor", 2)),
+            bool(config.get("tie_word_embeddings", False)),
+        )
 
 
-VISION_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
+VISION_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
 # Hub ids whose config need not be fetched: the same shapes as the random models.
-PUBLISHED = {"256m": "random-256m", "500m": "random-500m", "2.2b": "random-2.2b", "smolvlm-instruct": "random-2.2b",
-             "smolvlm-base": "random-2.2b", "smolvlm-synthetic": "random-2.2b"}  # fmt: skip
+PUBLISHED = {
+    "256m": "random-256m",
+    "500m": "random-500m",
+    "2.2b": "random-2.2b",
+    "smolvlm-instruct": "random-2.2b",
+    "smolvlm-base": "random-2.2b",
+    "smolvlm-synthetic": "random-2.2b",
+}
 
 
 def known_shape(name: str, vocab: int = 1000) -> ModelShape:
@@ -162,12 +205,20 @@ def known_shape(name: str, vocab: int = 1000) -> ModelShape:
 
     spec = SHAPES[name]
     text = {**spec["text"], "vocab_size": spec["vocab_size"] or vocab}
-    return ModelShape.from_config({"model_type": "idefics3", "vision_config": spec["vision"], "text_config": text,
-                                   "scale_factor": spec["scale_factor"], "tie_word_embeddings": bool(spec.get("tied"))})  # fmt: skip
+    return ModelShape.from_config(
+        {
+            "model_type": "idefics3",
+            "vision_config": spec["vision"],
+            "text_config": text,
+            "scale_factor": spec["scale_factor"],
+            "tie_word_embeddings": bool(spec.get("tied")),
+        }
+    )
 
 
 def shape_of(model: ModelConfig) -> ModelShape:
-    """The shape of the run's model: its config.json in a folder, in storage or in the hub's cache, or one known by name.
+    """The shape of the run's model: its config.json in a folder, in storage or in the hub's cache, or one known by
+    name.
 
     Raises ConfigError where neither is at hand.
     """
@@ -183,14 +234,20 @@ def shape_of(model: ModelConfig) -> ModelShape:
         cached = try_to_load_from_cache(path, "config.json", revision=model.revision)
         if isinstance(cached, str):
             return ModelShape.from_config(json.loads(Path(cached).read_text(encoding="utf-8")))
-        if name := next((shape for key, shape in PUBLISHED.items() if key in path.lower() and "smolvlm" in path.lower()), None):
+        if name := next(
+            (shape for key, shape in PUBLISHED.items() if key in path.lower() and "smolvlm" in path.lower()), None
+        ):
             return known_shape(name)
-    raise ConfigError(f"model.path = {path}: no config.json there or in the hub's cache, so its size is not known; expected a folder, a model that was "
-                      "loaded here once, or one of tiny, random-256m, random-500m, random-2.2b")  # fmt: skip
+    raise ConfigError(
+        f"model.path = {path}: no config.json there or in the hub's cache, so its size is not known; expected a folder, a model that was "
+        "loaded here once, or one of tiny, random-256m, random-500m, random-2.2b"
+    )
 
 
 def left_out(config: RunConfig) -> frozenset[str]:
-    """The groups that a run with precomputed vision features does without: the tower, and the connector where that is frozen too."""
+    """The groups that a run with precomputed vision features does without: the tower, and the connector where that is
+    frozen too.
+    """
     if config.model.vision_features != "precompute":
         return frozenset()
     trained = {*config.model.train, *(config.lora.groups if config.lora else ())}
@@ -220,7 +277,9 @@ class Training:
 
     @property
     def trained_bytes(self) -> int:
-        """Of one trained weight and of its gradient: adapters alone are fp32, beside other trained groups ZeRO casts them too."""
+        """Of one trained weight and of its gradient: adapters alone are fp32, beside other trained groups ZeRO casts
+        them too.
+        """
         return 4 if self.lora is not None and not self.full else self.bytes
 
     def rank(self, group: str, linear: Linear) -> int:
@@ -236,13 +295,21 @@ class Training:
         return sum(r * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0) for r, linear in ranks if r)
 
     def trained_parameters(self, unit: Unit) -> int:
-        frozen = sum(layer.parameters for _, layer in unit.linears) if unit.kind == "head" and not self.head and "text" in self.full else 0
+        frozen = (
+            sum(layer.parameters for _, layer in unit.linears)
+            if unit.kind == "head" and not self.head and "text" in self.full
+            else 0
+        )
         return self.lora_parameters(unit) + sum(n for group, n in unit.by_group.items() if group in self.full) - frozen
 
     def weight_bytes(self, unit: Unit) -> float:
         """Of a unit's frozen and trained weights as the forward pass reads them, adapters included."""
         linear = sum(layer.weights for _, layer in unit.linears) if self.bits < 16 and unit.kind == "text" else 0
-        return self.quantised_bytes(unit) + (unit.parameters - linear) * self.bytes + self.lora_parameters(unit) * self.trained_bytes
+        return (
+            self.quantised_bytes(unit)
+            + (unit.parameters - linear) * self.bytes
+            + self.lora_parameters(unit) * self.trained_bytes
+        )
 
     def quantised_bytes(self, unit: Unit) -> float:
         """Of a unit's weights in 4 or 8 bit, their scales included."""

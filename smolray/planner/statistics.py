@@ -1,7 +1,7 @@
 """What a data set asks of a card: tiles, tokens and label tokens of a micro-batch, on average and at most.
 
-In: the index beside the shards, or assumptions where the data are not prepared yet. Out: DataStatistics, which lays a sample of the rows into
-micro-batches as an epoch's plan does (data/plan.py) and returns their Load.
+In: the index beside the shards, or assumptions where the data are not prepared yet. Out: DataStatistics, which lays a
+sample of the rows into micro-batches as an epoch's plan does (data/plan.py) and returns their Load.
 """
 
 import math
@@ -18,7 +18,8 @@ from smolray.planner.shapes import ModelShape
 
 SAMPLED_ROWS = 1000
 WINDOW = 8  # groups among which a micro-batch is filled, as in data/plan.py
-# A data set that is not prepared yet is taken for one like VQAv2: photographs of 640 x 480, 5.4 questions each, short answers.
+# A data set that is not prepared yet is taken for one like VQAv2: photographs of 640 x 480, 5.4 questions each, short
+# answers.
 ASSUMED_WIDTH, ASSUMED_HEIGHT, ASSUMED_QUESTIONS, ASSUMED_QUESTION_TOKENS, ASSUMED_LABEL_TOKENS = 640, 480, 5, 20, 4
 TOKENS_AROUND_TILE = 3  # fake_token_around_image, row and column, a share of the line breaks
 TEMPLATE_TOKENS = 8
@@ -40,7 +41,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Load:
-    """One micro-batch. `pairs`: query-key pairs that attention computes; `mask`: values of its mask, 0 where there is none."""
+    """One micro-batch.
+
+    `pairs`: query-key pairs that attention computes; `mask`: values of its mask, 0 where there is none.
+    """
 
     samples: float
     sequences: float
@@ -86,7 +90,9 @@ class DataStatistics:
         column = {name: index[name].to_numpy() for name in names}
         kept = (column["tokens"] > 0) & (column["label_tokens"] > 0)
         if not kept.any():
-            raise NoDataError(f"none of the {len(index)} conversations in the index has tokens to train on; see `smolray preview`")
+            raise NoDataError(
+                f"none of the {len(index)} conversations in the index has tokens to train on; see `smolray preview`"
+            )
         column = {name: values[kept] for name, values in column.items()}
         changed = np.ones(len(column["row"]), bool)
         changed[1:] = np.any([column[n][1:] != column[n][:-1] for n in ("shard", "row_group", "row")], axis=0)
@@ -113,34 +119,60 @@ class DataStatistics:
 
         def fewer(row: Row) -> Row:
             gone = max(row.tiles - limit, 0) * (tokens_per_tile + TOKENS_AROUND_TILE)
-            return Row(min(row.tiles, limit), max(row.prefix - gone, 0), tuple(max(n - gone, 2) for n in row.lengths), row.labels)
+            return Row(
+                min(row.tiles, limit),
+                max(row.prefix - gone, 0),
+                tuple(max(n - gone, 2) for n in row.lengths),
+                row.labels,
+            )
 
         gone = max(self.most_tiles - limit, 0) * (tokens_per_tile + TOKENS_AROUND_TILE)
         rows = tuple(map(fewer, self.rows))
-        return replace(self, rows=rows, longest=max(self.longest - gone, *map(packed_tokens, rows), 2), most_tiles=min(self.most_tiles, limit))
+        return replace(
+            self,
+            rows=rows,
+            longest=max(self.longest - gone, *map(packed_tokens, rows), 2),
+            most_tiles=min(self.most_tiles, limit),
+        )
 
     def loads(self, config: RunConfig, micro_batch: int) -> tuple[Load, Load]:
         """The mean and the largest micro-batch of at most `micro_batch` conversations, packed as the run says.
 
-        The largest takes each number at its own worst: every sequence as long as the longest, as many tiles as five deviations above the mean.
+        The largest takes each number at its own worst: every sequence as long as the longest, as many tiles as five
+        deviations above the mean.
         """
         data, limit = config.data, config.train.micro_batch_tokens
         together = 1 if data.packing == "none" else min(data.max_questions_per_image, micro_batch)
         padded = data.packing != "full"
-        groups = [group for number, row in enumerate(self.rows) for group in _groups(number, row, together, data.max_length)]
+        groups = [
+            group for number, row in enumerate(self.rows) for group in _groups(number, row, together, data.max_length)
+        ]
         while len({number for number, *_ in groups}) < 8 and sum(n for _, _, n, _, _ in groups) < 2 * micro_batch:
-            groups += [(number + groups[-1][0] + 1, a, b, c, d) for number, a, b, c, d in groups]  # a small sample, laid again and again
+            # a small sample, laid again and again
+            groups += [(number + groups[-1][0] + 1, a, b, c, d) for number, a, b, c, d in groups]
         batches = [_load(batch, padded, data.packing != "none") for batch in _fill(groups, micro_batch, limit, padded)]
         batches = batches[:-1] if len(batches) > 1 else batches
         mean = Load(*(sum(values) / len(batches) for values in zip(*map(_numbers, batches), strict=True)))
         spreads = [float(np.std([getattr(b, name) for b in batches])) for name in ("tiles", "tokens")]
-        mean = replace(mean, tiles_spread=spreads[0] / max(mean.tiles, 1.0), tokens_spread=spreads[1] / max(mean.tokens, 1.0))
-        longest = min(self.longest, data.max_length) if together > 1 else min(max(n for row in self.rows for n in row.lengths), data.max_length)
+        mean = replace(
+            mean, tiles_spread=spreads[0] / max(mean.tiles, 1.0), tokens_spread=spreads[1] / max(mean.tokens, 1.0)
+        )
+        longest = (
+            min(self.longest, data.max_length)
+            if together > 1
+            else min(max(n for row in self.rows for n in row.lengths), data.max_length)
+        )
         worst = Load(*map(max, zip(*map(_numbers, batches), strict=True)))
         tokens = max(worst.sequences * longest if padded else worst.tokens + longest, worst.tokens)
         tokens = max(min(tokens, limit), worst.tokens) if limit else tokens
-        tiles = min(max(worst.tiles, mean.tiles + 5 * spreads[0], float(self.most_tiles)), worst.sequences * self.most_tiles)
-        pairs = max(worst.pairs, worst.sequences * longest**2 * (1 if worst.mask else 0.5)) if padded else worst.pairs + longest**2 / 2
+        tiles = min(
+            max(worst.tiles, mean.tiles + 5 * spreads[0], float(self.most_tiles)), worst.sequences * self.most_tiles
+        )
+        pairs = (
+            max(worst.pairs, worst.sequences * longest**2 * (1 if worst.mask else 0.5))
+            if padded
+            else worst.pairs + longest**2 / 2
+        )
         mask = worst.sequences * longest**2 if worst.mask else 0.0
         return mean, replace(worst, tokens=tokens, tiles=tiles, pairs=pairs, mask=mask)
 
@@ -150,7 +182,9 @@ def packed_tokens(row: Row) -> int:
 
 
 def assumed_tiles(config: RunConfig, shape: ModelShape) -> int:
-    """Tiles of a 640 x 480 photograph: crops of the vision tower's size after scaling (data/tiles.py), and the global view."""
+    """Tiles of a 640 x 480 photograph: crops of the vision tower's size after scaling (data/tiles.py), and the global
+    view.
+    """
     side, image = shape.vision.image_size, config.image
     edge = image.longest_edge or 4 * side
     edge = edge if image.upscale else min(edge, math.ceil(ASSUMED_WIDTH / side) * side)
@@ -177,7 +211,9 @@ def _groups(number: int, row: Row, together: int, max_length: int) -> list[Group
 
 
 def _fill(groups: Sequence[Group], samples: int, tokens: int | None, padded: bool) -> list[list[Group]]:
-    """Micro-batches as data/plan.py fills them: the first group that waits opens one, and of the next few those are added that fit."""
+    """Micro-batches as data/plan.py fills them: the first group that waits opens one, and of the next few those are
+    added that fit.
+    """
     batches: list[list[Group]] = []
     coming, waiting = iter(groups), list[Group]()
     while waiting or not batches:
@@ -205,7 +241,15 @@ def _load(batch: Sequence[Group], padded: bool, packed: bool) -> Load:
         return Load(samples, len(batch), sum(lengths), sum(n * n for n in lengths) / 2, 0.0, tiles, labels)
     area = float(len(batch) * max(lengths) ** 2)
     masked = packed and any(g[2] > 1 for g in batch)
-    return Load(samples, len(batch), len(batch) * max(lengths), area if masked else area / 2, area if masked else 0.0, tiles, labels)
+    return Load(
+        samples,
+        len(batch),
+        len(batch) * max(lengths),
+        area if masked else area / 2,
+        area if masked else 0.0,
+        tiles,
+        labels,
+    )
 
 
 def _numbers(load: Load) -> tuple[Any, ...]:

@@ -43,7 +43,9 @@ class StepTime:
 
 
 def forward_flops(shape: ModelShape, unit: Unit, load: Load) -> tuple[float, float]:
-    """(matrix products with weights, attention) of one micro-batch's forward pass, two operations for each multiply-add."""
+    """(matrix products with weights, attention) of one micro-batch's forward pass, two operations for each
+    multiply-add.
+    """
     v, t = shape.vision, shape.text
     patches = load.tiles * v.patches
     linear = sum(layer.weights for _, layer in unit.linears)
@@ -63,7 +65,8 @@ def forward_flops(shape: ModelShape, unit: Unit, load: Load) -> tuple[float, flo
 def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tuple[float, float]:
     """(forward, backward) seconds of one unit for one micro-batch on a card.
 
-    Frozen weights have no weight gradient; before anything trained there is no backward pass; a checkpointed layer runs forward twice.
+    Frozen weights have no weight gradient; before anything trained there is no backward pass; a checkpointed layer runs
+    forward twice.
     """
     shape, training, load = work.shape, work.training, work.load
     linear, attention = forward_flops(shape, unit, load)
@@ -73,7 +76,9 @@ def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tup
     everything = Training(frozenset(("vision", "connector", "text")), None, training.dtype)
     moved = kept_bytes(shape, unit, everything, Gradients(True, True), load).saved * a.TRAFFIC.get(unit.kind, 2.0)
     moved += 1.5 * adapter_bytes(shape, unit, training, load)  # PEFT's casts, read and written
-    moved += training.weight_bytes(unit) + (2 * sum(layer.weights for _, layer in unit.linears) if training.bits < 16 else 0)
+    moved += training.weight_bytes(unit) + (
+        2 * sum(layer.weights for _, layer in unit.linears) if training.bits < 16 else 0
+    )
     bandwidth = card.bandwidth * a.BANDWIDTH_SHARE
     launches = a.LAUNCH_SECONDS[unit.kind] * (a.LORA_LAUNCHES if adapters else 1.0)
     forward = max((linear + attention + adapters) / speed + moved / bandwidth, launches)
@@ -85,12 +90,16 @@ def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tup
         full = 1.0 if "text" in training.full else 0.0
     back = linear * (1.0 + full) if gradient.input or unit.kind != "vision_embeddings" else linear
     operations = back + a.ATTENTION_BACKWARD * attention + 2 * adapters
-    backward = max(operations / speed + a.BACKWARD_TRAFFIC * moved / bandwidth, launches) + gradient_seconds(work, unit, card)
+    backward = max(operations / speed + a.BACKWARD_TRAFFIC * moved / bandwidth, launches) + gradient_seconds(
+        work, unit, card
+    )
     return ahead, backward + (forward if work.checkpoints(unit.name) else 0.0)
 
 
 def gradient_seconds(work: Work, unit: Unit, card: Card) -> float:
-    """Seconds to write the gradients of a unit's trained weights in one micro-batch, and to add them to those of the micro-batches before it."""
+    """Seconds to write the gradients of a unit's trained weights in one micro-batch, and to add them to those of the
+    micro-batches before it.
+    """
     shape, training = work.shape, work.training
     tables = ("merge", "head") if training.head else ("merge",)
     vocabulary = shape.text.vocab * shape.text.hidden if unit.kind in tables and "text" in training.full else 0
@@ -102,7 +111,8 @@ def gradient_seconds(work: Work, unit: Unit, card: Card) -> float:
 def unit_table(work: Work, card: Card) -> list[tuple[float, float]]:
     """(forward, backward) seconds of every unit on a card."""
     if card not in work.seconds:
-        known: dict[tuple[str, Gradients, bool, bool], tuple[float, float]] = {}  # layers of one kind are alike, but for the last
+        # layers of one kind are alike, but for the last
+        known: dict[tuple[str, Gradients, bool, bool], tuple[float, float]] = {}
         table = work.seconds[card] = []
         for unit, gradient in zip(work.shape.units, work.gradients, strict=True):
             key = (unit.kind, gradient, work.checkpoints(unit.name), unit.name == work.shape.last_layer)
@@ -120,8 +130,14 @@ def micro_batch_seconds(work: Work, card: Card) -> float:
 
 
 def spread(work: Work, card: Card) -> float:
-    """Standard deviation of a micro-batch's seconds as a share of their mean: tiles decide the vision tower's, tokens all others'."""
-    vision = sum(sum(seconds) for unit, seconds in zip(work.shape.units, unit_table(work, card), strict=True) if unit.kind.startswith("vision"))
+    """Standard deviation of a micro-batch's seconds as a share of their mean: tiles decide the vision tower's, tokens
+    all others'.
+    """
+    vision = sum(
+        sum(seconds)
+        for unit, seconds in zip(work.shape.units, unit_table(work, card), strict=True)
+        if unit.kind.startswith("vision")
+    )
     share = vision / max(micro_batch_seconds(work, card), 1e-12)
     return share * work.load.tiles_spread + (1 - share) * work.load.tokens_spread
 
@@ -132,10 +148,11 @@ def largest_of(number: int) -> float:
 
 
 def ring_seconds(size: float, world: int, link: Link, passes: int = 2, messages: int = 1) -> float:
-    """A ring over `world` cards whose slowest hop is `link`: `passes` 2 for all-reduce, 1 for all-gather or reduce-scatter.
+    """A ring over `world` cards whose slowest hop is `link`: `passes` 2 for all-reduce, 1 for all-gather or
+    reduce-scatter.
 
-    Each hop carries passes * (world - 1) / world of the bytes (Patarasuk and Yuan, 2009), in `messages` pieces. NCCL and gloo lay the ring
-    box by box, so that each network is crossed once each way and the slowest of them decides.
+    Each hop carries passes * (world - 1) / world of the bytes (Patarasuk and Yuan, 2009), in `messages` pieces. NCCL
+    and gloo lay the ring box by box, so that each network is crossed once each way and the slowest of them decides.
     """
     if world < 2:
         return 0.0
@@ -152,10 +169,13 @@ def slowest_hop(inventory: Inventory, boxes: Sequence[int]) -> Link:
     return link
 
 
-def zero_seconds(work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro_batches: int, data: float) -> tuple[StepTime, tuple[int, ...]]:
+def zero_seconds(
+    work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro_batches: int, data: float
+) -> tuple[StepTime, tuple[int, ...]]:
     """One step of a data-parallel run, and the micro-batches dealt to each card.
 
-    On stages 0 to 2 faster cards are dealt more; on stage 3 every pass is collective, so that the slowest card sets the pace.
+    On stages 0 to 2 faster cards are dealt more; on stage 3 every pass is collective, so that the slowest card sets the
+    pace.
     """
     shape, world = work.shape, len(cards)
     seconds = [micro_batch_seconds(work, card) for card in cards]
@@ -175,9 +195,13 @@ def zero_seconds(work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro
     else:
         shares = deal([1 / s for s in seconds], micro_batches)
         # Chance deals one of the workers the larger micro-batches of a step.
-        compute = max(s * (n + largest_of(world) * spread(work, card) * math.sqrt(n)) for n, s, card in zip(shares, seconds, cards, strict=True))
+        compute = max(
+            s * (n + largest_of(world) * spread(work, card) * math.sqrt(n))
+            for n, s, card in zip(shares, seconds, cards, strict=True)
+        )
         talk = ring_seconds(trained * (4.0 if zero.stage == 0 else size), world, hop, messages=_buckets(trained))
-        if zero.stage:  # DeepSpeed all-reduces whole buckets (use_multi_rank_bucket_allreduce) and gathers the new weights
+        # DeepSpeed all-reduces whole buckets (use_multi_rank_bucket_allreduce) and gathers the new weights
+        if zero.stage:
             talk += ring_seconds(trained * size, world, hop, passes=1, messages=_buckets(trained))
     own = trained if zero.stage == 0 else trained / world
     if zero.offload_optimizer:
@@ -188,10 +212,20 @@ def zero_seconds(work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro
 
 
 def pipeline_seconds(
-    work: Work, crossing: np.ndarray, cut: Sequence[int], cards: Sequence[Card], links: Sequence[Link], micro_batches: int, data: float, schedule: Schedule,
-    replicas: int = 1, hop: Link | None = None,
-) -> StepTime:  # fmt: skip
-    """One step of a pipeline. `crossing`: bytes across the boundary before each unit; `cards`: the slowest card of each stage; `links`: from each
+    work: Work,
+    crossing: np.ndarray,
+    cut: Sequence[int],
+    cards: Sequence[Card],
+    links: Sequence[Link],
+    micro_batches: int,
+    data: float,
+    schedule: Schedule,
+    replicas: int = 1,
+    hop: Link | None = None,
+) -> StepTime:
+    """One step of a pipeline.
+
+    `crossing`: bytes across the boundary before each unit; `cards`: the slowest card of each stage; `links`: from each
     stage to the next; `hop`: between replicas of a stage.
     """
     start = 0
@@ -210,7 +244,8 @@ def pipeline_seconds(
     if micro_batches > few:
         seconds += (micro_batches - few) * (seconds - simulate(stages, few - len(cut), schedule)) / len(cut)
     computing = max(micro_batches * (s.forward + s.backward) for s in stages)
-    seconds += computing * largest_of(len(cut)) * max(spread(work, card) for card in cards)  # stages wait for whichever has the larger micro-batch
+    # stages wait for whichever has the larger micro-batch
+    seconds += computing * largest_of(len(cut)) * max(spread(work, card) for card in cards)
     talk = seconds - computing + a.PIPELINE_STEP_SECONDS  # waiting for others and for links
     if replicas > 1 and hop is not None:
         talk += max(ring_seconds(n * a.PIPELINE_GRADIENT, replicas, hop) for n in trained)
@@ -219,7 +254,9 @@ def pipeline_seconds(
         for other in links[1:]:
             link = link.slower(other)
         talk += ring_seconds(work.shape.text.vocab * work.shape.text.hidden * a.PIPELINE_GRADIENT, 2, link)
-    update = max(n * a.OPTIMIZER_TRAFFIC / (card.bandwidth * a.BANDWIDTH_SHARE) for n, card in zip(trained, cards, strict=True))
+    update = max(
+        n * a.OPTIMIZER_TRAFFIC / (card.bandwidth * a.BANDWIDTH_SHARE) for n, card in zip(trained, cards, strict=True)
+    )
     return StepTime(computing, talk, update, data)
 
 
@@ -232,7 +269,13 @@ def data_seconds(work: Work, micro_batches: int, cores: float) -> float:
 def _positions(shape: ModelShape, unit: Unit, load: Load) -> float:
     if unit.kind == "vision":
         return load.tiles * shape.vision.patches
-    return load.tiles * shape.tokens_per_tile if unit.kind == "merge" else load.label_tokens if unit.kind == "head" else load.tokens
+    return (
+        load.tiles * shape.tokens_per_tile
+        if unit.kind == "merge"
+        else load.label_tokens
+        if unit.kind == "head"
+        else load.tokens
+    )
 
 
 def _buckets(parameters: float) -> int:

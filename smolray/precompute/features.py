@@ -1,7 +1,8 @@
 """What the frozen front of a model makes of the images, to stand beside the shards and be read in their place.
 
-In: rows of shards and a model. Out: for each row group a table of SCHEMA with, for each image, its hash, its grid and the bits of its
-features: of the connector where that is frozen too, else of the vision tower. An image that stands in several rows is computed for each.
+In: rows of shards and a model. Out: for each row group a table of SCHEMA with, for each image, its hash, its grid and
+the bits of its features: of the connector where that is frozen too, else of the vision tower. An image that stands in
+several rows is computed for each.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,20 +32,29 @@ Item = TypeVar("Item")
 
 
 def features_sidecar(folder: str, config: RunConfig) -> Sidecar:
-    """The sidecar of the shards in `folder` for the run's frozen front, processor and dtype, whether it is there or not."""
+    """The sidecar of the shards in `folder` for the run's frozen front, processor and dtype, whether it is there or
+    not.
+    """
     front, encoder = frozen_front(config), cached_encoder(config.model, config.data, config.image)
     tokens, hidden = feature_shape(config)
     about = {"part": front[-1], "tokens": tokens, "hidden": hidden, "dtype": config.model.dtype}
     identity = identity_of(
-        weights_digest(config.model, front), about, read_manifest(folder).fingerprint,
-        encoder.processor.image_processor.to_dict(), encoder.tiler.config.model_dump(mode="json"),
-    )  # fmt: skip
+        weights_digest(config.model, front),
+        about,
+        read_manifest(folder).fingerprint,
+        encoder.processor.image_processor.to_dict(),
+        encoder.tiler.config.model_dump(mode="json"),
+    )
     return Sidecar(folder, "features", identity, about)
 
 
 def feature_shape(config: RunConfig) -> tuple[int, int]:
-    """(tokens, hidden) of one tile's features: of the connector's output, or of the tower's where the connector is trained."""
-    shape = AutoConfig.from_pretrained(resolve(config.model.path), revision=config.model.revision, trust_remote_code=False)
+    """(tokens, hidden) of one tile's features: of the connector's output, or of the tower's where the connector is
+    trained.
+    """
+    shape = AutoConfig.from_pretrained(
+        resolve(config.model.path), revision=config.model.revision, trust_remote_code=False
+    )
     patches = (shape.vision_config.image_size // shape.vision_config.patch_size) ** 2
     if "connector" in frozen_front(config):
         return patches // shape.scale_factor**2, shape.text_config.hidden_size
@@ -55,15 +65,21 @@ def features_bytes(index: pa.Table, config: RunConfig, shards: int) -> np.ndarra
     """Bytes of the features of each shard, counted from the index: (shards,) int64."""
     tokens, hidden = feature_shape(config)
     rows = index.group_by(["shard", "row_group", "row"]).aggregate([("tiles", "max")])
-    tiles = np.bincount(rows["shard"].to_numpy(), weights=rows["tiles_max"].to_numpy(), minlength=shards).astype(np.int64)
+    tiles = np.bincount(rows["shard"].to_numpy(), weights=rows["tiles_max"].to_numpy(), minlength=shards).astype(
+        np.int64
+    )
     return tiles * tokens * hidden * DTYPES[config.model.dtype].itemsize
 
 
 class FeatureWriter:
-    """Holds the frozen front on one device and writes the tables of shards. `threads`: images decoded at a time beside the device."""
+    """Holds the frozen front on one device and writes the tables of shards.
+
+    `threads`: images decoded at a time beside the device.
+    """
 
     def __init__(self, sidecar: Sidecar, config: RunConfig, device: torch.device, threads: int = 1):
-        plain = config.model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})  # the front is never quantised
+        # the front is never quantised
+        plain = config.model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})
         self.model = leave_out(load_model(plain), ["text"]).to(device).eval()
         self.tiler = cached_encoder(config.model, config.data, config.image).tiler
         self.sidecar, self.device, self.threads = sidecar, device, threads
@@ -77,10 +93,19 @@ class FeatureWriter:
     def _tables(self, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
         with ThreadPoolExecutor(self.threads) as pool:
             decoding = (
-                (row_groups, [pool.submit(self.tiler.tiles, image) for rows in row_groups for row in rows for image in row.images])
+                (
+                    row_groups,
+                    [
+                        pool.submit(self.tiler.tiles, image)
+                        for rows in row_groups
+                        for row in rows
+                        for image in row.images
+                    ],
+                )
                 for row_groups in _gathered(_row_groups(self.sidecar.folder, name), self.tiler)
             )
-            for row_groups, images in _one_ahead(decoding):  # the next images are decoded while the device is busy with these
+            # the next images are decoded while the device is busy with these
+            for row_groups, images in _one_ahead(decoding):
                 tiles = [image.result() for image in images]
                 bits = self._bits(np.concatenate(tiles)) if tiles else np.zeros(0)
                 found = iter(np.split(bits, np.cumsum([len(t) for t in tiles])[:-1]))

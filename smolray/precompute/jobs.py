@@ -1,7 +1,7 @@
 """Ray Data jobs whose results stand beside the shards: one table per shard, made where there is room in the cluster.
 
-In: a shard folder and a function of one shard, or a run that wants vision features or reference log-probabilities. Out: tables in shard
-order, or the URIs of sidecars that are whole.
+In: a shard folder and a function of one shard, or a run that wants vision features or reference log-probabilities. Out:
+tables in shard order, or the URIs of sidecars that are whole.
 """
 
 import os
@@ -30,16 +30,22 @@ DECODERS = 8  # threads that decode images beside a GPU
 
 
 def ensure_sidecars(folder: str, config: RunConfig, reference: bool = True, say: Say = print) -> Sidecars:
-    """What the run wants beside these shards, made now as far as it is not there; their index must be. Without `reference` no log-probabilities."""
+    """What the run wants beside these shards, made now as far as it is not there; their index must be.
+
+    Without `reference` no log-probabilities.
+    """
     features = ensure_features(folder, config, say) if config.model.vision_features == "precompute" else ""
     wanted = reference and config.method == "dpo" and config.dpo.reference == "precompute"
     return Sidecars(features, ensure_logps(folder, config, features, say) if wanted else "")
 
 
 def ensure_features(folder: str, config: RunConfig, say: Say = print) -> str:
-    """The URI of the features of the run's frozen front for the shards in `folder`. Their size is said before they are written.
+    """The URI of the features of the run's frozen front for the shards in `folder`.
 
-    Raises ConfigError where a local disk has no room for them and ShardError where the manifest of those that are there is damaged.
+    Their size is said before they are written.
+
+    Raises ConfigError where a local disk has no room for them and ShardError where the manifest of those that are there
+    is damaged.
     """
     sidecar, shards = features_sidecar(folder, config), read_manifest(folder)
 
@@ -49,14 +55,21 @@ def ensure_features(folder: str, config: RunConfig, say: Say = print) -> str:
         what = f"{sidecar.about['tokens']} tokens x {sidecar.about['hidden']} in {sidecar.about['dtype']} a tile"
         say(f"vision features: {size(int(each.sum()))} ({what}), {size(left)} of it to be made, in {sidecar.uri}")
         require_space(sidecar.uri, left)
-        _write_tables([shards.files[n].name for n in todo], lambda device, threads: FeatureWriter(sidecar, config, device, threads), config,
-                      lambda done: say(f"vision features: {done} of {len(todo)} shards"))  # fmt: skip
+        _write_tables(
+            [shards.files[n].name for n in todo],
+            lambda device, threads: FeatureWriter(sidecar, config, device, threads),
+            config,
+            lambda done: say(f"vision features: {done} of {len(todo)} shards"),
+        )
 
     return complete(sidecar, shards, make)
 
 
 def found_features(folder: str, config: RunConfig) -> str:
-    """The URI of the features where the run wants them and they are there, else an empty one. Raises ShardError where they are damaged."""
+    """The URI of the features where the run wants them and they are there, else an empty one.
+
+    Raises ShardError where they are damaged.
+    """
     if config.model.vision_features != "precompute":
         return ""
     sidecar = features_sidecar(folder, config)
@@ -64,16 +77,24 @@ def found_features(folder: str, config: RunConfig) -> str:
 
 
 def ensure_logps(folder: str, config: RunConfig, features: str = "", say: Say = print) -> str:
-    """The URI of the reference model's log-probabilities for the pairs in `folder`; `features`: URI of those to read in place of images."""
+    """The URI of the reference model's log-probabilities for the pairs in `folder`; `features`: URI of those to read in
+    place of images.
+    """
     sidecar, shards = logps_sidecar(folder, config), read_manifest(folder)
 
     def make(todo: list[int]) -> None:
         def writer(device: torch.device, threads: int) -> LogpsWriter:
             return LogpsWriter(sidecar, config, device, load_index(folder, config), features)
 
-        say(f"reference log-probabilities: of {sum(shards.files[n].conversations for n in todo)} pairs, in {sidecar.uri}")
-        _write_tables([shards.files[n].name for n in todo], writer, config,
-                      lambda done: say(f"reference log-probabilities: {done} of {len(todo)} shards"))  # fmt: skip
+        say(
+            f"reference log-probabilities: of {sum(shards.files[n].conversations for n in todo)} pairs, in {sidecar.uri}"
+        )
+        _write_tables(
+            [shards.files[n].name for n in todo],
+            writer,
+            config,
+            lambda done: say(f"reference log-probabilities: {done} of {len(todo)} shards"),
+        )
 
     return complete(sidecar, shards, make)
 
@@ -84,12 +105,17 @@ def require_space(uri: str, needed: int) -> None:
         return
     there = next(folder for folder in Path(storage.absolute(uri)).parents if folder.exists())
     if needed > (free := shutil.disk_usage(there).free):
-        raise ConfigError(f"model.vision_features = precompute needs {size(needed)} in {uri}, {size(free)} are free there; "
-                          "nearest: model.vision_features=compute, or a lower image.max_tiles")  # fmt: skip
+        raise ConfigError(
+            f"model.vision_features = precompute needs {size(needed)} in {uri}, {size(free)} are free there; "
+            "nearest: model.vision_features=compute, or a lower image.max_tiles"
+        )
 
 
 class _TableActor:
-    """A Ray Data actor that holds one model and writes one table after another. Rows in and out: the names of the shards."""
+    """A Ray Data actor that holds one model and writes one table after another.
+
+    Rows in and out: the names of the shards.
+    """
 
     def __init__(self, maker: WriterMaker, gpu: bool):
         if not gpu:
@@ -107,9 +133,16 @@ def _write_tables(names: Sequence[str], maker: WriterMaker, config: RunConfig, d
     quiet_context()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if config.resources.use_gpu != "no" else 0
     actors = min(gpus, len(names)) if gpus else at_once(1, len(names)).size
-    pool = ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1)  # a shard that waits behind another could be made elsewhere
+    # a shard that waits behind another could be made elsewhere
+    pool = ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1)
     pieces = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    made = pieces.map_batches(_TableActor, fn_constructor_args=(maker, bool(gpus)), batch_size=1, compute=pool,
-                              num_cpus=config.data.num_cpus_per_task, num_gpus=1 if gpus else None)  # fmt: skip
+    made = pieces.map_batches(
+        _TableActor,
+        fn_constructor_args=(maker, bool(gpus)),
+        batch_size=1,
+        compute=pool,
+        num_cpus=config.data.num_cpus_per_task,
+        num_gpus=1 if gpus else None,
+    )
     for count, _ in enumerate(made.iter_rows(), start=1):
         done(count)

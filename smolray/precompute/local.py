@@ -14,7 +14,9 @@ from smolray.precompute.logps import LogpsWriter, logps_sidecar
 
 
 def local_sidecars(folder: str, config: RunConfig, device: str = "cpu") -> Sidecars:
-    """What the run wants beside its training shards (data/sidecar.py makes the same over a cluster), made here where it is not there."""
+    """What the run wants beside its training shards (data/sidecar.py makes the same over a cluster), made here where it
+    is not there.
+    """
     shards = read_manifest(folder)
 
     def made(sidecar: Sidecar, writer: Callable[[], FeatureWriter | LogpsWriter]) -> str:
@@ -31,5 +33,7 @@ def local_sidecars(folder: str, config: RunConfig, device: str = "cpu") -> Sidec
         features = made(beside, lambda: FeatureWriter(beside, config, torch.device(device)))
     if config.method == "dpo" and config.dpo.reference == "precompute":
         kept = logps_sidecar(folder, config)
-        logps = made(kept, lambda: LogpsWriter(kept, config, torch.device(device), local_index(folder, config), features))
+        logps = made(
+            kept, lambda: LogpsWriter(kept, config, torch.device(device), local_index(folder, config), features)
+        )
     return Sidecars(features, logps)

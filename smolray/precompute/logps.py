@@ -1,7 +1,7 @@
 """The reference model's log-probability of every chosen and rejected answer, to stand beside the shards.
 
-In: preference shards, their index and the model before training. Out: for each row group a table of SCHEMA. The micro-batches are packed as in
-training; the values do not depend on that.
+In: preference shards, their index and the model before training. Out: for each row group a table of SCHEMA. The
+micro-batches are packed as in training; the values do not depend on that.
 """
 
 from collections.abc import Iterator
@@ -29,22 +29,30 @@ NEIGHBOURS = 4  # micro-batches read together: they share row groups
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # of the shard's row
-        ("logps", pa.list_(pa.list_(pa.float32()))),  # of each conversation: chosen, rejected; nan where it was left out as too long
+        # of each conversation: chosen, rejected; nan where it was left out as too long
+        ("logps", pa.list_(pa.list_(pa.float32()))),
     ]
 )
 
 
 def logps_sidecar(folder: str, config: RunConfig) -> Sidecar:
-    """The sidecar of the shards in `folder` for the model that training begins with (an adapter begins as nothing), whether it is there or not."""
+    """The sidecar of the shards in `folder` for the model that training begins with (an adapter begins as nothing),
+    whether it is there or not.
+    """
     model = config.model
     about = {"dtype": model.dtype, "load_in_4bit": model.load_in_4bit, "load_in_8bit": model.load_in_8bit}
     weights = weights_digest(model, ("vision", "connector", "text"))
     encoder = cached_encoder(model, config.data, config.image)
-    return Sidecar(folder, "logps", identity_of(weights, about, read_manifest(folder).fingerprint, fingerprint(encoder)), about)
+    return Sidecar(
+        folder, "logps", identity_of(weights, about, read_manifest(folder).fingerprint, fingerprint(encoder)), about
+    )
 
 
 class LogpsWriter:
-    """Holds the reference model on one device and writes the tables of shards. `features`: URI of the features to read in place of images."""
+    """Holds the reference model on one device and writes the tables of shards.
+
+    `features`: URI of the features to read in place of images.
+    """
 
     def __init__(self, sidecar: Sidecar, config: RunConfig, device: torch.device, index: pa.Table, features: str = ""):
         model: Any = load_model(config.model)
@@ -64,12 +72,17 @@ class LogpsWriter:
         values = self._logps(shard)
         for row_group in range(self.reader.row_groups(shard)):
             rows = self.reader.row_group(shard, row_group, images=False)
-            logps = [[values.get((row_group, r, c), (np.nan, np.nan)) for c in range(len(row.conversations))] for r, row in enumerate(rows)]
+            logps = [
+                [values.get((row_group, r, c), (np.nan, np.nan)) for c in range(len(row.conversations))]
+                for r, row in enumerate(rows)
+            ]
             yield pa.table({"key": [row.key for row in rows], "logps": logps}, schema=SCHEMA)
 
     @torch.inference_mode()
     def _logps(self, shard: int) -> dict[tuple[int, int, int], tuple[float, float]]:
-        """(row group, row, conversation) -> log-probability of its chosen and of its rejected answer, for those that are trained on."""
+        """(row group, row, conversation) -> log-probability of its chosen and of its rejected answer, for those that
+        are trained on.
+        """
         lines = self.index.filter((pc.field("shard") == shard) & (pc.field("tokens") > 0))
         if not len(lines):
             return {}
@@ -79,7 +92,12 @@ class LogpsWriter:
             specs = [plan.micro_batch(n) for n in range(first, min(first + NEIGHBOURS, len(plan)))]
             for spec, groups in zip(specs, self.reader.groups(specs), strict=True):
                 batch = collate_training(groups, self.encoder).to(self.device)
-                logps = completion_logps(self.model.lm_head, target_states(self.model, batch), batch).cpu().view(-1, 2).tolist()
+                logps = (
+                    completion_logps(self.model.lm_head, target_states(self.model, batch), batch)
+                    .cpu()
+                    .view(-1, 2)
+                    .tolist()
+                )
                 places = [(g.row_group, g.row, c) for g in spec.groups for c in g.conversations]
                 found |= {place: (chosen, rejected) for place, (chosen, rejected) in zip(places, logps, strict=True)}
         return found

@@ -1,4 +1,5 @@
-"""Line charts as inline SVG: in go series of (x, y) points, out comes markup that needs no script, no font file and no network.
+"""Line charts as inline SVG: in go series of (x, y) points, out comes markup that needs no script, no font file and no
+network.
 
 Colours are CSS classes (`s0`, `s1`, …) of the page, so that light and dark follow the page's style.
 """
@@ -57,7 +58,9 @@ def line_chart(
     for tick in ticks:
         _, y = place(x_low, tick)
         body.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        body.append(f'<text class="tick" x="{LEFT - 8}" y="{y}" dy="0.32em" text-anchor="end">{escape(y_format(tick))}</text>')
+        body.append(
+            f'<text class="tick" x="{LEFT - 8}" y="{y}" dy="0.32em" text-anchor="end">{escape(y_format(tick))}</text>'
+        )
     for tick in nice_ticks(x_low, x_high):
         if x_low <= tick <= x_high:
             x, _ = place(tick, low)
@@ -66,11 +69,15 @@ def line_chart(
     for x_mark, label in marks:
         if x_low <= x_mark <= x_high:
             x, _ = place(x_mark, low)
-            body.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(label)}</title></line>')
+            body.append(
+                f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(label)}</title></line>'
+            )
     if baseline:
         _, y = place(x_low, baseline[0])
         body.append(f'<line class="baseline" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        body.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{y}" dy="-0.4em" text-anchor="end">{escape(baseline[1])}</text>')
+        body.append(
+            f'<text class="tick" x="{WIDTH - RIGHT}" y="{y}" dy="-0.4em" text-anchor="end">{escape(baseline[1])}</text>'
+        )
     for index, line in enumerate(drawn):
         spots = [place(x, y) for x, y in line.points]
         style = f"s{index}{' faint' if line.faint else ''}"
@@ -83,7 +90,11 @@ def line_chart(
                 )
     if marks:
         body.append(f'<line class="axis" x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    keys = "".join(f'<span class="key s{i}{" faint" if s.faint else ""}">{escape(s.name)}</span>' for i, s in enumerate(drawn) if s.points)
+    keys = "".join(
+        f'<span class="key s{i}{" faint" if s.faint else ""}">{escape(s.name)}</span>'
+        for i, s in enumerate(drawn)
+        if s.points
+    )
     keys += f'<span class="key restarts">{escape(marks[0][1].split(" ")[0])}</span>' if marks else ""
     legend = f'<div class="legend">{keys}</div>' if len(drawn) > 1 or marks else ""
     return (

@@ -1,7 +1,8 @@
 """The report of a run as one HTML file that opens with no network.
 
-In: events.jsonl, result.json, config.yaml and the newest predictions of a run folder, each of which may be missing, and sample images.
-Out: `<run>/report.html`. Sample images are kept beside the predictions, so that the report can be written again from the folder alone.
+In: events.jsonl, result.json, config.yaml and the newest predictions of a run folder, each of which may be missing, and
+sample images. Out: `<run>/report.html`. Sample images are kept beside the predictions, so that the report can be
+written again from the folder alone.
 """
 
 import base64
@@ -25,7 +26,13 @@ from smolray.run.progress import accuracy_of, count, duration, event_line, perce
 MAX_CARDS = 24
 QUESTIONS_A_CARD = 6
 IMAGES_FILE = "predictions/images.parquet"
-MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp", b"BM": "image/bmp"}
+MAGIC = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+    b"BM": "image/bmp",
+}
 
 
 class Words(NamedTuple):
@@ -39,7 +46,13 @@ class Words(NamedTuple):
 
 
 ANSWERING = Words("Accuracy", "exact-match accuracy", "Questions", "Accuracy", "Validation accuracy")
-SEARCHING = Words("Search", "of the texts find their picture first (recall@1)", "Texts", "Found first", "Validation texts whose picture is found first")
+SEARCHING = Words(
+    "Search",
+    "of the texts find their picture first (recall@1)",
+    "Texts",
+    "Found first",
+    "Validation texts whose picture is found first",
+)
 
 
 def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
@@ -93,7 +106,9 @@ def _gather(run_dir: str) -> tuple[list[Event], dict[str, Any], dict[str, Any], 
     if files:
         fs, path = storage.filesystem(storage.join(run_dir, "predictions", files[-1].base_name))
         with fs.open_input_file(path) as file:
-            predictions = pq.read_table(file, columns=["id", "type", "question", "prediction", "answer", "correct", "key"]).to_pylist()
+            predictions = pq.read_table(
+                file, columns=["id", "type", "question", "prediction", "answer", "correct", "key"]
+            ).to_pylist()
     return events, result, config, predictions
 
 
@@ -114,7 +129,10 @@ def _read_images(run_dir: str) -> dict[str, bytes]:
 
 def _write_images(run_dir: str, images: dict[str, bytes]) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"key": pa.array(list(images), pa.string()), "image": pa.array(list(images.values()), pa.binary())}), sink)
+    pq.write_table(
+        pa.table({"key": pa.array(list(images), pa.string()), "image": pa.array(list(images.values()), pa.binary())}),
+        sink,
+    )
     storage.write_bytes(storage.join(run_dir, IMAGES_FILE), sink.getvalue().to_pybytes())
 
 
@@ -123,7 +141,9 @@ def _head(name: str, history: list[Event], result: dict[str, Any], config: dict[
     starts = [i for i, e in enumerate(history) if e["event"] == "start"]
     ended = bool(ends) and (not starts or ends[-1] > starts[-1])
     status = (
-        str(history[ends[-1]].get("status", "finished")) if ended else str(result.get("status") or ("running" if history else "no events"))
+        str(history[ends[-1]].get("status", "finished"))
+        if ended
+        else str(result.get("status") or ("running" if history else "no events"))
     )
     model, data, train = (config.get(k) or {} for k in ("model", "data", "train"))
     engine, lora = config.get("engine") or {}, config.get("lora")
@@ -134,12 +154,16 @@ def _head(name: str, history: list[Event], result: dict[str, Any], config: dict[
         "Model": model.get("path"),
         "Data": data.get("train"),
         "Method": f"{config.get('method', 'sft')}, {weights}" if config else None,
-        "Engine": f"{engine.get('name', '')} stage {engine.get('stage', '?')}, {model.get('dtype', '?')}" if engine else None,
+        "Engine": f"{engine.get('name', '')} stage {engine.get('stage', '?')}, {model.get('dtype', '?')}"
+        if engine
+        else None,
         "Workers": start.get("workers"),
         "Epochs": train.get("num_train_epochs"),
         "Started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history[0]["time"])) if history else None,
     }
-    listed = "".join(f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v not in (None, ""))
+    listed = "".join(
+        f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v not in (None, "")
+    )
     badge = f'<span class="badge {escape(status, quote=True)}">{escape(status)}</span>'
     return f"<header><h1>{escape(name)} {badge}</h1><dl>{listed}</dl></header>"
 
@@ -203,7 +227,9 @@ def _curves(history: list[Event], result: dict[str, Any], config: dict[str, Any]
     marks = [(e["step"], f"restart from step {e['step']}") for e in history if e["event"] == "resume"]
 
     def rate(name: str) -> tuple[Point, ...]:
-        return _points(steps, lambda e: e[name] / e["seconds"] if e.get(name) is not None and e.get("seconds") else None)
+        return _points(
+            steps, lambda e: e[name] / e["seconds"] if e.get(name) is not None and e.get("seconds") else None
+        )
 
     loss = _points(steps, lambda e: e.get("loss"))
     smoothed = [Series("smoothed", smooth(loss))] if len(loss) > 20 else []
@@ -211,28 +237,42 @@ def _curves(history: list[Event], result: dict[str, Any], config: dict[str, Any]
     charts += _preference_charts(steps, marks)
     kinds = sorted({k for e in evaluations for k in accuracy_of(e)}, key=lambda k: (k != "overall", k))
     if kinds:
-        lines = [Series(kind, _points(evaluations, lambda e, kind=kind: accuracy_of(e).get(kind)), dots=True) for kind in kinds[:6]]  # type: ignore[misc]
+        lines = [
+            Series(kind, _points(evaluations, lambda e, kind=kind: accuracy_of(e).get(kind)), dots=True)
+            for kind in kinds[:6]
+        ]  # type: ignore[misc]
         blind = result.get("blind_baseline")
         baseline = (float(blind), "without the image") if isinstance(blind, int | float) else None
         charts.append(line_chart(_words(config).chart, lines, "{:.0%}".format, marks, (None, 1.0), baseline))
     charts += [
         line_chart("Samples per second", [Series("samples/s", rate("samples"))], count, marks, (0.0, None)),
         line_chart(
-            "Waiting for data, share of step time", [Series("wait", rate("data_wait_seconds"))], "{:.1%}".format, marks, (0.0, None)
+            "Waiting for data, share of step time",
+            [Series("wait", rate("data_wait_seconds"))],
+            "{:.1%}".format,
+            marks,
+            (0.0, None),
         ),
     ]
     memory = _points(steps, lambda e: e["memory_bytes"] / 2**30 if e.get("memory_bytes") else None)
     if memory:
-        charts.append(line_chart("Memory of a worker, GiB", [Series("memory", memory)], marks=marks, y_limits=(0.0, None)))
+        charts.append(
+            line_chart("Memory of a worker, GiB", [Series("memory", memory)], marks=marks, y_limits=(0.0, None))
+        )
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
 
 
 def _preference_charts(steps: list[Event], marks: list[tuple[int, str]]) -> list[str]:
     """Of DPO: rewards are beta x what the log-probability of an answer has gained on the reference model's."""
-    curves = {name: _points(steps, lambda e, name=name: e.get(f"rewards/{name}")) for name in ("chosen", "rejected", "accuracies")}  # type: ignore[misc]
+    curves = {
+        name: _points(steps, lambda e, name=name: e.get(f"rewards/{name}"))
+        for name in ("chosen", "rejected", "accuracies")
+    }  # type: ignore[misc]
     if not curves["chosen"]:
         return []
-    chosen, rejected, right = (Series(name, smooth(points) if len(points) > 20 else points) for name, points in curves.items())
+    chosen, rejected, right = (
+        Series(name, smooth(points) if len(points) > 20 else points) for name, points in curves.items()
+    )
     return [
         line_chart("Reward margin: rewards of chosen and rejected answers", [chosen, rejected], marks=marks),
         line_chart("Pairs whose chosen answer has the higher reward", [right], "{:.0%}".format, marks, (None, 1.0)),
@@ -253,7 +293,11 @@ def _samples(predictions: list[dict[str, Any]], images: dict[str, bytes]) -> str
 
 def _card(rows: list[dict[str, Any]], image: bytes | None) -> str:
     mime = next((m for magic, m in MAGIC.items() if image and image.startswith(magic)), None)
-    picture = f'<img alt="sample image" src="data:{mime};base64,{base64.b64encode(image).decode()}">' if image and mime else ""
+    picture = (
+        f'<img alt="sample image" src="data:{mime};base64,{base64.b64encode(image).decode()}">'
+        if image and mime
+        else ""
+    )
     lines = []
     for row in rows:
         right = bool(row["correct"])
@@ -277,9 +321,7 @@ def _happenings(events: list[Event]) -> str:
     )
     restarts = sum(e["event"] == "resume" for e in events)
     title = f"Events{f', {restarts} restart' + ('s' if restarts > 1 else '') if restarts else ''}"
-    return (
-        f'<section><details{" open" if restarts else ""}><summary>{title}</summary><table class="events">{rows}</table></details></section>'
-    )
+    return f'<section><details{" open" if restarts else ""}><summary>{title}</summary><table class="events">{rows}</table></details></section>'
 
 
 def _details(result: dict[str, Any], config: dict[str, Any], history: list[Event]) -> str:

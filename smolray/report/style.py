@@ -1,8 +1,5 @@
 """The style sheet of the report: light and dark, no font file, nothing to fetch."""
 
-
-
-
 STYLE = """
 :root { color-scheme: light dark; --bg: #fbfbfa; --panel: #fff; --text: #1f2328; --quiet: #667079; --rule: #e3e5e8;
   --c0: #2f6fb3; --c1: #c4581b; --c2: #2f8556; --c3: #8250a8; --c4: #9a6b00; --c5: #b23a6c; --right: #1f7a45; --wrong: #b3361f; }

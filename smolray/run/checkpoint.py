@@ -1,7 +1,7 @@
 """Checkpoints free of world size and engine: tensors by Hugging Face name in safetensors, and the position in training.
 
-In: an EngineState and Progress. Out: `<run>/checkpoints/step-00000100/`, whose manifest with sizes and hashes is written last; only a
-folder whose manifest holds is ever loaded, others are skipped with a message. No pickle.
+In: an EngineState and Progress. Out: `<run>/checkpoints/step-00000100/`, whose manifest with sizes and hashes is
+written last; only a folder whose manifest holds is ever loaded, others are skipped with a message. No pickle.
 """
 
 import hashlib
@@ -46,7 +46,11 @@ class EngineState:
 
     def moments(self, name: str) -> Moments:
         """Adam's moments of one parameter, as they were kept."""
-        return self.codes[name] if name in self.codes else {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
+        return (
+            self.codes[name]
+            if name in self.codes
+            else {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
+        )
 
 
 def canonical_name(name: str) -> str:
@@ -59,16 +63,24 @@ class StateMismatchError(ValueError):
 
 
 def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torch.Tensor]) -> None:
-    """Copy a checkpoint's weights into parameters of the same canonical names. Raises StateMismatchError where names or shapes differ."""
+    """Copy a checkpoint's weights into parameters of the same canonical names.
+
+    Raises StateMismatchError where names or shapes differ.
+    """
     if lost := sorted(parameters.keys() ^ weights.keys()):
         named = f"{len(lost)}: {', '.join(lost[:3])} …"
-        raise StateMismatchError(f"the checkpoint and the run train different parameters ({named}): model.train or lora has changed")
+        raise StateMismatchError(
+            f"the checkpoint and the run train different parameters ({named}): model.train or lora has changed"
+        )
     for name, parameter in parameters.items():
         if weights[name].numel() != (numel := getattr(parameter, "ds_numel", parameter.numel())):
-            raise StateMismatchError(f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: lora.r or the model has changed")
+            raise StateMismatchError(
+                f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: lora.r or the model has changed"
+            )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name].to(parameter.device))
+
 
 MANIFEST = "manifest.json"
 TENSORS = ("weights", "exp_avg", "exp_avg_sq")
@@ -108,7 +120,9 @@ def folder(run_dir: str, step: int) -> str:
     return storage.join(run_dir, "checkpoints", f"step-{step:08d}")
 
 
-def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str, float], about: dict[str, Any]) -> Checkpoint:
+def save(
+    run_dir: str, state: EngineState, progress: Progress, metrics: dict[str, float], about: dict[str, Any]
+) -> Checkpoint:
     """Write a checkpoint; `about` (config, versions) is kept beside it. A folder of the same step is written anew.
 
     Raises StorageFullError, and then leaves nothing behind.
@@ -123,10 +137,23 @@ def save(run_dir: str, state: EngineState, progress: Progress, metrics: dict[str
 
     try:
         for name in TENSORS:
-            write(f"{name}.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}))
+            write(
+                f"{name}.safetensors",
+                safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}),
+            )
         if state.codes:
-            write(CODES, safetensors.torch.save({f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}))
-        extra = {"optimizer_step": state.optimizer_step, "loss_scale": state.loss_scale, "codes": bool(state.codes), "progress": asdict(progress)}
+            write(
+                CODES,
+                safetensors.torch.save(
+                    {f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}
+                ),
+            )
+        extra = {
+            "optimizer_step": state.optimizer_step,
+            "loss_scale": state.loss_scale,
+            "codes": bool(state.codes),
+            "progress": asdict(progress),
+        }
         write(STATE, json.dumps(extra | {"about": about}, indent=1).encode())
         record = {"progress": asdict(progress), "metrics": metrics, "files": files}
         storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(record, indent=1).encode())
@@ -165,7 +192,10 @@ def load_state(checkpoint: Checkpoint) -> EngineState:
     uri = checkpoint.uri
     found, files = _manifest(uri)
     extra = _extra(found, _checked(uri, STATE, *files[STATE]))
-    tensors = {name: safetensors.torch.load(_checked(uri, f"{name}.safetensors", *files[f"{name}.safetensors"])) for name in TENSORS}
+    tensors = {
+        name: safetensors.torch.load(_checked(uri, f"{name}.safetensors", *files[f"{name}.safetensors"]))
+        for name in TENSORS
+    }
     codes: dict[str, dict[str, torch.Tensor]] = {}
     if extra.get("codes"):
         for key, value in safetensors.torch.load(_checked(uri, CODES, *files[CODES])).items():
@@ -179,7 +209,10 @@ def _manifest(uri: str) -> tuple[Checkpoint, dict[str, tuple[int, str]]]:
     try:
         record = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
         found = Checkpoint(uri, Progress(**record["progress"]), dict(record["metrics"]))
-        return found, {name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"])) for name in {*FILES, *record["files"]}}
+        return found, {
+            name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"]))
+            for name in {*FILES, *record["files"]}
+        }
     except FileNotFoundError:
         raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end") from None
     except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text at all
@@ -249,7 +282,8 @@ def prune(run_dir: str, keep_last: int, keep_best: bool, saved: int | None = Non
         kept.add(top.step)
     gone = [s for s in steps if s not in kept and whole and s < whole[-1]]
     for step in gone:
-        storage.delete(storage.join(folder(run_dir, step), MANIFEST))  # first: an interrupted delete leaves nothing that looks whole
+        # first: an interrupted delete leaves nothing that looks whole
+        storage.delete(storage.join(folder(run_dir, step), MANIFEST))
         storage.delete(folder(run_dir, step))
     return gone
 
@@ -275,7 +309,9 @@ def _hash(data: bytes) -> str:
 
 
 def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
-    """The checkpoint called `name` ("step-00000100", "latest", a URI); without a name the best evaluated, else the newest whole one."""
+    """The checkpoint called `name` ("step-00000100", "latest", a URI); without a name the best evaluated, else the
+    newest whole one.
+    """
     if name and name != "latest":
         uri = name if "/" in name else storage.join(run_dir, "checkpoints", name)
         return checkpoint.verify(uri)

@@ -1,12 +1,14 @@
-"""The run's log: one JSON object a line in `<run>/events.jsonl`, the truth that status, TensorBoard and the report read.
+"""The run's log: one JSON object a line in `<run>/events.jsonl`, the truth that status, TensorBoard and the report
+read.
 
 In: events of rank 0. Out: the surviving history, in which a resume takes back the steps after its checkpoint.
 
-Kinds: start (config, versions, workers, total_steps), resume (step, position), step (step, position, epoch, loss, grad_norm, learning_rate, samples, tokens,
-label_tokens, seconds, data_wait_seconds, memory_bytes, eta_seconds), evaluate (step, accuracy, samples), inventory (workers, links),
-plan (words, settings, strategies), deal (tokens_per_second, shares), checkpoint (step, path), skipped (what, why),
-resize (step: saved there to go on with more workers), end (status: finished | stopped | failed, step, seconds).
-Every event has `time` (s since 1970) and `attempt` (1, 2, …).
+Kinds: start (config, versions, workers, total_steps), resume (step, position), step (step, position, epoch, loss,
+grad_norm, learning_rate, samples, tokens, label_tokens, seconds, data_wait_seconds, memory_bytes, eta_seconds),
+evaluate (step, accuracy, samples), inventory (workers, links), plan (words, settings, strategies), deal
+(tokens_per_second, shares), checkpoint (step, path), skipped (what, why), resize (step: saved there to go on with more
+workers), end (status: finished | stopped | failed, step, seconds). Every event has `time` (s since 1970) and `attempt`
+(1, 2, …).
 """
 
 import contextlib
@@ -22,7 +24,10 @@ Event = dict[str, Any]
 
 
 class EventLog:
-    """Appends events of one attempt. Remote storage has no append: the file is written anew, at most every `flush_seconds`."""
+    """Appends events of one attempt.
+
+    Remote storage has no append: the file is written anew, at most every `flush_seconds`.
+    """
 
     def __init__(self, run_dir: str, flush_seconds: float = 5.0, file: str = FILE):
         self.uri = storage.join(run_dir, file)
@@ -35,7 +40,9 @@ class EventLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Add an event. One that a full storage does not take is kept, and written with a later one."""
-        self._lines.append(json.dumps({"event": event, "time": round(time.time(), 3), "attempt": self.attempt, **fields}))
+        self._lines.append(
+            json.dumps({"event": event, "time": round(time.time(), 3), "attempt": self.attempt, **fields})
+        )
         if time.monotonic() - self._flushed >= self.flush_seconds:
             with contextlib.suppress(storage.StorageFullError):
                 self.flush()
@@ -68,7 +75,10 @@ def _is_torn(uri: str) -> bool:
 
 
 class EventTail:
-    """Events as they are added, from the first or, with `skip`, from now on. A local log is read from where it was left off."""
+    """Events as they are added, from the first or, with `skip`, from now on.
+
+    A local log is read from where it was left off.
+    """
 
     def __init__(self, run_dir: str, skip: bool = False):
         self.run_dir, self._offset, self._count = run_dir, 0, 0

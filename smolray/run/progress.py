@@ -1,27 +1,37 @@
-"""One line a step for people: in goes an event of the log, out comes text. The loop prints it, `smolray logs` prints the same."""
+"""One line a step for people: in goes an event of the log, out comes text.
+
+The loop prints it, `smolray logs` prints the same.
+"""
 
 import math
 from typing import Any
 
 
 def progress_line(event: dict[str, Any], total_steps: int | None = None) -> str:
-    """`step 120/900  loss 0.4321  lr 9.1e-05  1.2k samples/s  34k tokens/s  wait 3%  1.4 GiB  eta 2m10s` for a step event.
+    """`step 120/900  loss 0.4321  lr 9.1e-05  1.2k samples/s  34k tokens/s  wait 3%  1.4 GiB  eta 2m10s` for a step
+    event.
 
     What the event lacks is left out. Other kinds of events are rendered by `event_line`.
     """
     total = event.get("total_steps", total_steps)
     parts = [f"step {event.get('step', '?')}{f'/{total}' if total else ''}"]
     if "epoch" in event:
-        parts.append(f"epoch {event['epoch']:.3g}" if isinstance(event["epoch"], int | float) else f"epoch {event['epoch']}")
+        parts.append(
+            f"epoch {event['epoch']:.3g}" if isinstance(event["epoch"], int | float) else f"epoch {event['epoch']}"
+        )
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.4f}")
     if event.get("rewards/margins") is not None:  # of DPO, by TRL's names
-        parts.append(f"margin {event['rewards/margins']:.3g}  preferred {100 * event.get('rewards/accuracies', 0):.0f}%")
+        parts.append(
+            f"margin {event['rewards/margins']:.3g}  preferred {100 * event.get('rewards/accuracies', 0):.0f}%"
+        )
     if event.get("learning_rate") is not None:
         parts.append(f"lr {event['learning_rate']:.1e}")
     seconds = event.get("seconds") or 0
     if seconds > 0:
-        parts += [f"{count(event[kind] / seconds)} {kind}/s" for kind in ("samples", "tokens") if event.get(kind) is not None]
+        parts += [
+            f"{count(event[kind] / seconds)} {kind}/s" for kind in ("samples", "tokens") if event.get(kind) is not None
+        ]
         if event.get("data_wait_seconds") is not None:
             parts.append(f"wait {100 * event['data_wait_seconds'] / seconds:.0f}%")
     if event.get("memory_bytes"):
@@ -65,7 +75,9 @@ def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
 
 
 def cards_text(inventory: dict[str, Any]) -> str:
-    """An inventory event by node and link: `10.0.0.1: 2x NVIDIA L4 (22.1 GiB free, 48 TFLOP/s); 10.0.0.1 - 10.0.0.2: 0.94 Gbit/s, 0.12 ms`."""
+    """An inventory event by node and link: `10.0.0.1: 2x NVIDIA L4 (22.1 GiB free, 48 TFLOP/s); 10.0.0.1 - 10.0.0.2:
+    0.94 Gbit/s, 0.12 ms`.
+    """
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for worker in inventory["workers"]:
         kinds.setdefault((worker["node"], worker["card"]), []).append(worker)
@@ -86,7 +98,9 @@ def accuracy_of(record: dict[str, Any]) -> dict[str, float]:
     if isinstance(value, int | float):
         return {"overall": float(value)}
     scores = value if isinstance(value, dict) else {}
-    return {k: scores[k] for k in sorted(scores, key=lambda k: (k != "overall", k)) if isinstance(scores[k], int | float)}
+    return {
+        k: scores[k] for k in sorted(scores, key=lambda k: (k != "overall", k)) if isinstance(scores[k], int | float)
+    }
 
 
 def percent(share: float) -> str:

@@ -50,7 +50,8 @@ class RunStatus:
     restarts: int = 0
     workers: int | None = None
     cards: str | None = None
-    shares: tuple[int, ...] | None = None  # micro-batches of a step that each worker takes, where they are dealt by speed
+    # micro-batches of a step that each worker takes, where they are dealt by speed
+    shares: tuple[int, ...] | None = None
     started: float | None = None
     updated: float | None = None
     stop_requested: bool = False
@@ -136,8 +137,12 @@ def clear_stop(run_dir: str) -> None:
     storage.delete(storage.join(run_dir, STOP_FLAG))
 
 
-def wait_for_end(run_dir: str, seen: int, timeout: float, poll: float | None = None, file: str = FILE, kind: str = "end") -> Event | None:
-    """The first `kind` of event in `file` after its first `seen` events, or None when `timeout` seconds have passed without one."""
+def wait_for_end(
+    run_dir: str, seen: int, timeout: float, poll: float | None = None, file: str = FILE, kind: str = "end"
+) -> Event | None:
+    """The first `kind` of event in `file` after its first `seen` events, or None when `timeout` seconds have passed
+    without one.
+    """
     deadline = time.monotonic() + timeout
     pause = poll or (0.2 if storage.is_local(run_dir) else 2.0)
     while True:
@@ -181,13 +186,18 @@ def export_tensorboard(run_dir: str, out: str) -> int:
 def _scalars(event: Event) -> Iterator[tuple[str, float]]:
     if event["event"] == "step":
         seconds = event.get("seconds") or 0
-        of_objective = [name for name in event if name == "token_accuracy" or "/" in name]  # DPO's are rewards/… and logps/…
+        # DPO's are rewards/… and logps/…
+        of_objective = [name for name in event if name == "token_accuracy" or "/" in name]
         for name in ("loss", "grad_norm", "learning_rate", "epoch", *of_objective):
             if isinstance(event.get(name), int | float):
                 yield f"train/{name}", event[name]
         if isinstance(event.get("memory_bytes"), int | float):
             yield "performance/memory_gib", event["memory_bytes"] / 2**30
-        rates = (("samples", "samples_per_second"), ("tokens", "tokens_per_second"), ("data_wait_seconds", "data_wait_share"))
+        rates = (
+            ("samples", "samples_per_second"),
+            ("tokens", "tokens_per_second"),
+            ("data_wait_seconds", "data_wait_share"),
+        )
         for name, tag in rates if seconds > 0 else ():
             if isinstance(event.get(name), int | float):
                 yield f"performance/{tag}", event[name] / seconds
@@ -209,7 +219,11 @@ def _state(written: list[Event], now: float) -> tuple[State, float | None]:
         status: Any = end.get("status", "finished")
         return status, None
     quiet = now - written[-1]["time"]
-    pauses = [b["time"] - a["time"] for a, b in zip(written[begun:], written[begun + 1 :], strict=False)] if begun >= 0 else []
+    pauses = (
+        [b["time"] - a["time"] for a, b in zip(written[begun:], written[begun + 1 :], strict=False)]
+        if begun >= 0
+        else []
+    )
     usual = statistics.median(pauses[-50:]) if pauses else 0.0
     return ("silent", quiet) if quiet > max(SILENT_SECONDS, 10 * usual) else ("running", None)
 

@@ -1,6 +1,8 @@
-"""Which samples each step consumed: one JSON line per micro-batch and worker, and the surviving history read back from them.
+"""Which samples each step consumed: one JSON line per micro-batch and worker, and the surviving history read back from
+them.
 
-In: the Moments of a loop. Out: `<run>/audit/attempt-00001-rank-0000.jsonl`; `consumed` folds them, taking back what a resume took back.
+In: the Moments of a loop. Out: `<run>/audit/attempt-00001-rank-0000.jsonl`; `consumed` folds them, taking back what a
+resume took back.
 """
 
 import contextlib
@@ -13,7 +15,11 @@ from smolray.train.loop import Moment
 
 
 class Audit:
-    """A loop hook. On local storage every step is on disk before the next, unless it is full; elsewhere written at checkpoints and at the end."""
+    """A loop hook.
+
+    On local storage every step is on disk before the next, unless it is full; elsewhere written at checkpoints and at
+    the end.
+    """
 
     def __init__(self, run_dir: str, attempt: int, rank: int):
         self.uri = storage.join(run_dir, "audit", f"attempt-{attempt:05d}-rank-{rank:04d}.jsonl")
@@ -24,7 +30,9 @@ class Audit:
     def __call__(self, moment: Moment) -> None:
         epoch = moment.progress.epoch - moment.end_of_epoch
         for number, ids in moment.local.ids:
-            self.lines.append(json.dumps({"step": moment.progress.step, "epoch": epoch, "micro_batch": number, "ids": ids}))
+            self.lines.append(
+                json.dumps({"step": moment.progress.step, "epoch": epoch, "micro_batch": number, "ids": ids})
+            )
         if self.local:
             with contextlib.suppress(storage.StorageFullError):
                 self.flush()

@@ -1,6 +1,7 @@
 """Micro-batches of a step dealt to workers: as many to each, or as many as its card takes in the time of the others.
 
-In: what each worker did in the first steps. Out: counts for every step from then on, the same on all workers. Losses and gradients do not depend on them.
+In: what each worker did in the first steps. Out: counts for every step from then on, the same on all workers. Losses
+and gradients do not depend on them.
 """
 
 import statistics
@@ -21,7 +22,10 @@ Heard = Callable[[Sequence[float], Sequence[int]], None]
 
 @dataclass
 class Dealer:
-    """`measure`: time the first steps, of equal shares, and deal by speed after them. `heard` is then told speeds and the shares of a whole step."""
+    """`measure`: time the first steps, of equal shares, and deal by speed after them.
+
+    `heard` is then told speeds and the shares of a whole step.
+    """
 
     rank: int
     world: int

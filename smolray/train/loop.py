@@ -1,7 +1,7 @@
 """The training loop: plan -> stream -> accumulate -> check -> step -> hooks, the same for every engine.
 
-In: an engine, the epoch plans and a stream for each epoch. Out: trained weights, events, checkpoints. Every worker runs it; what is written is
-written by rank 0. It knows nothing of Ray.
+In: an engine, the epoch plans and a stream for each epoch. Out: trained weights, events, checkpoints. Every worker runs
+it; what is written is written by rank 0. It knows nothing of Ray.
 """
 
 import time
@@ -35,7 +35,10 @@ class BatchStream(Protocol):
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimizer step over all workers. Losses and metrics are means over the trained tokens (DPO: the pairs) of the step."""
+    """One optimizer step over all workers.
+
+    Losses and metrics are means over the trained tokens (DPO: the pairs) of the step.
+    """
 
     step: int
     total_steps: int
@@ -57,7 +60,10 @@ class StepMetrics:
 
 @dataclass
 class Moment:
-    """What a hook sees after a step. `local` and `numbers` are this worker's; everything else is the same on every worker."""
+    """What a hook sees after a step.
+
+    `local` and `numbers` are this worker's; everything else is the same on every worker.
+    """
 
     progress: Progress
     metrics: StepMetrics
@@ -111,7 +117,9 @@ class Loop:
             for span in dealer.spans([range(s, min(s + size, len(plan))) for s in starts]):
                 yield from self._span(epoch, span, dealer, rate)
 
-    def _span(self, epoch: int, steps: Sequence[range], dealer: Dealer, rate: Callable[[int], float]) -> Iterator[Moment]:
+    def _span(
+        self, epoch: int, steps: Sequence[range], dealer: Dealer, rate: Callable[[int], float]
+    ) -> Iterator[Moment]:
         """Steps of one epoch through one stream."""
         plan = self.plans[epoch]
         stream = self.open_stream(plan, [n for run in steps for n in dealer.share(run)])
@@ -119,27 +127,46 @@ class Loop:
         for run in steps:
             began, waited = time.perf_counter(), stream.wait_seconds
             totals = totals_of(plan, run)
-            local = self.engine.accumulate(islice(batches, len(dealer.share(run))), max(dealer.counts(len(run))), totals)
+            local = self.engine.accumulate(
+                islice(batches, len(dealer.share(run))), max(dealer.counts(len(run))), totals
+            )
             waited = stream.wait_seconds - waited
             sums = self._reduce(local, waited)
             loss = sums["loss"]
             if not torch.isfinite(torch.tensor(loss)):
-                raise NonFiniteLossError(f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, micro-batches {run.start}..{run.stop - 1}); "
-                                         "the optimizer has not stepped; lower optimizer.learning_rate or look at the data")  # fmt: skip
+                raise NonFiniteLossError(
+                    f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, micro-batches {run.start}..{run.stop - 1}); "
+                    "the optimizer has not stepped; lower optimizer.learning_rate or look at the data"
+                )
             learning_rate = rate(self.progress.step)
             result = self.engine.step(learning_rate)
             self._advance(epoch, run, int(sums["samples"]), int(sums["tokens"]), result.skipped)
             metrics = StepMetrics(
-                step=self.progress.step, total_steps=self.total_steps, position=(epoch, run.stop), epoch=epoch + run.stop / len(plan), loss=loss,
-                metrics={name: sums[name] for name in self.engine.objective.metrics}, grad_norm=result.grad_norm, learning_rate=learning_rate,
-                samples=int(sums["samples"]), tokens=int(sums["tokens"]), label_tokens=totals.label_tokens, seconds=time.perf_counter() - began,
-                data_wait_seconds=sums["waited"] / dist.get_world_size(), memory_bytes=int(sums["memory"]),
-                skipped=result.skipped, loss_scale=result.loss_scale,
-            )  # fmt: skip
+                step=self.progress.step,
+                total_steps=self.total_steps,
+                position=(epoch, run.stop),
+                epoch=epoch + run.stop / len(plan),
+                loss=loss,
+                metrics={name: sums[name] for name in self.engine.objective.metrics},
+                grad_norm=result.grad_norm,
+                learning_rate=learning_rate,
+                samples=int(sums["samples"]),
+                tokens=int(sums["tokens"]),
+                label_tokens=totals.label_tokens,
+                seconds=time.perf_counter() - began,
+                data_wait_seconds=sums["waited"] / dist.get_world_size(),
+                memory_bytes=int(sums["memory"]),
+                skipped=result.skipped,
+                loss_scale=result.loss_scale,
+            )
             yield Moment(
-                self.progress, metrics, local, end_of_epoch=run.stop == len(plan), stopping=sums["stop"] > 0,
+                self.progress,
+                metrics,
+                local,
+                end_of_epoch=run.stop == len(plan),
+                stopping=sums["stop"] > 0,
                 last=self.progress.step >= self.total_steps or (run.stop == len(plan) and epoch == len(self.plans) - 1),
-            )  # fmt: skip
+            )
             dealer.observe(local.tokens, local.seconds - waited, len(run), self.engine.device)
 
     def _reduce(self, local: LocalSums, waited: float) -> dict[str, float]:
@@ -148,7 +175,9 @@ class Loop:
         values = [local.loss, local.samples, local.tokens, waited, float(self._poll()), *local.metrics]
         sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.engine.device) for v in values])
         dist.all_reduce(sums)
-        memory = torch.tensor([float(peak_memory_bytes(self.engine.device))], dtype=torch.float64, device=self.engine.device)
+        memory = torch.tensor(
+            [float(peak_memory_bytes(self.engine.device))], dtype=torch.float64, device=self.engine.device
+        )
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
         return dict(zip(names, sums.tolist(), strict=True)) | {"memory": memory.item()}
 
@@ -162,9 +191,13 @@ class Loop:
         """An overflowed fp16 step consumes its samples and does not advance the schedule."""
         done = run.stop == len(self.plans[epoch])
         self.progress = replace(
-            self.progress, step=self.progress.step + (not skipped), epoch=epoch + done, consumed=0 if done else run.stop,
-            samples=self.progress.samples + samples, tokens=self.progress.tokens + tokens,
-        )  # fmt: skip
+            self.progress,
+            step=self.progress.step + (not skipped),
+            epoch=epoch + done,
+            consumed=0 if done else run.stop,
+            samples=self.progress.samples + samples,
+            tokens=self.progress.tokens + tokens,
+        )
 
 
 def totals_of(plan: EpochPlan, run: range) -> Totals:

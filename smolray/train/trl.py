@@ -1,8 +1,10 @@
-"""The same run by TRL's own SFTTrainer or DPOTrainer, with its DeepSpeed integration: an alternative, an oracle, a peer for benchmarks.
+"""The same run by TRL's own SFTTrainer or DPOTrainer, with its DeepSpeed integration: an alternative, an oracle, a peer
+for benchmarks.
 
-In: the run's model, plans and shards. Out: the Moments that our loop gives its hooks, so that events, evaluation, checkpoints and export are
-those of every run. TRL's ways apply: no packing, every image through the stock processor, of many turns only the last answer is trained, an
-epoch's last batch is filled up from its start, and a run that was interrupted begins again: exactly-once and elastic are not to be had here.
+In: the run's model, plans and shards. Out: the Moments that our loop gives its hooks, so that events, evaluation,
+checkpoints and export are those of every run. TRL's ways apply: no packing, every image through the stock processor, of
+many turns only the last answer is trained, an epoch's last batch is filled up from its start, and a run that was
+interrupted begins again: exactly-once and elastic are not to be had here.
 """
 
 import copy
@@ -45,13 +47,29 @@ TRL_NAMES = {"token_accuracy": "mean_token_accuracy"}  # where TRL calls a metri
 
 
 class TrlRun(TrainerCallback):
-    """Stands where an Engine and a Loop stand otherwise. `state`: weights of a finished run; one that is not finished begins again."""
+    """Stands where an Engine and a Loop stand otherwise.
+
+    `state`: weights of a finished run; one that is not finished begins again.
+    """
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, state: EngineState | None, plans: Sequence[EpochPlan], folder: str, progress: Progress,
-        hooks: Sequence[Hook] = (), stop_requested: Callable[[], bool] = lambda: False,
-    ):  # fmt: skip
-        self.config, self.model, self.plans, self.hooks, self.stop_requested = config, model, plans, hooks, stop_requested
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        state: EngineState | None,
+        plans: Sequence[EpochPlan],
+        folder: str,
+        progress: Progress,
+        hooks: Sequence[Hook] = (),
+        stop_requested: Callable[[], bool] = lambda: False,
+    ):
+        self.config, self.model, self.plans, self.hooks, self.stop_requested = (
+            config,
+            model,
+            plans,
+            hooks,
+            stop_requested,
+        )
         self.objective = objective_of(config)
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
         self.micro_batches = -(-plans[0].samples // config.train.per_device_train_batch_size)  # of an epoch
@@ -125,17 +143,33 @@ class TrlRun(TrainerCallback):
         tokens, self._tokens = int(logs["num_tokens"] - self._tokens), logs["num_tokens"]
         done, before = consumed == self.micro_batches, self.progress
         progress = replace(
-            before, step=step, epoch=epoch + done, consumed=0 if done else consumed, samples=before.samples + len(lines), tokens=before.tokens + tokens
+            before,
+            step=step,
+            epoch=epoch + done,
+            consumed=0 if done else consumed,
+            samples=before.samples + len(lines),
+            tokens=before.tokens + tokens,
         )
         metrics = StepMetrics(
-            step=step, total_steps=self.total_steps, position=(epoch, consumed), epoch=epoch + consumed / self.micro_batches, loss=logs["loss"],
-            grad_norm=logs.get("grad_norm", 0.0), learning_rate=logs["learning_rate"], samples=len(lines), tokens=tokens,
-            label_tokens=int(plan.index["label_tokens"].to_numpy()[lines].sum()), seconds=time.perf_counter() - self._mark,
-            data_wait_seconds=sums[0].item() / dist.get_world_size(), memory_bytes=int(memory.item()),
+            step=step,
+            total_steps=self.total_steps,
+            position=(epoch, consumed),
+            epoch=epoch + consumed / self.micro_batches,
+            loss=logs["loss"],
+            grad_norm=logs.get("grad_norm", 0.0),
+            learning_rate=logs["learning_rate"],
+            samples=len(lines),
+            tokens=tokens,
+            label_tokens=int(plan.index["label_tokens"].to_numpy()[lines].sum()),
+            seconds=time.perf_counter() - self._mark,
+            data_wait_seconds=sums[0].item() / dist.get_world_size(),
+            memory_bytes=int(memory.item()),
             metrics={name: logs[TRL_NAMES.get(name, name)] for name in self.objective.metrics},
-        )  # fmt: skip
+        )
         local = LocalSums(torch.zeros(()), torch.zeros(len(self.objective.metrics)))
-        return Moment(progress, metrics, local, end_of_epoch=done, last=step == self.total_steps, stopping=sums[1].item() > 0)
+        return Moment(
+            progress, metrics, local, end_of_epoch=done, last=step == self.total_steps, stopping=sums[1].item() > 0
+        )
 
     def _stop(self) -> bool:
         if dist.get_rank() or time.perf_counter() - self._polled < STOP_POLL_SECONDS:
@@ -147,10 +181,17 @@ class TrlRun(TrainerCallback):
 
     def _trainer(self, folder: str) -> Any:
         config, parameters, plans = self.config, self.parameters, self.plans
-        data, arguments = shard_dataset(folder, plans[0], pairs=self.objective.pairs), training_arguments(config, self.total_steps)
+        data, arguments = (
+            shard_dataset(folder, plans[0], pairs=self.objective.pairs),
+            training_arguments(config, self.total_steps),
+        )
         base = DPOTrainer if self.objective.pairs else SFTTrainer
         # The reference of a PeftModel is a copy of its fresh adapter, which adds nothing: TRL makes it.
-        frozen = copy.deepcopy(self.model).requires_grad_(False).eval() if self.objective.pairs and config.lora is None else None
+        frozen = (
+            copy.deepcopy(self.model).requires_grad_(False).eval()
+            if self.objective.pairs and config.lora is None
+            else None
+        )
         reference = {"ref_model": frozen} if frozen is not None else {}
 
         class InPlanOrder(base):  # type: ignore[misc, valid-type]
@@ -162,7 +203,14 @@ class TrlRun(TrainerCallback):
                 return self.optimizer
 
         processor: Any = run_processor(config)
-        return InPlanOrder(model=self.model, args=arguments, train_dataset=data, processing_class=processor, callbacks=[self], **reference)
+        return InPlanOrder(
+            model=self.model,
+            args=arguments,
+            train_dataset=data,
+            processing_class=processor,
+            callbacks=[self],
+            **reference,
+        )
 
 
 class PlanOrder(Sampler[int]):
@@ -205,18 +253,33 @@ def shard_dataset(folder: str, plan: EpochPlan, pairs: bool) -> Dataset:
 
 
 def example(row: ShardRow, conversation: Conversation, pairs: bool) -> dict[str, Any]:
-    """TRL's conversational format: images (PIL), prompt, and completion or chosen and rejected. The last assistant turn is the completion."""
+    """TRL's conversational format: images (PIL), prompt, and completion or chosen and rejected.
+
+    The last assistant turn is the completion.
+    """
     images = {"images": [decode(image) for image in row.images]}
     if pairs:
         endings = {"chosen": conversation.chosen, "rejected": conversation.rejected}
-        return images | {"prompt": _turns(conversation.messages)} | {name: _turns(ending) for name, ending in endings.items()}
+        return (
+            images
+            | {"prompt": _turns(conversation.messages)}
+            | {name: _turns(ending) for name, ending in endings.items()}
+        )
     last = max(i for i, message in enumerate(conversation.messages) if message.role == "assistant")
-    return images | {"prompt": _turns(conversation.messages[:last]), "completion": _turns(conversation.messages[last : last + 1])}
+    return images | {
+        "prompt": _turns(conversation.messages[:last]),
+        "completion": _turns(conversation.messages[last : last + 1]),
+    }
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [
-        {"role": m.role, "content": [{"type": "image"} if p.type == "image" else {"type": "text", "text": p.text} for p in m.content]}
+        {
+            "role": m.role,
+            "content": [
+                {"type": "image"} if p.type == "image" else {"type": "text", "text": p.text} for p in m.content
+            ],
+        }
         for m in messages
     ]
 
@@ -224,29 +287,56 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def training_arguments(config: RunConfig, total_steps: int) -> SFTConfig | DPOConfig:
     """The run's settings by TRL's names. Its checkpoints and logs are left to us."""
     optimizer, train, model = config.optimizer, config.train, config.model
-    accumulation, alone_on_cpu = config.global_batch // dist.get_world_size(), config.engine.stage == 0 and not torch.cuda.is_available()
-    # Left to itself accelerate sees no DeepSpeed worker where there is no GPU: it is told of the process group that is there.
+    accumulation, alone_on_cpu = (
+        config.global_batch // dist.get_world_size(),
+        config.engine.stage == 0 and not torch.cuda.is_available(),
+    )
+    # Left to itself accelerate sees no DeepSpeed worker where there is no GPU: it is told of the process group that is
+    # there.
     AcceleratorState._reset_state(reset_partial_state=True)
     with patch_environment(ACCELERATE_USE_DEEPSPEED=str(config.engine.stage > 0).lower()):
         PartialState(cpu=alone_on_cpu, backend=dist.get_backend())
     settings: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(prefix="smolray-trl-"), "per_device_train_batch_size": train.per_device_train_batch_size,
-        "gradient_accumulation_steps": accumulation, "num_train_epochs": train.num_train_epochs, "max_steps": train.max_steps, "seed": config.seed,
-        "learning_rate": optimizer.learning_rate, "lr_scheduler_type": optimizer.lr_scheduler_type,
-        "lr_scheduler_kwargs": optimizer.lr_scheduler_kwargs, "warmup_steps": optimizer.warmup_steps or round(optimizer.warmup_ratio * total_steps),
-        "max_grad_norm": optimizer.max_grad_norm, "bf16": model.dtype == "bfloat16", "fp16": model.dtype == "float16", "max_length": None,
-        "gradient_checkpointing": bool(model.gradient_checkpointing), "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "logging_steps": 1, "logging_nan_inf_filter": False, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False,
-        "accelerator_config": {"use_configured_state": True}, "use_cpu": alone_on_cpu, "dataloader_pin_memory": torch.cuda.is_available(),
-    }  # fmt: skip
+        "output_dir": tempfile.mkdtemp(prefix="smolray-trl-"),
+        "per_device_train_batch_size": train.per_device_train_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": train.num_train_epochs,
+        "max_steps": train.max_steps,
+        "seed": config.seed,
+        "learning_rate": optimizer.learning_rate,
+        "lr_scheduler_type": optimizer.lr_scheduler_type,
+        "lr_scheduler_kwargs": optimizer.lr_scheduler_kwargs,
+        "warmup_steps": optimizer.warmup_steps or round(optimizer.warmup_ratio * total_steps),
+        "max_grad_norm": optimizer.max_grad_norm,
+        "bf16": model.dtype == "bfloat16",
+        "fp16": model.dtype == "float16",
+        "max_length": None,
+        "gradient_checkpointing": bool(model.gradient_checkpointing),
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "accelerator_config": {"use_configured_state": True},
+        "use_cpu": alone_on_cpu,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
     if config.engine.stage:
         zero = deepspeed_config(config, clip=True)
-        zero |= {"train_micro_batch_size_per_gpu": train.per_device_train_batch_size, "gradient_accumulation_steps": accumulation}
+        zero |= {
+            "train_micro_batch_size_per_gpu": train.per_device_train_batch_size,
+            "gradient_accumulation_steps": accumulation,
+        }
         settings["deepspeed"] = zero
     if config.method == "sft":
         return SFTConfig(**settings, completion_only_loss=True)
     dpo = config.dpo
     return DPOConfig(
-        **settings, beta=dpo.beta, loss_type=list(dpo.loss_type), loss_weights=list(dpo.loss_weights) if dpo.loss_weights else None,
+        **settings,
+        beta=dpo.beta,
+        loss_type=list(dpo.loss_type),
+        loss_weights=list(dpo.loss_weights) if dpo.loss_weights else None,
         label_smoothing=dpo.label_smoothing,
-    )  # fmt: skip
+    )

@@ -1,6 +1,7 @@
 """One worker of a run: builds the engine, restores the newest checkpoint, and runs the loop with its hooks.
 
-In: the config and folders prepared by the launcher, inside an initialised process group. Out: on every rank, the record of the run.
+In: the config and folders prepared by the launcher, inside an initialised process group. Out: on every rank, the record
+of the run.
 """
 
 import hashlib
@@ -54,7 +55,10 @@ SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError, SurveyError
 
 
 def run_worker(config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str]) -> dict[str, Any]:
-    """Train, evaluate and save one run, or what is left of it, on a node of this (address, id). Collective over the process group."""
+    """Train, evaluate and save one run, or what is left of it, on a node of this (address, id).
+
+    Collective over the process group.
+    """
     return Worker(config, folders, device, node).run()
 
 
@@ -78,10 +82,18 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
 def check_device(config: RunConfig, device: torch.device) -> None:
     """Raise ConfigError where this device cannot compute in the run's dtype."""
     if config.model.dtype == "float16" and device.type != "cuda":
-        raise ConfigError("model.dtype = float16 needs a CUDA device, this worker has none; allowed here: float32, bfloat16; nearest: bfloat16")
-    if config.model.dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            "model.dtype = float16 needs a CUDA device, this worker has none; allowed here: float32, bfloat16; nearest: bfloat16"
+        )
+    if (
+        config.model.dtype == "bfloat16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         name = torch.cuda.get_device_name(device)
-        raise ConfigError(f"model.dtype = bfloat16: {name} has no bf16 units; allowed there: float16, float32; nearest: float16")
+        raise ConfigError(
+            f"model.dtype = bfloat16: {name} has no bf16 units; allowed there: float16, float32; nearest: float16"
+        )
 
 
 @dataclass
@@ -109,10 +121,21 @@ class Worker:
         loop = self._build_loop(model, state, found.progress if found else Progress(data=self.data), self._hooks())
         del state  # three times the weights, which the engine has taken over
         progress = loop.progress
-        self._event("start", config=config.model_dump(mode="json"), versions=versions(), workers=world, total_steps=loop.total_steps,
-                    device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu")  # fmt: skip
+        self._event(
+            "start",
+            config=config.model_dump(mode="json"),
+            versions=versions(),
+            workers=world,
+            total_steps=loop.total_steps,
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+        )
         if attempt > 1:  # an attempt that died before its first checkpoint is taken back whole
-            self._event("resume", step=progress.step, position=(progress.epoch, progress.consumed), checkpoint=found.uri if found else None)
+            self._event(
+                "resume",
+                step=progress.step,
+                position=(progress.epoch, progress.consumed),
+                checkpoint=found.uri if found else None,
+            )
         self._event("inventory", **self.survey.to_json())
         if self.log:
             self.log.flush()  # an attempt that could not be counted must not begin
@@ -159,7 +182,8 @@ class Worker:
         periodic = every and step % every == 0 and not moment.metrics.skipped
         saving = moment.stopping or moment.last or moment.end_of_epoch or periodic
         metrics: dict[str, float] = {"loss": moment.metrics.loss}
-        saved = self._save(moment.progress, metrics) if saving else None  # first: an evaluation may need more memory than there is
+        # first: an evaluation may need more memory than there is
+        saved = self._save(moment.progress, metrics) if saving else None
         if due and self.folders.validation and not moment.stopping:
             metrics["accuracy"] = headline(self._evaluate(step), config)
             if config.evaluate.loss and config.method == "sft":
@@ -176,7 +200,8 @@ class Worker:
     def _save(self, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
         """The checkpoint on rank 0, None elsewhere. Collective."""
         state = self.engine.state()
-        return self._agree(lambda: self._write(state, progress, metrics))  # no worker goes on, and perhaps dies, before the checkpoint is whole
+        # no worker goes on, and perhaps dies, before the checkpoint is whole
+        return self._agree(lambda: self._write(state, progress, metrics))
 
     def _write(self, state: EngineState, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
         saved = None
@@ -205,8 +230,15 @@ class Worker:
         self.reports[step] = report
         if self.log is not None:
             write_predictions(predictions_uri(self.config.run_dir, step), report.predictions)
-            self._event("evaluate", step=step, accuracy=report.accuracy, counts=report.counts, samples=report.samples, left_out=report.left_out,
-                        metrics=report.metrics)  # fmt: skip
+            self._event(
+                "evaluate",
+                step=step,
+                accuracy=report.accuracy,
+                counts=report.counts,
+                samples=report.samples,
+                left_out=report.left_out,
+                metrics=report.metrics,
+            )
             for name, why in report.skipped.items():
                 self._event("skipped", what=f"metric {name}", why=why)
             self.log.flush()
@@ -218,12 +250,19 @@ class Worker:
         """What one worker does by itself: look at its device, lay the plans, read the model and the checkpoint."""
         check_device(self.config, self.device)
         self.plans = self._lay_plans()
-        if self.folders.validation and not pc.any(pc.greater(load_index(self.folders.validation, self.config)["tokens"], 0)).as_py():
-            raise PlanError(f"none of the validation conversations fits data.max_length = {self.config.data.max_length}; raise it, or lower image.longest_edge")
+        if (
+            self.folders.validation
+            and not pc.any(pc.greater(load_index(self.folders.validation, self.config)["tokens"], 0)).as_py()
+        ):
+            raise PlanError(
+                f"none of the validation conversations fits data.max_length = {self.config.data.max_length}; raise it, or lower image.longest_edge"
+            )
         self.data = self._data_fingerprint()
         if found is not None and found.progress.data != self.data:
-            raise ConfigError(f"run {self.config.name!r} stands at step {found.step} of other data, seed, batch or length settings: "
-                              "its position means nothing here; choose another name, or put the settings back")  # fmt: skip
+            raise ConfigError(
+                f"run {self.config.name!r} stands at step {found.step} of other data, seed, batch or length settings: "
+                "its position means nothing here; choose another name, or put the settings back"
+            )
         return self._load_model(), checkpoint.load_state(found) if found else None
 
     def _load_model(self) -> nn.Module:
@@ -234,7 +273,9 @@ class Worker:
         return leave_out(model, frozen_front(self.config)) if self.folders.sidecars.features else model
 
     def _agree(self, work: Callable[[], Any]) -> Any:
-        """The result of `work`; where it fails on one worker all raise its error, instead of waiting for the one that is gone."""
+        """The result of `work`; where it fails on one worker all raise its error, instead of waiting for the one that
+        is gone.
+        """
         result, error = None, None
         try:
             result = work()
@@ -253,7 +294,9 @@ class Worker:
 
         return ZeroEngine(model, objective_of(self.config), self.config, self.device, state)
 
-    def _build_loop(self, model: nn.Module, state: EngineState | None, progress: Progress, hooks: Sequence[Hook]) -> "Loop | TrlRun":
+    def _build_loop(
+        self, model: nn.Module, state: EngineState | None, progress: Progress, hooks: Sequence[Hook]
+    ) -> "Loop | TrlRun":
         config, flags = self.config, [storage.join(self.config.run_dir, flag) for flag in (STOP_FLAG, RESIZE_FLAG)]
 
         def stop() -> bool:
@@ -262,11 +305,15 @@ class Worker:
         if config.engine.name == "trl":
             from smolray.train.trl import TrlRun
 
-            self.engine = run = TrlRun(config, model.to(self.device), state, self.plans, self.folders.train, progress, hooks, stop)
+            self.engine = run = TrlRun(
+                config, model.to(self.device), state, self.plans, self.folders.train, progress, hooks, stop
+            )
             return run
         self.engine = engine = self._build_engine(model, state)
         open_stream = partial(self._open_stream, collate=None if engine.sees_images else "imageless")
-        return Loop(config, engine, self.plans, open_stream, progress, hooks, stop_requested=stop, dealer=self._dealer(engine))
+        return Loop(
+            config, engine, self.plans, open_stream, progress, hooks, stop_requested=stop, dealer=self._dealer(engine)
+        )
 
     def _order(self) -> tuple[int, ...] | None:
         """The ranks in the order of the pipeline's stages; None: as they are."""
@@ -284,11 +331,21 @@ class Worker:
     def _lay_plans(self) -> list[EpochPlan]:
         index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)
         check_kind(index, self.config.method)
-        return [lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)]
+        return [
+            lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)
+        ]
 
     def _open_stream(self, plan: EpochPlan, numbers: Sequence[int], collate: str | None) -> Stream:
         self._count_bytes()
-        self.stream = Stream(self.folders.train, plan, numbers, self.config, collate, consumers=dist.get_world_size(), sidecars=self.folders.sidecars)
+        self.stream = Stream(
+            self.folders.train,
+            plan,
+            numbers,
+            self.config,
+            collate,
+            consumers=dist.get_world_size(),
+            sidecars=self.folders.sidecars,
+        )
         return self.stream
 
     def _count_bytes(self) -> None:
@@ -299,11 +356,18 @@ class Worker:
     def _data_fingerprint(self) -> str:
         config = self.config
         encoder = cached_encoder(config.model, config.data, config.image)
-        parts = (read_manifest(self.folders.train).fingerprint, index_fingerprint(encoder), PlanLimits.of(config), config.seed)
+        parts = (
+            read_manifest(self.folders.train).fingerprint,
+            index_fingerprint(encoder),
+            PlanLimits.of(config),
+            config.seed,
+        )
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _newest(self) -> Checkpoint | None:
-        return checkpoint.latest(self.config.run_dir, skipped=lambda why: self._event("skipped", what="checkpoint", why=why))
+        return checkpoint.latest(
+            self.config.run_dir, skipped=lambda why: self._event("skipped", what="checkpoint", why=why)
+        )
 
     def _event(self, event: str, **fields: Any) -> None:
         if self.log is not None:
@@ -322,14 +386,29 @@ class Worker:
         workers: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(workers, mine)
         return {
-            "status": status, "steps": progress.step, "samples": progress.samples, "tokens": progress.tokens,
-            **evaluation_fields(report), "workers": workers,
-        }  # fmt: skip
+            "status": status,
+            "steps": progress.step,
+            "samples": progress.samples,
+            "tokens": progress.tokens,
+            **evaluation_fields(report),
+            "workers": workers,
+        }
 
 
 def versions() -> dict[str, str]:
     """What the run was made with."""
     from importlib.metadata import version
 
-    names = ("smolray", "ray", "torch", "transformers", "peft", "trl", "deepspeed", "bitsandbytes", "pyarrow", "datasets")
+    names = (
+        "smolray",
+        "ray",
+        "torch",
+        "transformers",
+        "peft",
+        "trl",
+        "deepspeed",
+        "bitsandbytes",
+        "pyarrow",
+        "datasets",
+    )
     return {"python": platform.python_version()} | {name: version(name) for name in names}

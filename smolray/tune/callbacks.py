@@ -1,4 +1,7 @@
-"""What Tune's driver asks of a search and tells it: which trial comes next, what became of it, whether to stop. In: the log. Out: lines of the log."""
+"""What Tune's driver asks of a search and tells it: which trial comes next, what became of it, whether to stop.
+
+In: the log. Out: lines of the log.
+"""
 
 import contextlib
 import os
@@ -36,7 +39,9 @@ class Unpickled:
 
 
 class Asked(Unpickled, tune.Stopper):
-    """`smolray stop` or Ctrl-C for a search: no trial starts any more, and the runs of those that go on are asked to save and stop."""
+    """`smolray stop` or Ctrl-C for a search: no trial starts any more, and the runs of those that go on are asked to
+    save and stop.
+    """
 
     def __init__(self, ledger: Ledger, runs: str):
         self.ledger, self.runs, self.heard, self.looked = ledger, runs, False, 0.0
@@ -57,7 +62,10 @@ class Asked(Unpickled, tune.Stopper):
 
     @contextlib.contextmanager
     def hearing_interrupts(self) -> Iterator[None]:
-        """Within it the first Ctrl-C asks the search to stop; the second one interrupts. Threads beside the main one hear none."""
+        """Within it the first Ctrl-C asks the search to stop; the second one interrupts.
+
+        Threads beside the main one hear none.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -66,7 +74,8 @@ class Asked(Unpickled, tune.Stopper):
         def hear(*_: Any) -> None:
             self.heard = True
             signal.signal(signal.SIGINT, former)
-            os.write(2, b"\nthe trials save and stop; Ctrl-C again does not wait for them\n")  # print may be what was interrupted
+            # print may be what was interrupted
+            os.write(2, b"\nthe trials save and stop; Ctrl-C again does not wait for them\n")
 
         signal.signal(signal.SIGINT, hear)
         try:
@@ -76,9 +85,13 @@ class Asked(Unpickled, tune.Stopper):
 
 
 class Queue(Unpickled, Searcher):
-    """What Tune asks for trials: those that an earlier session left first, then new ones; those that fit into no card are only written down."""
+    """What Tune asks for trials: those that an earlier session left first, then new ones; those that fit into no card
+    are only written down.
+    """
 
-    def __init__(self, proposer: Proposer, known: list[TrialRecord], total: int, pricer: Pricer, ledger: Ledger, asked: Asked):
+    def __init__(
+        self, proposer: Proposer, known: list[TrialRecord], total: int, pricer: Pricer, ledger: Ledger, asked: Asked
+    ):
         super().__init__()
         self.proposer, self.pricer, self.ledger, self.asked = proposer, pricer, ledger, asked
         self.interrupted = [t for t in known if not t.ended]
@@ -94,7 +107,13 @@ class Queue(Unpickled, Searcher):
         for number in self.fresh:
             settings = self.proposer.propose(number)
             price = self.pricer(settings)
-            self.ledger.write("trial", number=number, run=f"{self.ledger.name}-{number}", settings=settings, gpu_minutes=price.gpu_minutes if price else None)
+            self.ledger.write(
+                "trial",
+                number=number,
+                run=f"{self.ledger.name}-{number}",
+                settings=settings,
+                gpu_minutes=price.gpu_minutes if price else None,
+            )
             if price is None or not price.lacks:
                 return {**settings, "number": number, "reported": 0}
             self.ledger.write("end", number=number, status="failed", reason=price.lacks)
@@ -131,13 +150,22 @@ class Scribe(Unpickled, tune.Callback):
         """Before the first step, and again after an exploit."""
         self.board.show()
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """An evaluated checkpoint, or the end."""
         number, record = number_of(trial), self.ledger.trials[number_of(trial)]
         if result["run"] != record.run:
             origin = result["origin"]
-            self.ledger.write("exploit", number=number, run=result["run"], origin=origin["copied"], hash=origin["hash"], step=origin["step"],
-                              settings=result["settings"])  # fmt: skip
+            self.ledger.write(
+                "exploit",
+                number=number,
+                run=result["run"],
+                origin=origin["copied"],
+                hash=origin["hash"],
+                step=origin["step"],
+                settings=result["settings"],
+            )
         if not result["failed"]:
             names = ("report", "run", "step", "accuracy", "loss", "seconds", "memory_bytes", "workers")
             self.ledger.write("report", number=number, **{name: result[name] for name in names if name in result})

@@ -1,4 +1,7 @@
-"""What a person sees of a search while it goes on: a live table in a terminal, a line for each report elsewhere. In: the log. Out: text."""
+"""What a person sees of a search while it goes on: a live table in a terminal, a line for each report elsewhere.
+
+In: the log. Out: text.
+"""
 
 from typing import Any
 
@@ -58,7 +61,13 @@ def trials_table(trials: list[TrialRecord], config: RunConfig, space: Space, tot
     assert config.search is not None
     metric, best = config.search.metric, best_trial(trials, config.search.metric)
     ended = sum(t.ended for t in trials)
-    table = Table(box=None, pad_edge=False, header_style="dim", title=f"{config.name}: {ended} of {total} trials ended", title_justify="left")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+        title=f"{config.name}: {ended} of {total} trials ended",
+        title_justify="left",
+    )
     for column in ("trial", "state", "reports", "step", metric, "training"):
         table.add_column(column, justify="left" if column == "state" else "right")
     table.add_column("settings", overflow="fold")
@@ -67,10 +76,14 @@ def trials_table(trials: list[TrialRecord], config: RunConfig, space: Space, tot
         shown = "-" if value is None else f"{value:.4f}"
         colour = COLOURS[trial.status]
         table.add_row(
-            str(trial.number), f"[{colour}]{trial.status}[/]", f"{trial.reports[-1]['report'] if trial.reports else 0}/{longest(config, space)}",
-            str(trial.steps), f"[bold green]{shown}[/]" if trial is best else shown, duration(trial.seconds),
+            str(trial.number),
+            f"[{colour}]{trial.status}[/]",
+            f"{trial.reports[-1]['report'] if trial.reports else 0}/{longest(config, space)}",
+            str(trial.steps),
+            f"[bold green]{shown}[/]" if trial is best else shown,
+            duration(trial.seconds),
             escape(trial.reason or settings_line(trial.settings)),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -86,7 +99,10 @@ def trial_line(trial: TrialRecord, config: RunConfig) -> str:
 
 def settings_line(settings: dict[str, Any]) -> str:
     """`learning_rate=0.0003 r=8`"""
-    return " ".join(f"{key.rsplit('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}" for key, value in settings.items())
+    return " ".join(
+        f"{key.rsplit('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}"
+        for key, value in settings.items()
+    )
 
 
 def _stand(trial: TrialRecord) -> tuple[str, str, int]:
@@ -95,11 +111,15 @@ def _stand(trial: TrialRecord) -> tuple[str, str, int]:
 
 def result_lines(result: dict[str, Any], folder: str) -> list[str]:
     """What a search has to say at the end of a session, from its result.json."""
-    lines = [f"{result['trials']} trials, {result['steps']:,} steps, {result['worker_minutes']:.1f} worker minutes of training"]
+    lines = [
+        f"{result['trials']} trials, {result['steps']:,} steps, {result['worker_minutes']:.1f} worker minutes of training"
+    ]
     if result["left"]:
         lines.append(f"interrupted: {result['left']} trials have not ended; the same name goes on with them")
     lines += [f"trial {number} failed: {reason}" for number, reason in result["failed"].items()]
     if best := result.get("best"):
-        lines.append(f"best: trial {best['number']} (run {best['run']}), {result['metric']} {best[result['metric']]:.4f}, {settings_line(best['settings'])}")
+        lines.append(
+            f"best: trial {best['number']} (run {best['run']}), {result['metric']} {best[result['metric']]:.4f}, {settings_line(best['settings'])}"
+        )
         lines.append(f"train with it: smolray train --config {best['config']}")
     return [*lines, f"report: {folder}/report.html"]

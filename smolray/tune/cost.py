@@ -16,15 +16,22 @@ from smolray.planner.statistics import DataStatistics
 
 @dataclass(frozen=True)
 class Price:
-    """`gpu_minutes`: of training, on the kind of card where it is cheapest; `lacks`: why it fits into none, empty where it fits."""
+    """`gpu_minutes`: of training, on the kind of card where it is cheapest; `lacks`: why it fits into none, empty where
+    it fits.
+    """
 
     gpu_minutes: float
     lacks: str = ""
 
 
 def price(config: RunConfig, shape: ModelShape, statistics: DataStatistics, cards: Sequence[Card]) -> Price | None:
-    """The price of a trial as it is written, its workers on cards of one kind. None: the planner has no say (no cards, another engine)."""
-    found = [candidate for card in dict.fromkeys(cards) if (candidate := _on(config, shape, statistics, card)) is not None]
+    """The price of a trial as it is written, its workers on cards of one kind.
+
+    None: the planner has no say (no cards, another engine).
+    """
+    found = [
+        candidate for card in dict.fromkeys(cards) if (candidate := _on(config, shape, statistics, card)) is not None
+    ]
     if not found:
         return None
     fitting = [candidate for candidate in found if candidate.fits]

@@ -3,9 +3,9 @@
 In: what the driver sees of each trial. Out: a TrialRecord for each, as far as it got.
 
 Kinds: start (trials, slots) and over (stopped) of a session, trial (number, run, settings, gpu_minutes: as planned),
-report (number, report, run, step, accuracy, loss, seconds, memory_bytes, workers), exploit (number, run, origin, hash, step, settings),
-end (number, status: finished | stopped | failed, reason).
-`report` counts 1, 2, … over the life of the weights: a trial that exploits another goes on from the other's count.
+report (number, report, run, step, accuracy, loss, seconds, memory_bytes, workers), exploit (number, run, origin, hash,
+step, settings), end (number, status: finished | stopped | failed, reason). `report` counts 1, 2, … over the life of the
+weights: a trial that exploits another goes on from the other's count.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,10 @@ class TrialRecord:
         return self.seconds * int(self.reports[-1].get("workers", 1)) / 60 if self.reports else 0.0
 
     def value(self, metric: str) -> float | None:
-        """The best it has reached; None for one that failed or has not reported. A failed trial keeps its reports, but nobody wants it."""
+        """The best it has reached; None for one that failed or has not reported.
+
+        A failed trial keeps its reports, but nobody wants it.
+        """
         found = [report[metric] for report in self.reports if report.get(metric) is not None]
         return None if self.status == "failed" or not found else (min(found) if metric == "loss" else max(found))
 
@@ -72,7 +75,8 @@ class Ledger(EventLog):
     """Appends to the log of the search in `folder`; a report that is there already is not written again."""
 
     def __init__(self, folder: str):
-        super().__init__(folder, flush_seconds=0.0, file=FILE)  # a few lines a trial, and nothing comes after the last one
+        # a few lines a trial, and nothing comes after the last one
+        super().__init__(folder, flush_seconds=0.0, file=FILE)
         self.folder, self.name = folder, folder.rstrip("/").rsplit("/", 1)[-1]
         self.trials = {t.number: t for t in read_trials(folder)}
 
@@ -97,7 +101,9 @@ def apply(trials: dict[int, TrialRecord], event: Event) -> None:
     """Lay one event of the log over the records."""
     kind = event["event"]
     if kind == "trial":
-        trials[event["number"]] = TrialRecord(event["number"], event["run"], event["settings"], gpu_minutes=event.get("gpu_minutes"))
+        trials[event["number"]] = TrialRecord(
+            event["number"], event["run"], event["settings"], gpu_minutes=event.get("gpu_minutes")
+        )
     elif kind == "report":
         trials[event["number"]].reports.append(event)
     elif kind == "exploit":

@@ -1,4 +1,7 @@
-"""Parallel coordinates as inline SVG: an axis for each setting and one for the metric, a line for each trial. In: trials. Out: markup that needs no script."""
+"""Parallel coordinates as inline SVG: an axis for each setting and one for the metric, a line for each trial.
+
+In: trials. Out: markup that needs no script.
+"""
 
 import json
 import math
@@ -13,8 +16,14 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1000, 300, 60, 60, 20, 34
 
 
 def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, metric: str) -> str:
-    """A figure; the better a trial, the stronger its line, the best in a colour of its own. Trials without a value are left out."""
-    valued = sorted(((v, t) for t in trials if (v := t.value(metric)) is not None), key=lambda p: (-p[0] if metric == "loss" else p[0], -p[1].number))
+    """A figure; the better a trial, the stronger its line, the best in a colour of its own.
+
+    Trials without a value are left out.
+    """
+    valued = sorted(
+        ((v, t) for t in trials if (v := t.value(metric)) is not None),
+        key=lambda p: (-p[0] if metric == "loss" else p[0], -p[1].number),
+    )
     if not valued:
         return ""
     values = [value for value, _ in valued]
@@ -29,11 +38,15 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, metric: st
     for number, (key, draw) in enumerate(axes):
         x = LEFT + number * step
         body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        body.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - (14 if number % 2 else 2)}" text-anchor="middle">{escape(key.rsplit(".", 1)[-1])}</text>')
+        body.append(
+            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - (14 if number % 2 else 2)}" text-anchor="middle">{escape(key.rsplit(".", 1)[-1])}</text>'
+        )
         body += [_tick(x, at(_share(draw, value)), _shown(value)) for value in draw.extremes]
     x = LEFT + len(axes) * step
     body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    body.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - (14 if len(axes) % 2 else 2)}" text-anchor="middle">{escape(metric)}</text>')
+    body.append(
+        f'<text class="tick" x="{x:.1f}" y="{HEIGHT - (14 if len(axes) % 2 else 2)}" text-anchor="middle">{escape(metric)}</text>'
+    )
     body += [_tick(x, at(share), f"{value:.4g}") for share, value in {(0.0, low), (1.0, high)}]
     for rank, (value, trial) in enumerate(valued):
         spots = [(LEFT + n * step, at(_share(draw, trial.settings[key]))) for n, (key, draw) in enumerate(axes)]
@@ -41,17 +54,23 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, metric: st
         best = rank == len(valued) - 1
         strength = 1.0 if best else 0.15 + 0.55 * rank / len(valued)
         points = " ".join(f"{px:.1f},{py:.1f}" for px, py in spots)
-        told = f"trial {trial.number}: {metric} {value:.4g}; " + ", ".join(f"{k}={_shown(v)}" for k, v in trial.settings.items())
+        told = f"trial {trial.number}: {metric} {value:.4g}; " + ", ".join(
+            f"{k}={_shown(v)}" for k, v in trial.settings.items()
+        )
         style = f'class="line {"s1" if best else "s0"}" style="opacity:{strength:.2f}"'
         body.append(f'<polyline {style} points="{points}"><title>{escape(told)}</title></polyline>')
-    return (f'<figure class="chart"><figcaption>Settings and {escape(metric)} of each trial</figcaption>'
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="parallel coordinates">{"".join(body)}</svg></figure>')  # fmt: skip
+    return (
+        f'<figure class="chart"><figcaption>Settings and {escape(metric)} of each trial</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="parallel coordinates">{"".join(body)}</svg></figure>'
+    )
 
 
 def _share(draw: Draw, value: Any) -> float:
     """Where a value stands between the ends of its axis, 0..1."""
     if draw.values:
-        return draw.values.index(value) / (len(draw.values) - 1) if value in draw.values and len(draw.values) > 1 else 0.5
+        return (
+            draw.values.index(value) / (len(draw.values) - 1) if value in draw.values and len(draw.values) > 1 else 0.5
+        )
     if draw.kind == "loguniform":
         return (math.log(value) - math.log(draw.low)) / (math.log(draw.high) - math.log(draw.low))
     return (value - draw.low) / (draw.high - draw.low)

@@ -1,6 +1,9 @@
-"""What to try next: random draws, a grid, or Optuna's TPE. In: a space and what the trials so far have reached. Out: settings by trial number.
+"""What to try next: random draws, a grid, or Optuna's TPE.
 
-A resumed search proposes the same: draws follow the seed and the trial's number, Optuna is told of the trials in the log.
+In: a space and what the trials so far have reached. Out: settings by trial number.
+
+A resumed search proposes the same: draws follow the seed and the trial's number, Optuna is told of the trials in the
+log.
 """
 
 import itertools
@@ -39,7 +42,10 @@ class Listed:
     def __init__(self, config: RunConfig, space: Space):
         assert config.search is not None
         if config.search.algorithm == "grid":
-            self.settings = [dict(zip(space, values, strict=True)) for values in itertools.product(*(d.values for d in space.values()))]
+            self.settings = [
+                dict(zip(space, values, strict=True))
+                for values in itertools.product(*(d.values for d in space.values()))
+            ]
         else:
             grid = combinations(space)
             draws = {key: draw for key, draw in space.items() if draw.kind != "grid"}
@@ -90,11 +96,16 @@ def new_study(config: RunConfig, trials: int) -> Any:
 
     assert config.search is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions: Any = ["maximize" if config.search.metric == "accuracy" else "minimize"] + ["minimize"] * bool(config.search.second_objective)
+    directions: Any = ["maximize" if config.search.metric == "accuracy" else "minimize"] + ["minimize"] * bool(
+        config.search.second_objective
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # A third of the trials at random, then TPE; running trials count as bad, so that two at a time do not try the same.
-        sampler = optuna.samplers.TPESampler(n_startup_trials=min(10, max(3, trials // 3)), constant_liar=True, seed=config.seed)
+        # A third of the trials at random, then TPE; running trials count as bad, so that two at a time do not try the
+        # same.
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=min(10, max(3, trials // 3)), constant_liar=True, seed=config.seed
+        )
         return optuna.create_study(directions=directions, sampler=sampler)
 
 
@@ -105,7 +116,9 @@ def past_trial(space: Space, trial: TrialRecord, values: Sequence[float]) -> Any
     if set(trial.settings) != set(space):
         return None
     params = {key: _write(draw, trial.settings[key]) for key, draw in space.items()}
-    return optuna.trial.create_trial(params=params, distributions={k: distribution(d) for k, d in space.items()}, values=list(values))
+    return optuna.trial.create_trial(
+        params=params, distributions={k: distribution(d) for k, d in space.items()}, values=list(values)
+    )
 
 
 def distribution(draw: Draw) -> Any:

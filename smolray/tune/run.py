@@ -1,7 +1,8 @@
 """A search: Ray Tune over trials that are ordinary runs, side by side as far as the cluster reaches.
 
-In: a RunConfig with a `search` section. Out: `<storage>/<name>/` with trials.jsonl, best.yaml and report.html, and a run for each trial beside it.
-The same name again goes on: what is in the log is not tried twice, and trials that had begun go on from their checkpoints.
+In: a RunConfig with a `search` section. Out: `<storage>/<name>/` with trials.jsonl, best.yaml and report.html, and a
+run for each trial beside it. The same name again goes on: what is in the log is not tried twice, and trials that had
+begun go on from their checkpoints.
 """
 
 import json
@@ -40,8 +41,10 @@ from smolray.tune.space import Draw, Settings, Space, longest, read_space, total
 from smolray.tune.trial import ORIGIN, RunTrial
 
 STORED = "search.yaml"
-CHANGEABLE = ("num_samples", "max_concurrent", "train_best")  # of the search section, between two sessions of one search
-DRIVER = {"CPU": 0.0, "memory": 1.0}  # one byte: a trial's driver waits for its run, and a CPU of its own could starve that run's data tasks
+# of the search section, between two sessions of one search
+CHANGEABLE = ("num_samples", "max_concurrent", "train_best")
+# one byte: a trial's driver waits for its run, and a CPU of its own could starve that run's data tasks
+DRIVER = {"CPU": 0.0, "memory": 1.0}
 HYPERBAND_BRACKETS = 3
 OF_A_RUN = ("events.jsonl", "config.yaml", ORIGIN, STORED)
 
@@ -49,8 +52,8 @@ OF_A_RUN = ("events.jsonl", "config.yaml", ORIGIN, STORED)
 def search_run(config: RunConfig) -> dict[str, Any]:
     """Search to the end. Returns what `result.json` of the search holds.
 
-    Raises ConfigError before any trial starts where the space has a fault or the name belongs to another search, and ResourcesError where not
-    even one trial fits into the cluster.
+    Raises ConfigError before any trial starts where the space has a fault or the name belongs to another search, and
+    ResourcesError where not even one trial fits into the cluster.
     """
     began = time.time()
     space = read_space(config)
@@ -66,8 +69,10 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     check_resources(base, ray.cluster_resources())
     slots = concurrency(base, ray.nodes())
     if config.search.scheduler == "pbt" and total > slots:
-        raise ResourcesError(f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
-                                    f"nearest: {f'search.num_samples={slots}' if slots > 1 else 'search.scheduler=asha'}")  # fmt: skip
+        raise ResourcesError(
+            f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
+            f"nearest: {f'search.num_samples={slots}' if slots > 1 else 'search.scheduler=asha'}"
+        )
     storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
     clear_stop(folder)
     base, folders = prepare_data(base)  # once, for all trials
@@ -85,7 +90,9 @@ def unended(ledger: Ledger, total: int) -> int:
     return sum(not t.ended for t in ledger.trials.values()) + max(0, total - len(ledger.trials))
 
 
-def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, board: Board, slots: int, total: int) -> None:
+def run_trials(
+    base: RunConfig, folders: Folders, space: Space, ledger: Ledger, board: Board, slots: int, total: int
+) -> None:
     """Run what the log does not yet have the end of."""
     search = base.search
     assert search is not None
@@ -117,14 +124,22 @@ def run_trials(base: RunConfig, folders: Folders, space: Space, ledger: Ledger, 
         tune.with_resources(tune.with_parameters(RunTrial, base=base.model_dump(mode="json")), DRIVER),
         param_space=param_space,
         tune_config=tune.TuneConfig(
-            num_samples=1 if search.scheduler == "pbt" else left, scheduler=scheduler, trial_name_creator=lambda t: f"{base.name}-{t.config['number']}",
-            trial_dirname_creator=lambda t: f"{base.name}-{t.config['number']}", **settings,
+            num_samples=1 if search.scheduler == "pbt" else left,
+            scheduler=scheduler,
+            trial_name_creator=lambda t: f"{base.name}-{t.config['number']}",
+            trial_dirname_creator=lambda t: f"{base.name}-{t.config['number']}",
+            **settings,
         ),
         run_config=tune.RunConfig(
-            name=f"{base.name}-{int(time.time())}", storage_path=path, storage_filesystem=notes, verbose=0,
-            failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS), callbacks=[Scribe(ledger, board, proposer, asked)], stop=asked,
+            name=f"{base.name}-{int(time.time())}",
+            storage_path=path,
+            storage_filesystem=notes,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS),
+            callbacks=[Scribe(ledger, board, proposer, asked)],
+            stop=asked,
         ),
-    )  # fmt: skip
+    )
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's ends the trials before they have saved
     with board, asked.hearing_interrupts():
         tuner.fit()
@@ -134,7 +149,9 @@ def make_pricer(base: RunConfig, folders: Folders, nodes: list[dict[str, Any]]) 
     """Prices a trial's settings on the cards of the cluster that the planner knows; None where it has no say."""
     cards: list[Card] = []
     for node in nodes:
-        kinds = [name.removeprefix("accelerator_type:") for name in node["Resources"] if name.startswith("accelerator_type:")]
+        kinds = [
+            name.removeprefix("accelerator_type:") for name in node["Resources"] if name.startswith("accelerator_type:")
+        ]
         if node["Alive"] and kinds and node["Resources"].get("GPU", 0) > 0:
             try:
                 cards.append(find_card(kinds[0]))
@@ -148,19 +165,33 @@ def make_pricer(base: RunConfig, folders: Folders, nodes: list[dict[str, Any]]) 
         run = with_settings(base, settings)
         shape = shape_of(run.model)
         retiled = (run.image, run.data, run.model.path) != (base.image, base.data, base.model.path)
-        return price(run, shape, replace(DataStatistics.default(run, shape), samples=counted.samples) if retiled else counted, cards)
+        return price(
+            run,
+            shape,
+            replace(DataStatistics.default(run, shape), samples=counted.samples) if retiled else counted,
+            cards,
+        )
 
     return pricer
 
 
 def trial_base(config: RunConfig) -> RunConfig:
-    """The run that settings are laid over: an elastic one with as few workers as it allows, so that more trials stand side by side."""
+    """The run that settings are laid over: an elastic one with as few workers as it allows, so that more trials stand
+    side by side.
+    """
     low, high = config.resources.workers
     resources = config.resources.model_copy(update={"num_workers": low})
-    train = config.train.model_copy(update={"global_batch": config.global_batch, "gradient_accumulation_steps": 1}) if low != high else config.train
-    keep = max(config.checkpoint.save_total_limit, 4 if config.search and config.search.scheduler == "pbt" else 1)  # what others may still want to copy
+    train = (
+        config.train.model_copy(update={"global_batch": config.global_batch, "gradient_accumulation_steps": 1})
+        if low != high
+        else config.train
+    )
+    # what others may still want to copy
+    keep = max(config.checkpoint.save_total_limit, 4 if config.search and config.search.scheduler == "pbt" else 1)
     kept = config.checkpoint.model_copy(update={"save_total_limit": keep})
-    asked = config.evaluate.model_copy(update={"loss": config.evaluate.loss or bool(config.search and config.search.metric == "loss")})
+    asked = config.evaluate.model_copy(
+        update={"loss": config.evaluate.loss or bool(config.search and config.search.metric == "loss")}
+    )
     return config.model_copy(update={"resources": resources, "train": train, "checkpoint": kept, "evaluate": asked})
 
 
@@ -182,21 +213,30 @@ def make_scheduler(config: RunConfig, space: Space) -> TrialScheduler:
     """Tune's scheduler for `config.search`. Time is counted in reports."""
     search = config.search
     assert search is not None
-    goal: dict[str, Any] = {"metric": search.metric, "mode": "min" if search.metric == "loss" else "max", "time_attr": "report"}
+    goal: dict[str, Any] = {
+        "metric": search.metric,
+        "mode": "min" if search.metric == "loss" else "max",
+        "time_attr": "report",
+    }
     if search.scheduler == "none":
         return FIFOScheduler()
     if search.scheduler == "pbt":
         return PopulationBasedTraining(
-            **goal, perturbation_interval=search.perturbation_interval, hyperparam_mutations={key: domain(draw) for key, draw in space.items()},
-            custom_explore_fn=Bounds(space), log_config=False,
-        )  # fmt: skip
+            **goal,
+            perturbation_interval=search.perturbation_interval,
+            hyperparam_mutations={key: domain(draw) for key, draw in space.items()},
+            custom_explore_fn=Bounds(space),
+            log_config=False,
+        )
     top = longest(config, space)
     brackets = HYPERBAND_BRACKETS if search.scheduler == "hyperband" else 1
     while brackets > 1 and search.grace_period * search.reduction_factor ** (brackets - 1) > top:
         brackets -= 1  # a bracket whose first rung lies beyond the end would stop nobody
     # One more than the last report: a trial ends by itself, with its result written, and is not cut off there.
     grace = min(search.grace_period, top)
-    return AsyncHyperBandScheduler(**goal, max_t=top + 1, grace_period=grace, reduction_factor=search.reduction_factor, brackets=brackets)
+    return AsyncHyperBandScheduler(
+        **goal, max_t=top + 1, grace_period=grace, reduction_factor=search.reduction_factor, brackets=brackets
+    )
 
 
 class Bounds:
@@ -241,7 +281,9 @@ def refuse_other_search(config: RunConfig, folder: str) -> None:
     path = storage.join(folder, STORED)
     if not storage.exists(path):
         if storage.exists(storage.join(folder, "events.jsonl")):
-            raise ConfigError(f"name = {config.name!r} is a run under {config.storage}; choose another name for the search")
+            raise ConfigError(
+                f"name = {config.name!r} is a run under {config.storage}; choose another name for the search"
+            )
         return
     stored, now = yaml.safe_load(storage.read_bytes(path)), config.model_dump(mode="json")
     for record, run in ((stored, load_config(path)), (now, config)):
@@ -249,21 +291,37 @@ def refuse_other_search(config: RunConfig, folder: str) -> None:
         record["train"]["global_batch"] = run.global_batch
         for key in CHANGEABLE:
             record["search"].pop(key)
-    differ = sorted(f"{section}{'' if name is None else f'.{name}'}" for section in now for name in _differences(stored.get(section), now[section]))
+    differ = sorted(
+        f"{section}{'' if name is None else f'.{name}'}"
+        for section in now
+        for name in _differences(stored.get(section), now[section])
+    )
     if differ:
-        raise ConfigError(f"search {config.name!r} was begun with other settings of {', '.join(differ)}: its trials could not be compared; "
-                          f"choose another name, or put them back ({path})")  # fmt: skip
+        raise ConfigError(
+            f"search {config.name!r} was begun with other settings of {', '.join(differ)}: its trials could not be compared; "
+            f"choose another name, or put them back ({path})"
+        )
 
 
 def refuse_strays(config: RunConfig, folder: str, total: int) -> None:
-    """Raise ConfigError where a run that is not of this search has the name of one of its trials: the trial would go on with what it holds."""
+    """Raise ConfigError where a run that is not of this search has the name of one of its trials: the trial would go on
+    with what it holds.
+    """
     known = {trial.number for trial in read_trials(folder)}
     pattern = re.compile(re.escape(config.name) + r"-([1-9]\d*)(-g\d+)?")
-    named = [name for name in storage.list_dirs(config.storage) if (m := pattern.fullmatch(name)) and int(m[1]) <= total and int(m[1]) not in known]
-    strays = [name for name in named if any(storage.exists(storage.join(config.storage, name, file)) for file in OF_A_RUN)]
+    named = [
+        name
+        for name in storage.list_dirs(config.storage)
+        if (m := pattern.fullmatch(name)) and int(m[1]) <= total and int(m[1]) not in known
+    ]
+    strays = [
+        name for name in named if any(storage.exists(storage.join(config.storage, name, file)) for file in OF_A_RUN)
+    ]
     if strays:
-        raise ConfigError(f"under {config.storage} stand runs called as trials of search {config.name!r}, whose log does not know them: {', '.join(strays)}; "
-                          "choose another name for the search, or move them away")  # fmt: skip
+        raise ConfigError(
+            f"under {config.storage} stand runs called as trials of search {config.name!r}, whose log does not know them: {', '.join(strays)}; "
+            "choose another name for the search, or move them away"
+        )
 
 
 def _differences(one: Any, other: Any) -> list[str | None]:
@@ -273,12 +331,20 @@ def _differences(one: Any, other: Any) -> list[str | None]:
 
 
 def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
-    """The run of a trial under a name of its own, on the workers of `config` and with the batch that the trial had, whatever their number."""
+    """The run of a trial under a name of its own, on the workers of `config` and with the batch that the trial had,
+    whatever their number.
+    """
     run = with_settings(trial_base(config), trial.settings)
     had = load_config(storage.join(config.storage, trial.run, "config.yaml"))
-    batch = {"global_batch": had.global_batch, "gradient_accumulation_steps": 1, "per_device_train_batch_size": had.train.per_device_train_batch_size}
+    batch = {
+        "global_batch": had.global_batch,
+        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": had.train.per_device_train_batch_size,
+    }
     name = f"{config.name}-best{trial.run.removeprefix(config.name)}"  # of this trial: another best is another run
-    return run.model_copy(update={"name": name, "train": run.train.model_copy(update=batch), "resources": config.resources})
+    return run.model_copy(
+        update={"name": name, "train": run.train.model_copy(update=batch), "resources": config.resources}
+    )
 
 
 def finish(config: RunConfig, space: Space, ledger: Ledger, total: int, seconds: float) -> dict[str, Any]:
@@ -288,15 +354,30 @@ def finish(config: RunConfig, space: Space, ledger: Ledger, total: int, seconds:
     trials = [ledger.trials[n] for n in sorted(ledger.trials)]
     best = best_trial(trials, search.metric)
     result: dict[str, Any] = {
-        "name": config.name, "metric": search.metric, "trials": len(trials), "steps": sum(t.steps for t in trials), "seconds": round(seconds, 1),
-        "worker_minutes": round(sum(t.worker_minutes for t in trials), 2), "failed": {t.number: t.reason for t in trials if t.status == "failed"},
+        "name": config.name,
+        "metric": search.metric,
+        "trials": len(trials),
+        "steps": sum(t.steps for t in trials),
+        "seconds": round(seconds, 1),
+        "worker_minutes": round(sum(t.worker_minutes for t in trials), 2),
+        "failed": {t.number: t.reason for t in trials if t.status == "failed"},
         "left": unended(ledger, total),
-    }  # fmt: skip
+    }
     if best is not None:
         value = best.value(search.metric)
         path = storage.join(ledger.folder, "best.yaml")
-        result["best"] = {"number": best.number, "run": best.run, search.metric: value, "settings": best.settings, "config": path}
-        changed = " Its settings changed on the way (trials.jsonl has them): this is where they ended." if best.exploits else ""
+        result["best"] = {
+            "number": best.number,
+            "run": best.run,
+            search.metric: value,
+            "settings": best.settings,
+            "config": path,
+        }
+        changed = (
+            " Its settings changed on the way (trials.jsonl has them): this is where they ended."
+            if best.exploits
+            else ""
+        )
         head = f"# Trial {best.number} of search {config.name}: {search.metric} {value:.6g} after {best.steps} steps.{changed}\n"
         storage.write_bytes(path, (head + to_yaml(best_config(config, best))).encode())
     storage.write_bytes(storage.join(ledger.folder, "result.json"), json.dumps(result, indent=1).encode())

@@ -1,6 +1,7 @@
 """The space of a search, checked against the run's own types and limits before any trial starts.
 
-In: a RunConfig with its `search` section. Out: a Draw for each dotted key, and the RunConfig of any settings drawn from them. Pure.
+In: a RunConfig with its `search` section. Out: a Draw for each dotted key, and the RunConfig of any settings drawn from
+them. Pure.
 """
 
 import difflib
@@ -17,9 +18,22 @@ from smolray.config import ConfigError, RunConfig, check_run, explain
 
 RANGES, LISTS = ("loguniform", "uniform", "int"), ("choice", "grid")
 KINDS = (*RANGES, *LISTS)
-FIXED = ("name", "storage", "seed", "search", "resources", "evaluate", "data.train", "data.validation")  # what makes trials comparable
-SHARDED = tuple(f"data.{name}" for name in (
-    "shards", "format", "columns", "prompt", "split", "revision", "max_bad_fraction", "max_image_pixels", "shard_bytes"))  # fmt: skip
+# what makes trials comparable
+FIXED = ("name", "storage", "seed", "search", "resources", "evaluate", "data.train", "data.validation")
+SHARDED = tuple(
+    f"data.{name}"
+    for name in (
+        "shards",
+        "format",
+        "columns",
+        "prompt",
+        "split",
+        "revision",
+        "max_bad_fraction",
+        "max_image_pixels",
+        "shard_bytes",
+    )
+)
 # What may change in the middle of a run: neither the shapes of its tensors nor the order of its data.
 PERTURBED = ("optimizer.", "lora.lora_dropout", "dpo.beta", "dpo.label_smoothing", "dpo.loss_weights")
 MAX_COMBINATIONS = 512  # combinations of extreme values tried against the run's rules
@@ -29,7 +43,9 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Draw:
-    """How values of one key are drawn: a range for loguniform, uniform and int (`high` included), `values` for choice and grid."""
+    """How values of one key are drawn: a range for loguniform, uniform and int (`high` included), `values` for choice
+    and grid.
+    """
 
     kind: str
     low: float = 0.0
@@ -60,10 +76,13 @@ Space = dict[str, Draw]
 def default_space(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     """The ranges of the published SmolVLM recipes, as the YAML of `search.space`."""
     space: dict[str, dict[str, list[Any]]] = {
-        "optimizer.learning_rate": {"loguniform": [2e-5, 5e-4]}, "train.per_device_train_batch_size": {"choice": [4, 8, 16]},
-        "train.num_train_epochs": {"int": [3, 5]}, "optimizer.warmup_ratio": {"uniform": [0.0, 0.1]},
-        "optimizer.weight_decay": {"uniform": [0.0, 0.1]}, "image.longest_edge": {"choice": [512, 1024, 1536]},
-    }  # fmt: skip
+        "optimizer.learning_rate": {"loguniform": [2e-5, 5e-4]},
+        "train.per_device_train_batch_size": {"choice": [4, 8, 16]},
+        "train.num_train_epochs": {"int": [3, 5]},
+        "optimizer.warmup_ratio": {"uniform": [0.0, 0.1]},
+        "optimizer.weight_decay": {"uniform": [0.0, 0.1]},
+        "image.longest_edge": {"choice": [512, 1024, 1536]},
+    }
     if config.lora is not None:
         space |= {"lora.r": {"choice": [8, 16, 32]}, "lora.lora_alpha": {"choice": [8, 16, 32]}}
         space |= {"lora.lora_dropout": {"uniform": [0.0, 0.1]}} if config.method == "sft" else {}
@@ -73,8 +92,8 @@ def default_space(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
 def read_space(config: RunConfig) -> Space:
     """The checked space of `config.search`.
 
-    Raises ConfigError with one line for each key that no trial could use: no setting of a run, not a way to draw, an empty range, a value or a
-    combination that the config refuses.
+    Raises ConfigError with one line for each key that no trial could use: no setting of a run, not a way to draw, an
+    empty range, a value or a combination that the config refuses.
     """
     if config.search is None:
         raise ConfigError("search is not set: a search needs a section `search`, such as search={num_samples: 12}")
@@ -106,7 +125,9 @@ def combinations(space: Space) -> list[Settings]:
 
 
 def total_trials(config: RunConfig, space: Space) -> int:
-    """How many trials the search has: every combination of the grid keys, each `num_samples` times (algorithm grid: once)."""
+    """How many trials the search has: every combination of the grid keys, each `num_samples` times (algorithm grid:
+    once).
+    """
     assert config.search is not None
     if config.search.algorithm == "grid":
         return math.prod(len(draw.values) for draw in space.values())
@@ -123,16 +144,24 @@ def longest(config: RunConfig, space: Space) -> int:
 def _read_draw(config: RunConfig, key: str, way: dict[str, Any]) -> Draw:
     where = f"search.space.{key} = {way!r}"
     if len(way) != 1:
-        raise ConfigError(f"{where}: expected one way to draw, such as {{loguniform: [1e-5, 1e-3]}}; allowed: {', '.join(KINDS)}")
+        raise ConfigError(
+            f"{where}: expected one way to draw, such as {{loguniform: [1e-5, 1e-3]}}; allowed: {', '.join(KINDS)}"
+        )
     (kind, values), *_ = way.items()
     if kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.4)
-        raise ConfigError(f"{where}: {kind!r} is not a way to draw; allowed: {', '.join(KINDS)}{f'; nearest: {near[0]}' if near else ''}")
+        raise ConfigError(
+            f"{where}: {kind!r} is not a way to draw; allowed: {', '.join(KINDS)}{f'; nearest: {near[0]}' if near else ''}"
+        )
     if _within(key, FIXED):
-        raise ConfigError(f"{where}: {key} is the same for all trials, or they could not be compared; take it out of the space")
+        raise ConfigError(
+            f"{where}: {key} is the same for all trials, or they could not be compared; take it out of the space"
+        )
     if _within(key, SHARDED):
-        raise ConfigError(f"{where}: {key} shapes the shards, which are written once for all trials: no trial would see it; take it out of the space, "
-                          "or begin a search for each value")  # fmt: skip
+        raise ConfigError(
+            f"{where}: {key} shapes the shards, which are written once for all trials: no trial would see it; take it out of the space, "
+            "or begin a search for each value"
+        )
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{where}: expected a list, {'[low, high]' if kind in RANGES else 'with at least one value'}")
     draw = _range(where, kind, values) if kind in RANGES else Draw(kind, values=tuple(values))
@@ -202,14 +231,22 @@ def _against_algorithm(config: RunConfig, space: Space) -> Iterator[str]:
         if search.algorithm == "optuna" and draw.kind == "grid":
             yield f"{where}: search.algorithm = optuna chooses by itself; nearest: {{choice: {list(draw.values)}}}"
         if search.scheduler == "pbt" and not key.startswith(PERTURBED):
-            yield (f"{where}: search.scheduler = pbt changes settings in the middle of a run, and this one fixes tensors or the order of the data; "
-                   f"allowed: {', '.join(p + '*' if p.endswith('.') else p for p in PERTURBED)}")  # fmt: skip
+            yield (
+                f"{where}: search.scheduler = pbt changes settings in the middle of a run, and this one fixes tensors or the order of the data; "
+                f"allowed: {', '.join(p + '*' if p.endswith('.') else p for p in PERTURBED)}"
+            )
     if search.scheduler == "pbt" and search.algorithm == "optuna":
         yield "search.algorithm = optuna with search.scheduler = pbt: the population itself is the search; nearest: search.algorithm=random"
     if search.scheduler == "pbt" and config.engine.name in ("trl", "auto"):
-        reason = "begins anew instead of at a checkpoint" if config.engine.name == "trl" else "may plan other steps for each trial"
-        yield (f"engine.name = {config.engine.name} with search.scheduler = pbt: it {reason}, so a trial cannot take over the weights of another; "
-               "nearest: engine.name=zero, or search.scheduler=asha")  # fmt: skip
+        reason = (
+            "begins anew instead of at a checkpoint"
+            if config.engine.name == "trl"
+            else "may plan other steps for each trial"
+        )
+        yield (
+            f"engine.name = {config.engine.name} with search.scheduler = pbt: it {reason}, so a trial cannot take over the weights of another; "
+            "nearest: engine.name=zero, or search.scheduler=asha"
+        )
     if search.scheduler == "pbt" and total_trials(config, space) < 2:
         yield "search.num_samples = 1 with search.scheduler = pbt: nobody to learn from; nearest: search.num_samples=4"
     if search.second_objective and search.algorithm != "optuna":

@@ -1,7 +1,8 @@
 """One trial of a search: an ordinary run, launched by Ray Train from inside a Tune actor that holds no CPU.
 
-In: settings from Tune, and the run they are laid over. Out: one result for each evaluated checkpoint, read from the run's own log, and a last one when the
-run is over. What Tune keeps as a checkpoint is a pointer to one of ours; a trial that takes over another's weights becomes a new run that begins with them.
+In: settings from Tune, and the run they are laid over. Out: one result for each evaluated checkpoint, read from the
+run's own log, and a last one when the run is over. What Tune keeps as a checkpoint is a pointer to one of ours; a trial
+that takes over another's weights becomes a new run that begins with them.
 """
 
 import json
@@ -31,7 +32,9 @@ OWN_KEYS = ("number", "reported")  # beside the settings in Tune's config
 
 
 class RunTrial(tune.Trainable):
-    """`config`: dotted settings, the trial's `number`, and how many of its reports an earlier session of the search has `reported`."""
+    """`config`: dotted settings, the trial's `number`, and how many of its reports an earlier session of the search has
+    `reported`.
+    """
 
     def setup(self, config: dict[str, Any], base: dict[str, Any] | None = None) -> None:
         self.base = RunConfig.model_validate(base)
@@ -47,7 +50,9 @@ class RunTrial(tune.Trainable):
         self.pointer = json.loads((Path(checkpoint_dir) / POINTER).read_text())
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        (Path(checkpoint_dir) / POINTER).write_text(json.dumps({"run": self.run.run_dir, "checkpoint": self.saved, "reports": self.reports}))
+        (Path(checkpoint_dir) / POINTER).write_text(
+            json.dumps({"run": self.run.run_dir, "checkpoint": self.saved, "reports": self.reports})
+        )
 
     def step(self) -> dict[str, Any]:
         """Wait for the run's next evaluated checkpoint, or its end."""
@@ -55,7 +60,8 @@ class RunTrial(tune.Trainable):
             self._begin()
         heard = time.monotonic()
         while True:
-            over = self.thread is None or not self.thread.is_alive()  # asked before reading, so that nothing written before the end is missed
+            # asked before reading, so that nothing written before the end is missed
+            over = self.thread is None or not self.thread.is_alive()
             try:
                 self.unread += self.tail.new()
                 heard = time.monotonic()
@@ -83,7 +89,12 @@ class RunTrial(tune.Trainable):
     def _begin(self) -> None:
         self.begun = True
         self.run, self.origin = choose_run(self.base, self.trial_name, self.settings, self.pointer)
-        self.reports, self.taken, self.saved, self.failed = int(self.origin.get("reports", 0)), int(self.origin.get("step", 0)), "", ""
+        self.reports, self.taken, self.saved, self.failed = (
+            int(self.origin.get("reports", 0)),
+            int(self.origin.get("step", 0)),
+            "",
+            "",
+        )
         self.seconds, self.memory, self.workers, self.total_steps = float(self.origin.get("seconds", 0)), 0, 1, None
         self.losses: list[float] = []
         self.metrics: dict[str, float] = {}
@@ -115,7 +126,9 @@ class RunTrial(tune.Trainable):
             if due:
                 self.taken, self.saved, self.reports = event["step"], event["path"], self.reports + 1
                 mean = sum(self.losses) / len(self.losses) if self.losses else event["loss"]
-                self.metrics = {"loss": event.get("validation_loss", mean)} | ({"accuracy": event["accuracy"]} if "accuracy" in event else {})
+                self.metrics = {"loss": event.get("validation_loss", mean)} | (
+                    {"accuracy": event["accuracy"]} if "accuracy" in event else {}
+                )
                 self.losses = []
             return due
         return False
@@ -128,9 +141,19 @@ class RunTrial(tune.Trainable):
             self.failed = self.failed or "the run ended without a checkpoint that was evaluated"
             metrics = metrics | {search.metric: WORST[search.metric]}
         return {
-            **metrics, "report": self.reports, "step": self.taken, "seconds": round(self.seconds, 3), "memory_bytes": self.memory, "workers": self.workers,
-            "run": self.run.name, "settings": self.run_settings, "origin": self.origin, "over": over, "failed": self.failed, "done": over,
-        }  # fmt: skip
+            **metrics,
+            "report": self.reports,
+            "step": self.taken,
+            "seconds": round(self.seconds, 3),
+            "memory_bytes": self.memory,
+            "workers": self.workers,
+            "run": self.run.name,
+            "settings": self.run_settings,
+            "origin": self.origin,
+            "over": over,
+            "failed": self.failed,
+            "done": over,
+        }
 
     @property
     def run_settings(self) -> Settings:
@@ -138,7 +161,9 @@ class RunTrial(tune.Trainable):
 
 
 def wait_for_stop(run_dir: str, patience: float = STOP_SECONDS) -> None:
-    """Let a run that was asked to stop save and end, if it is going on: the trial's former driver may hold it, and a launch would take the request back."""
+    """Let a run that was asked to stop save and end, if it is going on: the trial's former driver may hold it, and a
+    launch would take the request back.
+    """
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and stop_requested(run_dir) and run_status(run_dir).state == "running":
         time.sleep(poll_seconds(run_dir))
@@ -149,17 +174,24 @@ def poll_seconds(run_dir: str) -> float:
     return LOCAL_POLL if storage.is_local(run_dir) else REMOTE_POLL
 
 
-def choose_run(base: RunConfig, name: str, settings: Settings, pointer: dict[str, Any]) -> tuple[RunConfig, dict[str, Any]]:
+def choose_run(
+    base: RunConfig, name: str, settings: Settings, pointer: dict[str, Any]
+) -> tuple[RunConfig, dict[str, Any]]:
     """The run that a trial goes on with, and where its weights came from (empty: from nowhere).
 
-    A pointer to another trial's checkpoint makes a new run that begins with a copy of it: `<trial>-g2` and so on. Without one, or when that run is there
-    already, the trial goes on with its newest run under the settings which that one has.
+    A pointer to another trial's checkpoint makes a new run that begins with a copy of it: `<trial>-g2` and so on.
+    Without one, or when that run is there already, the trial goes on with its newest run under the settings which that
+    one has.
     """
     pattern = re.compile(re.escape(name) + r"-g(\d+)")
-    generations = sorted(int(m[1]) for n in storage.list_dirs(base.storage) if (m := pattern.fullmatch(n)) and _origin(base, n))
+    generations = sorted(
+        int(m[1]) for n in storage.list_dirs(base.storage) if (m := pattern.fullmatch(n)) and _origin(base, n)
+    )
     newest = f"{name}-g{generations[-1]}" if generations else name
     origin = _origin(base, newest)
-    foreign = pointer and pointer["run"].rsplit("/", 1)[-1] != newest and pointer["checkpoint"] != origin.get("checkpoint")
+    foreign = (
+        pointer and pointer["run"].rsplit("/", 1)[-1] != newest and pointer["checkpoint"] != origin.get("checkpoint")
+    )
     if foreign:
         steps = [e for e in read_events(storage.join(base.storage, newest)) if e["event"] == "step"]
         spent = origin.get("seconds", 0) + sum(e["seconds"] for e in steps)  # what the trial has cost until now
@@ -172,9 +204,11 @@ def choose_run(base: RunConfig, name: str, settings: Settings, pointer: dict[str
 
 
 def adopt(pointer: dict[str, Any], run: RunConfig) -> dict[str, Any]:
-    """Copy the checkpoint that `pointer` names into `run`, its manifest last; returns where it came from and the hash of its weights.
+    """Copy the checkpoint that `pointer` names into `run`, its manifest last; returns where it came from and the hash
+    of its weights.
 
-    One that has been pruned meanwhile gives way to the newest of its run. Raises CheckpointError where there is none, or the copy does not hold.
+    One that has been pruned meanwhile gives way to the newest of its run. Raises CheckpointError where there is none,
+    or the copy does not hold.
     """
     try:
         source = checkpoint.verify(pointer["checkpoint"])
@@ -190,8 +224,13 @@ def adopt(pointer: dict[str, Any], run: RunConfig) -> dict[str, Any]:
         storage.write_bytes(storage.join(target, file), storage.read_bytes(storage.join(source.uri, file)))
     storage.write_bytes(storage.join(target, checkpoint.MANIFEST), manifest)
     checkpoint.verify(target)
-    return {"checkpoint": pointer["checkpoint"], "copied": source.uri, "step": source.step, "reports": pointer["reports"],
-            "hash": files["weights.safetensors"]["blake2b"]}  # fmt: skip
+    return {
+        "checkpoint": pointer["checkpoint"],
+        "copied": source.uri,
+        "step": source.step,
+        "reports": pointer["reports"],
+        "hash": files["weights.safetensors"]["blake2b"],
+    }
 
 
 def reason_of(error: BaseException) -> str:

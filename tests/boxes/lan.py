@@ -1,6 +1,8 @@
-"""Several boxes on one LAN out of Linux namespaces: each with its own address, host name, processes, /tmp/ray, /srv and /dev/shm.
+"""Several boxes on one LAN out of Linux namespaces: each with its own address, host name, processes, /tmp/ray, /srv and
+/dev/shm.
 
-with lan(folder) as boxes: boxes.add("head"); boxes["head"].run(["ray", "start", …]). Needs root; the machine's own network is left alone.
+with lan(folder) as boxes: boxes.add("head"); boxes["head"].run(["ray", "start", …]). Needs root; the machine's own
+network is left alone.
 """
 
 import os
@@ -25,7 +27,9 @@ def reason_not_to() -> str | None:
         return f"no {', '.join(missing)} on this machine"
     if os.geteuid():
         return "network namespaces need root"
-    done = subprocess.run(["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "true"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "true"], capture_output=True, text=True
+    )
     return None if done.returncode == 0 else f"namespaces are refused here: {done.stderr.strip()}"
 
 
@@ -48,8 +52,26 @@ class Box:
             mount --bind {self.folder}/srv /srv && mount --bind {self.folder}/hosts /etc/hosts
             mount -t tmpfs -o size=1g tmpfs /tmp/ray && mount -t tmpfs -o size=1g tmpfs /dev/shm && hostname {self.name}
             exec sleep infinity"""
-        command = ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "--uts", "--pid", "--ipc", "--fork", "--mount-proc", "--kill-child"]
-        self.init = subprocess.Popen([*command, "bash", "-ec", script], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self.namespace,
+            "unshare",
+            "--mount",
+            "--uts",
+            "--pid",
+            "--ipc",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+        ]
+        self.init = subprocess.Popen(
+            [*command, "bash", "-ec", script],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         deadline = time.monotonic() + 20
         while not self._find_init():
             if self.init.poll() is not None or time.monotonic() > deadline:
@@ -72,9 +94,19 @@ class Box:
 
     def command(self, arguments: list[str]) -> list[str]:
         entered = ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "-p", "-i", "--", "env", "-i", "-C", "/srv"]
-        own = {"HOME": "/srv", "PATH": f"{VENV}:/usr/sbin:/usr/bin:/sbin:/bin", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-        own["RAY_memory_monitor_refresh_ms"] = "0"  # every box sees the memory of the machine: it would end workers for what others use
-        own |= {k: os.environ[k] for k in ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "TORCH_EXTENSIONS_DIR") if k in os.environ}
+        own = {
+            "HOME": "/srv",
+            "PATH": f"{VENV}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "RAY_worker_niceness": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        # every box sees the memory of the machine: it would end workers for what others use
+        own["RAY_memory_monitor_refresh_ms"] = "0"
+        own |= {
+            k: os.environ[k]
+            for k in ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "TORCH_EXTENSIONS_DIR")
+            if k in os.environ
+        }
         return [*entered, *(f"{k}={v}" for k, v in (own | self.environment).items()), *arguments]
 
     def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:
@@ -83,7 +115,13 @@ class Box:
     def start(self, *arguments: str, log: str) -> subprocess.Popen:
         """A process of the box that goes on; its output in /srv/LOG."""
         with (self.folder / "srv" / log).open("ab") as file:
-            return subprocess.Popen(self.command(list(arguments)), stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+            return subprocess.Popen(
+                self.command(list(arguments)),
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
 
     def cable_out(self) -> None:
         _ip("-n", self.bridge, "link", "set", self.cable, "down")
@@ -97,7 +135,11 @@ class Box:
             subprocess.run(["tc", "-n", namespace, "qdisc", "del", "dev", device, "root"], capture_output=True)
             if limit:
                 shape = ["tbf", "rate", limit, "burst", "256kb", "latency", "50ms"]
-                subprocess.run(["tc", "-n", namespace, "qdisc", "add", "dev", device, "root", *shape], check=True, capture_output=True)
+                subprocess.run(
+                    ["tc", "-n", namespace, "qdisc", "add", "dev", device, "root", *shape],
+                    check=True,
+                    capture_output=True,
+                )
 
 
 class Lan(dict[str, Box]):
@@ -115,10 +157,31 @@ class Lan(dict[str, Box]):
         made = []
         for name in names:
             number = 11 + len(self)
-            box = Box(name, f"{NET}.{number}", f"{self.tag}-{name}", f"v{self.tag}-{number}"[:15], self.bridge, self.folder / name, environment)
+            box = Box(
+                name,
+                f"{NET}.{number}",
+                f"{self.tag}-{name}",
+                f"v{self.tag}-{number}"[:15],
+                self.bridge,
+                self.folder / name,
+                environment,
+            )
             (box.folder / "srv").mkdir(parents=True)
             _ip("netns", "add", box.namespace)
-            _ip("-n", self.bridge, "link", "add", box.cable, "type", "veth", "peer", "name", "eth0", "netns", box.namespace)
+            _ip(
+                "-n",
+                self.bridge,
+                "link",
+                "add",
+                box.cable,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                box.namespace,
+            )
             _ip("-n", self.bridge, "link", "set", box.cable, "master", "br0", "up")
             _ip("-n", box.namespace, "addr", "add", f"{box.ip}/24", "dev", "eth0")
             for device in ("eth0", "lo"):

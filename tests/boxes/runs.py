@@ -1,4 +1,6 @@
-"""A run over boxes, watched from outside through its events: in goes a submission from the laptop, out come steps, seconds and the final check."""
+"""A run over boxes, watched from outside through its events: in goes a submission from the laptop, out come steps,
+seconds and the final check.
+"""
 
 import sys
 import time
@@ -27,11 +29,22 @@ for text in keep_alive(connect(sys.argv[1]), load_config(arguments[1], arguments
 def settings(name, storage, data, epochs=EPOCHS):
     """Arguments of a small elastic run that audits every step: 1,500 questions, one worker a box."""
     return [
-        "--config", "jobs/configs/demo.yaml", f"name={name}", f"storage={storage}/runs", f"data.train={data}/train.parquet",
-        "model.path=tiny", "train.per_device_train_batch_size=8", "train.global_batch=2", f"train.num_train_epochs={epochs}", "train.audit=true",
-        f"checkpoint.save_steps={SAVE_STEPS}", "evaluate.eval_epochs=0", "resources.num_workers=[1,2]", "resources.cpus_per_worker=0.6",
+        "--config",
+        "jobs/configs/demo.yaml",
+        f"name={name}",
+        f"storage={storage}/runs",
+        f"data.train={data}/train.parquet",
+        "model.path=tiny",
+        "train.per_device_train_batch_size=8",
+        "train.global_batch=2",
+        f"train.num_train_epochs={epochs}",
+        "train.audit=true",
+        f"checkpoint.save_steps={SAVE_STEPS}",
+        "evaluate.eval_epochs=0",
+        "resources.num_workers=[1,2]",
+        "resources.cpus_per_worker=0.6",
         "resources.max_failures=5",
-    ]  # fmt: skip
+    ]
 
 
 def check_history(events, history, epochs=EPOCHS):
@@ -50,9 +63,14 @@ class Run:
     def __init__(self, cluster, shared, name, *overrides, epochs=EPOCHS):
         self.cluster, self.name, self.epochs, self.run_dir = cluster, name, epochs, f"{shared}/runs/{name}"
         self.log = cluster.lan["laptop"].folder / "srv" / f"{name}.log"
-        environment = [f"{k}={v}" for k, v in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "PYTHONPATH": str(ROOT)}.items()]
+        environment = [
+            f"{k}={v}"
+            for k, v in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "PYTHONPATH": str(ROOT)}.items()
+        ]
         command = ["env", "-C", str(ROOT), *environment, sys.executable, "-c", WATCH, cluster.address]
-        self.process = cluster.lan["laptop"].start(*command, *settings(name, shared, shared, epochs), *overrides, log=f"{name}.log")
+        self.process = cluster.lan["laptop"].start(
+            *command, *settings(name, shared, shared, epochs), *overrides, log=f"{name}.log"
+        )
 
     def events(self, kind):
         return [e for e in read_events(self.run_dir) if e["event"] == kind]
@@ -61,11 +79,17 @@ class Run:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self.told()}"
-            assert self.process.poll() is None or done(), f"{what}: the watcher ended with {self.process.poll()}\n{self.told()}"
+            assert self.process.poll() is None or done(), (
+                f"{what}: the watcher ended with {self.process.poll()}\n{self.told()}"
+            )
             time.sleep(0.3)
 
     def told(self):
-        return self.log.read_text()[-4000:] + str([e for e in read_events(self.run_dir) if e["event"] != "step"][-6:]) + self.cluster.logs()[-3000:]
+        return (
+            self.log.read_text()[-4000:]
+            + str([e for e in read_events(self.run_dir) if e["event"] != "step"][-6:])
+            + self.cluster.logs()[-3000:]
+        )
 
     def reaches(self, step, seconds=240):
         self.wait(lambda: any(e["step"] >= step for e in self.events("step")), seconds, f"step {step}")

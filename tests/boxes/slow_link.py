@@ -1,7 +1,8 @@
-"""One worker of two in boxes of their own: python -m tests.boxes.slow_link RANK HEAD-ADDRESS OWN-ADDRESS SHARDS OUT JOBS.
+"""One worker of two in boxes of their own: python -m tests.boxes.slow_link RANK HEAD-ADDRESS OWN-ADDRESS SHARDS OUT
+JOBS.
 
-JOBS: JSON, name -> overrides of a run. Rank 0 writes to OUT, for each run, the seconds of its steps and what the planner said of it, from what the
-workers found at launch.
+JOBS: JSON, name -> overrides of a run. Rank 0 writes to OUT, for each run, the seconds of its steps and what the
+planner said of it, from what the workers found at launch.
 """
 
 import gc
@@ -26,7 +27,9 @@ from tests.recipes.curves import stream_of
 
 
 def steps_of(shards: str, overrides: list[str], seen: Survey) -> dict[str, object]:
-    """What was predicted, and the seconds of each step without reading and decoding, which LocalStream does in between. A pipeline is cut as planned."""
+    """What was predicted, and the seconds of each step without reading and decoding, which LocalStream does in between.
+    A pipeline is cut as planned.
+    """
     config = load_config(None, overrides)
     planned = predict(config, DataStatistics.from_index(local_index(shards, config)), seen.inventory())
     if planned.cut:
@@ -39,7 +42,13 @@ def steps_of(shards: str, overrides: list[str], seen: Survey) -> dict[str, objec
 
 
 def main(rank: int, head: str, own: str, shards: str, out: str, jobs: dict[str, list[str]]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "eth0"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "DS_ACCELERATOR": "cpu",
+        "GLOO_SOCKET_IFNAME": "eth0",
+    }
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://{head}:29511", rank=rank, world_size=2)
     seen = survey(torch.device("cpu"), "float32", (own, own))

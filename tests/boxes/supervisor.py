@@ -1,4 +1,5 @@
-"""Runs a systemd unit where there is no systemd: its environment files, ExecStartPre, ExecStart and restart rule, and nothing else.
+"""Runs a systemd unit where there is no systemd: its environment files, ExecStartPre, ExecStart and restart rule, and
+nothing else.
 
 python supervisor.py UNIT: in a box, as the init system would.
 """
@@ -47,7 +48,11 @@ def supervise(unit: Path) -> int:
             if code:
                 break
         rule = settings.get("Restart", ["no"])[0]
-        if rule == "no" or (rule == "on-failure" and code == 0) or str(code) in settings.get("RestartPreventExitStatus", [""])[0].split():
+        if (
+            rule == "no"
+            or (rule == "on-failure" and code == 0)
+            or str(code) in settings.get("RestartPreventExitStatus", [""])[0].split()
+        ):
             return code
         time.sleep(float(settings.get("RestartSec", ["0.1"])[0]))
 

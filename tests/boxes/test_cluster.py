@@ -1,4 +1,7 @@
-"""The role and its units on real boxes: up from nothing, and again after a power cut. The first two are quick enough for `make test`."""
+"""The role and its units on real boxes: up from nothing, and again after a power cut.
+
+The first two are quick enough for `make test`.
+"""
 
 import time
 
@@ -25,7 +28,9 @@ def test_a_worker_that_loses_power_costs_a_run_only_the_steps_since_the_last_che
     gone = cluster.wait_alive("head", "loft", seconds=20)
     seconds = run.trains_again_after(moment)
     [resumed] = run.events("resume")
-    print(f"worker cut at step {last}, noticed after {gone:.1f} s; on 1 worker again from step {resumed['step']} after {seconds:.1f} s")
+    print(
+        f"worker cut at step {last}, noticed after {gone:.1f} s; on 1 worker again from step {resumed['step']} after {seconds:.1f} s"
+    )
     assert resumed["step"] >= last - SAVE_STEPS and run.events("start")[-1]["workers"] == 1
     assert gone <= 12 and seconds <= LOSS_SECONDS
     run.finishes()
@@ -44,7 +49,9 @@ def test_a_pulled_cable_is_noticed_and_the_box_rejoins_when_it_is_back(cluster):
     back = cluster.wait_alive("head", "den", "loft", seconds=90)
     print(f"pulled cable noticed after {gone:.1f} s, back {back:.1f} s after it was put in")
     assert gone <= 12
-    assert "ended with" in (loft.folder / "srv/supervisor.log").read_text(), "a box that was declared dead starts Ray anew"
+    assert "ended with" in (loft.folder / "srv/supervisor.log").read_text(), (
+        "a box that was declared dead starts Ray anew"
+    )
 
 
 @pytest.mark.faults

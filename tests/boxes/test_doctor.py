@@ -64,13 +64,17 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
     lock.touch()
     os.utime(lock, (time.time() - 3600,) * 2)
     environment = den.folder / "srv/etc/ray.env"
-    environment.write_text("".join(line + "\n" for line in environment.read_text().splitlines() if "SOCKET_IFNAME" not in line))
+    environment.write_text(
+        "".join(line + "\n" for line in environment.read_text().splitlines() if "SOCKET_IFNAME" not in line)
+    )
     den.environment |= {"PYTHONPATH": "/srv/extra", "TORCH_EXTENSIONS_DIR": "/srv/extensions"}
     hosts = den.folder / "hosts"
     hosts.write_text(hosts.read_text().replace(f"{den.ip} den", "127.0.1.1 den"))
     # loft: a slow cable, a storage that cannot be written, a clock that is ahead, a port that den does not reach
     (loft.folder / "srv/clock.c").write_text(FAST_CLOCK)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", loft.folder / "srv/clock.so", loft.folder / "srv/clock.c", "-ldl"], check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", loft.folder / "srv/clock.so", loft.folder / "srv/clock.c", "-ldl"], check=True
+    )
     loft.environment |= {"LD_PRELOAD": "/srv/clock.so"}
     rule = den.run("ip", "rule", "add", "to", loft.ip, "ipproto", "tcp", "dport", "10101", "prohibit")
     assert rule.returncode == 0, rule.stderr
@@ -87,14 +91,25 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
 
     found = ills(examine(cluster, storage))
     print(json.dumps(list(found.values()), indent=1))
-    assert "transformers 4.0.0" in found["package", "den"]["found"] and "constraints.txt transformers" in found["package", "den"]["remedy"]
+    assert (
+        "transformers 4.0.0" in found["package", "den"]["found"]
+        and "constraints.txt transformers" in found["package", "den"]["remedy"]
+    )
     assert "127.0.1.1" in found["host name", "den"]["found"] and "/etc/hosts" in found["host name", "den"]["remedy"]
-    assert "GLOO_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"] or "NCCL_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"]
+    assert (
+        "GLOO_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"]
+        or "NCCL_SOCKET_IFNAME=eth0" in found["interface", "den"]["remedy"]
+    )
     assert found["build lock", "den"]["remedy"] == "on den: rm /srv/extensions/py311/deepspeed_shm_comm/lock"
     assert "ead-only" in found["storage", "loft"]["found"] and "writable" in found["storage", "loft"]["remedy"]
     assert found["clock", "loft"]["level"] == "fail" and "timedatectl" in found["clock", "loft"]["remedy"]
-    assert abs(float(found["clock", "loft"]["found"].split()[0]) - 90) < 1 and "ahead" in found["clock", "loft"]["found"]
-    assert found["ports", "den > loft"]["found"] == "closed: 10101" and "open them on loft for den" in found["ports", "den > loft"]["remedy"]
+    assert (
+        abs(float(found["clock", "loft"]["found"].split()[0]) - 90) < 1 and "ahead" in found["clock", "loft"]["found"]
+    )
+    assert (
+        found["ports", "den > loft"]["found"] == "closed: 10101"
+        and "open them on loft for den" in found["ports", "den > loft"]["remedy"]
+    )
     slow = {pair for name, pair in found if name == "link"}
     assert {"head > loft", "loft > head"} <= slow, slow
     assert not [f for f in found.values() if f["node"] == "head"]
@@ -104,7 +119,9 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
 @pytest.mark.parametrize("token", ["", "f" * 64], ids=["none", "wrong"])
 def test_doctor_and_jobs_are_refused_without_the_right_token(cluster, token):
     code = "from smolray.cluster import doctor\ntry:\n    doctor.connect({!r})\nexcept doctor.DoctorError as error:\n    print('told:', error)\n"
-    told = cluster.python(code.format(f"{cluster.head.ip}:6379"), box="laptop", RAY_AUTH_TOKEN=token, HOME="/srv/nobody")
+    told = cluster.python(
+        code.format(f"{cluster.head.ip}:6379"), box="laptop", RAY_AUTH_TOKEN=token, HOME="/srv/nobody"
+    )
     assert "told: no cluster to look at" in told
     told = cluster.python(ASK, box="laptop", TOKEN=token, JOB_SERVER=cluster.address)
     answers = told.splitlines()

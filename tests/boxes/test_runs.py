@@ -1,4 +1,5 @@
-"""Runs over two boxes through what happens at home: a head without power, a pulled cable, a box that its owner wants back or gives back, a slow link.
+"""Runs over two boxes through what happens at home: a head without power, a pulled cable, a box that its owner wants
+back or gives back, a slow link.
 
 Each ends with every sample trained exactly once, and prints for how many seconds nobody trained.
 """
@@ -41,7 +42,9 @@ def test_a_run_grows_when_a_box_returns_and_saves_first(cluster, shared):
     cluster.start("loft")
     seconds = run.trains_again_after(moment)
     [grown], resumed = run.events("resize"), run.events("resume")[-1]
-    print(f"power on: on 2 workers from step {resumed['step']} after {seconds:.1f} s, of which {run.interruptions()[-1]} s without a step")
+    print(
+        f"power on: on 2 workers from step {resumed['step']} after {seconds:.1f} s, of which {run.interruptions()[-1]} s without a step"
+    )
     assert run.events("start")[-1]["workers"] == 2
     assert grown["step"] == resumed["step"], "it has saved: nothing is trained twice"
     assert seconds <= GROWTH_SECONDS
@@ -73,7 +76,10 @@ def test_a_slow_link_slows_a_run_and_breaks_nothing(cluster, shared):
         run.finishes()
     finally:
         cluster.lan["loft"].rate(None)
-    fast, slowed = ([e["seconds"] for e in run.events("step") if (e["step"] > slow) == late and e["step"] > 3] for late in (False, True))
+    fast, slowed = (
+        [e["seconds"] for e in run.events("step") if (e["step"] > slow) == late and e["step"] > 3]
+        for late in (False, True)
+    )
     print(f"100 Mbit/s: {statistics.median(slowed):.2f} s a step, {statistics.median(fast):.2f} s before")
     assert len(run.events("start")) == 1 and statistics.median(slowed) > statistics.median(fast)
 
@@ -86,8 +92,16 @@ def test_a_box_with_a_wrong_token_is_not_let_in_and_disturbs_no_run(cluster, sha
     token.write_text(wrong)
     loft.on()
     cluster.start("loft")
-    given = ["--config", "jobs/configs/demo.yaml", "name=intruder", f"storage={shared}/runs", f"data.train={shared}/train.parquet"]
-    refused = cluster.smolray("submit", "--address", cluster.address, *given, box="laptop", cwd=str(ROOT), RAY_AUTH_TOKEN=wrong)
+    given = [
+        "--config",
+        "jobs/configs/demo.yaml",
+        "name=intruder",
+        f"storage={shared}/runs",
+        f"data.train={shared}/train.parquet",
+    ]
+    refused = cluster.smolray(
+        "submit", "--address", cluster.address, *given, box="laptop", cwd=str(ROOT), RAY_AUTH_TOKEN=wrong
+    )
     assert refused.returncode == 2 and "refused the token" in refused.stderr, refused.stderr
     cluster.wait_alive("head", "den")
     run = Run(cluster, shared, "wrong-token", epochs=1)
@@ -111,7 +125,9 @@ def test_a_drained_box_is_empty_and_its_run_goes_on_without_losing_a_step(cluste
         timeout=400,
     )
     print(told)
-    assert "loft takes no new work" in told and "drained stopped at step" in told and "trains on with 1 worker(s)" in told
+    assert (
+        "loft takes no new work" in told and "drained stopped at step" in told and "trains on with 1 worker(s)" in told
+    )
     stop, resume = run.events("end")[0]["step"], run.events("resume")[-1]["step"]
     assert stop == resume, "nothing is trained twice"
     assert cluster.alive() == {"head", "den"}

@@ -21,15 +21,40 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 def submitted(cluster, *arguments):
     """`ray job submit` of a search, typed on the laptop."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "PYTHONPATH": str(ROOT)}
-    job = ["ray", "job", "submit", "--address", cluster.address, "--working-dir", ".", "--", "python", "jobs/tune.py", *arguments]
-    return cluster.lan["laptop"].start("env", "-C", str(ROOT), *(f"{k}={v}" for k, v in token.items()), *job, log="search.log")
+    job = [
+        "ray",
+        "job",
+        "submit",
+        "--address",
+        cluster.address,
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "jobs/tune.py",
+        *arguments,
+    ]
+    return cluster.lan["laptop"].start(
+        "env", "-C", str(ROOT), *(f"{k}={v}" for k, v in token.items()), *job, log="search.log"
+    )
 
 
 def test_a_box_that_dies_costs_its_trials_only_the_steps_since_their_checkpoints(cluster, shared):
-    given = [*settings("boxes", shared, shared, epochs=1), f"data.validation={shared}/test.parquet", "evaluate.eval_epochs=1", "evaluate.max_samples=64"]
+    given = [
+        *settings("boxes", shared, shared, epochs=1),
+        f"data.validation={shared}/test.parquet",
+        "evaluate.eval_epochs=1",
+        "evaluate.max_samples=64",
+    ]
     config = load_config(str(ROOT / given[1]), [*given[2:], "resources.num_workers=1"])
-    search = {"space": {"optimizer.learning_rate": {"choice": [3e-3, 2e-3, 1e-3, 5e-4]}}, "algorithm": "grid", "scheduler": "none"}
-    (shared / "search.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True) | {"search": search}))
+    search = {
+        "space": {"optimizer.learning_rate": {"choice": [3e-3, 2e-3, 1e-3, 5e-4]}},
+        "algorithm": "grid",
+        "scheduler": "none",
+    }
+    (shared / "search.yaml").write_text(
+        yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True) | {"search": search})
+    )
     folder, runs = search_folder(config.storage, "boxes"), f"{shared}/runs"
     job = submitted(cluster, "--config", f"{shared}/search.yaml")
     log = cluster.lan["laptop"].folder / "srv/search.log"
@@ -40,7 +65,9 @@ def test_a_box_that_dies_costs_its_trials_only_the_steps_since_their_checkpoints
     def wait(done, seconds, what):
         deadline = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < deadline and job.poll() is None, f"{what}\n{log.read_text()[-4000:]}{cluster.logs()[-3000:]}"
+            assert time.monotonic() < deadline and job.poll() is None, (
+                f"{what}\n{log.read_text()[-4000:]}{cluster.logs()[-3000:]}"
+            )
             time.sleep(0.3)
 
     wait(lambda: all(checkpoint.list_steps(f"{runs}/boxes-{n}") for n in (1, 2)), 300, "both first trials have saved")
@@ -60,11 +87,15 @@ def test_a_box_that_dies_costs_its_trials_only_the_steps_since_their_checkpoints
     trials = read_trials(folder)
     assert [t.status for t in trials] == ["finished"] * 4, [t.reason for t in trials]
     for n, step in stood.items():
-        assert all(e["step"] >= step - SAVE_STEPS for e in events(n, "resume")), "only what came after the last checkpoint is trained again"
+        assert all(e["step"] >= step - SAVE_STEPS for e in events(n, "resume")), (
+            "only what came after the last checkpoint is trained again"
+        )
     for trial in trials:
         check_history(read_events(f"{runs}/{trial.run}"), consumed(f"{runs}/{trial.run}"), epochs=1)
     assert storage.exists(storage.join(folder, "best.yaml"))
-    left = cluster.python("import ray; ray.init('auto', log_to_driver=False); "
-                          "print([g for g in ray.util.placement_group_table().values() if g['state'] != 'REMOVED'])")  # fmt: skip
+    left = cluster.python(
+        "import ray; ray.init('auto', log_to_driver=False); "
+        "print([g for g in ray.util.placement_group_table().values() if g['state'] != 'REMOVED'])"
+    )
     assert left.strip().endswith("[]"), f"left behind: {left}"
     print(f"{len(trials)} trials, best {yaml.safe_load((shared / 'runs/boxes/best.yaml').read_text())['optimizer']}")

@@ -1,4 +1,6 @@
-"""Two boxes on a slow link, full fine-tuning: what the planner says of each strategy is what it takes, and what it ranks first is the fastest."""
+"""Two boxes on a slow link, full fine-tuning: what the planner says of each strategy is what it takes, and what it
+ranks first is the fastest.
+"""
 
 import json
 import statistics
@@ -24,9 +26,14 @@ def run(needs_boxes, tmp_path_factory):
     texts = [f"{c.messages[0].text}\n {c.messages[1].text}" for row in rows for c in row.conversations]
     model = build_model("random-30m", texts, folder / "model")
     return shards, [
-        f"model.path={model}", "model.dtype=float32", "train.per_device_train_batch_size=8", "train.global_batch=8", "data.max_questions_per_image=4",
-        "resources.num_workers=2", f"train.max_steps={STEPS}",
-    ]  # fmt: skip
+        f"model.path={model}",
+        "model.dtype=float32",
+        "train.per_device_train_batch_size=8",
+        "train.global_batch=8",
+        "data.max_questions_per_image=4",
+        "resources.num_workers=2",
+        f"train.max_steps={STEPS}",
+    ]
 
 
 @pytest.fixture(scope="module", params=["1gbit", "100mbit"])
@@ -39,7 +46,18 @@ def measured(request, run, tmp_path_factory):
             box.rate(request.param)
         out, jobs = folder / "found.json", json.dumps({name: [*overrides, *engine] for name, engine in ENGINES.items()})
         workers = [
-            box.start(str(VENV / "python"), "-m", "tests.boxes.slow_link", str(rank), pair[0].ip, box.ip, shards, str(out), jobs, log="worker.log")
+            box.start(
+                str(VENV / "python"),
+                "-m",
+                "tests.boxes.slow_link",
+                str(rank),
+                pair[0].ip,
+                box.ip,
+                shards,
+                str(out),
+                jobs,
+                log="worker.log",
+            )
             for rank, box in enumerate(pair)
         ]
         for worker in workers:
@@ -58,4 +76,6 @@ def test_a_step_takes_what_the_planner_predicts(measured, name):
 
 
 def test_what_the_planner_ranks_first_is_the_fastest(measured):
-    assert min(ENGINES, key=lambda name: measured[name]["predicted"]) == min(ENGINES, key=lambda name: measured[name]["measured"])
+    assert min(ENGINES, key=lambda name: measured[name]["predicted"]) == min(
+        ENGINES, key=lambda name: measured[name]["measured"]
+    )

@@ -26,9 +26,24 @@ def test_from_a_laptop_ray_job_submit_trains_over_two_boxes_on_the_storage_of_a_
     laptop, name = cluster.lan["laptop"], "from-laptop"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "PYTHONPATH": str(ROOT)}
     s3 = [f"{k}={v}" for k, v in bucket.items()]
-    done = laptop.run("env", *s3, f"PYTHONPATH={ROOT}", sys.executable, "-c", UPLOAD, str(shared / "train.parquet"), "s3://bucket/data/train.parquet")
+    done = laptop.run(
+        "env",
+        *s3,
+        f"PYTHONPATH={ROOT}",
+        sys.executable,
+        "-c",
+        UPLOAD,
+        str(shared / "train.parquet"),
+        "s3://bucket/data/train.parquet",
+    )
     assert done.returncode == 0, done.stderr
-    job = ["python", "jobs/train.py", *settings(name, "s3://bucket", "s3://bucket/data"), "data.shards=s3://bucket/shards", "engine.stage=2"]
+    job = [
+        "python",
+        "jobs/train.py",
+        *settings(name, "s3://bucket", "s3://bucket/data"),
+        "data.shards=s3://bucket/shards",
+        "engine.stage=2",
+    ]
     submit = ["ray", "job", "submit", "--address", cluster.address, "--working-dir", ".", "--", *job]
     began = time.monotonic()
     done = laptop.run("env", "-C", str(ROOT), *(f"{k}={v}" for k, v in token.items()), *submit, timeout=400)
@@ -40,7 +55,9 @@ def test_from_a_laptop_ray_job_submit_trains_over_two_boxes_on_the_storage_of_a_
     steps = [e for e in events if e["event"] == "step"]
     assert start["workers"] == 2, "one on each box"
     assert bucket["AWS_SECRET_ACCESS_KEY"] not in told + done.stdout + done.stderr
-    print(f"{len(steps)} steps on 2 boxes, {time.monotonic() - began:.0f} s in all, {steps[-1]['time'] - steps[0]['time']:.0f} s of training, 0 s interrupted")
+    print(
+        f"{len(steps)} steps on 2 boxes, {time.monotonic() - began:.0f} s in all, {steps[-1]['time'] - steps[0]['time']:.0f} s of training, 0 s interrupted"
+    )
 
 
 def test_a_full_storage_is_told_and_the_run_resumes_when_there_is_room(cluster, shared):

@@ -1,4 +1,6 @@
-"""engine: auto on a real cluster: looked at, planned, trained; stopped, and resumed on fewer workers under another plan; and a plan measured."""
+"""engine: auto on a real cluster: looked at, planned, trained; stopped, and resumed on fewer workers under another
+plan; and a plan measured.
+"""
 
 import os
 import signal
@@ -30,7 +32,10 @@ def test_a_run_is_planned_trained_stopped_and_resumed_on_fewer_workers(make_run)
     assert launch_run(config)["status"] == "stopped"
     thread.join(timeout=5)
     (plan,), (start,), (inventory,) = told(config, "plan"), told(config, "start"), told(config, "inventory")
-    assert start["config"]["engine"]["name"] in ("zero", "pipeline") and start["workers"] == plan["settings"]["resources.num_workers"]
+    assert (
+        start["config"]["engine"]["name"] in ("zero", "pipeline")
+        and start["workers"] == plan["settings"]["resources.num_workers"]
+    )
     assert "Chosen: " in plan["words"] and any(row["fits"] for row in plan["strategies"])
     assert len(inventory["workers"]) == start["workers"] and all(w["tflops"] > 0 for w in inventory["workers"])
     assert "CPU" in run_status(config.run_dir).cards
@@ -40,7 +45,10 @@ def test_a_run_is_planned_trained_stopped_and_resumed_on_fewer_workers(make_run)
 
     assert launch_run(make_run("planned", *AUTO, "resources.num_workers=1"))["status"] == "finished"
     assert len(told(config, "plan")) == 2 and told(config, "start")[-1]["workers"] == 1
-    sizes = {(e["config"]["train"]["global_batch"], e["config"]["train"]["per_device_train_batch_size"]) for e in told(config, "start")}
+    sizes = {
+        (e["config"]["train"]["global_batch"], e["config"]["train"]["per_device_train_batch_size"])
+        for e in told(config, "start")
+    }
     assert len(sizes) == 1, "the size of its steps is part of its position"
     assert_every_sample_once(with_settings(load_config(f"{config.run_dir}/config.yaml"), {"data.validation": ""}))
     curve = losses(config)

@@ -10,14 +10,36 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SIDE = {"s", "s_range", "wall_s", "wall_s_range", "cpu_s", "cpu_s_range", "peak_mb"}
-KEYS = {"name", "measured", "items", "unit", "peer", "repetitions", "ratio", "clock", *(f"{side}_{key}" for side in ("ours", "peer") for key in SIDE)}
+KEYS = {
+    "name",
+    "measured",
+    "items",
+    "unit",
+    "peer",
+    "repetitions",
+    "ratio",
+    "clock",
+    *(f"{side}_{key}" for side in ("ours", "peer") for key in SIDE),
+}
 CASES = ["sft_multi_question", "sft_multi_question_plain", "dpo", "stream", "stream_alone", "launch"]
 
 
 @pytest.mark.slow
 def test_the_benchmark_writes_what_it_measured(tmp_path):
     only = [part for case in ("sft_multi_question", "dpo", "stream", "launch") for part in ("--only", case)]
-    command = [sys.executable, "jobs/benchmark.py", "--scale", "0.05", "--repetitions", "2", "--model", "tiny", "--json", str(tmp_path / "b.json"), *only]
+    command = [
+        sys.executable,
+        "jobs/benchmark.py",
+        "--scale",
+        "0.05",
+        "--repetitions",
+        "2",
+        "--model",
+        "tiny",
+        "--json",
+        str(tmp_path / "b.json"),
+        *only,
+    ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,6 @@
-"""The files of cluster/: the role is run for a head and a worker, and what it lays down is held to its promises; `ray up` reads its YAML."""
+"""The files of cluster/: the role is run for a head and a worker, and what it lays down is held to its promises; `ray
+up` reads its YAML.
+"""
 
 import os
 import re
@@ -23,8 +25,17 @@ PORTS = DEFAULTS["smolray_ports"]
 def ansible(folder, *arguments, **extra):
     if not (BIN / "ansible-playbook").exists():
         pytest.skip("PyPI ansible-core is not installed")
-    own = os.environ | {"ANSIBLE_HOME": str(folder / "ansible"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCALHOST_WARNING": "0"}
-    command = [BIN / "ansible-playbook", str(ROOT / "cluster/site.yml"), *arguments, *(f"-e{k}={v}" for k, v in extra.items())]
+    own = os.environ | {
+        "ANSIBLE_HOME": str(folder / "ansible"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_LOCALHOST_WARNING": "0",
+    }
+    command = [
+        BIN / "ansible-playbook",
+        str(ROOT / "cluster/site.yml"),
+        *arguments,
+        *(f"-e{k}={v}" for k, v in extra.items()),
+    ]
     return subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
 
 
@@ -38,13 +49,22 @@ def laid(tmp_path_factory):
     for host in ("tower", "den"):
         (folder / host / "units").mkdir(parents=True)
     common = {
-        "ansible_connection": "local", "ansible_become": "false", "ansible_python_interpreter": sys.executable, "smolray_user": "root",
-        "smolray_install": "false", "smolray_manage_services": "false", "smolray_token_file": folder / "token", "smolray_venv": sys.prefix,
-        "smolray_etc": f"{folder}/{{{{ inventory_hostname }}}}/etc", "smolray_home": f"{folder}/{{{{ inventory_hostname }}}}/home",
+        "ansible_connection": "local",
+        "ansible_become": "false",
+        "ansible_python_interpreter": sys.executable,
+        "smolray_user": "root",
+        "smolray_install": "false",
+        "smolray_manage_services": "false",
+        "smolray_token_file": folder / "token",
+        "smolray_venv": sys.prefix,
+        "smolray_etc": f"{folder}/{{{{ inventory_hostname }}}}/etc",
+        "smolray_home": f"{folder}/{{{{ inventory_hostname }}}}/home",
         "smolray_unit_dir": f"{folder}/{{{{ inventory_hostname }}}}/units",
-    }  # fmt: skip
+    }
     settings = folder / "vars.yml"
-    settings.write_text(yaml.safe_dump({k: str(v) if v not in ("true", "false") else v == "true" for k, v in common.items()}))
+    settings.write_text(
+        yaml.safe_dump({k: str(v) if v not in ("true", "false") else v == "true" for k, v in common.items()})
+    )
     done = ansible(folder, "-i", str(ROOT / "cluster/inventory.example.yml"), "-e", f"@{settings}")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     return folder
@@ -68,9 +88,14 @@ def test_a_node_needs_the_token_and_starts_again_whatever_happens(laid, host):
     assert told["RAY_AUTH_MODE"] == "token" and Path(told["RAY_AUTH_TOKEN_PATH"]).read_text() == "a" * 64
     assert Path(told["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o440
     assert settings["ExecStartPre"] == [f"/usr/bin/test -s {told['RAY_AUTH_TOKEN_PATH']}"]
-    assert settings["Restart"] == ["always"] and settings["StartLimitIntervalSec"] == ["0"], "systemd gives up after five starts unless told"
+    assert settings["Restart"] == ["always"] and settings["StartLimitIntervalSec"] == ["0"], (
+        "systemd gives up after five starts unless told"
+    )
     assert "block" in flags(settings)
-    assert settings["User"] == ["root"] and 'User={{ smolray_user }}' in (ROOT / "cluster/roles/smolray/templates/smolray-ray.service.j2").read_text()
+    assert (
+        settings["User"] == ["root"]
+        and "User={{ smolray_user }}" in (ROOT / "cluster/roles/smolray/templates/smolray-ray.service.j2").read_text()
+    )
     assert DEFAULTS["smolray_user"] == "smolray"
 
 
@@ -95,7 +120,9 @@ def test_boxes_and_cards_are_labels_and_each_box_names_its_interface(laid):
 
 def test_a_dead_box_is_noticed_in_ten_seconds_and_the_record_survives(laid):
     told = environment(unit(laid, "tower"))
-    period, timeout, times = (int(told[f"RAY_health_check_{name}"]) for name in ("period_ms", "timeout_ms", "failure_threshold"))
+    period, timeout, times = (
+        int(told[f"RAY_health_check_{name}"]) for name in ("period_ms", "timeout_ms", "failure_threshold")
+    )
     assert (period + timeout) * times <= 10_000
     assert told["RAY_gcs_storage"] == "rocksdb" and told["RAY_gcs_storage_path"].startswith(str(laid / "tower"))
     assert "RAY_gcs_storage" not in environment(unit(laid, "den"))
@@ -114,10 +141,16 @@ def test_the_firewall_lets_in_what_the_units_listen_on(laid):
 def test_systemd_reads_the_units(laid):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze on this machine")
-    units = [laid / "tower/units/smolray-ray.service", laid / "den/units/smolray-ray.service", laid / "tower/units/smolray-keep@.service"]
+    units = [
+        laid / "tower/units/smolray-ray.service",
+        laid / "den/units/smolray-ray.service",
+        laid / "tower/units/smolray-keep@.service",
+    ]
     for path in units:
         shutil.copy(path, laid / path.name)  # of the same name: one at a time
-        done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(laid / path.name)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(laid / path.name)], capture_output=True, text=True, timeout=60
+        )
         told = [line for line in done.stderr.splitlines() if "smolray-" in line]
         assert not told, told
 

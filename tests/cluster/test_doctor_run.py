@@ -21,7 +21,17 @@ def findings(ray_cluster, tmp_path_factory):
 def test_every_check_of_a_node_answers(findings):
     found, folder = findings
     names = {f.name for f in found if f.level == "ok"}
-    assert {"python", "ray", "torch", "packages", "clock", "storage", "build lock", "host name", "dashboard"} <= names, found
+    assert {
+        "python",
+        "ray",
+        "torch",
+        "packages",
+        "clock",
+        "storage",
+        "build lock",
+        "host name",
+        "dashboard",
+    } <= names, found
     assert not list((folder / "storage").iterdir()), "the doctor leaves nothing behind"
 
 
@@ -38,7 +48,9 @@ def test_findings_are_json_and_a_table(findings):
     from rich.console import Console
 
     found, _ = findings
-    assert [set(f) for f in json.loads(doctor.findings_json(found))] == [{"name", "node", "level", "found", "expected", "remedy"}] * len(found)
+    assert [set(f) for f in json.loads(doctor.findings_json(found))] == [
+        {"name", "node", "level", "found", "expected", "remedy"}
+    ] * len(found)
     console = Console(width=200)
     with console.capture() as captured:
         console.print(doctor.findings_table(found))

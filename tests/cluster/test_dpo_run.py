@@ -1,4 +1,6 @@
-"""DPO on preference Parquet through Ray Data and Ray Train: each pair once over a stop and a resume, the same curve, and what people see of it."""
+"""DPO on preference Parquet through Ray Data and Ray Train: each pair once over a stop and a resume, the same curve,
+and what people see of it.
+"""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,10 +25,16 @@ def preference_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preference")
     for split, images in (("train", 50), ("test", 10)):
         rows = [
-            {"image": {"bytes": row.images[0], "path": ""}, "prompt": pair.messages[0].text, "chosen": pair.chosen[0].text,
-             "rejected": pair.rejected[0].text, "question_type": pair.type}
-            for row in preference_rows(split, images) for pair in row.conversations
-        ]  # fmt: skip
+            {
+                "image": {"bytes": row.images[0], "path": ""},
+                "prompt": pair.messages[0].text,
+                "chosen": pair.chosen[0].text,
+                "rejected": pair.rejected[0].text,
+                "question_type": pair.type,
+            }
+            for row in preference_rows(split, images)
+            for pair in row.conversations
+        ]
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
     return folder
 
@@ -36,7 +44,9 @@ def make_dpo_run(ray_cluster, small_vqa, preference_data, tmp_path_factory):
     from tests.cluster.conftest import make_run
 
     make = make_run.__wrapped__(ray_cluster, small_vqa, tmp_path_factory)
-    data = [f"data.{part}={preference_data}/{file}.parquet" for part, file in (("train", "train"), ("validation", "test"))]
+    data = [
+        f"data.{part}={preference_data}/{file}.parquet" for part, file in (("train", "train"), ("validation", "test"))
+    ]
     return lambda name, *overrides: make(name, "method=dpo", *data, "optimizer.learning_rate=3e-4", *overrides)
 
 
@@ -61,7 +71,11 @@ def test_a_dpo_run_trains_evaluates_and_shows_its_rewards(reference, tmp_path):
     evaluated = next(e for e in reversed(read_events(config.run_dir)) if e["event"] == "evaluate")
     assert "preference" in event_line(evaluated) and "margin" in event_line(history[-1])
     status = run_status(config.run_dir)
-    assert status.state == "finished" and status.loss == history[-1]["loss"] and status.accuracy["preference"] == result["accuracy"]["preference"]
+    assert (
+        status.state == "finished"
+        and status.loss == history[-1]["loss"]
+        and status.accuracy["preference"] == result["accuracy"]["preference"]
+    )
     report = storage.read_bytes(storage.join(config.run_dir, "report.html")).decode()
     assert "Reward margin" in report and "dpo, full weights" in report
     assert export_tensorboard(config.run_dir, str(tmp_path / "board")) > len(history) * len(DPO_METRICS)
@@ -91,8 +105,16 @@ def test_a_checkpoint_evaluated_again_prefers_the_same(reference):
 
 
 def test_lora_with_the_adapter_switched_off_through_ray(make_dpo_run):
-    config = make_dpo_run("dpo-lora", "lora={r: 4}", "model.train=[]", "engine.stage=3", "optimizer.learning_rate=1e-2",
-                          "dpo.loss_type=[sigmoid,sft]", "dpo.loss_weights=[1,0.2]", "train.num_train_epochs=1")  # fmt: skip
+    config = make_dpo_run(
+        "dpo-lora",
+        "lora={r: 4}",
+        "model.train=[]",
+        "engine.stage=3",
+        "optimizer.learning_rate=1e-2",
+        "dpo.loss_type=[sigmoid,sft]",
+        "dpo.loss_weights=[1,0.2]",
+        "train.num_train_epochs=1",
+    )
     assert launch_run(config)["status"] == "finished"
     history = steps(config)
     assert history[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6) and history[-1]["rewards/margins"] > 0.02

@@ -14,7 +14,9 @@ from smolray.run.events import EventLog, EventTail
 
 @pytest.fixture
 def run(ray_cluster, tmp_path):
-    return load_config(None, [f"storage={tmp_path}", "name=elastic", "resources.num_workers=[1,2]", "train.global_batch=2"])
+    return load_config(
+        None, [f"storage={tmp_path}", "name=elastic", "resources.num_workers=[1,2]", "train.global_batch=2"]
+    )
 
 
 def trained(run, workers, seconds, left):

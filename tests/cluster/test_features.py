@@ -1,4 +1,6 @@
-"""Features and reference log-probabilities made by real Ray Data jobs: once, whatever is killed on the way, and read in place of images."""
+"""Features and reference log-probabilities made by real Ray Data jobs: once, whatever is killed on the way, and read in
+place of images.
+"""
 
 import shutil
 import time
@@ -78,7 +80,8 @@ def test_features_that_do_not_fit_on_the_disk_are_refused(tmp_path):
     uri = str(tmp_path / "shards" / "features-0")
     require_space(uri, 1)
     with pytest.raises(
-        ConfigError, match=r"needs [\d.]+ GiB in .*features-0, [\d.]+ GiB are free there; nearest: model.vision_features=compute"
+        ConfigError,
+        match=r"needs [\d.]+ GiB in .*features-0, [\d.]+ GiB are free there; nearest: model.vision_features=compute",
     ):
         require_space(uri, 2 * shutil.disk_usage(tmp_path).total)
 
@@ -100,7 +103,9 @@ def test_a_run_with_precomputed_features_is_the_run_with_computed_ones(make_run,
     assert got["accuracy"] == want["accuracy"] and got["accuracy_counts"]["overall"] > 30
     assert amplification(got) < 1.2 * amplification(want), "more is read beside the shards than of them"
     again = load_config(f"{precomputed.run_dir}/config.yaml")
-    assert found_features(again.data.validation, again) and evaluate_run(again, "latest")["accuracy"] == want["accuracy"]
+    assert (
+        found_features(again.data.validation, again) and evaluate_run(again, "latest")["accuracy"] == want["accuracy"]
+    )
 
 
 def amplification(result):
@@ -113,8 +118,17 @@ def test_a_dpo_run_reads_features_and_reference_log_probabilities(ray_cluster, m
     """ZeRO-3, everything trained but the tower: a frozen copy could not be sharded there."""
     rows = preference_rows("train", 50)
     shards = write_shards(str(tmp_path / "pairs"), rows, rows_per_file=20)
-    config = make_run("dpo-precomputed", "method=dpo", f"data.train={shards}", "data.validation=''", "model.train=[connector,text]", "engine.stage=3",
-                      "dpo.reference=precompute", "train.num_train_epochs=1", ONCE)  # fmt: skip
+    config = make_run(
+        "dpo-precomputed",
+        "method=dpo",
+        f"data.train={shards}",
+        "data.validation=''",
+        "model.train=[connector,text]",
+        "engine.stage=3",
+        "dpo.reference=precompute",
+        "train.num_train_epochs=1",
+        ONCE,
+    )
     assert launch_run(config)["status"] == "finished"
     history = steps(config)
     assert history[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-5) and history[-1]["rewards/margins"] > 0.01

@@ -1,4 +1,6 @@
-"""`smolray generate` over Ray Data: the rows of an input in its order, several models at a time, answers as in one process."""
+"""`smolray generate` over Ray Data: the rows of an input in its order, several models at a time, answers as in one
+process.
+"""
 
 from functools import partial
 
@@ -20,12 +22,15 @@ DECODING = Decoding(max_new_tokens=5, temperature=0.7, seed=1)
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Two files of one row group each: twelve pictures with one to three questions, a broken picture, a row without any; and a torn file."""
+    """Two files of one row group each: twelve pictures with one to three questions, a broken picture, a row without
+    any; and a torn file.
+    """
     folder = tmp_path_factory.mktemp("rows")
     records = [
         {"id": f"{n}-{q}", "image": b"broken" if n == 7 else picture(64, 64, n), "question": f"what is in image {q}?"}
-        for n in range(12) for q in range(n % 3 + 1)
-    ]  # fmt: skip
+        for n in range(12)
+        for q in range(n % 3 + 1)
+    ]
     records.insert(5, {"id": "empty", "image": None, "question": None})
     for number, part in enumerate((records[:16], records[16:])):
         pq.write_table(pa.Table.from_pylist(part), folder / f"{number}.parquet")
@@ -42,20 +47,33 @@ def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows
         for table in generate.answers(source, pieces, asking, DECODING, batch_size=4, workers=2):
             write(table)
     got = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    alone = generate.here(source, pieces, asking, 100, DECODING.max_new_tokens, partial(generate.Answers, source, DECODING))
+    alone = generate.here(
+        source, pieces, asking, 100, DECODING.max_new_tokens, partial(generate.Answers, source, DECODING)
+    )
     here = [row for table in alone for row in table.to_pylist()]
     assert got == here
     assert [row["id"] for row in got] == [*ids, "9.parquet"]
     assert {row["id"]: row["error"].partition(":")[0] for row in got if row["error"]} == {
-        "empty": "wrong_columns", "7-0": "corrupt_image", "7-1": "corrupt_image", "9.parquet": "torn_file",
-    }  # fmt: skip
+        "empty": "wrong_columns",
+        "7-0": "corrupt_image",
+        "7-1": "corrupt_image",
+        "9.parquet": "torn_file",
+    }
     assert len({row["text"] for row in got}) > 5, "the answers do not vary: this test would show nothing"
 
 
 def test_photos_in_a_bucket_are_answered_into_the_bucket(s3_server, tiny_path):  # noqa: F811
     for number in range(3):
         storage.write_bytes(f"s3://bucket/photos/{number}.png", picture(64, 64, number) if number != 1 else b"broken")
-    command = ["generate", tiny_path, "s3://bucket/photos", "--out", "s3://bucket/answers/a.parquet", "--max-new-tokens", "4"]
+    command = [
+        "generate",
+        tiny_path,
+        "s3://bucket/photos",
+        "--out",
+        "s3://bucket/answers/a.parquet",
+        "--max-new-tokens",
+        "4",
+    ]
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0 and "2 answers, 1 error (corrupt_image 1)" in done.stderr, done.output
     rows = pq.read_table(pa.BufferReader(storage.read_bytes("s3://bucket/answers/a.parquet"))).to_pylist()

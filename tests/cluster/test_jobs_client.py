@@ -1,7 +1,7 @@
 """The command line against a real job server that wants a token: submit, follow, stop, resume.
 
-In most tests the job is a stand-in loop, so that they show the client alone and take seconds; it logs and answers the stop flag as the real
-one does. The last ones upload the project and train.
+In most tests the job is a stand-in loop, so that they show the client alone and take seconds; it logs and answers the
+stop flag as the real one does. The last ones upload the project and train.
 """
 
 import os
@@ -60,7 +60,13 @@ def free_port():
 
 def environment(folder, token=TOKEN):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SMOLRAY_"))}
-    extra = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "HOME": folder, "COLUMNS": "160", "AWS_SECRET_ACCESS_KEY": SECRET}
+    extra = {
+        "RAY_TMPDIR": folder,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HOME": folder,
+        "COLUMNS": "160",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+    }
     # What DeepSpeed once built for this machine is found again, though the home is another.
     extra["TORCH_EXTENSIONS_DIR"] = kept.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
     extra["RAY_worker_niceness"] = "0"  # or on a busy machine Ray's workers wait for all else
@@ -70,20 +76,35 @@ def environment(folder, token=TOKEN):
 
 @pytest.fixture(scope="module")
 def head():
-    """A head node with a job server of its own; gives its address and a folder for it. Only its own process group is ended."""
+    """A head node with a job server of its own; gives its address and a folder for it.
+
+    Only its own process group is ended.
+    """
     with tempfile.TemporaryDirectory(prefix="sj", ignore_cleanup_errors=True) as folder:
-        ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")}
+        ports = {
+            name: free_port()
+            for name in ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+        }
         flags = [f"--{name}={port}" for name, port in ports.items()]
-        flags += ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={folder}/r"]
+        flags += [
+            "--node-ip-address=127.0.0.1",
+            "--num-cpus=2",
+            "--object-store-memory=200000000",
+            f"--temp-dir={folder}/r",
+        ]
         ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *flags]
         with (Path(folder) / "head.log").open("w") as log:
             process = subprocess.Popen(ray, env=environment(folder), stdout=log, stderr=log, start_new_session=True)
         try:
             address = f"http://127.0.0.1:{ports['dashboard-port']}"
-            wait_for(lambda: smolray(folder, "stop", "probe", "--storage", folder, "--address", address).returncode == 0, folder)
+            wait_for(
+                lambda: smolray(folder, "stop", "probe", "--storage", folder, "--address", address).returncode == 0,
+                folder,
+            )
             yield address, folder
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # told politely it takes 30 s; what it started in other groups ends with its raylet
+            # told politely it takes 30 s; what it started in other groups ends with its raylet
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -99,7 +120,9 @@ def wait_for(ready, folder, seconds=90):
 
 def smolray(folder, *arguments, cwd=None, token=TOKEN):
     command = [sys.executable, "-m", "smolray", *arguments]
-    return subprocess.run(command, env=environment(folder, token), cwd=cwd or folder, capture_output=True, text=True, timeout=400)
+    return subprocess.run(
+        command, env=environment(folder, token), cwd=cwd or folder, capture_output=True, text=True, timeout=400
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +140,27 @@ def submit(head, checkout, *overrides, token=TOKEN):
 
 
 ENDPOINTS = [
-    ("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("GET", "/api/jobs/x"), ("DELETE", "/api/jobs/x"), ("POST", "/api/jobs/x/stop"),
-    ("GET", "/api/jobs/x/logs"), ("GET", "/api/jobs/x/logs/tail"), ("GET", "/api/packages/gcs/x.zip"), ("PUT", "/api/packages/gcs/x.zip"),
-    ("GET", "/api/version"), ("GET", "/api/v0/nodes"), ("GET", "/api/v0/actors"), ("GET", "/api/v0/logs"), ("GET", "/nodes?view=summary"),
-    ("GET", "/api/cluster_status"), ("GET", "/logical/actors"), ("GET", "/api/serve/applications/"), ("PUT", "/api/serve/applications/"),
-    ("GET", "/worker/traceback?pid=1"), ("GET", "/api/prometheus_health"),
-]  # fmt: skip
+    ("GET", "/api/jobs/"),
+    ("POST", "/api/jobs/"),
+    ("GET", "/api/jobs/x"),
+    ("DELETE", "/api/jobs/x"),
+    ("POST", "/api/jobs/x/stop"),
+    ("GET", "/api/jobs/x/logs"),
+    ("GET", "/api/jobs/x/logs/tail"),
+    ("GET", "/api/packages/gcs/x.zip"),
+    ("PUT", "/api/packages/gcs/x.zip"),
+    ("GET", "/api/version"),
+    ("GET", "/api/v0/nodes"),
+    ("GET", "/api/v0/actors"),
+    ("GET", "/api/v0/logs"),
+    ("GET", "/nodes?view=summary"),
+    ("GET", "/api/cluster_status"),
+    ("GET", "/logical/actors"),
+    ("GET", "/api/serve/applications/"),
+    ("PUT", "/api/serve/applications/"),
+    ("GET", "/worker/traceback?pid=1"),
+    ("GET", "/api/prometheus_health"),
+]
 
 
 @pytest.mark.parametrize("token", [None, "f" * 64], ids=["none", "wrong"])
@@ -148,12 +186,18 @@ def test_a_job_without_the_token_is_refused(head, checkout, token):
 def test_a_job_is_followed_to_its_end(head, checkout):
     done = submit(head, checkout, "name=short", "--follow")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("loop")] == [f"loop at step {i}" for i in range(1, 6)]
+    assert [line for line in done.stdout.splitlines() if line.startswith("loop")] == [
+        f"loop at step {i}" for i in range(1, 6)
+    ]
     assert "SUCCEEDED" in done.stdout
     told = smolray(head[1], "status", "short", "--storage", f"{head[1]}/runs").stdout
     assert "finished" in told and "5/5" in told
-    listed = urllib.request.urlopen(urllib.request.Request(f"{head[0]}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}), timeout=20).read()
-    assert b"name=short" in listed and SECRET.encode() not in listed, "what the submitter's environment holds is not sent along"
+    listed = urllib.request.urlopen(
+        urllib.request.Request(f"{head[0]}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}), timeout=20
+    ).read()
+    assert b"name=short" in listed and SECRET.encode() not in listed, (
+        "what the submitter's environment holds is not sent along"
+    )
 
 
 def test_a_run_is_submitted_once_stopped_politely_and_resumed_by_name(head, checkout):
@@ -182,9 +226,14 @@ def test_a_run_is_submitted_once_stopped_politely_and_resumed_by_name(head, chec
 
 @pytest.fixture(scope="module")
 def project(head):
-    """The project as a fresh checkout has it: what git tracks or would, copied. Its package says where its code was taken from."""
+    """The project as a fresh checkout has it: what git tracks or would, copied.
+
+    Its package says where its code was taken from.
+    """
     folder = Path(head[1]) / "project"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -200,18 +249,34 @@ def settings(head):
     raw = Path(head[1]) / "raw"
     export_easy_vqa(raw, limit=QUESTIONS)
     return [
-        f"storage={head[1]}/runs", f"data.train={raw}/train.parquet", f"data.validation={raw}/test.parquet", "model.path=tiny",
-        "train.per_device_train_batch_size=4", "train.global_batch=2", "train.num_train_epochs=2", "train.audit=true",
-        "checkpoint.save_steps=10", "evaluate.eval_epochs=0", "evaluate.max_samples=16", "evaluate.batch_size=16",
-        "evaluate.max_new_tokens=3", "resources.num_workers=2", "resources.cpus_per_worker=0.5",
-    ]  # fmt: skip
+        f"storage={head[1]}/runs",
+        f"data.train={raw}/train.parquet",
+        f"data.validation={raw}/test.parquet",
+        "model.path=tiny",
+        "train.per_device_train_batch_size=4",
+        "train.global_batch=2",
+        "train.num_train_epochs=2",
+        "train.audit=true",
+        "checkpoint.save_steps=10",
+        "evaluate.eval_epochs=0",
+        "evaluate.max_samples=16",
+        "evaluate.batch_size=16",
+        "evaluate.max_new_tokens=3",
+        "resources.num_workers=2",
+        "resources.cpus_per_worker=0.5",
+    ]
 
 
 def ray_job_submit(head, project, *arguments, token=TOKEN):
     """The command of the README, Ray's own."""
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", head[0], "--working-dir", "."]
     return subprocess.run(
-        [*command, *arguments], env=environment(head[1], token), cwd=project, capture_output=True, text=True, timeout=300
+        [*command, *arguments],
+        env=environment(head[1], token),
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -243,7 +308,17 @@ def test_ray_job_submit_without_the_token_is_refused(head, project, settings, to
 def test_a_real_run_is_stopped_and_resumed_by_name_and_sees_every_sample_once(head, project, settings):
     address, folder = head
     run_dir, place = f"{folder}/runs/real", ["--address", address, "--storage", f"{folder}/runs"]
-    done = smolray(folder, "submit", "--address", address, "--config", "jobs/configs/demo.yaml", *settings, "name=real", cwd=project)
+    done = smolray(
+        folder,
+        "submit",
+        "--address",
+        address,
+        "--config",
+        "jobs/configs/demo.yaml",
+        *settings,
+        "name=real",
+        cwd=project,
+    )
     assert done.returncode == 0, done.stderr
     deadline = time.monotonic() + 180
     while not any(e["event"] == "step" and e["step"] >= 5 for e in read_events(run_dir)):

@@ -1,11 +1,18 @@
-"""A pipeline of two workers through Ray Data and Ray Train: trained, evaluated, exported, resumed by another engine and after a lost stage."""
+"""A pipeline of two workers through Ray Data and Ray Train: trained, evaluated, exported, resumed by another engine and
+after a lost stage.
+"""
 
 import pytest
 
 from smolray.config import load_config
 from smolray.export import export_run
 from smolray.launch.driver import evaluate_run, launch_run
-from tests.cluster.test_train import assert_a_killed_worker_costs_nothing, assert_every_sample_once, assert_same_curve, losses
+from tests.cluster.test_train import (
+    assert_a_killed_worker_costs_nothing,
+    assert_every_sample_once,
+    assert_same_curve,
+    losses,
+)
 
 PIPELINE = ("engine.name=pipeline", "train.num_train_epochs=1")
 

@@ -1,4 +1,6 @@
-"""Prepare as Ray Data jobs: every row once from every format, the same bytes however the work is cut or interrupted, on disk and on S3."""
+"""Prepare as Ray Data jobs: every row once from every format, the same bytes however the work is cut or interrupted, on
+disk and on S3.
+"""
 
 import io
 import json
@@ -45,7 +47,9 @@ def shards(ray_cluster, questions, tmp_path_factory) -> Path:
 
 def rows_of(folder) -> list:
     names = [f.name for f in read_manifest(str(folder)).files]
-    return [row for name in names for row in decode_rows(pq.read_table(io.BytesIO(storage.read_bytes(f"{folder}/{name}"))))]
+    return [
+        row for name in names for row in decode_rows(pq.read_table(io.BytesIO(storage.read_bytes(f"{folder}/{name}"))))
+    ]
 
 
 def shard_bytes(folder) -> dict[str, bytes]:
@@ -58,7 +62,11 @@ def shard_bytes(folder) -> dict[str, bytes]:
 
 def content_of(folder) -> Counter:
     """Each question once: (image, question, answer)."""
-    return Counter((row.images[0], c.messages[0].text, c.messages[1].text, c.type) for row in rows_of(folder) for c in row.conversations)
+    return Counter(
+        (row.images[0], c.messages[0].text, c.messages[1].text, c.type)
+        for row in rows_of(folder)
+        for c in row.conversations
+    )
 
 
 def as_parquet(rows, folder):
@@ -105,7 +113,9 @@ def test_every_row_arrives_once_from_every_format(ray_cluster, questions, tmp_pa
     rows = pq.read_table(questions / "train.parquet").to_pylist()
     data = SMALL.model_copy(update={"format": "hub"}) if write is as_hub else SMALL
     manifest = prepare(str(write(rows, questions)), str(tmp_path / "out"), data, unit_bytes=30_000)
-    assert content_of(tmp_path / "out") == Counter((r["image"]["bytes"], r["question"], r["answer"], r["question_type"]) for r in rows)
+    assert content_of(tmp_path / "out") == Counter(
+        (r["image"]["bytes"], r["question"], r["answer"], r["question_type"]) for r in rows
+    )
     assert (manifest.conversations, manifest.quarantined) == (QUESTIONS, {})
     ids = [c.id for row in rows_of(tmp_path / "out") for c in row.conversations]
     # Two questions of one image can be word for word the same, and stay two; ids are those of the source.
@@ -118,7 +128,11 @@ def test_questions_about_one_image_are_one_row_and_rows_are_shuffled(shards, que
     first = [min(int(c.id.split("-")[1]) for c in row.conversations) for row in rows]
     ascending = sum(a < b for a, b in pairwise(first)) / len(first)
     assert 0.35 < ascending < 0.65
-    groups = [pq.read_metadata(shards / f.name).row_group(g).num_rows for f in read_manifest(str(shards)).files for g in range(2)]
+    groups = [
+        pq.read_metadata(shards / f.name).row_group(g).num_rows
+        for f in read_manifest(str(shards)).files
+        for g in range(2)
+    ]
     assert max(groups) <= ROW_GROUP_ROWS
 
 
@@ -206,11 +220,17 @@ def test_too_many_bad_rows_stop_with_reasons_and_the_rest_is_not_read_again(ray_
     ):
         assert said in str(error.value)
     seen = []
-    manifest = prepare(str(tmp_path / "x.jsonl"), str(out), DataConfig(max_bad_fraction=0.1), progress=lambda *what: seen.append(what))
+    manifest = prepare(
+        str(tmp_path / "x.jsonl"), str(out), DataConfig(max_bad_fraction=0.1), progress=lambda *what: seen.append(what)
+    )
     assert {phase for phase, *_ in seen} == {"write"}
     assert (manifest.conversations, manifest.quarantined) == (60, {"empty_answer": 3, "missing_file": 2})
     (quarantine,) = (out / "quarantine").glob("*.parquet")
-    assert [(r["id"], r["reason"], r["row"]) for r in pq.read_table(quarantine).to_pylist()][3] == ("x.jsonl#63", "missing_file", 63)
+    assert [(r["id"], r["reason"], r["row"]) for r in pq.read_table(quarantine).to_pylist()][3] == (
+        "x.jsonl#63",
+        "missing_file",
+        63,
+    )
 
 
 def test_ids_that_stand_at_several_rows_are_told_apart_by_their_place(ray_cluster, tmp_path):
@@ -225,7 +245,9 @@ def test_ids_that_stand_at_several_rows_are_told_apart_by_their_place(ray_cluste
 
 def test_a_run_finds_its_shards_and_reads_a_shard_folder_in_place(ray_cluster, questions, shards, tmp_path):
     def config(**data):
-        return RunConfig(storage=str(tmp_path / "runs"), data=SMALL.model_copy(update={k: str(v) for k, v in data.items()}))
+        return RunConfig(
+            storage=str(tmp_path / "runs"), data=SMALL.model_copy(update={k: str(v) for k, v in data.items()})
+        )
 
     raw = config(train=questions / "train.parquet", validation=questions / "test.parquet")
     manifests = prepare_run(raw)
@@ -233,7 +255,9 @@ def test_a_run_finds_its_shards_and_reads_a_shard_folder_in_place(ray_cluster, q
     assert read_manifest(shard_folder(raw, "train")) == manifests["train"] == read_manifest(str(shards))
     assert Path(shard_folder(raw, "train")).parts[-4:-2] == ("runs", "shards")
     assert shard_folder(raw, "train") != shard_folder(raw, "validation")
-    assert shard_folder(config(train=questions / "train.parquet", shards=tmp_path / "mine"), "train") == str(tmp_path / "mine" / "train")
+    assert shard_folder(config(train=questions / "train.parquet", shards=tmp_path / "mine"), "train") == str(
+        tmp_path / "mine" / "train"
+    )
     ready = config(train=shards)
     assert shard_folder(ready, "train") == str(shards)
     assert prepare_run(ready) == {"train": read_manifest(str(shards))}
@@ -242,7 +266,8 @@ def test_a_run_finds_its_shards_and_reads_a_shard_folder_in_place(ray_cluster, q
 @pytest.fixture
 def job():
     """Starts jobs/prepare.py as a process with a Ray of its own, whose workers have the given environment."""
-    with tempfile.TemporaryDirectory(prefix="sr", ignore_cleanup_errors=True) as folder:  # short: socket paths have a limit
+    # short: socket paths have a limit
+    with tempfile.TemporaryDirectory(prefix="sr", ignore_cleanup_errors=True) as folder:
         yield lambda *arguments, **environment: start_job(folder, *arguments, **environment)
 
 
@@ -278,7 +303,9 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(job, questions, shard
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert list((tmp_path / "out").glob("train/shard-*")) and not (tmp_path / "out" / "train" / "manifest.json").exists()
+    assert (
+        list((tmp_path / "out").glob("train/shard-*")) and not (tmp_path / "out" / "train" / "manifest.json").exists()
+    )
     process = job(*arguments)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -288,5 +315,9 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(job, questions, shard
 def test_the_job_says_what_is_wrong_and_exits_with_2(job, tmp_path):
     process = job(f"data.train={tmp_path / 'nothing'}", f"out={tmp_path / 'out'}")
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and "does not exist; expected a file, a folder, a glob" in err and "Traceback" not in err
+    assert (
+        process.returncode == 2
+        and "does not exist; expected a file, a folder, a glob" in err
+        and "Traceback" not in err
+    )
     assert load_config(None, ["data.train=x"]).data.train == "x"

@@ -1,4 +1,7 @@
-"""Memory of prepare does not grow with the data. Measured: peak RSS of fresh processes that run the functions of its tasks, without Ray."""
+"""Memory of prepare does not grow with the data.
+
+Measured: peak RSS of fresh processes that run the functions of its tasks, without Ray.
+"""
 
 import subprocess
 import sys
@@ -9,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-# Argument 1 is the pass, 2 the source, 3 the folder to write to. All units, then all shards, one after the other in one process each.
+# Argument 1 is the pass, 2 the source, 3 the folder to write to. All units, then all shards, one after the other in one
+# process each.
 WORK = """
 import resource, sys
 import numpy as np
@@ -33,7 +37,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def write_rows(path: Path, count: int) -> None:
     """`count` rows with a bitmap each, all different, 2.3 kB: 46 MB for 20,000 rows."""
     size = 24 * 32 * 3
-    header = b"BM" + np.array([size + 54, 0, 54, 40, 24, 32], "<u4").tobytes() + np.array([1, 24], "<u2").tobytes() + bytes(24)
+    header = (
+        b"BM"
+        + np.array([size + 54, 0, 54, 40, 24, 32], "<u4").tobytes()
+        + np.array([1, 24], "<u2").tobytes()
+        + bytes(24)
+    )
     schema = pa.schema([("image", pa.binary()), ("question", pa.string()), ("answer", pa.string())])
     rng = np.random.default_rng(count)
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:

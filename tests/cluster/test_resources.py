@@ -108,13 +108,21 @@ def test_a_run_that_cannot_be_placed_fails_within_seconds_and_leaves_nothing(mak
 def test_two_runs_at_a_time_on_one_machine_do_not_meet(small_vqa, tmp_path):
     """Each starts a Ray of its own; both prepare the same source into the same storage at the same time."""
     arguments = [
-        f"storage={tmp_path}/runs", f"data.train={small_vqa}/train.parquet", "model.path=tiny", "model.dtype=float32", "data.max_length=1024",
-        "train.max_steps=5", "resources.num_workers=2", "resources.cpus_per_worker=0.5",
-    ]  # fmt: skip
+        f"storage={tmp_path}/runs",
+        f"data.train={small_vqa}/train.parquet",
+        "model.path=tiny",
+        "model.dtype=float32",
+        "data.max_length=1024",
+        "train.max_steps=5",
+        "resources.num_workers=2",
+        "resources.cpus_per_worker=0.5",
+    ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     both = [
-        subprocess.Popen([sys.executable, "jobs/train.py", f"name={name}", *arguments], cwd=ROOT, env=environment, **piped)
+        subprocess.Popen(
+            [sys.executable, "jobs/train.py", f"name={name}", *arguments], cwd=ROOT, env=environment, **piped
+        )
         for name in ("one", "two")
     ]
     told = [run.communicate(timeout=500)[0] for run in both]

@@ -1,4 +1,6 @@
-"""A run of method=retrieval through Ray Data and Ray Train, and a search with it: captions of easy-vqa's pictures as a person would give them."""
+"""A run of method=retrieval through Ray Data and Ray Train, and a search with it: captions of easy-vqa's pictures as a
+person would give them.
+"""
 
 import json
 
@@ -31,7 +33,9 @@ def captions(tmp_path_factory):
 
 
 def test_a_run_learns_to_search_and_its_index_answers(make_run, captions):
-    config = make_run("finder", "method=retrieval", f"data.train={captions}/train.parquet", f"data.validation={captions}/test.parquet")
+    config = make_run(
+        "finder", "method=retrieval", f"data.train={captions}/train.parquet", f"data.validation={captions}/test.parquet"
+    )
     result = launch_run(config)
     assert result["status"] == "finished"
     found = result["metrics"]["mean_average_precision"]["overall"]
@@ -41,7 +45,9 @@ def test_a_run_learns_to_search_and_its_index_answers(make_run, captions):
     assert_every_sample_once(config)
     index = f"{config.run_dir}/index"
     options = ["--storage", config.storage, "--batch-size", "8", "--workers", "1"]  # more than a batch: over Ray
-    done = CliRunner().invoke(app, ["search", "build", "finder", str(captions / "photos"), "resources.use_gpu=no", "--out", index, *options])
+    done = CliRunner().invoke(
+        app, ["search", "build", "finder", str(captions / "photos"), "resources.use_gpu=no", "--out", index, *options]
+    )
     assert done.exit_code == 0, done.output
     assert json.loads(storage.read_bytes(f"{index}/index.json"))["prompt"] == CAPTION_PROMPT, "as in training"
     done = CliRunner().invoke(app, ["search", "query", index, "a blue circle", "--top", "3"])

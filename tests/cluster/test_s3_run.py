@@ -1,4 +1,6 @@
-"""Whole runs of jobs/train.py whose storage, shards and model lie in a real S3 server: the machine keeps nothing that the run needs."""
+"""Whole runs of jobs/train.py whose storage, shards and model lie in a real S3 server: the machine keeps nothing that
+the run needs.
+"""
 
 import json
 import os
@@ -30,24 +32,45 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 240
 SETTINGS = [
-    "model.path=tiny", "model.dtype=float32", "data.max_length=1024", "data.shards=s3://bucket/run-shards", "train.per_device_train_batch_size=8",
-    "train.global_batch=2", "train.num_train_epochs=2", "train.audit=true", "optimizer.learning_rate=1e-3", "checkpoint.save_steps=5",
-    "evaluate.eval_epochs=0", "evaluate.max_samples=16", "evaluate.max_new_tokens=3", "resources.num_workers=2",
-    "resources.cpus_per_worker=0.5", "resources.use_gpu=no",
-]  # fmt: skip
+    "model.path=tiny",
+    "model.dtype=float32",
+    "data.max_length=1024",
+    "data.shards=s3://bucket/run-shards",
+    "train.per_device_train_batch_size=8",
+    "train.global_batch=2",
+    "train.num_train_epochs=2",
+    "train.audit=true",
+    "optimizer.learning_rate=1e-3",
+    "checkpoint.save_steps=5",
+    "evaluate.eval_epochs=0",
+    "evaluate.max_samples=16",
+    "evaluate.max_new_tokens=3",
+    "resources.num_workers=2",
+    "resources.cpus_per_worker=0.5",
+    "resources.use_gpu=no",
+]
 
 
 @contextmanager
 def started(*command):
-    """A command on a machine of its own: no Ray address, no temporary files of others; the AWS environment of `s3_server`."""
+    """A command on a machine of its own: no Ray address, no temporary files of others; the AWS environment of
+    `s3_server`.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SMOLRAY_"))}
     with tempfile.TemporaryDirectory(prefix="s3", ignore_cleanup_errors=True) as folder:
         environment = kept | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder, "TMPDIR": folder, "COLUMNS": "160"}
         environment["RAY_worker_niceness"] = "0"  # or on a busy machine Ray's workers wait for all else
-        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job of a shell is deaf to Ctrl-C, and so are its children
+        # a background job of a shell is deaf to Ctrl-C, and so are its children
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         with subprocess.Popen(
-            [sys.executable, *command], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heard,
-        ) as process:  # fmt: skip
+            [sys.executable, *command],
+            env=environment,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=heard,
+        ) as process:
             yield process
 
 
@@ -69,10 +92,18 @@ def smolray(*arguments):
 
 @pytest.fixture(scope="module")
 def launched(s3_server, tmp_path_factory):
-    """(run folder, what was printed) of a run of 6 steps. After it the source is gone, and so are the temporary files of its machine."""
+    """(run folder, what was printed) of a run of 6 steps.
+
+    After it the source is gone, and so are the temporary files of its machine.
+    """
     raw, name = tmp_path_factory.mktemp("raw"), f"run-{uuid.uuid4().hex[:6]}"
     export_easy_vqa(raw, limit=QUESTIONS)
-    given = [f"name={name}", "storage=s3://bucket/runs", f"data.train={raw}/train.parquet", f"data.validation={raw}/test.parquet"]
+    given = [
+        f"name={name}",
+        "storage=s3://bucket/runs",
+        f"data.train={raw}/train.parquet",
+        f"data.validation={raw}/test.parquet",
+    ]
     printed = train("train.max_steps=6", *SETTINGS, *given)
     shutil.rmtree(raw)
     return f"s3://bucket/runs/{name}", printed
@@ -90,7 +121,9 @@ def test_a_run_on_s3_leaves_there_all_that_a_run_leaves(launched):
     assert result["status"] == "finished" and 0 <= result["accuracy"]["overall"] <= 1
     assert "finished at step 6" in printed
     model = [info.path for info in storage.list_files("s3://bucket/runs/models", recursive=True)]
-    assert any(path.endswith("model.safetensors") for path in model), "the offline model is kept in the storage of the run"
+    assert any(path.endswith("model.safetensors") for path in model), (
+        "the offline model is kept in the storage of the run"
+    )
     assert storage.exists("s3://bucket/run-shards/train/manifest.json")
 
 
@@ -134,10 +167,28 @@ def test_the_same_name_again_goes_on_with_a_run_on_s3_and_every_sample_is_seen_o
 def test_a_search_on_s3_stops_at_ctrl_c_when_its_trials_have_saved_and_goes_on(s3_server, tmp_path):
     export_easy_vqa(tmp_path, limit=QUESTIONS)
     name = f"search-{uuid.uuid4().hex[:6]}"
-    search = {"space": {"optimizer.learning_rate": {"choice": [1e-3, 2e-3]}}, "algorithm": "grid", "scheduler": "none", "max_concurrent": 1}
+    search = {
+        "space": {"optimizer.learning_rate": {"choice": [1e-3, 2e-3]}},
+        "algorithm": "grid",
+        "scheduler": "none",
+        "max_concurrent": 1,
+    }
     (tmp_path / "search.yaml").write_text(json.dumps({"search": search}))
-    given = [f"name={name}", "storage=s3://bucket/runs", f"data.train={tmp_path}/train.parquet", f"data.validation={tmp_path}/test.parquet"]
-    command = ["jobs/tune.py", "--config", str(tmp_path / "search.yaml"), *SETTINGS, *given, "evaluate.eval_epochs=1", "train.num_train_epochs=3"]
+    given = [
+        f"name={name}",
+        "storage=s3://bucket/runs",
+        f"data.train={tmp_path}/train.parquet",
+        f"data.validation={tmp_path}/test.parquet",
+    ]
+    command = [
+        "jobs/tune.py",
+        "--config",
+        str(tmp_path / "search.yaml"),
+        *SETTINGS,
+        *given,
+        "evaluate.eval_epochs=1",
+        "train.num_train_epochs=3",
+    ]
     folder, first = f"s3://bucket/runs/{name}", f"s3://bucket/runs/{name}-1"
     with started(*command) as process:
         deadline = time.monotonic() + 300
@@ -148,7 +199,9 @@ def test_a_search_on_s3_stops_at_ctrl_c_when_its_trials_have_saved_and_goes_on(s
         printed, _ = process.communicate(timeout=200)
     assert "the trials save and stop" in printed
     stopped = read_events(first)[-1]
-    assert (stopped["event"], stopped["status"]) == ("end", "stopped") and checkpoint.latest(first).step == stopped["step"]
+    assert (stopped["event"], stopped["status"]) == ("end", "stopped") and checkpoint.latest(first).step == stopped[
+        "step"
+    ]
     assert not any(t.ended for t in read_trials(folder))
 
     run(*command)

@@ -27,7 +27,10 @@ for name, told in (("without", {"RAY_AUTH_MODE": "disabled"}), ("wrong", {"RAY_A
 
 def test_a_ray_that_smolray_starts_lets_in_nobody_without_its_token():
     with tempfile.TemporaryDirectory(prefix="sr") as folder:
-        own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"HOME": folder, "RAY_TMPDIR": folder}
+        own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {
+            "HOME": folder,
+            "RAY_TMPDIR": folder,
+        }
         done = subprocess.run([sys.executable, "-c", START], env=own, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.splitlines()[-2:] == ["without refused", "wrong refused"], done.stdout

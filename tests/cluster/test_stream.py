@@ -30,18 +30,25 @@ def text_run(ray_cluster, tmp_path_factory):
         rows.append(ShardRow(image_key((), conversation), (), (conversation,)))
     write_shards(str(folder / "shards"), rows, rows_per_file=1000)
     model = build_model("tiny", ["1 plus 1 so"], folder / "model")
-    config = load_config(None, [f"model.path={model}", "model.dtype=float32", "train.per_device_train_batch_size=64", "train.global_batch=7"])
+    config = load_config(
+        None,
+        [f"model.path={model}", "model.dtype=float32", "train.per_device_train_batch_size=64", "train.global_batch=7"],
+    )
     ensure_index(str(folder / "shards"), config)
     return str(folder / "shards"), config
 
 
 def consume(ray, folder, plan, config, world_size):
-    """The ids that each of `world_size` workers receives of an epoch, each through a pipeline of its own, all at the same time."""
+    """The ids that each of `world_size` workers receives of an epoch, each through a pipeline of its own, all at the
+    same time.
+    """
 
     @ray.remote(num_cpus=0.1)
     def worker(rank):
         starts = range(0, len(plan), config.global_batch)
-        numbers = [n for s in starts for n in Dealer(rank, world_size).share(range(s, min(s + config.global_batch, len(plan))))]
+        numbers = [
+            n for s in starts for n in Dealer(rank, world_size).share(range(s, min(s + config.global_batch, len(plan))))
+        ]
         stream = Stream(folder, plan, numbers, config, consumers=world_size)
         seen = [(batch.meta["number"], batch.meta["ids"]) for batch in stream]
         assert [number for number, _ in seen] == numbers, "out of order"
@@ -68,13 +75,22 @@ def image_run(ray_cluster, tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (160, 200, 3), dtype=np.uint8)).save(buffer, "JPEG", quality=80)
         images = (buffer.getvalue(),)
         conversations = tuple(
-            Conversation(f"{i}/{q}", (Message("user", (Part("image"), Part("text", f"question {q}"))), Message("assistant", (Part("text", "so"),))))
+            Conversation(
+                f"{i}/{q}",
+                (
+                    Message("user", (Part("image"), Part("text", f"question {q}"))),
+                    Message("assistant", (Part("text", "so"),)),
+                ),
+            )
             for q in range(2)
         )
         rows.append(ShardRow(image_key(images, conversations[0]), images, conversations))
     write_shards(str(folder / "shards"), rows, rows_per_file=64)
     model = build_model("tiny", ["question so"], folder / "model")
-    config = load_config(None, [f"model.path={model}", "model.dtype=float32", "train.per_device_train_batch_size=6", "train.global_batch=8"])
+    config = load_config(
+        None,
+        [f"model.path={model}", "model.dtype=float32", "train.per_device_train_batch_size=6", "train.global_batch=8"],
+    )
     ensure_index(str(folder / "shards"), config)
     return str(folder / "shards"), config
 

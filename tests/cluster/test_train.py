@@ -34,7 +34,12 @@ def losses(config):
 def training_ids(config):
     _, folders = prepare_data(with_absolute_paths(config))
     reader = ShardReader(folders.train, tuple(f.name for f in read_manifest(folders.train).files))
-    rows = [row for shard in range(len(reader.files)) for group in range(reader.row_groups(shard)) for row in reader.row_group(shard, group)]
+    rows = [
+        row
+        for shard in range(len(reader.files))
+        for group in range(reader.row_groups(shard))
+        for row in reader.row_group(shard, group)
+    ]
     return sorted(c.id for row in rows for c in row.conversations)
 
 
@@ -78,7 +83,9 @@ def train_workers():
 
 
 def assert_a_killed_worker_costs_nothing(config, uninterrupted, which):
-    """Kill the worker number `which` at step 14: the run is started again by itself and ends with the losses of the run that nobody touched."""
+    """Kill the worker number `which` at step 14: the run is started again by itself and ends with the losses of the run
+    that nobody touched.
+    """
     killed = []
 
     def kill():
@@ -90,7 +97,9 @@ def assert_a_killed_worker_costs_nothing(config, uninterrupted, which):
     result = launch_run(config)
     thread.join(timeout=5)
     assert killed, "no worker was there to kill"
-    assert [e["attempt"] for e in read_events(config.run_dir) if e["event"] == "start"] == [1, 2], "the run was not started again"
+    assert [e["attempt"] for e in read_events(config.run_dir) if e["event"] == "start"] == [1, 2], (
+        "the run was not started again"
+    )
     assert result["status"] == "finished"
     assert_same_curve(config, uninterrupted)
     assert_every_sample_once(config)
@@ -114,7 +123,9 @@ def test_a_run_trains_evaluates_and_reports(reference):
     assert 0 < result["blind_baseline"] < 1
     for name in ("result.json", "report.html", "events.jsonl", "config.yaml", "predictions"):
         assert storage.exists(storage.join(config.run_dir, name)), name
-    assert all("MapBatches" in worker["ray_data"] for worker in result["workers"]), "Ray Data's own statistics of each worker"
+    assert all("MapBatches" in worker["ray_data"] for worker in result["workers"]), (
+        "Ray Data's own statistics of each worker"
+    )
     assert_every_sample_once(config)
 
 

@@ -1,4 +1,6 @@
-"""engine: trl through Ray Train: TRL's trainer on two workers leaves what every run leaves: events, predictions, a checkpoint that exports."""
+"""engine: trl through Ray Train: TRL's trainer on two workers leaves what every run leaves: events, predictions, a
+checkpoint that exports.
+"""
 
 import pytest
 
@@ -26,7 +28,15 @@ def test_a_run_by_trl_trains_evaluates_and_leaves_a_checkpoint(trl_run):
     steps = [e for e in history if e["event"] == "step"]
     assert result["status"] == "finished" and result["steps"] == len(steps) == steps[-1]["total_steps"]
     assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
-    assert {"token_accuracy", "grad_norm", "learning_rate", "samples", "tokens", "label_tokens", "memory_bytes"} <= steps[0].keys()
+    assert {
+        "token_accuracy",
+        "grad_norm",
+        "learning_rate",
+        "samples",
+        "tokens",
+        "label_tokens",
+        "memory_bytes",
+    } <= steps[0].keys()
     assert sum(e["samples"] for e in steps) == result["samples"] == 2 * 600  # two epochs of 600 questions
     assert result["accuracy_counts"]["overall"] == 64 and storage.exists(storage.join(config.run_dir, "report.html"))
     assert checkpoint.latest(config.run_dir).step == result["steps"]

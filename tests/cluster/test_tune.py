@@ -21,16 +21,35 @@ from smolray.tune.run import search_run
 
 @pytest.fixture
 def make_search(ray_cluster, small_vqa, tmp_path_factory):
-    """make_search(name, space, search, *overrides) -> RunConfig with a search section; trials of one worker, 24 steps at most."""
+    """make_search(name, space, search, *overrides) -> RunConfig with a search section; trials of one worker, 24 steps
+    at most.
+    """
     base = tmp_path_factory.getbasetemp() / "searches"
 
     def make(name, space, search, *overrides):
-        return load_config(None, [
-            f"name={name}", f"storage={base}", f"data.train={small_vqa}/train.parquet", f"data.validation={small_vqa}/test.parquet",
-            "model.path=tiny", "model.dtype=float32", "engine.stage=0", "optimizer.learning_rate=1e-3", "data.max_length=1024",
-            "train.per_device_train_batch_size=32", "train.num_train_epochs=2", "evaluate.max_samples=64", "evaluate.max_new_tokens=3",
-            "resources.use_gpu=no", "resources.cpus_per_worker=0.5", "checkpoint.save_steps=0", *overrides,
-        ], {"search": {"space": space, "max_concurrent": 2, **search}})  # fmt: skip
+        return load_config(
+            None,
+            [
+                f"name={name}",
+                f"storage={base}",
+                f"data.train={small_vqa}/train.parquet",
+                f"data.validation={small_vqa}/test.parquet",
+                "model.path=tiny",
+                "model.dtype=float32",
+                "engine.stage=0",
+                "optimizer.learning_rate=1e-3",
+                "data.max_length=1024",
+                "train.per_device_train_batch_size=32",
+                "train.num_train_epochs=2",
+                "evaluate.max_samples=64",
+                "evaluate.max_new_tokens=3",
+                "resources.use_gpu=no",
+                "resources.cpus_per_worker=0.5",
+                "checkpoint.save_steps=0",
+                *overrides,
+            ],
+            {"search": {"space": space, "max_concurrent": 2, **search}},
+        )
 
     return make
 
@@ -52,7 +71,11 @@ def assert_nothing_left():
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         names = [command_of(p) for p in psutil.Process().children(recursive=True)]
-        actors = [n for n in names if any(kind in n for kind in ("Trainable", "TrainController", "RayTrainWorker", "PlacementGroupCleaner"))]
+        actors = [
+            n
+            for n in names
+            if any(kind in n for kind in ("Trainable", "TrainController", "RayTrainWorker", "PlacementGroupCleaner"))
+        ]
         groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
         free = ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
         if not actors and not groups and free:
@@ -62,7 +85,9 @@ def assert_nothing_left():
 
 
 def losses(storage_uri, name):
-    return {e["step"]: e["loss"] for e in surviving(read_events(storage.join(storage_uri, name))) if e["event"] == "step"}
+    return {
+        e["step"]: e["loss"] for e in surviving(read_events(storage.join(storage_uri, name))) if e["event"] == "step"
+    }
 
 
 @pytest.mark.slow
@@ -119,6 +144,8 @@ def test_a_stopped_search_frees_everything_and_goes_on_where_it_was(make_search)
 def test_another_search_under_the_same_name_is_refused(make_search):
     space = {"optimizer.learning_rate": {"choice": [3e-3, 1e-3]}}
     config = make_search("refused", space, {"algorithm": "grid"})
-    storage.write_bytes(storage.join(folder_of(config), "search.yaml"), yaml.safe_dump(config.model_dump(mode="json")).encode())
+    storage.write_bytes(
+        storage.join(folder_of(config), "search.yaml"), yaml.safe_dump(config.model_dump(mode="json")).encode()
+    )
     with pytest.raises(ConfigError, match=r"train\.num_train_epochs"):
         search_run(make_search("refused", space, {"algorithm": "grid"}, "train.num_train_epochs=3"))

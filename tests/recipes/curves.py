@@ -20,7 +20,9 @@ from tests.gloo import build_engine
 def curve(
     shards: str, overrides: list[str], steps: int, run_dir: str = "", resume: bool = False, separate: bool = False
 ) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of each step. With `run_dir` the end is saved there; with `resume` the start is read from there.
+    """(loss, gradient norm) of each step.
+
+    With `run_dir` the end is saved there; with `resume` the start is read from there.
 
     `separate`: every conversation is a sequence of its own, in the micro-batches of the packed plan.
     """
@@ -32,9 +34,13 @@ def curve(
     if separate:
         plans = [unpacked(plan) for plan in plans]
     loop = Loop(
-        config, engine, plans, stream_of(shards, config), found.progress if found else Progress(),
+        config,
+        engine,
+        plans,
+        stream_of(shards, config),
+        found.progress if found else Progress(),
         [lambda moment: out.append((moment.metrics.loss, moment.metrics.grad_norm))],
-    )  # fmt: skip
+    )
     progress = loop.run()
     if run_dir and not resume:
         state = engine.state()
@@ -44,9 +50,14 @@ def curve(
     return out
 
 
-def curves(shards: str, jobs: dict[str, tuple[list[str], int] | tuple[list[str], int, bool]]) -> dict[str, list[tuple[float, float]]]:
+def curves(
+    shards: str, jobs: dict[str, tuple[list[str], int] | tuple[list[str], int, bool]]
+) -> dict[str, list[tuple[float, float]]]:
     """A curve for each (overrides, steps[, separate]), one after another in the same workers."""
-    return {name: curve(shards, overrides, steps, separate=bool(separate)) for name, (overrides, steps, *separate) in jobs.items()}
+    return {
+        name: curve(shards, overrides, steps, separate=bool(separate))
+        for name, (overrides, steps, *separate) in jobs.items()
+    }
 
 
 def step_metrics(shards: str, jobs: dict[str, list[str]], steps: int) -> dict[str, list[dict[str, float]]]:
@@ -56,21 +67,34 @@ def step_metrics(shards: str, jobs: dict[str, list[str]], steps: int) -> dict[st
         config = load_config(None, [*overrides, f"train.max_steps={steps}"])
         kept = out.setdefault(name, [])
         Loop(
-            config, build_engine(config), [local_plan(shards, config)], stream_of(shards, config), Progress(),
-            [lambda moment, kept=kept: kept.append({"loss": moment.metrics.loss, "grad_norm": moment.metrics.grad_norm} | moment.metrics.metrics)],
-        ).run()  # fmt: skip
+            config,
+            build_engine(config),
+            [local_plan(shards, config)],
+            stream_of(shards, config),
+            Progress(),
+            [
+                lambda moment, kept=kept: kept.append(
+                    {"loss": moment.metrics.loss, "grad_norm": moment.metrics.grad_norm} | moment.metrics.metrics
+                )
+            ],
+        ).run()
     return out
 
 
 def first_gradients(shards: str, jobs: dict[str, list[str]], folder: str) -> None:
-    """The gradient of every parameter on step 1, as `folder/<name>.safetensors`: Adam's first moment after one step is (1 - beta1) x gradient."""
+    """The gradient of every parameter on step 1, as `folder/<name>.safetensors`: Adam's first moment after one step is
+    (1 - beta1) x gradient.
+    """
     for name, overrides in jobs.items():
         config = load_config(None, [*overrides, "train.max_steps=1", "optimizer.max_grad_norm=0"])
         engine = build_engine(config)
         Loop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress()).run()
         state = engine.state()
         if dist.get_rank() == 0:
-            save_file({k: v / (1 - config.optimizer.adam_beta1) for k, v in state.exp_avg.items()}, f"{folder}/{name}.safetensors")
+            save_file(
+                {k: v / (1 - config.optimizer.adam_beta1) for k, v in state.exp_avg.items()},
+                f"{folder}/{name}.safetensors",
+            )
 
 
 def stream_of(shards: str, config: RunConfig) -> Callable[[EpochPlan, Sequence[int]], LocalStream]:

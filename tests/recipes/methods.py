@@ -23,11 +23,22 @@ ADAPTERS = {
 }
 METHODS = ADAPTERS | {
     "8-bit-adam": ["optimizer.name=adamw_8bit"],
-    "paged-8-bit-adam": [EVERYWHERE.replace("r: 4", "r: 64"), "model.train=[]", "optimizer.name=paged_adamw_8bit", "model.dtype=bfloat16"],
+    "paged-8-bit-adam": [
+        EVERYWHERE.replace("r: 4", "r: 64"),
+        "model.train=[]",
+        "optimizer.name=paged_adamw_8bit",
+        "model.dtype=bfloat16",
+    ],
     "bf16-8-bit-adam": ["model.dtype=bfloat16", "optimizer.name=adamw_8bit"],
     "rates": ["optimizer.learning_rates={vision: 1e-4, connector: 2e-3}"],
 }
-STAGES = dict.fromkeys(ADAPTERS, (0, 2)) | {"dora": (0, 1, 2, 3), "8-bit-adam": (0,), "paged-8-bit-adam": (0,), "bf16-8-bit-adam": (0,), "rates": (0, 2, 3)}
+STAGES = dict.fromkeys(ADAPTERS, (0, 2)) | {
+    "dora": (0, 1, 2, 3),
+    "8-bit-adam": (0,),
+    "paged-8-bit-adam": (0,),
+    "bf16-8-bit-adam": (0,),
+    "rates": (0, 2, 3),
+}
 
 
 def after_zero3(shards: str, overrides: list[str]) -> list[list[tuple[float, float]]]:
@@ -40,13 +51,17 @@ def after_zero3(shards: str, overrides: list[str]) -> list[list[tuple[float, flo
 
 def saved(shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
     """The first half of each method's curve under its highest stage, saved in `root/<method>`."""
-    return {name: curve(shards, [*overrides, *method, f"engine.stage={max(STAGES[name])}"], STEPS // 2, f"{root}/{name}")
-            for name, method in METHODS.items()}  # fmt: skip
+    return {
+        name: curve(shards, [*overrides, *method, f"engine.stage={max(STAGES[name])}"], STEPS // 2, f"{root}/{name}")
+        for name, method in METHODS.items()
+    }
 
 
 def resumed(shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
     """The rest of each, read from there, under stage 0."""
-    return {name: curve(shards, [*overrides, *method], STEPS, f"{root}/{name}", True) for name, method in METHODS.items()}
+    return {
+        name: curve(shards, [*overrides, *method], STEPS, f"{root}/{name}", True) for name, method in METHODS.items()
+    }
 
 
 def whole_parts(shards: str, overrides: list[str]) -> list[dict[str, bool]]:

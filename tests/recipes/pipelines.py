@@ -1,4 +1,6 @@
-"""What the pipeline tests run inside gloo workers: curves with the first step's gradients and a look at the gathered model, and legs of one run."""
+"""What the pipeline tests run inside gloo workers: curves with the first step's gradients and a look at the gathered
+model, and legs of one run.
+"""
 
 from dataclasses import dataclass, field
 
@@ -35,7 +37,9 @@ class Record:
 
 
 def measure(jobs: dict[str, tuple[str, list[str], int]], folder: str) -> dict[str, dict[str, object]]:
-    """Of each (shards, overrides, steps): its curve, the loss that the gathered model gives on every worker at the end, and `folder`/<name>.safetensors."""
+    """Of each (shards, overrides, steps): its curve, the loss that the gathered model gives on every worker at the end,
+    and `folder`/<name>.safetensors.
+    """
     out: dict[str, dict[str, object]] = {}
     for name, (shards, overrides, steps) in jobs.items():
         config = load_config(None, [*overrides, f"train.max_steps={steps}"])
@@ -59,7 +63,9 @@ def leg(shards: str, overrides: list[str], steps: int, run_dir: str) -> Curve:
     engine = build_engine(config, checkpoint.load_state(found) if found else None)
     record = Record(engine)
     plans = [local_plan(shards, config)]
-    progress = Loop(config, engine, plans, stream_of(shards, config), found.progress if found else Progress(), [record]).run()
+    progress = Loop(
+        config, engine, plans, stream_of(shards, config), found.progress if found else Progress(), [record]
+    ).run()
     state = engine.state()
     if dist.get_rank() == 0:
         checkpoint.save(run_dir, state, progress, {}, {})

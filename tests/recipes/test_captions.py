@@ -30,7 +30,10 @@ def captioned(number: int, scan: np.ndarray, digit: int) -> ShardRow:
     """A scan of 8 x 8 grey values 0..16 as a PNG, and what it shows."""
     sink = io.BytesIO()
     Image.fromarray((scan * 255 / 16).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC).save(sink, "PNG")
-    turns = (Message("user", (Part("image"),)), Message("assistant", (Part("text", f"a photo of the digit {WORDS[digit]}"),)))
+    turns = (
+        Message("user", (Part("image"),)),
+        Message("assistant", (Part("text", f"a photo of the digit {WORDS[digit]}"),)),
+    )
     conversation = Conversation(str(number), turns)
     return ShardRow(image_key((sink.getvalue(),), conversation), (sink.getvalue(),), (conversation,))
 
@@ -44,10 +47,18 @@ def train_and_caption(folder: str) -> dict[str, float]:
     rows = [captioned(n, digits.images[n], int(digits.target[n])) for n in order.tolist()]
     shards = write_shards(f"{folder}/shards", rows[:-HELD_OUT])
     texts = [row.conversations[0].messages[1].text for row in rows]
-    config = load_config(None, [
-        f"model.path={build_model('tiny', texts, Path(folder) / 'model')}", "model.dtype=float32", "engine.stage=0", "train.num_train_epochs=16",
-        "train.per_device_train_batch_size=32", "optimizer.learning_rate=2e-3", "optimizer.warmup_ratio=0.1",
-    ])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            f"model.path={build_model('tiny', texts, Path(folder) / 'model')}",
+            "model.dtype=float32",
+            "engine.stage=0",
+            "train.num_train_epochs=16",
+            "train.per_device_train_batch_size=32",
+            "optimizer.learning_rate=2e-3",
+            "optimizer.warmup_ratio=0.1",
+        ],
+    )
     encoder = cached_encoder(config.model, config.data, config.image)
     tested, truth = rows[-HELD_OUT:], digits.target[order[-HELD_OUT:]]
 
@@ -67,7 +78,9 @@ def train_and_caption(folder: str) -> dict[str, float]:
     exact = 0
     for start in range(0, HELD_OUT, 60):
         batch = collate_prompts([Group(row, (0,)) for row in tested[start : start + 60]], encoder)
-        said = encoder.tokenizer.batch_decode(greedy(engine.model, batch, 16, int(encoder.tokenizer.eos_token_id)), skip_special_tokens=True)
+        said = encoder.tokenizer.batch_decode(
+            greedy(engine.model, batch, 16, int(encoder.tokenizer.eos_token_id)), skip_special_tokens=True
+        )
         exact += sum(text.strip() == record["answer"] for text, record in zip(said, batch.meta["records"], strict=True))
     return {"exact": exact / HELD_OUT, "cpu_seconds": seconds, "untrained": before, "trained": precision(engine.model)}
 

@@ -28,15 +28,23 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """(shard folder, overrides): captions of easy-vqa's pictures, seven pairs in a micro-batch, three of those in a step."""
+    """(shard folder, overrides): captions of easy-vqa's pictures, seven pairs in a micro-batch, three of those in a
+    step.
+    """
     folder = tmp_path_factory.mktemp("contrastive")
     rows = captioned(vqa_rows("train", 150))
     shards = write_shards(str(folder / "shards"), rows)
     model = build_model("tiny", [m.text for row in rows for m in row.conversations[0].messages], folder / "model")
     return shards, [
-        "method=retrieval", f"model.path={model}", "model.dtype=float32", "train.per_device_train_batch_size=7", "train.global_batch=3",
-        "optimizer.learning_rate=1e-3", "optimizer.lr_scheduler_type=constant", "engine.stage=0",
-    ]  # fmt: skip
+        "method=retrieval",
+        f"model.path={model}",
+        "model.dtype=float32",
+        "train.per_device_train_batch_size=7",
+        "train.global_batch=3",
+        "optimizer.learning_rate=1e-3",
+        "optimizer.lr_scheduler_type=constant",
+        "engine.stage=0",
+    ]
 
 
 def test_pairs_of_one_image_or_one_text_are_no_negatives():
@@ -101,9 +109,14 @@ def alone(pictures):
 
 
 def test_workers_and_stages_give_one_curve(pictures, alone):
-    """Also LoRA with dropout: both passes of a step meet the same noise. Two workers share three micro-batches unevenly."""
+    """Also LoRA with dropout: both passes of a step meet the same noise.
+
+    Two workers share three micro-batches unevenly.
+    """
     shards, overrides = pictures
-    jobs = {f"full {s}": ([*overrides, f"engine.stage={s}"], STEPS) for s in (0, 2, 3)} | {"lora 2": ([*overrides, *LORA, "engine.stage=2"], STEPS)}
+    jobs = {f"full {s}": ([*overrides, f"engine.stage={s}"], STEPS) for s in (0, 2, 3)} | {
+        "lora 2": ([*overrides, *LORA, "engine.stage=2"], STEPS)
+    }
     for name, found in run_workers(curves, 2, shards, jobs).items():
         want = alone[name.split()[0]]
         assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in want], abs=1e-5), name
@@ -114,8 +127,10 @@ def test_workers_and_stages_give_one_curve(pictures, alone):
 def halves(shards: str, overrides: list[str], stages: list[int], root: str, resume: bool) -> list[list[float]]:
     """The losses of the first half, saved, or with `resume` of the second one, for each stage."""
     steps = STEPS if resume else STEPS // 2
-    return [[loss for loss, _ in curve(shards, [*overrides, f"engine.stage={stage}"], steps, f"{root}/{number}", resume)]
-            for number, stage in enumerate(stages)]  # fmt: skip
+    return [
+        [loss for loss, _ in curve(shards, [*overrides, f"engine.stage={stage}"], steps, f"{root}/{number}", resume)]
+        for number, stage in enumerate(stages)
+    ]
 
 
 def test_saved_under_one_stage_and_resumed_under_another_it_goes_on(pictures, alone, tmp_path):
@@ -127,11 +142,16 @@ def test_saved_under_one_stage_and_resumed_under_another_it_goes_on(pictures, al
 
 
 def searched(shards: str, overrides: list[str]) -> list[dict]:
-    """The predictions of an untrained model, each worker embedding every so-manieth micro-batch. Collective; from the last worker's report."""
+    """The predictions of an untrained model, each worker embedding every so-manieth micro-batch.
+
+    Collective; from the last worker's report.
+    """
     config = load_config(None, overrides)
     plan = local_plan(shards, config)
     mine = range(len(plan))[dist.get_rank() :: dist.get_world_size()]
-    report = search_report(load_model(config.model).eval(), LocalStream(shards, plan, mine, config), torch.device("cpu"))
+    report = search_report(
+        load_model(config.model).eval(), LocalStream(shards, plan, mine, config), torch.device("cpu")
+    )
     told = [report.predictions]
     dist.broadcast_object_list(told, src=dist.get_world_size() - 1)
     return told[0]
@@ -139,11 +159,16 @@ def searched(shards: str, overrides: list[str]) -> list[dict]:
 
 def test_a_search_on_two_workers_finds_what_one_finds_and_tells_both(pictures):
     one, two = (run_workers(searched, world, *pictures) for world in (1, 2))
-    assert len(one) > 10 and [(p["id"], p["question"], p["answers"]) for p in one] == [(p["id"], p["question"], p["answers"]) for p in two]
+    assert len(one) > 10 and [(p["id"], p["question"], p["answers"]) for p in one] == [
+        (p["id"], p["question"], p["answers"]) for p in two
+    ]
 
 
 def train_and_search(shards: str, tested: str, overrides: list[str]) -> list[float]:
-    """Mean average precision of a search among unseen pictures by their captions, before and after training. Collective."""
+    """Mean average precision of a search among unseen pictures by their captions, before and after training.
+
+    Collective.
+    """
     config = load_config(None, overrides)
     engine = build_engine(config)
 
@@ -164,11 +189,27 @@ def train_and_search(shards: str, tested: str, overrides: list[str]) -> list[flo
 def test_pictures_are_found_by_the_24_captions(tmp_path):
     rows, tested = captioned(vqa_rows("train", 2500)), captioned(vqa_rows("test", 300))
     shards, unseen = write_shards(f"{tmp_path}/train", rows), write_shards(f"{tmp_path}/tested", tested)
-    model = build_model("tiny", sorted({m.text for row in rows for m in row.conversations[0].messages}), tmp_path / "model")
-    before, after = run_workers(train_and_search, 1, shards, unseen, [
-        "method=retrieval", f"model.path={model}", "model.dtype=float32", "engine.stage=0", "train.per_device_train_batch_size=64",
-        "train.num_train_epochs=10", "optimizer.learning_rate=1e-3", "optimizer.warmup_ratio=0.1",
-    ])  # fmt: skip
-    print(f"mean average precision over {len({r.conversations[0].answers[0] for r in tested})} captions, {len(tested)} pictures: {before:.3f} -> {after:.3f}")
+    model = build_model(
+        "tiny", sorted({m.text for row in rows for m in row.conversations[0].messages}), tmp_path / "model"
+    )
+    before, after = run_workers(
+        train_and_search,
+        1,
+        shards,
+        unseen,
+        [
+            "method=retrieval",
+            f"model.path={model}",
+            "model.dtype=float32",
+            "engine.stage=0",
+            "train.per_device_train_batch_size=64",
+            "train.num_train_epochs=10",
+            "optimizer.learning_rate=1e-3",
+            "optimizer.warmup_ratio=0.1",
+        ],
+    )
+    print(
+        f"mean average precision over {len({r.conversations[0].answers[0] for r in tested})} captions, {len(tested)} pictures: {before:.3f} -> {after:.3f}"
+    )
     assert before < 0.3
     assert after > 0.8

@@ -1,4 +1,6 @@
-"""DPO gives the same losses, rewards and margins whatever runs it: 1 or 2 workers, ZeRO 0 to 3, adapter or frozen copy, packed or not."""
+"""DPO gives the same losses, rewards and margins whatever runs it: 1 or 2 workers, ZeRO 0 to 3, adapter or frozen copy,
+packed or not.
+"""
 
 import pytest
 
@@ -33,13 +35,17 @@ def assert_same(got, want, tolerance=1e-5):
 def alone(pairs):
     shards, overrides = pairs
     jobs = {**REFERENCE, "full, packing by image": [*MIXED, "data.packing=image"]}
-    return run_workers(step_metrics, 1, shards, {name: [*overrides, *settings] for name, settings in jobs.items()}, STEPS)
+    return run_workers(
+        step_metrics, 1, shards, {name: [*overrides, *settings] for name, settings in jobs.items()}, STEPS
+    )
 
 
 @pytest.fixture(scope="module")
 def two(pairs):
     shards, overrides = pairs
-    return run_workers(step_metrics, 2, shards, {" ".join(name): [*overrides, *settings] for name, settings in TWO.items()}, STEPS)
+    return run_workers(
+        step_metrics, 2, shards, {" ".join(name): [*overrides, *settings] for name, settings in TWO.items()}, STEPS
+    )
 
 
 @pytest.mark.parametrize(("method", "engine"), TWO)

@@ -1,7 +1,8 @@
-"""The memory that the planner tells is what the process takes: smolray's own loop and engine, its peak read from the kernel.
+"""The memory that the planner tells is what the process takes: smolray's own loop and engine, its peak read from the
+kernel.
 
-Measured with an allocator that gives back what is freed, as the GPU's reuses it: glibc's keeps pieces below 32 MB, and with it the process
-stands 0.4 to 0.7 GB higher.
+Measured with an allocator that gives back what is freed, as the GPU's reuses it: glibc's keeps pieces below 32 MB, and
+with it the process stands 0.4 to 0.7 GB higher.
 """
 
 import ctypes
@@ -36,7 +37,11 @@ CASES = {
 
 def resident(kind):
     """Bytes of this process, as /proc/self/status has them."""
-    return next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return next(
+        1024 * int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(kind)
+    )
 
 
 def train(shards, config, steps):
@@ -70,13 +75,23 @@ def task(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_memory_that_is_told_is_within_15_percent_of_what_the_process_takes(task, name):
-    overrides = [*task.overrides, *CASES[name], "train.global_batch=2", "train.per_device_train_batch_size=64", "data.max_length=8192"]
+    overrides = [
+        *task.overrides,
+        *CASES[name],
+        "train.global_batch=2",
+        "train.per_device_train_batch_size=64",
+        "data.max_length=8192",
+    ]
     config = load_config(None, overrides)
     measured = run_workers(peak, 1, task.shards, overrides)
     shape = ModelShape.from_config(json.loads(Path(config.model.path, "config.json").read_text()))
-    _, largest = DataStatistics.from_index(local_index(task.shards, config)).loads(config, config.train.per_device_train_batch_size)
+    _, largest = DataStatistics.from_index(local_index(task.shards, config)).loads(
+        config, config.train.per_device_train_batch_size
+    )
     work = Work(shape, Training.of(config), largest, config.model.gradient_checkpointing, config.optimizer.name)
     told = zero_memory(work, Zero(0, 1))
     predicted = told.total - told.workspace  # which is a GPU's: its context and what its allocator leaves unused
-    print(f"{name}: predicted {predicted / 1e9:.3f} GB, measured {measured / 1e9:.3f}; {({k: round(v / 1e6) for k, v in asdict(told).items()})}")
+    print(
+        f"{name}: predicted {predicted / 1e9:.3f} GB, measured {measured / 1e9:.3f}; { ({k: round(v / 1e6) for k, v in asdict(told).items()}) }"
+    )
     assert predicted == pytest.approx(measured, rel=0.15)

@@ -1,4 +1,6 @@
-"""Every method gives the curve of one worker on two, under every ZeRO stage it has, goes on after a resume, and is exported as it was trained."""
+"""Every method gives the curve of one worker on two, under every ZeRO stage it has, goes on after a resume, and is
+exported as it was trained.
+"""
 
 from pathlib import Path
 
@@ -15,8 +17,16 @@ from tests.gloo import run_workers
 from tests.recipes.curves import curves
 from tests.recipes.methods import METHODS, STAGES, STEPS, after_zero3, resumed, saved, whole_parts
 
-# Equal in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to another value.
-TOLERANCE = {"bf16": 5e-3, "4-bit": 5e-3, "8-bit": 5e-3, "paged-8-bit-adam": 5e-3, "8-bit-adam": 1e-4, "bf16-8-bit-adam": 5e-3}
+# Equal in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to
+# another value.
+TOLERANCE = {
+    "bf16": 5e-3,
+    "4-bit": 5e-3,
+    "8-bit": 5e-3,
+    "paged-8-bit-adam": 5e-3,
+    "8-bit-adam": 1e-4,
+    "bf16-8-bit-adam": 5e-3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +38,11 @@ def alone(recipe):
 @pytest.fixture(scope="module")
 def two(recipe):
     shards, overrides = recipe
-    jobs = {f"{name}, stage {s}": ([*overrides, *method, f"engine.stage={s}"], STEPS) for name, method in METHODS.items() for s in STAGES[name]}
+    jobs = {
+        f"{name}, stage {s}": ([*overrides, *method, f"engine.stage={s}"], STEPS)
+        for name, method in METHODS.items()
+        for s in STAGES[name]
+    }
     return run_workers(curves, 2, shards, jobs)
 
 
@@ -51,7 +65,9 @@ def losses(curve):
 
 @pytest.mark.parametrize(("method", "stage"), [(name, stage) for name in METHODS for stage in STAGES[name]])
 def test_two_workers_give_the_curve_of_one(alone, two, method, stage):
-    assert losses(two[f"{method}, stage {stage}"]) == pytest.approx(losses(alone[method]), abs=TOLERANCE.get(method, 1e-5))
+    assert losses(two[f"{method}, stage {stage}"]) == pytest.approx(
+        losses(alone[method]), abs=TOLERANCE.get(method, 1e-5)
+    )
     assert alone[method][-1][0] < alone[method][0][0], "it learns nothing: equal curves would show nothing"
 
 
@@ -89,13 +105,18 @@ def test_the_adapter_folder_gives_the_same_logits_in_plain_peft(recipe, interrup
     base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=getattr(torch, config.model.dtype))
     batch = few_samples(config)
     before = logits(base, batch)
-    got, want = logits(PeftModel.from_pretrained(base, folder), batch), logits(trained_model(config, checkpoint.latest(run)), batch)
+    got, want = (
+        logits(PeftModel.from_pretrained(base, folder), batch),
+        logits(trained_model(config, checkpoint.latest(run)), batch),
+    )
     scale = want.abs().max()
     assert (got - want).abs().max() <= 1e-5 * scale < (before - want).abs().max()
 
 
 def test_a_frozen_vision_tower_is_not_sharded_by_zero_3(recipe):
     shards, overrides = recipe
-    after_training, inside, after_evaluation = run_workers(whole_parts, 2, shards, [*overrides, "model.train=[connector, text]"])
+    after_training, inside, after_evaluation = run_workers(
+        whole_parts, 2, shards, [*overrides, "model.train=[connector, text]"]
+    )
     assert after_training == after_evaluation == {"vision": True, "connector": False, "text": False}
     assert inside == {"vision": True, "connector": True, "text": True}

@@ -1,4 +1,6 @@
-"""Every method learns: a base that can only caption easy-VQA's images is taught by each to answer questions about images it has not seen."""
+"""Every method learns: a base that can only caption easy-VQA's images is taught by each to answer questions about
+images it has not seen.
+"""
 
 import time
 
@@ -32,9 +34,16 @@ METHODS = {
     "8-bit-adam": ["optimizer.learning_rate=1e-3", "optimizer.name=adamw_8bit"],
 }
 COMMON = [
-    "model.dtype=float32", "engine.stage=0", "train.per_device_train_batch_size=64", "train.global_batch=2", "data.max_questions_per_image=32",
-    "data.max_length=1024", "optimizer.warmup_ratio=0.05", "optimizer.weight_decay=0.01", "resources.num_workers=2",
-]  # fmt: skip
+    "model.dtype=float32",
+    "engine.stage=0",
+    "train.per_device_train_batch_size=64",
+    "train.global_batch=2",
+    "data.max_questions_per_image=32",
+    "data.max_length=1024",
+    "optimizer.warmup_ratio=0.05",
+    "optimizer.weight_decay=0.01",
+    "resources.num_workers=2",
+]
 
 
 def trained(config: RunConfig, shards: str, tested: list[ShardRow]) -> dict[str, float]:
@@ -42,10 +51,18 @@ def trained(config: RunConfig, shards: str, tested: list[ShardRow]) -> dict[str,
     rank, world, began = dist.get_rank(), dist.get_world_size(), time.process_time()
     engine, encoder = build_engine(config), cached_encoder(config.model, config.data, config.image)
     index = local_index(shards, config)
-    plans = [lay_epoch(index, PlanLimits.of(config), config.seed, epoch) for epoch in range(config.train.num_train_epochs)]
+    plans = [
+        lay_epoch(index, PlanLimits.of(config), config.seed, epoch) for epoch in range(config.train.num_train_epochs)
+    ]
     losses: list[float] = []
-    done = Loop(config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress(),
-                [lambda moment: losses.append(moment.metrics.loss)]).run()  # fmt: skip
+    done = Loop(
+        config,
+        engine,
+        plans,
+        lambda plan, numbers: LocalStream(shards, plan, numbers, config),
+        Progress(),
+        [lambda moment: losses.append(moment.metrics.loss)],
+    ).run()
     state, seconds = engine.state(), time.process_time() - began
     if rank == 0:
         write_bytes(f"{config.run_dir}/config.yaml", to_yaml(config).encode())
@@ -54,18 +71,39 @@ def trained(config: RunConfig, shards: str, tested: list[ShardRow]) -> dict[str,
     mine = [Group(row, tuple(range(len(row.conversations)))) for row in tested[rank::world]]
     prompts = (collate_prompts(mine[start : start + 16], encoder) for start in range(0, len(mine), 16))
     report = evaluate(engine.model, prompts, encoder.tokenizer, 6, engine.device)
-    return report.accuracy | {"questions": report.samples, "steps": done.step, "loss": sum(losses[-20:]) / 20, "cpu_seconds": round(seconds)}
+    return report.accuracy | {
+        "questions": report.samples,
+        "steps": done.step,
+        "loss": sum(losses[-20:]) / 20,
+        "cpu_seconds": round(seconds),
+    }
 
 
 def train_base(folder: str, overrides: list[str]) -> dict[str, float]:
-    config = load_config(None, [*COMMON, f"storage={folder}", "name=base", f"data.train={folder}/captions", "optimizer.learning_rate=2e-3", *overrides])
+    config = load_config(
+        None,
+        [
+            *COMMON,
+            f"storage={folder}",
+            "name=base",
+            f"data.train={folder}/captions",
+            "optimizer.learning_rate=2e-3",
+            *overrides,
+        ],
+    )
     return trained(config, f"{folder}/captions", captioned(vqa_rows("test", TESTED_IMAGES)))
 
 
 def train_methods(folder: str, methods: list[str], overrides: list[str]) -> dict[str, dict[str, float]]:
     tested, found = vqa_rows("test", TESTED_IMAGES), {}
     for name in methods:
-        settings = [*COMMON, f"storage={folder}", f"name={name}", f"data.train={folder}/questions", f"model.path={folder}/base/export"]
+        settings = [
+            *COMMON,
+            f"storage={folder}",
+            f"name={name}",
+            f"data.train={folder}/questions",
+            f"model.path={folder}/base/export",
+        ]
         found[name] = trained(load_config(None, [*settings, *METHODS[name], *overrides]), f"{folder}/questions", tested)
         if dist.get_rank() == 0:
             print(name, found[name], flush=True)
@@ -100,7 +138,9 @@ def test_each_method_looks_at_least_12_points_further_than_the_blind(base):
     shards = sorted(p.name for p in (folder / "questions").glob("*.parquet"))
     asked = [c for row in vqa_rows("test", TESTED_IMAGES) for c in row.conversations]
     records = [{"question": c.messages[0].text, "answers": list(c.answers)} for c in asked]
-    blind = blind_baseline([count_answers(str(folder / "questions"), name, n) for n, name in enumerate(shards)], records)
+    blind = blind_baseline(
+        [count_answers(str(folder / "questions"), name, n) for n, name in enumerate(shards)], records
+    )
     print(f"blind: {blind:.3f}", *(f"\n{name}: {figures}" for name, figures in found.items()))
     for name, figures in found.items():
         assert figures["overall"] >= max(blind, 0.67) + 0.12, name

@@ -9,7 +9,8 @@ from tests.recipes.curves import curve, curves, first_gradients
 
 STEPS, FEW = 20, 8
 METHODS = {
-    "lora": ["lora={r: 4, lora_dropout: 0.1}", "model.train=[]"],  # dropout is keyed by the micro-batch, not by the worker
+    # dropout is keyed by the micro-batch, not by the worker
+    "lora": ["lora={r: 4, lora_dropout: 0.1}", "model.train=[]"],
     "frozen_vision": ["model.train=[text]"],
     "gradient_checkpointing": ["model.gradient_checkpointing=true"],
 }
@@ -24,10 +25,18 @@ def assert_same(got, want, loss=1e-5, gradient=1e-5):
 
 @pytest.fixture(scope="module")
 def alone(recipe):
-    """Curves of one worker by name: the reference of every other test. (Starting processes costs more than training: one start for all.)"""
+    """Curves of one worker by name: the reference of every other test. (Starting processes costs more than training:
+    one start for all.)
+    """
     shards, overrides = recipe
-    jobs = {"reference": (overrides, STEPS), "separate": (overrides, STEPS, True), "stage1": ([*overrides, "engine.stage=1"], STEPS)}
-    return run_workers(curves, 1, shards, jobs | {name: ([*overrides, *method], FEW) for name, method in METHODS.items()})
+    jobs = {
+        "reference": (overrides, STEPS),
+        "separate": (overrides, STEPS, True),
+        "stage1": ([*overrides, "engine.stage=1"], STEPS),
+    }
+    return run_workers(
+        curves, 1, shards, jobs | {name: ([*overrides, *method], FEW) for name, method in METHODS.items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +51,12 @@ def two(recipe):
     shards, overrides = recipe
     jobs = {f"stage{stage}": ([*overrides, f"engine.stage={stage}"], STEPS) for stage in range(4)}
     for stage in (2, 3):
-        jobs |= {f"{name}{stage}": ([*overrides, *method, f"engine.stage={stage}"], FEW) for name, method in METHODS.items()}
-    return run_workers(curves, 2, shards, jobs | {"bf16": ([*overrides, "model.dtype=bfloat16", "engine.stage=2"], FEW)})
+        jobs |= {
+            f"{name}{stage}": ([*overrides, *method, f"engine.stage={stage}"], FEW) for name, method in METHODS.items()
+        }
+    return run_workers(
+        curves, 2, shards, jobs | {"bf16": ([*overrides, "model.dtype=bfloat16", "engine.stage=2"], FEW)}
+    )
 
 
 def test_the_reference_curve_learns(reference):
@@ -63,7 +76,9 @@ def test_every_parameter_has_the_same_gradient_on_one_worker_and_on_two_under_ev
     """To 1e-5 of the global norm."""
     shards, overrides = recipe
     run_workers(first_gradients, 1, shards, {"alone": overrides}, str(tmp_path))
-    run_workers(first_gradients, 2, shards, {f"stage{s}": [*overrides, f"engine.stage={s}"] for s in range(4)}, str(tmp_path))
+    run_workers(
+        first_gradients, 2, shards, {f"stage{s}": [*overrides, f"engine.stage={s}"] for s in range(4)}, str(tmp_path)
+    )
     alone = load_file(tmp_path / "alone.safetensors")
     norm = torch.cat([g.flatten() for g in alone.values()]).norm()
     for stage in range(4):
@@ -76,7 +91,9 @@ def test_every_parameter_has_the_same_gradient_on_one_worker_and_on_two_under_ev
 @pytest.mark.slow
 def test_three_workers_give_the_same_curve(recipe, reference):
     shards, overrides = recipe
-    three = run_workers(curves, 3, shards, {str(stage): ([*overrides, f"engine.stage={stage}"], STEPS) for stage in (0, 2, 3)})
+    three = run_workers(
+        curves, 3, shards, {str(stage): ([*overrides, f"engine.stage={stage}"], STEPS) for stage in (0, 2, 3)}
+    )
     for got in three.values():
         assert_same(got, reference)
 
@@ -97,7 +114,13 @@ def test_bf16_follows_fp32(two, reference):
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "workers"), [(2, 3, 2), (3, 0, 1), pytest.param(0, 1, 2, marks=pytest.mark.slow), pytest.param(2, 3, 3, marks=pytest.mark.slow)]
+    ("first", "then", "workers"),
+    [
+        (2, 3, 2),
+        (3, 0, 1),
+        pytest.param(0, 1, 2, marks=pytest.mark.slow),
+        pytest.param(2, 3, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_of_two_workers_resumed_under_another_stage_and_world_goes_on_as_if_nothing_had_been(
     recipe, reference, tmp_path, first, then, workers

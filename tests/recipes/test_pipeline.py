@@ -1,4 +1,6 @@
-"""A pipeline gives the losses and gradients of one process, whatever is trained and however it is cut, and its checkpoints go anywhere."""
+"""A pipeline gives the losses and gradients of one process, whatever is trained and however it is cut, and its
+checkpoints go anywhere.
+"""
 
 import pytest
 import torch
@@ -26,20 +28,30 @@ METHODS = {
     "shared images in rows": ["data.packing=image"],
     "padded rows": ["data.packing=none"],
     "precomputed features": ["model.train=[connector, text]", "model.vision_features=precompute"],
-    "learning rates": ["optimizer.learning_rates={vision: 1e-4, connector: 2e-3}", "train.global_batch=5"],  # the schedule wants 6
+    # the schedule wants 6
+    "learning rates": ["optimizer.learning_rates={vision: 1e-4, connector: 2e-3}", "train.global_batch=5"],
     "gpipe": ["engine.schedule=gpipe", "train.global_batch=5"],
     "4 bit": ["lora={r: 4}", "model.train=[]", "model.load_in_4bit=true"],
     "8-bit Adam": ["optimizer.name=adamw_8bit"],
 }
 DPO = {"dpo, adapters off": ["lora={r: 4}", "model.train=[]"], "dpo, precomputed": ["dpo.reference=precompute"]}
-CUTS = {"tower | text": "[4,5]", "in the tower": "[2,7]", "in the text": "[6,3]", "embeddings alone": "[1,8]", "head alone": "[8,1]"}
+CUTS = {
+    "tower | text": "[4,5]",
+    "in the tower": "[2,7]",
+    "in the text": "[6,3]",
+    "embeddings alone": "[1,8]",
+    "head alone": "[8,1]",
+}
 LOSS = {"8-bit Adam": 1e-4}  # where codes round the other way
 ALL = [*METHODS, "untied", *DPO]
 
 
 @pytest.fixture(scope="module")
 def data(recipe, pairs, tmp_path_factory):
-    """name -> (shards, overrides). Rows of one image, of several, of split ones, and so much plain text that whole micro-batches have no image."""
+    """name -> (shards, overrides).
+
+    Rows of one image, of several, of split ones, and so much plain text that whole micro-batches have no image.
+    """
     folder = tmp_path_factory.mktemp("pipeline")
     rows = vqa_rows("train", 2)
     for i in range(5):
@@ -73,8 +85,11 @@ def alone(data, tmp_path_factory):
 def two(data, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("two"))
     wanted = jobs(data, ALL, PIPELINE)
-    wanted |= {f"{name}, {cut}": (data[name][0], [*data[name][1], PIPELINE, f"engine.cut={sizes}"], STEPS)
-               for cut, sizes in CUTS.items() for name in ("full", "text alone")}  # fmt: skip
+    wanted |= {
+        f"{name}, {cut}": (data[name][0], [*data[name][1], PIPELINE, f"engine.cut={sizes}"], STEPS)
+        for cut, sizes in CUTS.items()
+        for name in ("full", "text alone")
+    }
     wanted["backwards"] = (data["full"][0], [*data["full"][1], PIPELINE, "engine.cards=['1','0']"], STEPS)
     wanted["bf16"] = (data["full"][0], [*data["full"][1], PIPELINE, "model.dtype=bfloat16"], STEPS)
     return run_workers(measure, 2, wanted, folder), folder
@@ -90,7 +105,11 @@ def three(data, tmp_path_factory):
 def four(data, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("four"))
     meshes = {f"{name}, 2 x 2": job for name, job in jobs(data, ALL, PIPELINE, "engine.pipeline_stages=2").items()}
-    meshes["crosswise"] = (data["full"][0], [*data["full"][1], PIPELINE, "engine.pipeline_stages=2", "engine.cards=['3','1','0','2']"], STEPS)
+    meshes["crosswise"] = (
+        data["full"][0],
+        [*data["full"][1], PIPELINE, "engine.pipeline_stages=2", "engine.cards=['3','1','0','2']"],
+        STEPS,
+    )
     return run_workers(measure, 4, jobs(data, ALL, PIPELINE) | meshes, folder), folder
 
 
@@ -100,8 +119,12 @@ def assert_same(got, want, name, other):
     for key in ("samples", "tokens"):
         assert record[key] == reference[key], f"{key} are not counted once"
     tolerance = LOSS.get(other, 1e-5)
-    assert [loss for loss, _ in record["curve"]] == pytest.approx([loss for loss, _ in reference["curve"]], abs=tolerance)
-    assert [norm for _, norm in record["curve"]] == pytest.approx([norm for _, norm in reference["curve"]], rel=10 * tolerance)
+    assert [loss for loss, _ in record["curve"]] == pytest.approx(
+        [loss for loss, _ in reference["curve"]], abs=tolerance
+    )
+    assert [norm for _, norm in record["curve"]] == pytest.approx(
+        [norm for _, norm in reference["curve"]], rel=10 * tolerance
+    )
     gradients, expected = load_file(f"{folder}/{name}.safetensors"), load_file(f"{whole}/{other}.safetensors")
     assert gradients.keys() == expected.keys()
     norm = torch.cat([g.flatten() for g in expected.values()]).norm()

@@ -1,4 +1,6 @@
-"""What was computed once and stands beside the shards trains as what is computed in every step, over epochs, engines and workers."""
+"""What was computed once and stands beside the shards trains as what is computed in every step, over epochs, engines
+and workers.
+"""
 
 import pytest
 
@@ -13,11 +15,21 @@ from tests.recipes.curves import curves, step_metrics
 from tests.shards import vqa_rows
 
 WORLD, STEPS = 2, 5
-FRONTS = {"tower and connector": ["model.train=[text]"], "tower": ["model.train=[text,connector]"],
-          "lora": ["model.train=[]", "lora={r: 4, groups: [text, connector]}"]}  # fmt: skip
+FRONTS = {
+    "tower and connector": ["model.train=[text]"],
+    "tower": ["model.train=[text,connector]"],
+    "lora": ["model.train=[]", "lora={r: 4, groups: [text, connector]}"],
+}
 STAGES = {"tower and connector": (0, 3), "tower": (2, 3), "lora": (2,)}
-JOBS = {f"{front}, ZeRO-{stage}": [*FRONTS[front], f"engine.stage={stage}"] for front, stages in STAGES.items() for stage in stages}
-BF16 = {f"{front}, bf16": [*FRONTS[front], "engine.stage=2", "model.dtype=bfloat16"] for front in ("tower and connector", "tower")}
+JOBS = {
+    f"{front}, ZeRO-{stage}": [*FRONTS[front], f"engine.stage={stage}"]
+    for front, stages in STAGES.items()
+    for stage in stages
+}
+BF16 = {
+    f"{front}, bf16": [*FRONTS[front], "engine.stage=2", "model.dtype=bfloat16"]
+    for front in ("tower and connector", "tower")
+}
 ONCE = "model.vision_features=precompute"
 
 
@@ -45,7 +57,11 @@ def mixed(recipe, tmp_path_factory):
 def trained(mixed):
     """Curves of three epochs on two workers by (name, computed once)."""
     shards, overrides = mixed
-    jobs = {f"{name} {once}": ([*overrides, *settings, *[ONCE] * once], -1) for name, settings in (JOBS | BF16).items() for once in (0, 1)}
+    jobs = {
+        f"{name} {once}": ([*overrides, *settings, *[ONCE] * once], -1)
+        for name, settings in (JOBS | BF16).items()
+        for once in (0, 1)
+    }
     return run_workers(curves, WORLD, shards, jobs)
 
 
@@ -54,12 +70,16 @@ def test_precomputed_features_give_the_curve_of_computed_ones_over_three_epochs(
     want, got = trained[f"{name} 0"], trained[f"{name} 1"]
     assert [loss for loss, _ in got] == pytest.approx([loss for loss, _ in want], abs=1e-6)
     assert [norm for _, norm in got] == pytest.approx([norm for _, norm in want], rel=1e-5)
-    assert want[-1][0] < 0.9 * want[0][0] or name.startswith("lora"), "it learns nothing: equal curves would show nothing"
+    assert want[-1][0] < 0.9 * want[0][0] or name.startswith("lora"), (
+        "it learns nothing: equal curves would show nothing"
+    )
 
 
 @pytest.mark.parametrize("name", BF16)
 def test_in_bf16_they_differ_by_its_rounding(trained, name):
-    assert [loss for loss, _ in trained[f"{name} 1"]] == pytest.approx([loss for loss, _ in trained[f"{name} 0"]], rel=2e-2)
+    assert [loss for loss, _ in trained[f"{name} 1"]] == pytest.approx(
+        [loss for loss, _ in trained[f"{name} 0"]], rel=2e-2
+    )
 
 
 def test_in_these_curves_a_worker_has_text_alone_while_the_other_has_images(mixed):
@@ -72,7 +92,10 @@ def test_in_these_curves_a_worker_has_text_alone_while_the_other_has_images(mixe
         has_image = [bool(tiles[first:last].any()) for first, last in runs]
         for start in range(0, len(plan), config.global_batch):
             step = range(start, min(start + config.global_batch, len(plan)))
-            pairs |= {(has_image[a], has_image[b]) for a, b in zip(Dealer(0, WORLD).share(step), Dealer(1, WORLD).share(step), strict=False)}
+            pairs |= {
+                (has_image[a], has_image[b])
+                for a, b in zip(Dealer(0, WORLD).share(step), Dealer(1, WORLD).share(step), strict=False)
+            }
     assert {(True, False), (False, True)} <= pairs
 
 
@@ -86,15 +109,21 @@ REFERENCES = {
 @pytest.fixture(scope="module")
 def compared(pairs):
     shards, overrides = pairs
-    jobs = {f"{name} {reference}": [*overrides, *settings, f"dpo.reference={reference}"]
-            for name, settings in REFERENCES.items() for reference in ("auto", "precompute")}  # fmt: skip
-    jobs["ZeRO-3 precompute"] = [*overrides, "engine.stage=3", "dpo.reference=precompute"]  # where a copy could not be sharded
+    jobs = {
+        f"{name} {reference}": [*overrides, *settings, f"dpo.reference={reference}"]
+        for name, settings in REFERENCES.items()
+        for reference in ("auto", "precompute")
+    }
+    # where a copy could not be sharded
+    jobs["ZeRO-3 precompute"] = [*overrides, "engine.stage=3", "dpo.reference=precompute"]
     for settings in jobs.values():
         local_sidecars(shards, load_config(None, settings))
     return run_workers(step_metrics, WORLD, shards, jobs, STEPS)
 
 
-@pytest.mark.parametrize(("name", "other"), [*((n, f"{n} precompute") for n in REFERENCES), ("copy", "ZeRO-3 precompute")])
+@pytest.mark.parametrize(
+    ("name", "other"), [*((n, f"{n} precompute") for n in REFERENCES), ("copy", "ZeRO-3 precompute")]
+)
 def test_reference_log_probabilities_from_beside_the_shards_are_those_computed_on_the_fly(compared, name, other):
     want, got = compared[f"{name} auto"], compared[other]
     assert len(want) == len(got) == STEPS and want[-1]["rewards/margins"] > 0.01

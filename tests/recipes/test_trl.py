@@ -32,11 +32,13 @@ def trl_losses(shards, overrides, folder):
         assert len(conversations) == BATCH
         for image, conversation in conversations:
             user, assistant = conversation.messages
-            rows.append({
-                "images": [Image.open(io.BytesIO(image)).convert("RGB")],
-                "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user.text}]}],
-                "completion": [{"role": "assistant", "content": [{"type": "text", "text": assistant.text}]}],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "images": [Image.open(io.BytesIO(image)).convert("RGB")],
+                    "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user.text}]}],
+                    "completion": [{"role": "assistant", "content": [{"type": "text", "text": assistant.text}]}],
+                }
+            )
     losses = []
 
     class Recorder(SFTTrainer):
@@ -49,10 +51,23 @@ def trl_losses(shards, overrides, folder):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     arguments = SFTConfig(
-        output_dir=str(folder), per_device_train_batch_size=BATCH, max_steps=STEPS, learning_rate=config.optimizer.learning_rate,
-        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, bf16=False, gradient_checkpointing=False, max_length=None,
-        completion_only_loss=True, report_to=[], save_strategy="no", use_cpu=True, logging_steps=1000, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        max_steps=STEPS,
+        learning_rate=config.optimizer.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=None,
+        completion_only_loss=True,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        logging_steps=1000,
+        disable_tqdm=True,
+    )
     data, processor = Dataset.from_list(rows), load_processor(config.model)
     Recorder(model=load_model(config.model), args=arguments, train_dataset=data, processing_class=processor).train()
     return losses

@@ -1,4 +1,6 @@
-"""TRL's DPOTrainer as the oracle: the same pairs, the same optimizer, the same losses and metrics, for each loss type and both references."""
+"""TRL's DPOTrainer as the oracle: the same pairs, the same optimizer, the same losses and metrics, for each loss type
+and both references.
+"""
 
 import io
 
@@ -27,7 +29,9 @@ LOSSES = {
 }
 LORA = ["lora={r: 4, groups: [text, vision]}", "model.train=[]", "optimizer.learning_rate=1e-2"]
 RUNS = {f"full, {name}": loss for name, loss in LOSSES.items()} | {"lora, sigmoid": LORA}
-MORE = {f"lora, {name}": [*LORA, *loss] for name, loss in LOSSES.items() if name != "sigmoid"} | {"full, padded rows": ["data.packing=image"]}
+MORE = {f"lora, {name}": [*LORA, *loss] for name, loss in LOSSES.items() if name != "sigmoid"} | {
+    "full, padded rows": ["data.packing=image"]
+}
 # TRL wants as many pairs in each batch: one pair a sequence.
 ALIKE = ["data.max_questions_per_image=1", "train.global_batch=1", "optimizer.weight_decay=0"]
 
@@ -40,17 +44,27 @@ def examples(shards, config):
         pairs = [(g.row.images[0], c) for g in reader.groups([plan.micro_batch(number)])[0] for c in g.asked]
         assert len(pairs) == BATCH
         for image, pair in pairs:
-            rows.append({
-                "images": [Image.open(io.BytesIO(image)).convert("RGB")],
-                "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": pair.messages[0].text}]}],
-                "chosen": [{"role": "assistant", "content": [{"type": "text", "text": pair.chosen[0].text}]}],
-                "rejected": [{"role": "assistant", "content": [{"type": "text", "text": pair.rejected[0].text}]}],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "images": [Image.open(io.BytesIO(image)).convert("RGB")],
+                    "prompt": [
+                        {
+                            "role": "user",
+                            "content": [{"type": "image"}, {"type": "text", "text": pair.messages[0].text}],
+                        }
+                    ],
+                    "chosen": [{"role": "assistant", "content": [{"type": "text", "text": pair.chosen[0].text}]}],
+                    "rejected": [{"role": "assistant", "content": [{"type": "text", "text": pair.rejected[0].text}]}],
+                }
+            )
     return rows
 
 
 def trl_metrics(shards, overrides, folder):
-    """What DPOTrainer logs at each step. Its reference is the adapter switched off, or a frozen copy that it loads itself."""
+    """What DPOTrainer logs at each step.
+
+    Its reference is the adapter switched off, or a frozen copy that it loads itself.
+    """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -61,15 +75,37 @@ def trl_metrics(shards, overrides, folder):
     config = load_config(None, overrides)
     dpo = config.dpo
     arguments = DPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=BATCH, max_steps=STEPS, learning_rate=config.optimizer.learning_rate, seed=config.seed,
-        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, bf16=False, gradient_checkpointing=False, max_length=None,
-        beta=dpo.beta, loss_type=list(dpo.loss_type), loss_weights=list(dpo.loss_weights) if dpo.loss_weights else None,
-        label_smoothing=dpo.label_smoothing, report_to=[], save_strategy="no", use_cpu=True, logging_steps=1, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        max_steps=STEPS,
+        learning_rate=config.optimizer.learning_rate,
+        seed=config.seed,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=None,
+        beta=dpo.beta,
+        loss_type=list(dpo.loss_type),
+        loss_weights=list(dpo.loss_weights) if dpo.loss_weights else None,
+        label_smoothing=dpo.label_smoothing,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        logging_steps=1,
+        disable_tqdm=True,
+    )
     model = load_model(config.model)
     peft_config = lora_config(model, config.lora) if config.lora else None
     data = Dataset.from_list(examples(shards, config))
-    trainer = InOrder(model=model, args=arguments, train_dataset=data, processing_class=load_processor(config.model), peft_config=peft_config)
+    trainer = InOrder(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=load_processor(config.model),
+        peft_config=peft_config,
+    )
     trainer.train()
     return trainer.state.log_history[:STEPS]
 
@@ -77,7 +113,9 @@ def trl_metrics(shards, overrides, folder):
 def our_metrics(pairs, runs):
     """What our engine logs, run by run, in one worker: starting it costs more than a run."""
     shards, overrides = pairs
-    return run_workers(step_metrics, 1, shards, {name: [*overrides, *ALIKE, *settings] for name, settings in runs.items()}, STEPS)
+    return run_workers(
+        step_metrics, 1, shards, {name: [*overrides, *ALIKE, *settings] for name, settings in runs.items()}, STEPS
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""Two workers of unequal speed: dealing by what was measured trains the same and is as much faster as the arithmetic says."""
+"""Two workers of unequal speed: dealing by what was measured trains the same and is as much faster as the arithmetic
+says.
+"""
 
 import statistics
 import time
@@ -16,12 +18,15 @@ from smolray.train.loop import Loop
 from tests.gloo import build_engine, run_workers
 from tests.recipes.curves import stream_of
 
-STEPS, MICRO_BATCHES, BREAKS = WARM_UP + MEASURED + 4, 8, (0.15, 0.45)  # seconds that each worker sleeps in a micro-batch
+# seconds that each worker sleeps in a micro-batch
+STEPS, MICRO_BATCHES, BREAKS = WARM_UP + MEASURED + 4, 8, (0.15, 0.45)
 SLOW = ["engine.stage=2", "train.global_batch=8", "train.per_device_train_batch_size=2", f"train.max_steps={STEPS}"]
 
 
 def train_unequal(shards: str, overrides: list[str], names: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Curves and seconds of a run that deals by "speed" and of one with "equal" shares, on workers that sleep, and what the first heard."""
+    """Curves and seconds of a run that deals by "speed" and of one with "equal" shares, on workers that sleep, and what
+    the first heard.
+    """
     found = {}
     for name in names:
         config = load_config(None, overrides)
@@ -34,8 +39,12 @@ def train_unequal(shards: str, overrides: list[str], names: list[str]) -> dict[s
             seconds.append(moment.metrics.seconds - moment.metrics.data_wait_seconds)
             done.append(len(moment.local.ids))
 
-        dealer = Dealer(*engine.data_parallel, measure=name == "speed", heard=lambda *told, heard=heard: heard.extend(told))
-        Loop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress(), [note], dealer=dealer).run()
+        dealer = Dealer(
+            *engine.data_parallel, measure=name == "speed", heard=lambda *told, heard=heard: heard.extend(told)
+        )
+        Loop(
+            config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress(), [note], dealer=dealer
+        ).run()
         found[name] = {"losses": losses, "seconds": seconds, "heard": heard, "done": done}
     return found
 
@@ -55,7 +64,9 @@ def unequal(recipe):
 def test_dealing_by_speed_trains_what_equal_shares_train(unequal):
     equal, dealt = unequal["equal"], unequal["speed"]
     assert len(dealt["losses"]) == STEPS and set(equal["done"]) == {4}
-    assert dealt["done"] == [4] * (WARM_UP + MEASURED) + [6] * 4, "the fast one takes three where the slow one takes one"
+    assert dealt["done"] == [4] * (WARM_UP + MEASURED) + [6] * 4, (
+        "the fast one takes three where the slow one takes one"
+    )
     assert dealt["losses"] == pytest.approx(equal["losses"], abs=1e-5)
     assert equal["losses"][-1] < equal["losses"][0]
 
@@ -84,7 +95,9 @@ def test_workers_see_cards_and_links_within_seconds():
     assert found["seconds"] < 10
     assert seen.nodes == ("10.0.0.0", "10.0.0.1", "10.0.0.2") and set(seen.links) == {(0, 1), (0, 2), (1, 2)}
     for one in seen.workers:
-        assert one.card.startswith("CPU") and one.memory > 2**20 and 1e-3 < one.tflops < 100 and 1e8 < one.bandwidth < 1e13
+        assert (
+            one.card.startswith("CPU") and one.memory > 2**20 and 1e-3 < one.tflops < 100 and 1e8 < one.bandwidth < 1e13
+        )
     for link in seen.links.values():
         assert 1e6 < link.bandwidth < 1e12 and 0 < link.latency < 0.1
     assert not seen.unequal and seen.inventory().cards[0].measured

@@ -24,7 +24,9 @@ def shape_2b():
 
 
 def adapted(path, *overrides):
-    config = load_config(None, [f"model.path={path}", "model.dtype=float32", "model.train=[]", "engine.stage=0", *overrides])
+    config = load_config(
+        None, [f"model.path={path}", "model.dtype=float32", "model.train=[]", "engine.stage=0", *overrides]
+    )
     return prepare_for_training(load_model(config.model), config)
 
 
@@ -66,12 +68,24 @@ def test_every_group_has_its_rank_and_all_the_same_scale(tiny_path):  # noqa: F8
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("bits", "kind"), [("", "Linear"), ("4", "Linear4bit"), ("8", "Linear8bitLt")])
 def test_adapters_are_fp32_over_weights_of_any_kind_and_only_the_text_model_is_quantised(tiny_path, dtype, bits, kind):  # noqa: F811
-    model = adapted(tiny_path, "lora.r=2", f"model.dtype={dtype}", "engine.stage=1", *([f"model.load_in_{bits}bit=true"] if bits else []))
+    model = adapted(
+        tiny_path,
+        "lora.r=2",
+        f"model.dtype={dtype}",
+        "engine.stage=1",
+        *([f"model.load_in_{bits}bit=true"] if bits else []),
+    )
     assert {p.dtype for p in trainable(model).values()} == {torch.float32}
     layers = base_model(model).model
     assert type(layers.text_model.layers[0].mlp.down_proj.base_layer).__name__ == kind
-    plain = [layers.vision_model.encoder.layers[0].mlp.fc1, layers.connector.modality_projection.proj, base_model(model).lm_head]
-    assert {type(m).__name__ for m in plain} == {"Linear"} and {m.weight.dtype for m in plain} == {getattr(torch, dtype)}
+    plain = [
+        layers.vision_model.encoder.layers[0].mlp.fc1,
+        layers.connector.modality_projection.proj,
+        base_model(model).lm_head,
+    ]
+    assert {type(m).__name__ for m in plain} == {"Linear"} and {m.weight.dtype for m in plain} == {
+        getattr(torch, dtype)
+    }
     if bits == "4":
         state = layers.text_model.layers[0].mlp.down_proj.base_layer.weight.quant_state
         assert state.quant_type == "nf4" and state.nested, "nf4 with double quantisation"
@@ -139,10 +153,14 @@ def saved_bytes(model, batch):
 def test_the_first_layers_alone_are_recomputed_with_the_same_loss_and_gradients(tiny_path):  # noqa: F811
     batch, found = training_batch(tiny_path), {}
     for layers in ("false", "1", "2", "true"):
-        config = load_config(None, [f"model.path={tiny_path}", "model.dtype=float32", f"model.gradient_checkpointing={layers}"])
+        config = load_config(
+            None, [f"model.path={tiny_path}", "model.dtype=float32", f"model.gradient_checkpointing={layers}"]
+        )
         model = prepare_for_training(load_model(config.model), config)
-        flags = [[getattr(layer, "gradient_checkpointing", False) for layer in tower] for tower in
-                 (model.model.vision_model.encoder.layers, model.model.text_model.layers)]  # fmt: skip
+        flags = [
+            [getattr(layer, "gradient_checkpointing", False) for layer in tower]
+            for tower in (model.model.vision_model.encoder.layers, model.model.text_model.layers)
+        ]
         number = {"false": 0, "true": 3}.get(layers) if layers in ("false", "true") else int(layers)
         assert flags == [[n < number for n in range(3)]] * 2
         found[layers] = saved_bytes(model, batch)
@@ -156,7 +174,9 @@ def test_the_first_layers_alone_are_recomputed_with_the_same_loss_and_gradients(
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_updates_too_small_for_bf16_survive_the_merge(tiny_path, use_dora):  # noqa: F811
-    """Each changes a weight by less than half a step of bf16; together they must move the outputs as far as they do unmerged."""
+    """Each changes a weight by less than half a step of bf16; together they must move the outputs as far as they do
+    unmerged.
+    """
 
     def change(dtype):
         before = load_model(load_config(None, [f"model.path={tiny_path}", f"model.dtype={dtype}"]).model)
@@ -165,7 +185,9 @@ def test_updates_too_small_for_bf16_survive_the_merge(tiny_path, use_dora):  # n
         for name, p in model.named_parameters():
             if "lora_A" in name or "lora_B" in name:  # the same way for every input
                 p.data = torch.rand(p.shape, generator=rng) * 2e-3
-        after, before = (m.model.text_model.layers[0].mlp.down_proj.weight.detach().double() for m in (merge(model), before))
+        after, before = (
+            m.model.text_model.layers[0].mlp.down_proj.weight.detach().double() for m in (merge(model), before)
+        )
         return before, after - before
 
     _, wanted = change("float32")

@@ -1,4 +1,6 @@
-"""`smolray generate`: a run, its export and plain transformers say the same; sampling is seeded by the question; files are written whole."""
+"""`smolray generate`: a run, its export and plain transformers say the same; sampling is seeded by the question; files
+are written whole.
+"""
 
 import json
 from functools import partial
@@ -30,8 +32,13 @@ def run(tmp_path_factory, tiny_path):  # noqa: F811
     folder = tmp_path_factory.mktemp("runs")
     shards = write_shards(str(folder / "shards"), vqa_rows("train", 12))
     model = {"path": tiny_path, "dtype": "float32", "train": ["connector"], "vision_features": "compute"}
-    config = RunConfig(name="my-run", storage=str(folder), model=model, lora={"r": 4, "lora_alpha": 16},
-                       data={"train": shards, "max_length": 1024, "format": "parquet", "columns": {"question": "q"}})  # fmt: skip
+    config = RunConfig(
+        name="my-run",
+        storage=str(folder),
+        model=model,
+        lora={"r": 4, "lora_alpha": 16},
+        data={"train": shards, "max_length": 1024, "format": "parquet", "columns": {"question": "q"}},
+    )
     export_run(write_run(folder, config))
     return folder / "my-run"
 
@@ -49,7 +56,9 @@ def asked(name, photos, decoding, batch_size=100, prompts=PROMPTS, storage="runs
     """The rows for all photos, decoded in this process."""
     source = find_model(str(name), str(storage), settings)
     pieces, asking = find_pieces(str(photos), Asking(source.config.data, prompts), batch_size)
-    tables = generate.here(source, pieces, asking, batch_size, decoding.max_new_tokens, partial(generate.Answers, source, decoding))
+    tables = generate.here(
+        source, pieces, asking, batch_size, decoding.max_new_tokens, partial(generate.Answers, source, decoding)
+    )
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -62,12 +71,20 @@ def greedy(run, photos):
 
 
 def test_the_answers_of_a_run_are_those_of_generate_in_plain_transformers_on_its_export(run, photos, greedy):
-    model, processor = AutoModelForImageTextToText.from_pretrained(run / "export").eval(), AutoProcessor.from_pretrained(run / "export")
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(run / "export").eval(),
+        AutoProcessor.from_pretrained(run / "export"),
+    )
     want = []
     for photo in sorted(photos.iterdir()):
         for prompt in PROMPTS if photo.name != "2.png" else ():
-            message = {"role": "user", "content": [{"type": "image", "path": str(photo)}, {"type": "text", "text": prompt}]}
-            inputs = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+            message = {
+                "role": "user",
+                "content": [{"type": "image", "path": str(photo)}, {"type": "text", "text": prompt}],
+            }
+            inputs = processor.apply_chat_template(
+                [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
             out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
             want.append(processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     assert [row["text"] for row in greedy if not row["error"]] == want
@@ -82,9 +99,16 @@ def test_a_run_by_name_by_folder_and_its_export_answer_alike_whatever_the_batch(
 
 def test_each_image_has_a_row_for_each_prompt_and_a_broken_one_an_error(photos, greedy):
     broken = [row for row in greedy if row["error"]]
-    assert [row["id"] for row in greedy] == [f"{n}.png/{k}" for n in (0, 1) for k in (1, 2, 3)] + ["2.png"] + [f"3.png/{k}" for k in (1, 2, 3)]
+    assert [row["id"] for row in greedy] == [f"{n}.png/{k}" for n in (0, 1) for k in (1, 2, 3)] + ["2.png"] + [
+        f"3.png/{k}" for k in (1, 2, 3)
+    ]
     assert [row["prompt"] for row in greedy[:3]] == list(PROMPTS) and greedy[0]["path"] == str(photos / "0.png")
-    assert len(broken) == 1 and broken[0]["id"] == "2.png" and broken[0]["text"] is None and broken[0]["error"].startswith("corrupt_image: ")
+    assert (
+        len(broken) == 1
+        and broken[0]["id"] == "2.png"
+        and broken[0]["text"] is None
+        and broken[0]["error"].startswith("corrupt_image: ")
+    )
 
 
 def test_a_sampled_answer_depends_on_its_seed_and_question_and_not_on_its_company(run, photos, greedy):
@@ -94,12 +118,16 @@ def test_a_sampled_answer_depends_on_its_seed_and_question_and_not_on_its_compan
     alone = asked(run, photos / "3.png", how)
     assert alone == rows[-3:]
     assert asked(run, photos, Decoding(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=4)) != rows != greedy
-    assert asked(run, photos, Decoding(max_new_tokens=12, temperature=1e-4, seed=3)) == greedy, "nearly cold, the most likely token is sampled"
+    assert asked(run, photos, Decoding(max_new_tokens=12, temperature=1e-4, seed=3)) == greedy, (
+        "nearly cold, the most likely token is sampled"
+    )
 
 
 def test_long_texts_of_several_lines_are_written_whole(run, photos):
     """256 tokens for each prompt, longer than anything that was trained; lines stay lines in both formats."""
-    (row,) = asked(run, photos / "0.png", Decoding(max_new_tokens=256, temperature=1.5, seed=1), prompts=("Write a story.",))
+    (row,) = asked(
+        run, photos / "0.png", Decoding(max_new_tokens=256, temperature=1.5, seed=1), prompts=("Write a story.",)
+    )
     assert len(row["text"].split()) > 40
     row["text"] = "one\n\ntwo — “three”\u2028"
     for name in ("x.jsonl", "x.parquet"):
@@ -113,7 +141,11 @@ def test_long_texts_of_several_lines_are_written_whole(run, photos):
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_tokens_are_drawn_from_the_distribution_that_transformers_draws_from(temperature, top_p):
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 3
-    warped = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, logits)) if top_p < 1 else logits / temperature
+    warped = (
+        TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, logits))
+        if top_p < 1
+        else logits / temperature
+    )
     torch.testing.assert_close(probabilities(logits, temperature, top_p).float(), warped.softmax(-1))
     draws = 4000
     sampler = Sampler([str(n) for n in range(5)], draws, temperature, top_p, seed=0)
@@ -170,14 +202,17 @@ def test_the_command_prints_answers_and_counts_and_writes_files(run, photos, gre
     assert pq.read_table(tmp_path / "a.parquet").to_pylist() == greedy
 
 
-@pytest.mark.parametrize(("arguments", "told"), [
-    (["nope", "{photos}"], "there: my-run"),
-    (["my-run", "{photos}/absent.png"], "does not exist"),
-    (["my-run", "{photos}", "--out", "x.csv"], ".parquet or .jsonl"),
-    (["my-run", "{photos}", "--question-column", "q"], "no columns"),
-    (["my-run", "{photos}", "image.max_tile=3"], "max_tiles"),
-    (["my-run", "{photos}", "--checkpoint", "step-00000009"], "step-00000009"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nope", "{photos}"], "there: my-run"),
+        (["my-run", "{photos}/absent.png"], "does not exist"),
+        (["my-run", "{photos}", "--out", "x.csv"], ".parquet or .jsonl"),
+        (["my-run", "{photos}", "--question-column", "q"], "no columns"),
+        (["my-run", "{photos}", "image.max_tile=3"], "max_tiles"),
+        (["my-run", "{photos}", "--checkpoint", "step-00000009"], "step-00000009"),
+    ],
+)
 def test_a_wrong_command_is_refused_in_one_message(run, photos, arguments, told):
     done = smolray(*(a.format(photos=photos) for a in arguments), "--storage", run.parent)
     assert done.exit_code == 2 and told in done.stderr and "Traceback" not in done.output, done.output

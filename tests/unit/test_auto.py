@@ -1,4 +1,6 @@
-"""engine: auto takes what the planner chooses on the cards that were found, on fewer as well, and says plainly when nothing fits."""
+"""engine: auto takes what the planner chooses on the cards that were found, on fewer as well, and says plainly when
+nothing fits.
+"""
 
 import pytest
 
@@ -16,12 +18,20 @@ GBIT = Link(117e6, 1e-4)
 
 def boxes(*cards, link=GBIT):
     """A Survey of boxes with one card each: (name, GB, TFLOP/s)."""
-    workers = [Standing(f"10.0.0.{i}", f"id{i}", name, int(gb * 1e9), tflops, tflops / 2, 9e11, True, 16) for i, (name, gb, tflops) in enumerate(cards)]
+    workers = [
+        Standing(f"10.0.0.{i}", f"id{i}", name, int(gb * 1e9), tflops, tflops / 2, 9e11, True, 16)
+        for i, (name, gb, tflops) in enumerate(cards)
+    ]
     return Survey(tuple(workers), {(a, b): link for a in range(len(cards)) for b in range(a + 1, len(cards))})
 
 
 def auto_run(*overrides):
-    return bounded(load_config(None, ["engine=auto", "model.path=random-2.2b", "resources.num_workers=3", "train.global_batch=12", *overrides]))
+    return bounded(
+        load_config(
+            None,
+            ["engine=auto", "model.path=random-2.2b", "resources.num_workers=3", "train.global_batch=12", *overrides],
+        )
+    )
 
 
 def plan(config, seen, begun=False):
@@ -38,7 +48,9 @@ def test_over_a_slow_network_it_is_a_pipeline_whose_stages_are_bound_to_the_card
     assert len(chosen.nodes) == run.resources.num_workers == len(run.engine.cards) > 1
     seen = boxes(*THREE)
     assert [seen.workers[rank].node_id for rank in seen.ranks(run.engine.cards)] == list(chosen.nodes)
-    assert chosen.told["settings"]["engine.cut"] == list(run.engine.cut) and "Chosen: a pipeline" in chosen.told["words"]
+    assert (
+        chosen.told["settings"]["engine.cut"] == list(run.engine.cut) and "Chosen: a pipeline" in chosen.told["words"]
+    )
     assert chosen.kept.engine.name == "auto", "it is planned again when it is resumed"
 
 
@@ -62,7 +74,9 @@ def test_where_two_are_too_small_it_says_so_and_what_would_fit():
 
 def test_fast_links_and_small_models_take_data_parallelism_or_one_card_and_bind_nothing():
     shape = known_shape("random-256m")
-    config = load_config(None, ["engine=auto", "model.path=random-256m", "resources.num_workers=4", "train.global_batch=32"])
+    config = load_config(
+        None, ["engine=auto", "model.path=random-256m", "resources.num_workers=4", "train.global_batch=32"]
+    )
     seen = boxes(*[("A100", 80, 250.0)] * 4, link=Link(2e10, 1e-5))
     chosen = choose(config, DataStatistics.default(config, shape), seen, False, shape)
     assert chosen.run.engine.name == "zero" and chosen.run.engine.cards is None
@@ -71,14 +85,21 @@ def test_fast_links_and_small_models_take_data_parallelism_or_one_card_and_bind_
 
 def test_what_the_run_cannot_have_is_not_chosen():
     slow = boxes(*THREE)
-    full_dpo = plan(auto_run("method=dpo", "dpo.reference=copy", "model.gradient_checkpointing=true", "model.path=random-256m"), slow)
-    assert full_dpo.run.engine.name == "zero" and full_dpo.run.engine.stage < 3, "a frozen copy is neither piped nor sharded"
+    full_dpo = plan(
+        auto_run("method=dpo", "dpo.reference=copy", "model.gradient_checkpointing=true", "model.path=random-256m"),
+        slow,
+    )
+    assert full_dpo.run.engine.name == "zero" and full_dpo.run.engine.stage < 3, (
+        "a frozen copy is neither piped nor sharded"
+    )
     speed = plan(auto_run("train.deal=speed", "lora.r=8", "model.train=[]"), slow)
     assert speed.run.engine.name == "zero" and speed.run.engine.stage < 3
 
 
 def test_a_processor_has_nowhere_to_offload_to():
-    here = Survey(tuple(Standing("10.0.0.1", "id", "CPU Xeon", 4 * 10**9, 0.05, 0.05, 1e10, True, 2) for _ in range(2)), {})
+    here = Survey(
+        tuple(Standing("10.0.0.1", "id", "CPU Xeon", 4 * 10**9, 0.05, 0.05, 1e10, True, 2) for _ in range(2)), {}
+    )
     config = with_settings(auto_run("model.dtype=float32"), {"model.gradient_checkpointing": True})
     with pytest.raises(NothingFitsError) as told:
         plan(config, here)

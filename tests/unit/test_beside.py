@@ -1,4 +1,6 @@
-"""Vision features beside the shards: read in place of the images they say the same, and what is not theirs is refused or made again."""
+"""Vision features beside the shards: read in place of the images they say the same, and what is not theirs is refused
+or made again.
+"""
 
 import json
 import shutil
@@ -32,7 +34,11 @@ def some_rows():
     """Single images, several, the same twice and in many rows, split ones, and text alone."""
     shared, rows = picture(*SQUARE, seed=99), []
     for i in range(6):
-        rows.append(shard_row([picture(*SQUARE, seed=i)], asked("what?", "box", name=f"a{i}"), asked("which?", "red", name=f"b{i}")))
+        rows.append(
+            shard_row(
+                [picture(*SQUARE, seed=i)], asked("what?", "box", name=f"a{i}"), asked("which?", "red", name=f"b{i}")
+            )
+        )
         rows.append(shard_row([picture(*SPLIT, seed=i)], asked("what?", "cat", name=f"c{i}")))
         rows.append(shard_row([picture(*WIDE, seed=i), shared, shared], asked("both?", "yes", 3, name=f"d{i}")))
         rows.append(shard_row([], asked(f"{i} and 1?", str(i + 1), 0, name=f"e{i}")))
@@ -48,8 +54,18 @@ def shards(tmp_path) -> str:
 @pytest.fixture
 def make_config(tiny_path):  # noqa: F811
     def make(*overrides):
-        return load_config(None, [f"model.path={tiny_path}", "model.dtype=float32", "model.train=[text]", "image.longest_edge=128",
-                                  "train.per_device_train_batch_size=5", "model.vision_features=precompute", *overrides])  # fmt: skip
+        return load_config(
+            None,
+            [
+                f"model.path={tiny_path}",
+                "model.dtype=float32",
+                "model.train=[text]",
+                "image.longest_edge=128",
+                "train.per_device_train_batch_size=5",
+                "model.vision_features=precompute",
+                *overrides,
+            ],
+        )
 
     return make
 
@@ -65,12 +81,16 @@ def test_features_read_in_place_of_images_give_the_same_hidden_states(shards, ma
     config = make_config(f"model.train={train}", f"model.dtype={dtype}", "train.per_device_train_batch_size=3")
     model, without = load_model(config.model).eval(), leave_out(load_model(config.model), frozen_front(config)).eval()
     counts = []
-    for want, sent in zip(batches(shards, config), batches(shards, config, local_sidecars(shards, config)), strict=True):
+    for want, sent in zip(
+        batches(shards, config), batches(shards, config, local_sidecars(shards, config)), strict=True
+    ):
         got = Batch.from_bytes(sent.to_bytes())
         counts.append(len(got.features))
         assert len(got.pixel_values) == 0 and len(got.features) == len(want.pixel_values)
         assert torch.equal(got.tile_order, want.tile_order) and got.meta == want.meta
-        assert not len(got.features) or (got.features.shape[1] == tokens and got.features.dtype == getattr(torch, dtype))
+        assert not len(got.features) or (
+            got.features.shape[1] == tokens and got.features.dtype == getattr(torch, dtype)
+        )
         with torch.no_grad():
             a, b = hidden_states(model, want), hidden_states(without, got)
         assert float((a - b).abs().max() / a.abs().max()) < (1e-6 if dtype == "float32" else 2e-2)
@@ -79,9 +99,15 @@ def test_features_read_in_place_of_images_give_the_same_hidden_states(shards, ma
 
 def test_prompts_of_an_evaluation_read_features_as_well(shards, make_config):
     config = make_config()
-    encoder, plan, files = cached_encoder(config.model, config.data, config.image), local_plan(shards, config), names_of(shards)
+    encoder, plan, files = (
+        cached_encoder(config.model, config.data, config.image),
+        local_plan(shards, config),
+        names_of(shards),
+    )
     specs, sidecars = [plan.micro_batch(n) for n in range(len(plan))], local_sidecars(shards, config)
-    for want, got in zip(ShardReader(shards, files).groups(specs), ShardReader(shards, files, sidecars).groups(specs), strict=True):
+    for want, got in zip(
+        ShardReader(shards, files).groups(specs), ShardReader(shards, files, sidecars).groups(specs), strict=True
+    ):
         a, b = collate_prompts(want, encoder), collate_prompts(got, encoder)
         assert torch.equal(a.input_ids, b.input_ids) and a.meta == b.meta and len(a.pixel_values) == len(b.features)
 
@@ -123,8 +149,13 @@ def test_other_weights_of_the_front_another_processor_or_dtype_mean_another_fold
     one = features_sidecar(shards, base).identity
     assert features_sidecar(shards, changed("text_model")).identity == one, "the text model has no part in it"
     assert features_sidecar(shards, make_config("data.max_length=999", "data.packing=none")).identity == one
-    other = [changed("vision_model"), changed("connector"), make_config("model.dtype=bfloat16"), make_config("image.longest_edge=64"),
-             make_config("model.train=[text,connector]")]  # fmt: skip
+    other = [
+        changed("vision_model"),
+        changed("connector"),
+        make_config("model.dtype=bfloat16"),
+        make_config("image.longest_edge=64"),
+        make_config("model.train=[text,connector]"),
+    ]
     assert len({one, *(features_sidecar(shards, config).identity for config in other)}) == 6
     moved = write_shards(str(tmp_path / "others"), some_rows()[::-1], rows_per_file=14)
     assert features_sidecar(moved, base).identity != one
@@ -222,5 +253,9 @@ def blind(path):
     groups = [file.read_row_group(n) for n in range(file.num_row_groups)]
     with pq.ParquetWriter(path, file.schema_arrow) as writer:
         for table in groups:
-            images = pa.array([[b"nothing"] * len(row) for row in table["images"].to_pylist()], table.schema.field("images").type)
-            writer.write_table(table.set_column(table.column_names.index("images"), table.schema.field("images"), images))
+            images = pa.array(
+                [[b"nothing"] * len(row) for row in table["images"].to_pylist()], table.schema.field("images").type
+            )
+            writer.write_table(
+                table.set_column(table.column_names.index("images"), table.schema.field("images"), images)
+            )

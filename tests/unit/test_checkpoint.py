@@ -23,7 +23,11 @@ def state_of(step: int) -> EngineState:
 
 def saved(run: str, step: int, **metrics: float) -> Path:
     progress = Progress(step=step, epoch=1, consumed=step * 3, samples=step * 10, tokens=step * 100, data="abc")
-    return Path(checkpoint.save(run, state_of(step), progress, metrics, {"config": {"name": "run"}, "versions": {"torch": "2"}}).uri)
+    return Path(
+        checkpoint.save(
+            run, state_of(step), progress, metrics, {"config": {"name": "run"}, "versions": {"torch": "2"}}
+        ).uri
+    )
 
 
 @pytest.fixture
@@ -80,9 +84,18 @@ DAMAGES = {
     "manifest of zeros": (lambda f: (f / "manifest.json").write_bytes(b"\0" * 400), "manifest.json is damaged"),
     "manifest no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\x80"), "manifest.json is damaged"),
     "manifest a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is damaged"),
-    "manifest without a file": (lambda f: edit(f, lambda r: r["files"].pop("exp_avg.safetensors")), "manifest.json is damaged"),
-    "manifest without sizes": (lambda f: edit(f, lambda r: r["files"]["state.json"].pop("bytes")), "manifest.json is damaged"),
-    "manifest of another position": (lambda f: edit(f, lambda r: r["progress"].update(consumed=5)), "manifest.json is damaged"),
+    "manifest without a file": (
+        lambda f: edit(f, lambda r: r["files"].pop("exp_avg.safetensors")),
+        "manifest.json is damaged",
+    ),
+    "manifest without sizes": (
+        lambda f: edit(f, lambda r: r["files"]["state.json"].pop("bytes")),
+        "manifest.json is damaged",
+    ),
+    "manifest of another position": (
+        lambda f: edit(f, lambda r: r["progress"].update(consumed=5)),
+        "manifest.json is damaged",
+    ),
     "weights missing": (lambda f: (f / "weights.safetensors").unlink(), "weights.safetensors is missing"),
     "moments missing": (lambda f: (f / "exp_avg_sq.safetensors").unlink(), "exp_avg_sq.safetensors is missing"),
     "weights cut": (lambda f: cut(f / "weights.safetensors"), "weights.safetensors has .* bytes, its manifest says"),
@@ -203,7 +216,13 @@ def test_prune_interrupted_leaves_nothing_that_looks_whole(run, monkeypatch):
 
 def test_files_are_safetensors_and_json_and_hold_no_pickle(run):
     folder = saved(run, 1)
-    assert files_under(folder) == ["exp_avg.safetensors", "exp_avg_sq.safetensors", "manifest.json", "state.json", "weights.safetensors"]
+    assert files_under(folder) == [
+        "exp_avg.safetensors",
+        "exp_avg_sq.safetensors",
+        "manifest.json",
+        "state.json",
+        "weights.safetensors",
+    ]
     for path in folder.iterdir():
         data = path.read_bytes()
         if path.suffix == ".safetensors":

@@ -43,7 +43,9 @@ def run(tmp_path):
     (folder / "config.yaml").write_text(to_yaml(load_config(None, ["name=demo", "storage=/moved/elsewhere", "seed=5"])))
     append(folder, event="start", workers=2, total_steps=100)
     for step in (10, 20):
-        append(folder, event="step", step=step, loss=5 / step, samples=64, tokens=900, seconds=1.0, data_wait_seconds=0.1)
+        append(
+            folder, event="step", step=step, loss=5 / step, samples=64, tokens=900, seconds=1.0, data_wait_seconds=0.1
+        )
     return folder
 
 
@@ -79,7 +81,10 @@ def test_config_schema_is_json():
         (["status", "--storage", "s3://key:secret@host/runs"], "credentials"),
         (["status", "--storage", "ftp://host/runs"], "ftp://host/runs"),
         (["stop", "demo", "--storage", "{storage}", "--address", "head:8265"], "expected http://HEAD:8265"),
-        (["stop", "demo", "--storage", "{storage}", "--address", "http://127.0.0.1:9"], "no job server answers at http://127.0.0.1:9"),
+        (
+            ["stop", "demo", "--storage", "{storage}", "--address", "http://127.0.0.1:9"],
+            "no job server answers at http://127.0.0.1:9",
+        ),
     ],
 )
 def test_an_error_is_one_message_and_code_2(run, arguments, told):
@@ -88,7 +93,14 @@ def test_an_error_is_one_message_and_code_2(run, arguments, told):
 
 
 def test_a_plan_says_what_fits_and_why(tmp_path):
-    done = smolray("plan", "--inventory", "2x rtx4090 @ 10GbE, 1x rtx3060", "model.path=random-256m", "--json", str(tmp_path / "plan.json"))
+    done = smolray(
+        "plan",
+        "--inventory",
+        "2x rtx4090 @ 10GbE, 1x rtx3060",
+        "model.path=random-256m",
+        "--json",
+        str(tmp_path / "plan.json"),
+    )
     assert done.exit_code == 0, done.output
     assert "Chosen: " in done.stdout and "pipeline" in done.stdout
     assert json.loads((tmp_path / "plan.json").read_text())["settings"]["resources.num_workers"] >= 1
@@ -199,7 +211,11 @@ def checkout(tmp_path):
     ("overrides", "config", "told"),
     [
         ([], "jobs/configs/a.yaml", "storage = 'runs' is relative"),
-        (["storage=/shared", "data.train=./data"], "jobs/configs/a.yaml", "data.train = './data' is a path of this machine"),
+        (
+            ["storage=/shared", "data.train=./data"],
+            "jobs/configs/a.yaml",
+            "data.train = './data' is a path of this machine",
+        ),
         (["storage=/shared", "model.path=local"], "jobs/configs/a.yaml", "model.path = 'local'"),
         (["storage=/shared"], "../a.yaml", "outside the uploaded folder"),
         (["storage=s3://key:secret@bucket/runs"], "jobs/configs/a.yaml", "storage carries credentials"),
@@ -233,7 +249,13 @@ def test_the_upload_leaves_behind_what_a_job_does_not_need(tmp_path, excludes):
 
     tree = tmp_path / "tree"
     wanted = {"smolray/cli/app.py", "smolray/data/shards.py", "jobs/train.py", "jobs/configs/a.yaml", "pyproject.toml"}
-    unwanted = {".git/objects/ab/cd", ".venv/lib/x.py", "runs/demo/events.jsonl", ".cache/torch_extensions/x.so", "tests/unit/test_x.py"}
+    unwanted = {
+        ".git/objects/ab/cd",
+        ".venv/lib/x.py",
+        "runs/demo/events.jsonl",
+        ".cache/torch_extensions/x.so",
+        "tests/unit/test_x.py",
+    }
     unwanted |= {
         "smolray/__pycache__/cli.pyc",
         "smolray.egg-info/PKG-INFO",
@@ -257,7 +279,10 @@ def test_the_options_of_a_run_are_those_of_its_yaml():
     """`config show` names every setting, so that a person can copy a line as an override."""
     shown = yaml.safe_load(smolray("config", "show").stdout)
     flat = [
-        f"{section}.{key}={json.dumps(value)}" for section, part in shown.items() if isinstance(part, dict) for key, value in part.items()
+        f"{section}.{key}={json.dumps(value)}"
+        for section, part in shown.items()
+        if isinstance(part, dict)
+        for key, value in part.items()
     ]
     again = smolray("config", "show", *flat)
     assert again.exit_code == 0, again.output

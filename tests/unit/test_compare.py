@@ -19,9 +19,16 @@ from smolray.run.predictions import predictions_uri, write_predictions
 
 def questions(count, per_image=2):
     return [
-        {"id": f"q{n}", "key": f"image{n // per_image}", "type": ("colour", "shape")[n % 2], "question": f"[what] {n}?", "answer": "red",
-         "answers": ["red", "Red "]} for n in range(count)
-    ]  # fmt: skip
+        {
+            "id": f"q{n}",
+            "key": f"image{n // per_image}",
+            "type": ("colour", "shape")[n % 2],
+            "question": f"[what] {n}?",
+            "answer": "red",
+            "answers": ["red", "Red "],
+        }
+        for n in range(count)
+    ]
 
 
 def answered(records, right):
@@ -39,23 +46,38 @@ def test_gained_and_lost_questions_are_named_and_counted_by_type():
     before, after = answered(records, [1, 1, 0, 0, 1, 0, 1, 0]), answered(records, [1, 0, 1, 0, 1, 1, 1, 1])
     found = compare_predictions(before, after[::-1])
     assert [r["id"] for r in found.gained] == ["q2", "q5", "q7"] and [r["id"] for r in found.lost] == ["q1"]
-    assert (found.lost[0]["a"], found.lost[0]["b"], found.lost[0]["score_a"], found.lost[0]["score_b"]) == ("red", "blue", 1, 0)
-    counts = {kind: (c.gained, c.lost, c.a["value"], c.b["value"], c.difference["value"]) for kind, c in found.by_type.items()}
-    assert counts == {"overall": (3, 1, 0.5, 0.75, 0.25), "colour": (1, 0, 0.75, 1, 0.25), "shape": (2, 1, 0.25, 0.5, 0.25)}
+    assert (found.lost[0]["a"], found.lost[0]["b"], found.lost[0]["score_a"], found.lost[0]["score_b"]) == (
+        "red",
+        "blue",
+        1,
+        0,
+    )
+    counts = {
+        kind: (c.gained, c.lost, c.a["value"], c.b["value"], c.difference["value"]) for kind, c in found.by_type.items()
+    }
+    assert counts == {
+        "overall": (3, 1, 0.5, 0.75, 0.25),
+        "colour": (1, 0, 0.75, 1, 0.25),
+        "shape": (2, 1, 0.25, 0.5, 0.25),
+    }
     assert (found.only_a, found.only_b) == (0, 0)
     same = compare_predictions(before, before).by_type["overall"]
     assert same.difference == {"value": 0, "low": 0, "high": 0, "samples": 8} and same.p_value == 1
 
 
 def test_a_paired_interval_is_narrower_than_the_two_apart():
-    """b answers as a does but for 30 of 1,000 questions: apart their intervals overlap widely, side by side the gain is plain."""
+    """b answers as a does but for 30 of 1,000 questions: apart their intervals overlap widely, side by side the gain is
+    plain.
+    """
     rng = np.random.default_rng(0)
     records = questions(1000)
     right = rng.random(1000) < 0.6
     better = right.copy()
     better[np.flatnonzero(~right)[:30]] = True
     change = compare_predictions(answered(records, right), answered(records, better)).by_type["overall"]
-    assert change.a["high"] > change.b["low"] and 0.01 < change.difference["low"] < 0.03 < change.difference["high"] < 0.05
+    assert (
+        change.a["high"] > change.b["low"] and 0.01 < change.difference["low"] < 0.03 < change.difference["high"] < 0.05
+    )
     assert change.p_value == pytest.approx(2 * 0.5**30)
 
 
@@ -76,8 +98,14 @@ def test_mcnemar_is_the_exact_binomial_test(gained, lost):
 
 
 def test_graded_and_corpus_metrics_compare_too():
-    records = [r | {"answers": ["a red bus on the street", "the red bus"], "answer": "a red bus on the street"} for r in questions(4)]
-    texts = ["a red bus on the road", "a blue car", "the red bus", "bus"], ["a red bus on the street", "a blue car", "the red bus", ""]
+    records = [
+        r | {"answers": ["a red bus on the street", "the red bus"], "answer": "a red bus on the street"}
+        for r in questions(4)
+    ]
+    texts = (
+        ["a red bus on the road", "a blue car", "the red bus", "bus"],
+        ["a red bus on the street", "a blue car", "the red bus", ""],
+    )
     before, after = ([score(r, t) for r, t in zip(records, said, strict=True)] for said in texts)
     for metric in ("anls", "rouge_l", "bleu"):
         found = compare_predictions(before, after, metric)
@@ -104,7 +132,12 @@ def test_what_cannot_be_compared_is_refused_and_what_one_lacks_is_counted():
 
 def test_runs_are_compared_at_the_steps_asked_for(tmp_path):
     records = questions(4)
-    for run, step, right in (("r", 10, [0, 0, 0, 0]), ("r", 200, [1, 0, 0, 0]), ("r", 3000, [1, 1, 1, 0]), ("s", 5, [0, 0, 0, 1])):
+    for run, step, right in (
+        ("r", 10, [0, 0, 0, 0]),
+        ("r", 200, [1, 0, 0, 0]),
+        ("r", 3000, [1, 1, 1, 0]),
+        ("s", 5, [0, 0, 0, 1]),
+    ):
         write_predictions(predictions_uri(str(tmp_path / run), step), answered(records, right))
     r, s = str(tmp_path / "r"), str(tmp_path / "s")
 
@@ -139,5 +172,8 @@ def test_the_report_shows_metrics_with_their_intervals(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"metrics": figures, "accuracy": {"overall": 0.75}}))
     text = Path(write_report(str(tmp_path))).read_text(encoding="utf-8")
     overall = figures["anls"]["overall"]
-    assert f"anls, overall</th><td>40</td><td>75.0 %</td><td>{100 * overall['low']:.1f} to {100 * overall['high']:.1f} %" in text
+    assert (
+        f"anls, overall</th><td>40</td><td>75.0 %</td><td>{100 * overall['low']:.1f} to {100 * overall['high']:.1f} %"
+        in text
+    )
     assert text.count("exact_match, ") == 3

@@ -1,4 +1,6 @@
-"""Every wrong setting is refused in one line that names the key, the value, what is allowed and the nearest valid choice."""
+"""Every wrong setting is refused in one line that names the key, the value, what is allowed and the nearest valid
+choice.
+"""
 
 import json
 
@@ -49,21 +51,36 @@ def test_a_wrong_setting_is_named_in_one_line(override, told):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["model.load_in_4bit=true", "model.train=[]", "engine.stage=3", "lora.r=4"], ["engine.stage = 3", "nearest: engine.stage=2"]),
+        (
+            ["model.load_in_4bit=true", "model.train=[]", "engine.stage=3", "lora.r=4"],
+            ["engine.stage = 3", "nearest: engine.stage=2"],
+        ),
         (["model.load_in_4bit=true", "model.load_in_8bit=true", "lora.r=4", "model.train=[]"], ["both true"]),
         (["model.load_in_8bit=true", "model.train=[]"], ["lora = null", "nearest: lora={r: 8}"]),
         (["model.load_in_4bit=true", "lora.r=4"], ["nearest: model.train=[]"]),
         (["engine.stage=0", "model.dtype=float16"], ["model.dtype = float16", "nearest: engine.stage=1"]),
         (["engine.offload_param=cpu"], ["needs engine.stage = 3, found 2"]),
-        (["engine.stage=0", "model.dtype=float32", "engine.offload_optimizer=cpu"], ["engine.offload_optimizer = cpu", "engine.stage=1"]),
+        (
+            ["engine.stage=0", "model.dtype=float32", "engine.offload_optimizer=cpu"],
+            ["engine.offload_optimizer = cpu", "engine.stage=1"],
+        ),
         (["model.dtype=float16", "resources.use_gpu=no"], ["model.dtype = float16", "nearest: bfloat16"]),
         (["model.train=[]"], ["nothing would be trained"]),
         (["resources.num_workers=[1,4]"], ["train.global_batch is not set", "nearest: train.global_batch=4"]),
         (["resources.num_workers=[4,2]", "train.global_batch=4"], ["[4, 2]", "1 <= min <= max"]),
-        (["resources.num_workers=2", "train.gradient_accumulation_steps=2", "train.global_batch=5"], ["train.global_batch = 5", "= 4"]),
-        (["train.deal=speed", "engine.stage=3"], ["train.deal = speed", "slowest card rules", "nearest: train.deal=equal"]),
+        (
+            ["resources.num_workers=2", "train.gradient_accumulation_steps=2", "train.global_batch=5"],
+            ["train.global_batch = 5", "= 4"],
+        ),
+        (
+            ["train.deal=speed", "engine.stage=3"],
+            ["train.deal = speed", "slowest card rules", "nearest: train.deal=equal"],
+        ),
         (["engine.cards=[a,b]"], ["engine.cards", "engine = zero", "nearest: engine=pipeline"]),
-        (["resources.num_workers=4", "train.global_batch=3"], ["train.global_batch = 3", "below the 4 workers", "nearest: train.global_batch=4"]),
+        (
+            ["resources.num_workers=4", "train.global_batch=3"],
+            ["train.global_batch = 3", "below the 4 workers", "nearest: train.global_batch=4"],
+        ),
         (["train.micro_batch_tokens=100"], ["train.micro_batch_tokens = 100", "data.max_length = 2048"]),
     ],
 )
@@ -122,7 +139,12 @@ def test_a_file_that_is_no_settings_is_refused_by_name(tmp_path, text):
 
 
 def test_the_resolved_yaml_reads_back_to_the_same_run(tmp_path):
-    overrides = ["lora.r=4", "resources.num_workers=[1,3]", "train.global_batch=6", "resources.label_selector={ray.io/type: A10G}"]
+    overrides = [
+        "lora.r=4",
+        "resources.num_workers=[1,3]",
+        "train.global_batch=6",
+        "resources.label_selector={ray.io/type: A10G}",
+    ]
     config = load_config(None, [*overrides, "data.prompt=Wähle: ja, nein"])
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config), encoding="utf-8")

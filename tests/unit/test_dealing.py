@@ -1,4 +1,6 @@
-"""Micro-batches dealt by speed: who is twice as fast takes twice as many, every one is taken, and shares change only between runs of steps."""
+"""Micro-batches dealt by speed: who is twice as fast takes twice as many, every one is taken, and shares change only
+between runs of steps.
+"""
 
 import torch
 

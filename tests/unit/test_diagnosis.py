@@ -8,13 +8,27 @@ from smolray.cluster.checks import Finding, Link, diagnose, public_dashboard, ri
 
 CARD = {"name": "NVIDIA GeForce RTX 3090", "used": 1e9, "total": 24e9, "processes": []}
 HEALTHY = {
-    "python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cu128", "cuda": "12.8", "driver": "570.1", "packages": {"torch": "2.13.0", "ray": "2.60.0"},
-    "cards": [CARD], "ray_gpus": 1, "host": "den", "host_address": "192.168.1.11", "address": "192.168.1.11",
-    "interfaces": {"lo": ["127.0.0.1"], "eno1": ["192.168.1.11"], "wlan0": ["192.168.1.77"]}, "interface_of": {"gloo": "eno1", "nccl": "eno1"},
-    "clock_offset": 0.002, "shm": (8e9, 16e9), "disk": ("/var/lib/smolray/ray", 200e9, 500e9), "locks": [],
+    "python": "3.11.7",
+    "ray": "2.60.0",
+    "torch": "2.13.0+cu128",
+    "cuda": "12.8",
+    "driver": "570.1",
+    "packages": {"torch": "2.13.0", "ray": "2.60.0"},
+    "cards": [CARD],
+    "ray_gpus": 1,
+    "host": "den",
+    "host_address": "192.168.1.11",
+    "address": "192.168.1.11",
+    "interfaces": {"lo": ["127.0.0.1"], "eno1": ["192.168.1.11"], "wlan0": ["192.168.1.77"]},
+    "interface_of": {"gloo": "eno1", "nccl": "eno1"},
+    "clock_offset": 0.002,
+    "shm": (8e9, 16e9),
+    "disk": ("/var/lib/smolray/ray", 200e9, 500e9),
+    "locks": [],
     "builds": {"C++ compiler": True, "Python.h": True},
-    "storage": ("s3://bucket/runs", "", 0.02), "paths": {"/data/model": "abc"},
-}  # fmt: skip
+    "storage": ("s3://bucket/runs", "", 0.02),
+    "paths": {"/data/model": "abc"},
+}
 GOOD_LINK = Link("head", "den", 0.0002, 117e6, (), {"gloo": 0.15})
 
 
@@ -31,7 +45,19 @@ def test_a_healthy_cluster_has_nothing_to_mend():
     found = diagnose(boxes(), [GOOD_LINK])
     assert not ills(found)
     told = {f.name for f in found}
-    assert {"python", "packages", "host name", "interface", "clock", "shared memory", "disk", "build lock", "card 0", "storage", "files"} <= told
+    assert {
+        "python",
+        "packages",
+        "host name",
+        "interface",
+        "clock",
+        "shared memory",
+        "disk",
+        "build lock",
+        "card 0",
+        "storage",
+        "files",
+    } <= told
     assert {"link", "ports", "gloo all-reduce"} <= told
 
 
@@ -42,14 +68,56 @@ def test_a_healthy_cluster_has_nothing_to_mend():
         ({"torch": "2.12.0"}, "torch", "fail", "2.12.0", "constraints.txt"),
         ({"cuda": "12.6"}, "cuda", "fail", "12.6", "constraints.txt"),
         ({"driver": "550.9"}, "driver", "warn", "550.9", "driver"),
-        ({"packages": {"torch": "2.13.0", "ray": "2.59.0"}}, "package", "fail", "ray 2.59.0", "pip install -c constraints.txt ray"),
+        (
+            {"packages": {"torch": "2.13.0", "ray": "2.59.0"}},
+            "package",
+            "fail",
+            "ray 2.59.0",
+            "pip install -c constraints.txt ray",
+        ),
         ({"packages": {"torch": "2.13.0"}}, "package", "fail", "ray missing", "pip install -c constraints.txt ray"),
-        ({"packages": {"torch": "2.13.0", "ray": "2.60.0", "apex": "0.1"}}, "package", "fail", "apex 0.1", "pip uninstall apex"),
-        ({"host_address": "127.0.1.1", "interface_of": {"gloo": None, "nccl": "eno1"}}, "host name", "fail", "den is 127.0.1.1", "/etc/hosts"),
-        ({"host_address": None, "interface_of": {"gloo": None, "nccl": "eno1"}}, "host name", "fail", "den is unknown", "/etc/hosts"),
-        ({"interface_of": {"gloo": "enp5s0", "nccl": "eno1"}}, "interface", "fail", "GLOO_SOCKET_IFNAME=enp5s0 is not there", "GLOO_SOCKET_IFNAME=eno1"),
-        ({"interface_of": {"gloo": "eno1", "nccl": "wlan0"}}, "interface", "warn", "NCCL_SOCKET_IFNAME=wlan0", "NCCL_SOCKET_IFNAME=eno1"),
-        ({"interface_of": {"gloo": "eno1", "nccl": None}}, "interface", "warn", "is not set", "NCCL_SOCKET_IFNAME=eno1"),
+        (
+            {"packages": {"torch": "2.13.0", "ray": "2.60.0", "apex": "0.1"}},
+            "package",
+            "fail",
+            "apex 0.1",
+            "pip uninstall apex",
+        ),
+        (
+            {"host_address": "127.0.1.1", "interface_of": {"gloo": None, "nccl": "eno1"}},
+            "host name",
+            "fail",
+            "den is 127.0.1.1",
+            "/etc/hosts",
+        ),
+        (
+            {"host_address": None, "interface_of": {"gloo": None, "nccl": "eno1"}},
+            "host name",
+            "fail",
+            "den is unknown",
+            "/etc/hosts",
+        ),
+        (
+            {"interface_of": {"gloo": "enp5s0", "nccl": "eno1"}},
+            "interface",
+            "fail",
+            "GLOO_SOCKET_IFNAME=enp5s0 is not there",
+            "GLOO_SOCKET_IFNAME=eno1",
+        ),
+        (
+            {"interface_of": {"gloo": "eno1", "nccl": "wlan0"}},
+            "interface",
+            "warn",
+            "NCCL_SOCKET_IFNAME=wlan0",
+            "NCCL_SOCKET_IFNAME=eno1",
+        ),
+        (
+            {"interface_of": {"gloo": "eno1", "nccl": None}},
+            "interface",
+            "warn",
+            "is not set",
+            "NCCL_SOCKET_IFNAME=eno1",
+        ),
         ({"clock_offset": -4.0}, "clock", "warn", "4 s behind", "timedatectl"),
         ({"clock_offset": 1200.0}, "clock", "fail", "1.2e+03 s ahead", "timedatectl"),
         ({"shm": (60e6, 64e6)}, "shared memory", "fail", "57 MiB of 61 MiB", "--shm-size"),
@@ -58,12 +126,24 @@ def test_a_healthy_cluster_has_nothing_to_mend():
         ({"disk": ("/x", 5e9, 50e9)}, "disk", "warn", "4.7 GiB of 46.6 GiB", "make room"),
         ({"locks": [("/c/shm_comm/lock", 3720.0)]}, "build lock", "fail", "1h02m", "rm /c/shm_comm/lock"),
         ({"builds": {"C++ compiler": True, "Python.h": False}}, "compiler", "fail", "no Python.h", "python3-dev"),
-        ({"builds": {"C++ compiler": False, "Python.h": True}, "cards": [], "ray_gpus": 0}, "compiler", "warn", "no C++ compiler", "apt install g++"),
+        (
+            {"builds": {"C++ compiler": False, "Python.h": True}, "cards": [], "ray_gpus": 0},
+            "compiler",
+            "warn",
+            "no C++ compiler",
+            "apt install g++",
+        ),
         ({"ray_gpus": 0}, "cards", "warn", "told of 0, the driver knows 1", "CUDA_VISIBLE_DEVICES"),
         ({"storage": ("s3://bucket/runs", "Access Denied", 0.0)}, "storage", "fail", "Access Denied", "credentials"),
         ({"paths": {"/data/model": None}}, "files", "fail", "/data/model is missing", "copy it"),
         ({"paths": {"/data/model": "other"}}, "files", "fail", "/data/model differs", "copy it"),
-        ({"cards": [CARD | {"processes": [{"pid": 7, "name": "blender", "memory": 6e9}]}]}, "card 0", "warn", "blender (pid 7, 5.6 GiB)", "--num-gpus"),
+        (
+            {"cards": [CARD | {"processes": [{"pid": 7, "name": "blender", "memory": 6e9}]}]},
+            "card 0",
+            "warn",
+            "blender (pid 7, 5.6 GiB)",
+            "--num-gpus",
+        ),
     ],
 )
 def test_a_fault_of_one_box_is_named_with_its_remedy(changes, name, level, found, remedy):
@@ -101,7 +181,8 @@ def test_a_fault_of_a_link_names_the_pair(link, name, level, found):
 
 
 def test_the_predicted_all_reduce_is_that_of_a_ring():
-    assert ring_all_reduce_seconds(2, 16 * 2**20, 125e6, 0.0) == pytest.approx(16 * 2**20 / 125e6)  # each of two sends half, twice
+    # each of two sends half, twice
+    assert ring_all_reduce_seconds(2, 16 * 2**20, 125e6, 0.0) == pytest.approx(16 * 2**20 / 125e6)
     assert ring_all_reduce_seconds(4, 400.0, 100.0, 0.5) == pytest.approx(6 * (1.0 + 0.5))
     [link] = [f for f in diagnose(boxes(), [GOOD_LINK]) if f.name == "link"]
     assert "predicted 144 ms" in link.found and "936 Mbit/s" in link.found
@@ -121,5 +202,10 @@ def test_a_public_dashboard_fails():
 
 
 def test_the_worst_comes_first():
-    levels = [f.level for f in diagnose(boxes(python="3.9", clock_offset=2.0), [GOOD_LINK], [Finding("probe", "loft", "fail", "no answer")])]
+    levels = [
+        f.level
+        for f in diagnose(
+            boxes(python="3.9", clock_offset=2.0), [GOOD_LINK], [Finding("probe", "loft", "fail", "no answer")]
+        )
+    ]
     assert levels == sorted(levels, key=["fail", "warn", "ok"].index) and levels[:2] == ["fail", "fail"]

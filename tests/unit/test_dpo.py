@@ -1,4 +1,6 @@
-"""DPO on packed pairs says exactly what it says on each answer alone, by transformers' own forward pass and the papers' formulas."""
+"""DPO on packed pairs says exactly what it says on each answer alone, by transformers' own forward pass and the papers'
+formulas.
+"""
 
 import copy
 
@@ -31,7 +33,10 @@ LOSSES = {
 
 def pair(question, chosen, rejected, images=1):
     return Conversation(
-        question + chosen + rejected, (message("user", *[None] * images, question),), (message("assistant", chosen),), (message("assistant", rejected),)
+        question + chosen + rejected,
+        (message("user", *[None] * images, question),),
+        (message("assistant", chosen),),
+        (message("assistant", rejected),),
     )
 
 
@@ -40,18 +45,26 @@ def row(images, *pairs):
 
 
 SHAPE, COLOUR = pair("what shape?", "a circle", "a red triangle I think"), pair("what colour?", "blue", "black")
-TURNS = Conversation("turns", (message("user", None, "what?"), message("assistant", "a box"), message("user", "sure?")),
-                     (message("assistant", "yes it is"),), (message("assistant", "no"),))  # fmt: skip
+TURNS = Conversation(
+    "turns",
+    (message("user", None, "what?"), message("assistant", "a box"), message("user", "sure?")),
+    (message("assistant", "yes it is"),),
+    (message("assistant", "no"),),
+)
 CASES = {
     "one pair": [row([SQUARE], SHAPE)],
     "several pairs an image": [row([SQUARE], SHAPE, COLOUR, pair("is it grey?", "no", "yes it is grey"))],
     "split image": [row([WIDE], SHAPE, COLOUR)],
-    "several images": [row([SQUARE, WIDE, SQUARE], pair("which?", "the first", "the second of them", 3), pair("both?", "no", "yes", 3))],
+    "several images": [
+        row([SQUARE, WIDE, SQUARE], pair("which?", "the first", "the second of them", 3), pair("both?", "no", "yes", 3))
+    ],
     "text only": [row([], pair("two and two?", "four", "five or so", 0)), row([], pair("three?", "3", "4", 0))],
     "answers within the prompt": [row([SQUARE], TURNS, COLOUR)],
     "one the beginning of the other": [row([SQUARE], pair("what?", "a box", "a box of wood"))],
 }
-CASES["mixed"] = [r for name in ("several pairs an image", "text only", "several images", "split image") for r in CASES[name]]
+CASES["mixed"] = [
+    r for name in ("several pairs an image", "text only", "several images", "split image") for r in CASES[name]
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +96,9 @@ def batches_of(rows, encoder):
 
 
 def answers_alone(model, rows, encoder):
-    """[(per-token log-probabilities of chosen, of rejected)] of each pair: every answer a sequence of its own, by the stock forward pass."""
+    """[(per-token log-probabilities of chosen, of rejected)] of each pair: every answer a sequence of its own, by the
+    stock forward pass.
+    """
     out = []
     for r in rows:
         grids = [encoder.tiler.grid(*image_size(image)) for image in r.images]
@@ -93,7 +108,9 @@ def answers_alone(model, rows, encoder):
             answers = []
             for one in encoder.branches(conversation, grids):
                 ids = torch.from_numpy(one.input_ids.astype("int64"))[None]
-                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits[0].float()
+                logits = (
+                    model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits[0].float()
+                )
                 trained = torch.from_numpy(one.trained.nonzero()[0])
                 answers.append(torch.log_softmax(logits[trained - 1], -1).gather(1, ids[0, trained][:, None])[:, 0])
             out.append(answers)
@@ -110,10 +127,18 @@ def by_the_papers(policy, reference, settings):
             "sigmoid": -torch.log(torch.sigmoid(beta * (up - down))),
             "hinge": torch.clamp(1 - beta * (up - down), min=0),
             "ipo": (up / len(chosen) - down / len(rejected) - 1 / (2 * beta)) ** 2,
-            "robust": (-(1 - smoothing) * F.logsigmoid(beta * (up - down)) + smoothing * F.logsigmoid(beta * (down - up))) / (1 - 2 * smoothing),
+            "robust": (
+                -(1 - smoothing) * F.logsigmoid(beta * (up - down)) + smoothing * F.logsigmoid(beta * (down - up))
+            )
+            / (1 - 2 * smoothing),
         }
         losses.append(sum(w * of[kind] for kind, w in zip(settings.loss_type, weights, strict=True) if kind != "sft"))
-        rewards.append([float(v.detach()) for v in (beta * up, beta * down, (up > down).float(), beta * (up - down), chosen.sum(), rejected.sum())])
+        rewards.append(
+            [
+                float(v.detach())
+                for v in (beta * up, beta * down, (up > down).float(), beta * (up - down), chosen.sum(), rejected.sum())
+            ]
+        )
     loss = torch.stack(losses).mean()
     if "sft" in settings.loss_type:
         loss = loss - weights[settings.loss_type.index("sft")] * torch.cat([chosen for chosen, _ in policy]).mean()
@@ -131,7 +156,9 @@ def gradients(model, loss):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("case", "kind"), [*((case, "mixed") for case in CASES), *(("mixed", kind) for kind in LOSSES if kind != "mixed")])
+@pytest.mark.parametrize(
+    ("case", "kind"), [*((case, "mixed") for case in CASES), *(("mixed", kind) for kind in LOSSES if kind != "mixed")]
+)
 def test_packed_pairs_equal_answers_alone_in_loss_metrics_and_gradients(models, encoder, case, kind):
     model, reference = models
     settings = LOSSES[kind]
@@ -162,7 +189,9 @@ def test_a_pair_shares_its_prompt_and_its_pictures(encoder, case):
     rows = CASES[case]
     (batch,) = batches_of(rows, encoder)
     assert len(batch.ends) == 2 * batch.samples and batch.samples == sum(len(r.conversations) for r in rows)
-    assert len(batch.pixel_values) == sum(len(encoder.tiler.tiles(image)) for image in {image for r in rows for image in r.images})
+    assert len(batch.pixel_values) == sum(
+        len(encoder.tiler.tiles(image)) for image in {image for r in rows for image in r.images}
+    )
     apart = 0
     for r in rows:
         grids = [encoder.tiler.grid(*image_size(image)) for image in r.images]
@@ -183,7 +212,9 @@ def test_shares_of_micro_batches_add_up_to_the_whole(models, processor):  # noqa
             shares.append(dpo(model.lm_head, target_states(model, b), b, totals(batch), LOSSES["mixed"]))
     assert sum(loss for loss, _ in shares[1:]).item() == pytest.approx(shares[0][0].item(), rel=1e-6)
     for name in DPO_METRICS:
-        assert sum(m[name] for _, m in shares[1:]).item() == pytest.approx(shares[0][1][name].item(), rel=1e-5, abs=1e-6)
+        assert sum(m[name] for _, m in shares[1:]).item() == pytest.approx(
+            shares[0][1][name].item(), rel=1e-5, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("reference", ["auto", "adapter", "copy"])
@@ -202,7 +233,9 @@ def test_the_reference_stays_the_model_that_training_began_with(tiny_path, proce
     assert torch.equal(before, after) and not after.requires_grad
     assert [p.requires_grad for p in model.parameters()] == trains
     now = target_states(model, batch)
-    assert not torch.allclose(now, target_states(base_model(load_model(config.model)), batch)), "the adapters are on again"
+    assert not torch.allclose(now, target_states(base_model(load_model(config.model)), batch)), (
+        "the adapters are on again"
+    )
 
 
 def test_a_frozen_copy_is_taken_where_weights_train_in_full(tiny_path, processor):  # noqa: F811
@@ -225,15 +258,24 @@ def test_the_reference_answer_of_a_pair_is_the_chosen_one(processor):  # noqa: F
     rows = CASES["answers within the prompt"]
     prompts = collate_prompts([Group(r, tuple(range(len(r.conversations)))) for r in rows], encoder)
     assert [r["answer"] for r in prompts.meta["records"]] == ["yes it is", "blue"]
-    assert encoder.tokenizer.decode(prompts.input_ids[0][prompts.branch[0] != 2]).rstrip().endswith("sure?<end_of_utterance>\nAssistant:")
+    assert (
+        encoder.tokenizer.decode(prompts.input_ids[0][prompts.branch[0] != 2])
+        .rstrip()
+        .endswith("sure?<end_of_utterance>\nAssistant:")
+    )
 
 
 def test_dropout_is_refused_where_two_models_are_compared():
-    with pytest.raises(ConfigError, match=r"lora\.lora_dropout = 0\.1 with method = dpo.*nearest: lora\.lora_dropout=0"):
+    with pytest.raises(
+        ConfigError, match=r"lora\.lora_dropout = 0\.1 with method = dpo.*nearest: lora\.lora_dropout=0"
+    ):
         load_config(None, ["method=dpo", "lora={lora_dropout: 0.1}"])
 
 
 def test_a_frozen_copy_that_would_not_be_sharded_is_refused():
-    with pytest.raises(ConfigError, match=r"dpo\.reference = auto, a frozen copy, with engine\.stage = 3.*nearest: dpo\.reference=precompute"):
+    with pytest.raises(
+        ConfigError,
+        match=r"dpo\.reference = auto, a frozen copy, with engine\.stage = 3.*nearest: dpo\.reference=precompute",
+    ):
         load_config(None, ["method=dpo", "engine.stage=3"])
     load_config(None, ["method=dpo", "engine.stage=3", "lora={r: 4}", "model.train=[]"])

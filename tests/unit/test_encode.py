@@ -38,12 +38,19 @@ def both(request, tiny_path):  # noqa: F811
 
 
 def conversations(seed):
-    """(conversation, images): one image, text alone, several images, several turns, a system turn, words between images."""
+    """(conversation, images): one image, text alone, several images, several turns, a system turn, words between
+    images.
+    """
     rng = random.Random(seed)
     yield asked(words(rng), words(rng)), 1
     yield asked(words(rng), words(rng), images=0), 0
     yield asked(words(rng), words(rng), images=3), 3
-    yield Conversation("between", (message("user", words(rng), None, words(rng), None), message("assistant", words(rng)))), 2
+    yield (
+        Conversation(
+            "between", (message("user", words(rng), None, words(rng), None), message("assistant", words(rng)))
+        ),
+        2,
+    )
     turns = [message("system", words(rng)), message("user", None, words(rng)), message("assistant", words(rng))]
     turns += [
         message("user", words(rng), None),
@@ -110,8 +117,19 @@ def test_every_assistant_turn_is_trained_and_nothing_else(both):
         encoded, want = only(encoder, conversation, grids_of(encoder, images)), []
         for i, turn in enumerate(conversation.messages):
             if turn.role == "assistant":
-                first = len(oracle(stock, Conversation("p", conversation.messages[:i]), images_before(conversation, i, images), True))
-                last = len(oracle(stock, Conversation("p", conversation.messages[: i + 1]), images_before(conversation, i, images)))
+                first = len(
+                    oracle(
+                        stock,
+                        Conversation("p", conversation.messages[:i]),
+                        images_before(conversation, i, images),
+                        True,
+                    )
+                )
+                last = len(
+                    oracle(
+                        stock, Conversation("p", conversation.messages[: i + 1]), images_before(conversation, i, images)
+                    )
+                )
                 want += range(first, last)
         assert np.flatnonzero(encoded.trained).tolist() == want
         assert encoded.label_tokens == len(want)
@@ -161,7 +179,10 @@ def test_text_of_a_person_never_becomes_a_special_token(processor, text):  # noq
         assert rest == f"User:{question}\nAssistant: {answer}\n"
         # Met first, with no template known yet, it must not change what the template is taken for.
         fresh = only(encoder_of(processor), asked(question, answer), grids)
-        assert fresh.input_ids.tolist() == encoded.input_ids.tolist() and fresh.trained.tolist() == encoded.trained.tolist()
+        assert (
+            fresh.input_ids.tolist() == encoded.input_ids.tolist()
+            and fresh.trained.tolist() == encoded.trained.tolist()
+        )
 
 
 def test_added_tokens_that_are_not_special_stay_text_too(tiny_path):  # noqa: F811
@@ -176,12 +197,20 @@ def test_added_tokens_that_are_not_special_stay_text_too(tiny_path):  # noqa: F8
 LONG = "word " * 200
 
 
-@pytest.mark.parametrize(("max_length", "keeps"), [(24, 1), (60, 1), (150, 3), (180, 3), (250, 4), (450, 4), (10_000, 6)])
+@pytest.mark.parametrize(
+    ("max_length", "keeps"), [(24, 1), (60, 1), (150, 3), (180, 3), (250, 4), (450, 4), (10_000, 6)]
+)
 def test_truncating_never_cuts_image_tokens_and_keeps_a_trained_one(processor, max_length, keeps):  # noqa: F811
     encoder = encoder_of(processor, {"longest_edge": 128}, max_length=max_length, overlong="truncate_text")
     whole = encoder_of(processor, {"longest_edge": 128}, max_length=100_000)
-    markers = [encoder.image_token_id, *processor.tokenizer.convert_tokens_to_ids(["<fake_token_around_image>", *ROW_COL_TOKENS])]
-    late = Conversation("late", (message("user", LONG), message("assistant", "ok"), message("user", None, "?"), message("assistant", LONG)))
+    markers = [
+        encoder.image_token_id,
+        *processor.tokenizer.convert_tokens_to_ids(["<fake_token_around_image>", *ROW_COL_TOKENS]),
+    ]
+    late = Conversation(
+        "late",
+        (message("user", LONG), message("assistant", "ok"), message("user", None, "?"), message("assistant", LONG)),
+    )
     cases = [
         (asked("?", LONG), 1),
         (asked(LONG, "yes"), 1),
@@ -216,7 +245,9 @@ def test_drop_drops_and_error_names_the_sample_the_length_and_the_remedy(process
 
 def test_of_preference_data_only_the_two_endings_are_trained(processor):  # noqa: F811
     asked_before = (message("user", "?"), message("assistant", "a box"), message("user", "sure?"))
-    pair = Conversation("p-1", asked_before, chosen=(message("assistant", "yes"),), rejected=(message("assistant", "no no"),))
+    pair = Conversation(
+        "p-1", asked_before, chosen=(message("assistant", "yes"),), rejected=(message("assistant", "no no"),)
+    )
     encoder = encoder_of(processor)
     endings = [processor.tokenizer.decode(e.input_ids[e.trained]) for e in encoder.branches(pair, [])]
     assert endings == [" yes<end_of_utterance>\n", " no no<end_of_utterance>\n"]
@@ -226,12 +257,18 @@ def test_of_preference_data_only_the_two_endings_are_trained(processor):  # noqa
 
 
 def test_a_pair_of_which_one_ending_is_too_long_is_left_out_whole(processor):  # noqa: F811
-    pair = Conversation("p", (message("user", "?"),), chosen=(message("assistant", "a"),), rejected=(message("assistant", "a box " * 50),))
+    pair = Conversation(
+        "p",
+        (message("user", "?"),),
+        chosen=(message("assistant", "a"),),
+        rejected=(message("assistant", "a box " * 50),),
+    )
     assert encoder_of(processor, max_length=60).branches(pair, []) is None
 
 
 @pytest.mark.parametrize(
-    "change", ["line['text'] | trim", "line['text'] | escape", "line['text'] | lower", "line['text'] | replace('\\n', ' ')"]
+    "change",
+    ["line['text'] | trim", "line['text'] | escape", "line['text'] | lower", "line['text'] | replace('\\n', ' ')"],
 )
 def test_a_template_that_changes_text_is_refused_even_where_the_first_text_would_pass(tiny_path, change):  # noqa: F811
     own = load_processor(ModelConfig(path=tiny_path))

@@ -27,13 +27,23 @@ def test_a_resume_takes_back_later_steps(tmp_path):
     kept = surviving(written)
     assert steps(kept) == [10, 20, 30]
     assert kept[-1]["loss"] == -1
-    assert [e["workers"] for e in kept if e["event"] == "start"] == [2, 1], "starts stay: they are attempts, not progress"
+    assert [e["workers"] for e in kept if e["event"] == "start"] == [2, 1], (
+        "starts stay: they are attempts, not progress"
+    )
     assert [e["attempt"] for e in written if e["event"] == "start"] == [1, 2]
 
 
 def test_a_resume_before_an_earlier_resume_takes_back_both(tmp_path):
     log = EventLog(str(tmp_path))
-    for kind, step in [("step", 10), ("step", 20), ("resume", 10), ("step", 20), ("step", 30), ("resume", 5), ("step", 6)]:
+    for kind, step in [
+        ("step", 10),
+        ("step", 20),
+        ("resume", 10),
+        ("step", 20),
+        ("step", 30),
+        ("resume", 5),
+        ("step", 6),
+    ]:
         log.write(kind, step=step)
     assert steps(surviving(read_events(str(tmp_path)))) == [6]
 

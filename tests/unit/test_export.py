@@ -33,7 +33,9 @@ def write_run(folder: Path, config: RunConfig, step: int = 3, **metrics: float) 
     """A run folder as training leaves it: config and a checkpoint, its weights moved away from where they began."""
     torch.manual_seed(step)
     model = prepare_for_training(load_model(config.model), config)
-    weights = {canonical_name(n): (p + 0.05 * torch.randn_like(p)).detach().float() for n, p in trainable(model).items()}
+    weights = {
+        canonical_name(n): (p + 0.05 * torch.randn_like(p)).detach().float() for n, p in trainable(model).items()
+    }
     checkpoint.save(config.run_dir, EngineState(weights), Progress(step=step, samples=70), metrics, {})
     (folder / config.name / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return config.run_dir
@@ -41,13 +43,17 @@ def write_run(folder: Path, config: RunConfig, step: int = 3, **metrics: float) 
 
 def run_config(tmp_path, tiny_path, shards, model=None, **sections) -> RunConfig:  # noqa: F811
     settings = {"path": tiny_path, "dtype": "float32"} | (model or {})
-    return RunConfig(name="my-run", storage=str(tmp_path), model=settings, data={"train": shards, "max_length": 1024}, **sections)
+    return RunConfig(
+        name="my-run", storage=str(tmp_path), model=settings, data={"train": shards, "max_length": 1024}, **sections
+    )
 
 
 def logits(model, batch):
     """By the stock forward of transformers, one unpacked conversation."""
     pixels = ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order][None].to(model.dtype)
-    return model(input_ids=batch.input_ids, pixel_values=pixels, attention_mask=torch.ones_like(batch.input_ids)).logits.float()
+    return model(
+        input_ids=batch.input_ids, pixel_values=pixels, attention_mask=torch.ones_like(batch.input_ids)
+    ).logits.float()
 
 
 def one_sample(config):
@@ -85,7 +91,9 @@ def test_an_exported_folder_is_the_trained_model_for_transformers(tmp_path, tiny
     with torch.no_grad():
         want, got, before = logits(trained, batch), logits(loaded, batch), logits(untrained, batch)
         assert float((want - got).abs().max() / want.abs().max()) < tolerance
-        assert float((want - before).abs().max() / want.abs().max()) > 0.1, "training changed nothing: this test would show nothing"
+        assert float((want - before).abs().max() / want.abs().max()) > 0.1, (
+            "training changed nothing: this test would show nothing"
+        )
         assert float(sft_sum(loaded, batch)) == pytest.approx(float(sft_sum(trained, batch)), rel=tolerance)
 
     processor, messages = (
@@ -137,7 +145,8 @@ def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, tiny_path, shard
 def test_a_model_that_says_nothing_but_nan_is_not_exported(tmp_path, tiny_path, shards):  # noqa: F811
     config = run_config(tmp_path, tiny_path, shards)
     weights = {
-        canonical_name(n): p.detach() * float("nan") for n, p in trainable(prepare_for_training(load_model(config.model), config)).items()
+        canonical_name(n): p.detach() * float("nan")
+        for n, p in trainable(prepare_for_training(load_model(config.model), config)).items()
     }
     run = write_run(tmp_path, config)
     checkpoint.save(run, EngineState(weights), Progress(step=4), {}, {})
@@ -192,7 +201,9 @@ def test_the_model_card_has_data_settings_and_accuracy(tmp_path, tiny_path, shar
 def test_the_model_card_of_a_search_tells_what_was_found(tmp_path, tiny_path, shards):  # noqa: F811
     config = run_config(tmp_path, tiny_path, shards, method="retrieval", engine={"stage": 0})
     run = write_run(tmp_path, config)
-    (Path(run) / "result.json").write_text(json.dumps({"accuracy": {"overall": 0.5}, "accuracy_counts": {"overall": 24}}))
+    (Path(run) / "result.json").write_text(
+        json.dumps({"accuracy": {"overall": 0.5}, "accuracy_counts": {"overall": 24}})
+    )
     card = model_card(config, run, checkpoint.latest(run), "")
     assert "texts whose picture is found first" in card and "| overall | 0.5000 | 24 |" in card
     assert "exact match" not in card.split("## Settings")[0] and "decoding" not in card.split("## Settings")[0]
@@ -203,10 +214,16 @@ def test_adapters_are_never_merged_into_quantised_weights(tmp_path, tiny_path, s
     import bitsandbytes as bnb
 
     config = run_config(
-        tmp_path, tiny_path, shards, model={"train": [], quantised: True, "dtype": "bfloat16"}, lora=LORA | {"groups": ["text"]}
+        tmp_path,
+        tiny_path,
+        shards,
+        model={"train": [], quantised: True, "dtype": "bfloat16"},
+        lora=LORA | {"groups": ["text"]},
     )
     kinds = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
-    assert any(isinstance(m, kinds) for m in prepare_for_training(load_model(config.model), config).modules()), "nothing was quantised"
+    assert any(isinstance(m, kinds) for m in prepare_for_training(load_model(config.model), config).modules()), (
+        "nothing was quantised"
+    )
     run = write_run(tmp_path, config)
     assert not any(isinstance(m, kinds) for m in merged_model(config, checkpoint.latest(run)).modules())
     folder = Path(export_run(run))
@@ -221,10 +238,15 @@ def test_adapters_are_never_merged_into_quantised_weights(tmp_path, tiny_path, s
 
 
 def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_path, tiny_path, shards, monkeypatch):  # noqa: F811
-    config = run_config(tmp_path, tiny_path, shards, model={"train": [], "load_in_4bit": True}, lora=LORA | {"groups": ["text"]})
+    config = run_config(
+        tmp_path, tiny_path, shards, model={"train": [], "load_in_4bit": True}, lora=LORA | {"groups": ["text"]}
+    )
     run = write_run(tmp_path, config)
     folder = export_run(run)
-    said = re.search(r"over 4-bit weights: from the model as it was trained its answers diverge by (\S+) nats", (Path(folder) / "README.md").read_text())
+    said = re.search(
+        r"over 4-bit weights: from the model as it was trained its answers diverge by (\S+) nats",
+        (Path(folder) / "README.md").read_text(),
+    )
     assert said and 0 < float(said[1]) < export.DIVERGENCE["4-bit"]
     monkeypatch.setitem(export.DIVERGENCE, "4-bit", 0.0)
     with pytest.raises(ExportError, match="diverge from those of the model trained over 4-bit weights"):
@@ -235,7 +257,13 @@ def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_pat
 def test_adapters_of_a_quantised_run_are_exported_for_peft_and_give_its_logits(tmp_path, tiny_path, shards):  # noqa: F811
     from peft import PeftModel
 
-    config = run_config(tmp_path, tiny_path, shards, model={"train": [], "load_in_8bit": True}, lora=LORA | {"groups": ["text"], "ranks": {"text": 2}})
+    config = run_config(
+        tmp_path,
+        tiny_path,
+        shards,
+        model={"train": [], "load_in_8bit": True},
+        lora=LORA | {"groups": ["text"], "ranks": {"text": 2}},
+    )
     run = write_run(tmp_path, config)
     folder = export_adapter(run)
     assert json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_path

@@ -1,4 +1,6 @@
-"""The vision tower sees as many tiles at once as its memory is meant for, and the last layer what is asked for, with the results of one whole pass."""
+"""The vision tower sees as many tiles at once as its memory is meant for, and the last layer what is asked for, with
+the results of one whole pass.
+"""
 
 import pytest
 import torch
@@ -14,10 +16,16 @@ from tests.offline import asked, encoder_of, picture, processor, shard_row, tiny
 def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_path):
     model = load_model(ModelConfig(path=str(build_model("tiny", ["what is it?"], tmp_path)), dtype="float32"))
     seen: list[int] = []
-    model.model.vision_model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output.last_hidden_state)))
-    tiles = torch.randint(0, 256, (2 * TILES_AT_ONCE + 5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model.model.vision_model.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(output.last_hidden_state))
+    )
+    tiles = torch.randint(
+        0, 256, (2 * TILES_AT_ONCE + 5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     whole = tower_features(model, tiles)
-    assert seen == [len(tiles)] and whole.requires_grad, "a trained tower keeps what its backward pass needs in any case"
+    assert seen == [len(tiles)] and whole.requires_grad, (
+        "a trained tower keeps what its backward pass needs in any case"
+    )
     seen.clear()
     with torch.no_grad():
         parts = tower_features(model, tiles)
@@ -28,12 +36,21 @@ def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_pat
 @pytest.mark.parametrize("packing", ["none", "image", "full"])
 def test_the_last_mlp_runs_for_trained_tokens_alone_with_the_same_states_and_gradients(processor, tiny_path, packing):  # noqa: F811
     model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
-    rows = [shard_row([picture(64, 64, seed=i)], asked("what shape?", "circle", name=f"{i}"), asked("a box?", "yes it is", name=f"{i}b")) for i in range(3)]
+    rows = [
+        shard_row(
+            [picture(64, 64, seed=i)],
+            asked("what shape?", "circle", name=f"{i}"),
+            asked("a box?", "yes it is", name=f"{i}b"),
+        )
+        for i in range(3)
+    ]
     encoder = encoder_of(processor, {"longest_edge": 64}, max_length=4096, packing=packing)
     batch = collate_training([Group(row, (0, 1) if packing != "none" else (0,)) for row in rows], encoder)
     weights = torch.randn(batch.label_tokens, 1, generator=torch.Generator().manual_seed(0))
     rows_seen: list[int] = []
-    model.model.text_model.layers[-1].mlp.register_forward_hook(lambda module, inputs, output: rows_seen.append(output.shape[:-1].numel()))
+    model.model.text_model.layers[-1].mlp.register_forward_hook(
+        lambda module, inputs, output: rows_seen.append(output.shape[:-1].numel())
+    )
 
     def states_and_gradients(found):
         model.zero_grad()

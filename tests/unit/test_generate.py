@@ -18,12 +18,15 @@ NEW_TOKENS = 6
 
 
 def rows_of(seed, count=6):
-    """Rows of one to three pictures and of none, with questions of all lengths, some of them twice, and answers of several words."""
+    """Rows of one to three pictures and of none, with questions of all lengths, some of them twice, and answers of
+    several words.
+    """
     rng = random.Random(seed)
     rows = []
     for number in range(count):
         images = [
-            picture(rng.choice([40, 64, 120]), rng.choice([40, 64, 120]), seed * 1000 + number * 10 + i) for i in range(rng.randint(1, 3))
+            picture(rng.choice([40, 64, 120]), rng.choice([40, 64, 120]), seed * 1000 + number * 10 + i)
+            for i in range(rng.randint(1, 3))
         ]
         questions = [asked(words(rng), words(rng, 4), len(images), f"{number}-{q}") for q in range(rng.randint(1, 5))]
         rows.append(shard_row(images, *questions))
@@ -35,7 +38,12 @@ def rows_of(seed, count=6):
     rows.append(shard_row([picture(64, 64, seed)], *again[:2]))  # the prompts are all prefix
     rows.append(shard_row([picture(60, 64, seed)], *again))
     rows += [shard_row([], asked(f"{n} and {n}?", f"{2 * n} or so", 0)) for n in range(3)]
-    turns = (message("user", None, "what?"), message("assistant", "a box"), message("user", "and now?"), message("assistant", "a blue one"))
+    turns = (
+        message("user", None, "what?"),
+        message("assistant", "a box"),
+        message("user", "and now?"),
+        message("assistant", "a blue one"),
+    )
     rows.append(shard_row([picture(64, 64, seed + 1)], Conversation("turns", turns), asked("what?", "a box")))
     return rows
 
@@ -75,7 +83,12 @@ def never_of(encoder):
 
 def generated(model, encoder, group, new_tokens, eos):
     batch = collate_prompts([group], encoder)
-    options = {"do_sample": False, "max_new_tokens": new_tokens, "eos_token_id": eos, "pad_token_id": encoder.pad_token_id}
+    options = {
+        "do_sample": False,
+        "max_new_tokens": new_tokens,
+        "eos_token_id": eos,
+        "pad_token_id": encoder.pad_token_id,
+    }
     if len(batch.pixel_values):
         options["pixel_values"] = ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order][None]
     out = model.generate(input_ids=batch.input_ids, attention_mask=torch.ones_like(batch.input_ids), **options)
@@ -107,7 +120,9 @@ def test_decoding_does_not_depend_on_the_company(trained, encoder):
 
 
 def test_the_same_question_twice_is_decoded_as_once(tiny_path, encoder):  # noqa: F811
-    """The prompts are all prefix, and yet what is decoded for one is not seen by the other; untrained, the model is easily swayed."""
+    """The prompts are all prefix, and yet what is decoded for one is not seen by the other; untrained, the model is
+    easily swayed.
+    """
     model = load_model(ModelConfig(path=tiny_path, dtype="float32")).eval()
     questions = [asked("what is it?", "a red box", name=str(n)) for n in range(3)]
     rows = [shard_row([picture(64, 64, seed)], *questions) for seed in range(8)]
@@ -130,7 +145,9 @@ def test_an_answer_ends_before_the_end_token_and_the_others_go_on(trained, encod
     batch, never = collate_prompts(packed(rows_of(0)), encoder), never_of(encoder)
     free = greedy(trained, batch, NEW_TOKENS, never)
     for token in {ids[i] for ids in free for i in (0, 1, NEW_TOKENS - 1)}:
-        assert greedy(trained, batch, NEW_TOKENS, token) == [ids[: ids.index(token)] if token in ids else ids for ids in free]
+        assert greedy(trained, batch, NEW_TOKENS, token) == [
+            ids[: ids.index(token)] if token in ids else ids for ids in free
+        ]
 
 
 def test_decoding_stops_when_all_have_ended(trained, encoder):
@@ -145,6 +162,17 @@ def test_decoding_stops_when_all_have_ended(trained, encoder):
 
 def test_an_answer_counts_where_it_matches_any_reference_but_for_case_and_outer_blanks():
     record = {"id": "1", "key": "k", "type": "colour", "question": "?", "answer": "Blue", "answers": ["Blue", " navy "]}
-    assert [score(record, text)["correct"] for text in (" blue\n", "NAVY", "bluee", "", "blue navy")] == [True, True, False, False, False]
-    report = summarize([score(record, "blue"), score(record | {"type": ""}, "red"), score(record | {"type": "shape"}, "navy")])
-    assert report.accuracy == {"overall": 2 / 3, "colour": 1.0, "shape": 1.0} and report.counts["overall"] == report.samples == 3
+    assert [score(record, text)["correct"] for text in (" blue\n", "NAVY", "bluee", "", "blue navy")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    report = summarize(
+        [score(record, "blue"), score(record | {"type": ""}, "red"), score(record | {"type": "shape"}, "navy")]
+    )
+    assert (
+        report.accuracy == {"overall": 2 / 3, "colour": 1.0, "shape": 1.0}
+        and report.counts["overall"] == report.samples == 3
+    )

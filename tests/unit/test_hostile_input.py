@@ -1,6 +1,8 @@
-"""Hostile input, twenty-nine classes of it by eight seeds: a clear message, a quarantine row, or whole passage; no crash, no silent loss.
+"""Hostile input, twenty-nine classes of it by eight seeds: a clear message, a quarantine row, or whole passage; no
+crash, no silent loss.
 
-Each case goes through what prepare's tasks run (units -> sorted runs -> a shard), and every row is accounted for in the end.
+Each case goes through what prepare's tasks run (units -> sorted runs -> a shard), and every row is accounted for in the
+end.
 """
 
 import random

@@ -1,4 +1,6 @@
-"""`smolray search`: an index of pictures answers texts with the pictures that are nearest, as a comparison with all of them would."""
+"""`smolray search`: an index of pictures answers texts with the pictures that are nearest, as a comparison with all of
+them would.
+"""
 
 import json
 import sys
@@ -36,7 +38,9 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def index(photos, tiny_path, tmp_path_factory):  # noqa: F811
     out = str(tmp_path_factory.mktemp("index") / "photos")
-    done = CliRunner().invoke(cli.app, ["search", "build", tiny_path, str(photos), *SETTINGS, "--out", out, "--prompt", "find this"])
+    done = CliRunner().invoke(
+        cli.app, ["search", "build", tiny_path, str(photos), *SETTINGS, "--out", out, "--prompt", "find this"]
+    )
     assert done.exit_code == 0, done.output
     assert "left out: 1 (corrupt_image 1)" in done.output
     return out
@@ -57,23 +61,40 @@ def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, 
         best = np.argsort(-cosines[:, number])[:4]
         assert [hit.id for hit in hits] == [names[n] for n in best]
         np.testing.assert_allclose([hit.score for hit in hits], cosines[best, number], atol=1e-5)
-    assert len({tuple(hit.id for hit in hits) for hits in found}) > 1, "every text finds the same: this test would show nothing"
+    assert len({tuple(hit.id for hit in hits) for hits in found}) > 1, (
+        "every text finds the same: this test would show nothing"
+    )
 
 
-@pytest.mark.parametrize(("overrides", "prompt"), [([], "Describe the image."), (["data.prompt=what colour?"], "what colour?")])
-def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_them(photos, tiny_path, tmp_path, overrides, prompt):  # noqa: F811
+@pytest.mark.parametrize(
+    ("overrides", "prompt"), [([], "Describe the image."), (["data.prompt=what colour?"], "what colour?")]
+)
+def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_them(
+    photos,
+    tiny_path,
+    tmp_path,
+    overrides,
+    prompt,  # noqa: F811
+):
     (tmp_path / "photos").mkdir()
     pictures = [(photos / f"{number}.png").read_bytes() for number in range(3)]
     for number, image in enumerate(pictures):
         (tmp_path / "photos" / f"{number}.png").write_bytes(image)
     out = f"{tmp_path}/index"
-    done = CliRunner().invoke(cli.app, ["search", "build", tiny_path, str(tmp_path / "photos"), *SETTINGS, *overrides, "--out", out])
+    done = CliRunner().invoke(
+        cli.app, ["search", "build", tiny_path, str(tmp_path / "photos"), *SETTINGS, *overrides, "--out", out]
+    )
     assert done.exit_code == 0, done.output
-    assert f"beside each image: '{prompt}'" in done.output and json.loads(Path(out, "index.json").read_text())["prompt"] == prompt
+    assert (
+        f"beside each image: '{prompt}'" in done.output
+        and json.loads(Path(out, "index.json").read_text())["prompt"] == prompt
+    )
     search, data = ImageSearch(out), DataConfig(prompt=prompt if overrides else "")
     rows = []
     for image in pictures:  # what prepare makes of a caption
-        (sample,) = parse({"image": {"bytes": image}, "caption": "a box"}, "0", data, ImageReader("", "", data.max_image_pixels))
+        (sample,) = parse(
+            {"image": {"bytes": image}, "caption": "a box"}, "0", data, ImageReader("", "", data.max_image_pixels)
+        )
         rows.append(shard_row([image], sample.conversation))
     batch = collate_pairs([Group(row, (0,)) for row in rows], search.source.encoder())
     with torch.no_grad():
@@ -81,9 +102,17 @@ def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_t
     np.testing.assert_allclose(search.index.reconstruct_n(0, 3), trained, atol=1e-5)
 
 
-def test_without_faiss_the_way_to_install_it_is_said_before_anything_is_embedded(photos, tiny_path, tmp_path, monkeypatch):  # noqa: F811
+def test_without_faiss_the_way_to_install_it_is_said_before_anything_is_embedded(
+    photos,
+    tiny_path,
+    tmp_path,
+    monkeypatch,  # noqa: F811
+):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    for command in (["build", tiny_path, str(photos), *SETTINGS, "--out", str(tmp_path)], ["query", str(tmp_path), "a cat"]):
+    for command in (
+        ["build", tiny_path, str(photos), *SETTINGS, "--out", str(tmp_path)],
+        ["query", str(tmp_path), "a cat"],
+    ):
         done = CliRunner().invoke(cli.app, ["search", *command])
         assert done.exit_code == 2
         assert "pip install 'smolray[search]'" in done.output, done.output

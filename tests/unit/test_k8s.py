@@ -1,4 +1,6 @@
-"""The overlays of k8s/ and the manifests of a run, held to KubeRay's CRDs, Kubernetes' schemas, the operator's rules and our own promises."""
+"""The overlays of k8s/ and the manifests of a run, held to KubeRay's CRDs, Kubernetes' schemas, the operator's rules
+and our own promises.
+"""
 
 import copy
 import functools
@@ -11,7 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smolray.cluster.kubernetes import CRONJOB_NAME, RAYJOB_NAME, K8sError, object_name, overlay_objects, render, to_manifests
+from smolray.cluster.kubernetes import (
+    CRONJOB_NAME,
+    RAYJOB_NAME,
+    K8sError,
+    object_name,
+    overlay_objects,
+    render,
+    to_manifests,
+)
 from smolray.config import load_config
 from tests.kubernetes import faults, operator_faults
 
@@ -57,7 +67,12 @@ def pod_specs(node):
 
 def everything(overlay):
     """An overlay as it stands, and all that can be rendered of it."""
-    return [*objects_of(overlay), *run(overlay=overlay), *run(overlay=overlay, kind="tune"), *run(overlay=overlay, schedule="0 3 * * *")]
+    return [
+        *objects_of(overlay),
+        *run(overlay=overlay),
+        *run(overlay=overlay, kind="tune"),
+        *run(overlay=overlay, schedule="0 3 * * *"),
+    ]
 
 
 def test_every_overlay_is_tested():
@@ -139,7 +154,10 @@ def test_no_pod_is_root_or_writes_to_its_image(overlay):
             assert container["resources"]["limits"]["memory"], "a pod without a limit takes its neighbours down"
             mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
             assert "/tmp" in mounts, "Ray and DeepSpeed write there"
-    assert one(objects_of(overlay), "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert (
+        one(objects_of(overlay), "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+        == "restricted"
+    )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -171,7 +189,9 @@ def test_only_submitters_and_the_operator_reach_the_job_server():
     [rule] = policy["ingress"]
     assert policy["podSelector"] == {"matchLabels": {"ray.io/node-type": "head"}}
     assert rule["ports"] == [{"port": 8265, "protocol": "TCP"}]
-    peers = [p["podSelector"].get("matchLabels") or p["podSelector"]["matchExpressions"][0]["values"] for p in rule["from"]]
+    peers = [
+        p["podSelector"].get("matchLabels") or p["podSelector"]["matchExpressions"][0]["values"] for p in rule["from"]
+    ]
     assert peers == [{"ray.io/originated-from-crd": "RayJob"}, {"smolray.io/client": "true"}, ["kuberay-operator"]]
     assert all("namespaceSelector" not in p for p in rule["from"][:2]), "a label of another namespace opens nothing"
     [rule] = one(objects_of("home"), "NetworkPolicy", "ray-nodes")["spec"]["ingress"]
@@ -216,12 +236,18 @@ def test_workers_become_pods():
     assert [elastic[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 2, 2]
     mixed = groups(run("resources.num_workers=6", overlay="pool"))
     assert {name: g["replicas"] for name, g in mixed.items()} == {"rtx-3090": 4, "rtx-4090": 2}
-    asked = groups(run("resources.num_workers=3", "resources.label_selector={smolray.io/card: rtx-4090}", overlay="pool"))
+    asked = groups(
+        run("resources.num_workers=3", "resources.label_selector={smolray.io/card: rtx-4090}", overlay="pool")
+    )
     assert {name: g["replicas"] for name, g in asked.items()} == {"rtx-3090": 0, "rtx-4090": 3}
-    assert asked["rtx-4090"]["template"]["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-GeForce-RTX-4090"}
+    assert asked["rtx-4090"]["template"]["spec"]["nodeSelector"] == {
+        "nvidia.com/gpu.product": "NVIDIA-GeForce-RTX-4090"
+    }
     scaled = groups(run("resources.num_workers=[1,8]", "train.global_batch=8", overlay="autoscale"))["gpu"]
     assert [scaled[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [0, 0, 8], "the autoscaler decides"
-    assert groups(run("resources.num_workers=2", overlay="cpu"))["cpu"]["replicas"] == 1, "two workers share the pod's two CPUs"
+    assert groups(run("resources.num_workers=2", overlay="cpu"))["cpu"]["replicas"] == 1, (
+        "two workers share the pod's two CPUs"
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +271,9 @@ def test_what_does_not_fit_is_refused_with_what_would(overlay, overrides, told):
 def test_an_image_is_set_in_every_pod_and_nothing_else_is_touched():
     before = copy.deepcopy(objects_of("home"))
     rendered = run(image="registry.example/smolray:1")
-    assert {c["image"] for o in rendered for pod in pod_specs(o) for c in pod["containers"]} == {"registry.example/smolray:1"}
+    assert {c["image"] for o in rendered for pod in pod_specs(o) for c in pod["containers"]} == {
+        "registry.example/smolray:1"
+    }
     assert objects_of("home") == before
     assert list(yaml.safe_load_all(to_manifests(rendered))) == rendered
 

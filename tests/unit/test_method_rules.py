@@ -1,4 +1,6 @@
-"""Methods, optimizers and precisions that do not go together are refused before anything starts, with the reason and the nearest that does."""
+"""Methods, optimizers and precisions that do not go together are refused before anything starts, with the reason and
+the nearest that does.
+"""
 
 import pytest
 import torch
@@ -17,24 +19,48 @@ LORA = ["lora.r=8", "model.train=[]"]
         (["lora.r=8", "model.load_in_8bit=true"], ["they stay frozen", "nearest: model.train=[]"]),
         ([*LORA, "model.load_in_4bit=true", "engine.stage=3"], ["ZeRO-3 cannot shard them", "nearest: engine.stage=2"]),
         ([*LORA, "lora.ranks={vision: 4}"], ["lora.ranks names ['vision']"]),
-        (["optimizer.name=adamw_8bit", "engine.stage=2"], ["could not be saved by name", "nearest: optimizer.name=adamw"]),
-        (["optimizer.name=paged_adamw_8bit", "engine.stage=2", "engine.offload_optimizer=cpu"], ["could not be saved by name"]),
-        (["optimizer.name=adamw_8bit", "engine.stage=0", "engine.offload_optimizer=cpu"], ["offload_optimizer = cpu needs engine.stage 1"]),
+        (
+            ["optimizer.name=adamw_8bit", "engine.stage=2"],
+            ["could not be saved by name", "nearest: optimizer.name=adamw"],
+        ),
+        (
+            ["optimizer.name=paged_adamw_8bit", "engine.stage=2", "engine.offload_optimizer=cpu"],
+            ["could not be saved by name"],
+        ),
+        (
+            ["optimizer.name=adamw_8bit", "engine.stage=0", "engine.offload_optimizer=cpu"],
+            ["offload_optimizer = cpu needs engine.stage 1"],
+        ),
         ([*LORA, "engine.stage=0", "model.dtype=float16"], ["loss scaling", "nearest: engine.stage=1"]),
         (["model.dtype=float16", "resources.use_gpu=no"], ["no fp16 training on CPU", "nearest: bfloat16"]),
         (["model.dtype=float16", "engine=pipeline"], ["nearest: model.dtype=bfloat16"]),
-        (["model.train=[text]", "optimizer.learning_rates={vision: 1e-4}"], ["['vision'], which are frozen", "trained are ['text']"]),
+        (
+            ["model.train=[text]", "optimizer.learning_rates={vision: 1e-4}"],
+            ["['vision'], which are frozen", "trained are ['text']"],
+        ),
         (["optimizer.learning_rate=0", "optimizer.learning_rates={text: 1e-4}"], ["expected above 0"]),
         (["optimizer.lr_scheduler_type=warmup_stable_decay"], ["num_decay_steps: N"]),
-        (["optimizer.lr_scheduler_type=cosine_with_min_lr"], ["nearest: optimizer.lr_scheduler_kwargs={min_lr_rate: 0.1}"]),
+        (
+            ["optimizer.lr_scheduler_type=cosine_with_min_lr"],
+            ["nearest: optimizer.lr_scheduler_kwargs={min_lr_rate: 0.1}"],
+        ),
         (["optimizer.lr_scheduler_kwargs={num_cycle: 2}"], ["['num_cycle']", "cosine takes ['num_cycles']"]),
         (["optimizer.lr_scheduler_type=linear", "optimizer.lr_scheduler_kwargs={power: 2}"], ["linear takes none"]),
         (["optimizer.lr_scheduler_kwargs={num_cycles: two}"], ["num_cycles: expected a number"]),
-        (["optimizer.lr_scheduler_type=polynomial", "optimizer.lr_scheduler_kwargs={lr_end: 1e-3}"], ["lr_end = 0.001", "not below"]),
-        (["method=dpo", *LORA, "model.load_in_8bit=true", "dpo.reference=copy"], ["they cannot be copied", "nearest: dpo.reference=adapter"]),
-        (["method=retrieval", "lora.target_modules=[q_proj,lm_head]"], ["names lm_head", "would learn nothing", "nearest: lora.target_modules=[q_proj]"]),
+        (
+            ["optimizer.lr_scheduler_type=polynomial", "optimizer.lr_scheduler_kwargs={lr_end: 1e-3}"],
+            ["lr_end = 0.001", "not below"],
+        ),
+        (
+            ["method=dpo", *LORA, "model.load_in_8bit=true", "dpo.reference=copy"],
+            ["they cannot be copied", "nearest: dpo.reference=adapter"],
+        ),
+        (
+            ["method=retrieval", "lora.target_modules=[q_proj,lm_head]"],
+            ["names lm_head", "would learn nothing", "nearest: lora.target_modules=[q_proj]"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_refused(overrides, told):
     with pytest.raises(ConfigError) as refused:
         load_config(None, overrides)
@@ -45,12 +71,18 @@ def test_what_does_not_go_together_is_refused(overrides, told):
 @pytest.mark.parametrize(
     "overrides",
     [
-        [*LORA, "model.load_in_4bit=true"], [*LORA, "model.load_in_8bit=true", "engine.stage=0", "optimizer.name=paged_adamw_8bit"],
-        [*LORA, "model.load_in_4bit=true", "model.dtype=float16", "engine.stage=1"], ["model.dtype=float32", "engine.stage=0", "optimizer.name=adamw_8bit"],
-        ["lora={use_dora: true, use_rslora: true, groups: [vision, text], ranks: {vision: 2}}", "optimizer.learning_rates={vision: 1e-5}"],
-        ["model.gradient_checkpointing=4"], ["model.dtype=bfloat16", "engine.stage=0", "optimizer.name=adamw_8bit"],
+        [*LORA, "model.load_in_4bit=true"],
+        [*LORA, "model.load_in_8bit=true", "engine.stage=0", "optimizer.name=paged_adamw_8bit"],
+        [*LORA, "model.load_in_4bit=true", "model.dtype=float16", "engine.stage=1"],
+        ["model.dtype=float32", "engine.stage=0", "optimizer.name=adamw_8bit"],
+        [
+            "lora={use_dora: true, use_rslora: true, groups: [vision, text], ranks: {vision: 2}}",
+            "optimizer.learning_rates={vision: 1e-5}",
+        ],
+        ["model.gradient_checkpointing=4"],
+        ["model.dtype=bfloat16", "engine.stage=0", "optimizer.name=adamw_8bit"],
     ],
-)  # fmt: skip
+)
 def test_what_goes_together_is_not_refused(overrides):
     load_config(None, overrides)
 

@@ -1,4 +1,6 @@
-"""Optimizers and schedules: what each group of parameters gets, and that 8-bit states are kept and put back as they are."""
+"""Optimizers and schedules: what each group of parameters gets, and that 8-bit states are kept and put back as they
+are.
+"""
 
 import pytest
 import torch
@@ -24,9 +26,12 @@ def parameters(seed=0):
     """A large matrix of each group, a bias, and an embedding."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {
-        "model.vision_model.fc.weight": (64, 96), "model.connector.proj.weight": (96, 64), "model.text_model.q.weight": (96, 96),
-        "model.text_model.q.bias": (96,), "model.text_model.embed_tokens.weight": (100, 96),
-    }  # fmt: skip
+        "model.vision_model.fc.weight": (64, 96),
+        "model.connector.proj.weight": (96, 64),
+        "model.text_model.q.weight": (96, 96),
+        "model.text_model.q.bias": (96,),
+        "model.text_model.embed_tokens.weight": (100, 96),
+    }
     return {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
 
 
@@ -41,31 +46,56 @@ def train(optimizer, found, steps, seed=1):
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
 def test_each_group_follows_the_schedule_with_its_own_rate_and_small_ones_do_not_decay(name):
     found = parameters()
-    config = OptimizerConfig(name=name, learning_rate=1e-3, learning_rates={"vision": 1e-4, "connector": 5e-3}, weight_decay=0.1)
+    config = OptimizerConfig(
+        name=name, learning_rate=1e-3, learning_rates={"vision": 1e-4, "connector": 5e-3}, weight_decay=0.1
+    )
     optimizer = build_optimizer(found, config)
     set_learning_rate(optimizer, 2e-4)  # a fifth of the way up
-    got = {n: next((g["lr"], g["weight_decay"]) for g in optimizer.param_groups if any(q is p for q in g["params"])) for n, p in found.items()}
+    got = {
+        n: next((g["lr"], g["weight_decay"]) for g in optimizer.param_groups if any(q is p for q in g["params"]))
+        for n, p in found.items()
+    }
     assert [pytest.approx(rate) for rate, _ in got.values()] == [2e-5, 1e-3, 2e-4, 2e-4, 2e-4]
     assert [decay for _, decay in got.values()] == [0.1, 0.1, 0.1, 0.0, 0.1]
 
 
 SCHEDULES = {
-    "linear": {}, "cosine": {}, "constant": {}, "constant_with_warmup": {}, "polynomial": {"lr_end": 1e-5, "power": 2.0},
-    "cosine_with_restarts": {"num_cycles": 2}, "inverse_sqrt": {"timescale": 10}, "cosine_with_min_lr": {"min_lr": 1e-4},
+    "linear": {},
+    "cosine": {},
+    "constant": {},
+    "constant_with_warmup": {},
+    "polynomial": {"lr_end": 1e-5, "power": 2.0},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "inverse_sqrt": {"timescale": 10},
+    "cosine_with_min_lr": {"min_lr": 1e-4},
     "warmup_stable_decay": {"num_decay_steps": 20, "min_lr_ratio": 0.1},
-}  # fmt: skip
-LAST = {"linear": 0.0, "cosine": 0.0, "constant": 1e-3, "constant_with_warmup": 1e-3, "polynomial": 1e-5, "cosine_with_min_lr": 1e-4,
-        "warmup_stable_decay": 1e-4, "inverse_sqrt": 1e-3 / 10**0.5, "cosine_with_restarts": 0.0}  # fmt: skip
+}
+LAST = {
+    "linear": 0.0,
+    "cosine": 0.0,
+    "constant": 1e-3,
+    "constant_with_warmup": 1e-3,
+    "polynomial": 1e-5,
+    "cosine_with_min_lr": 1e-4,
+    "warmup_stable_decay": 1e-4,
+    "inverse_sqrt": 1e-3 / 10**0.5,
+    "cosine_with_restarts": 0.0,
+}
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_every_schedule_is_a_function_of_the_step_and_that_of_transformers(kind):
     from transformers import get_scheduler
 
-    config = load_config(None, [
-        "optimizer.learning_rate=1e-3", "optimizer.warmup_steps=10", f"optimizer.lr_scheduler_type={kind}",
-        f"optimizer.lr_scheduler_kwargs={SCHEDULES[kind]}".replace("'", ""),
-    ]).optimizer  # fmt: skip
+    config = load_config(
+        None,
+        [
+            "optimizer.learning_rate=1e-3",
+            "optimizer.warmup_steps=10",
+            f"optimizer.lr_scheduler_type={kind}",
+            f"optimizer.lr_scheduler_kwargs={SCHEDULES[kind]}".replace("'", ""),
+        ],
+    ).optimizer
     rate = schedule(config, STEPS)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     theirs = get_scheduler(kind, optimizer, 10, STEPS, SCHEDULES[kind])
@@ -90,7 +120,10 @@ def test_large_parameters_have_8_bit_states_and_embeddings_and_small_ones_fp32(n
     kept = {n: set(moments(optimizer, p)) for n, p in found.items()}
     assert [kept[n] == set(CODES) for n in found] == [True, True, True, False, False]
     assert kept["model.text_model.embed_tokens.weight"] == kept["model.text_model.q.bias"] == set(FP32)
-    assert {v.dtype for v in moments(optimizer, found["model.text_model.q.weight"]).values()} == {torch.uint8, torch.float32}
+    assert {v.dtype for v in moments(optimizer, found["model.text_model.q.weight"]).values()} == {
+        torch.uint8,
+        torch.float32,
+    }
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])

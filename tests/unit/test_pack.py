@@ -1,4 +1,6 @@
-"""Packed sequences say exactly what their conversations say apart: the same loss, the same gradients, each picture looked at once."""
+"""Packed sequences say exactly what their conversations say apart: the same loss, the same gradients, each picture
+looked at once.
+"""
 
 import random
 from dataclasses import fields, replace
@@ -51,31 +53,59 @@ def row(images, *conversations):
 def turns(*texts, images=1):
     """user, assistant, user, …; the images stand before the first question."""
     parts = [(*[None] * images, texts[0]), *((t,) for t in texts[1:])]
-    return Conversation("/".join(texts), tuple(message("assistant" if i % 2 else "user", *p) for i, p in enumerate(parts)))
+    return Conversation(
+        "/".join(texts), tuple(message("assistant" if i % 2 else "user", *p) for i, p in enumerate(parts))
+    )
 
 
 SQUARE, WIDE = (64, 64), (120, 60)
-BOTH = Conversation("second first", (message("user", None, "and then", None, "what is it?"), message("assistant", "a box")))
+BOTH = Conversation(
+    "second first", (message("user", None, "and then", None, "what is it?"), message("assistant", "a box"))
+)
 BETWEEN = Conversation("x", (message("user", None, "and now", None, "?"), message("assistant", "no")))
 LATE = Conversation("late", (message("user", "look:", None), message("assistant", "c")))
 SURE = turns("what?", "a box", "sure?", "yes")
 CASES = {
-    "one image": [row([SQUARE], asked("what shape?", "circle"), asked("what colour?", "blue"), asked("is there a box?", "yes it is"))],
+    "one image": [
+        row(
+            [SQUARE],
+            asked("what shape?", "circle"),
+            asked("what colour?", "blue"),
+            asked("is there a box?", "yes it is"),
+        )
+    ],
     "split image": [row([WIDE], asked("what shape?", "circle"), asked("what colour?", "blue"))],
     "text only": [row([], asked("two and two?", "four", 0))],
     "single": [row([SQUARE], asked("what?", "box"))],
     "several images": [row([SQUARE, WIDE, SQUARE], asked("which?", "the first", 3), asked("which two?", "both", 3))],
     "images in the branches": [row([SQUARE, WIDE], asked("what is it?", "a dog", 2), BOTH, BETWEEN)],
     "the same picture twice": [row([SQUARE, SQUARE], asked("the same?", "yes", 2), BOTH)],
-    "identical questions": [row([SQUARE], asked("what?", "a box"), asked("what?", "a box", name="again"), asked("what?", "a ball"))],
+    "identical questions": [
+        row([SQUARE], asked("what?", "a box"), asked("what?", "a box", name="again"), asked("what?", "a ball"))
+    ],
     "a prefix of the other": [row([SQUARE], turns("what?", "a box"), SURE, turns("what?", "a box of wood"))],
     "many turns": [
-        row([SQUARE], turns("what?", "a box", "what colour?", "red"), turns("where?", "here", "why?", "it is so", "and?", "no"))
+        row(
+            [SQUARE],
+            turns("what?", "a box", "what colour?", "red"),
+            turns("where?", "here", "why?", "it is so", "and?", "no"),
+        )
     ],
     "nothing shared but the beginning": [row([SQUARE], asked("a?", "b"), LATE)],
 }
-CASES["mixed"] = [r for name in ("one image", "text only", "several images", "single", "identical questions", "many turns", "split image")
-                  for r in CASES[name]] + [row([], asked("three?", "3", 0))]  # fmt: skip
+CASES["mixed"] = [
+    r
+    for name in (
+        "one image",
+        "text only",
+        "several images",
+        "single",
+        "identical questions",
+        "many turns",
+        "split image",
+    )
+    for r in CASES[name]
+] + [row([], asked("three?", "3", 0))]
 
 
 def loss_and_gradients(model, batches):
@@ -117,9 +147,20 @@ def test_the_loss_is_that_of_transformers_itself(model, encoder):
         for batch in apart(CASES[case], encoder):
             labels = torch.full_like(batch.input_ids, -100)
             labels.view(-1)[batch.target_positions + 1] = batch.target_ids
-            pixels = ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order][None] if len(batch.pixel_values) else None
-            out = model(input_ids=batch.input_ids, attention_mask=torch.ones_like(batch.input_ids), pixel_values=pixels, labels=labels)
-            assert float(out.loss.detach()) * batch.label_tokens == pytest.approx(float(sft_sum(model, batch).detach()), rel=1e-5)
+            pixels = (
+                ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order][None]
+                if len(batch.pixel_values)
+                else None
+            )
+            out = model(
+                input_ids=batch.input_ids,
+                attention_mask=torch.ones_like(batch.input_ids),
+                pixel_values=pixels,
+                labels=labels,
+            )
+            assert float(out.loss.detach()) * batch.label_tokens == pytest.approx(
+                float(sft_sum(model, batch).detach()), rel=1e-5
+            )
 
 
 def test_a_branch_sees_the_prefix_and_itself_and_no_neighbour(encoder):
@@ -134,8 +175,11 @@ def test_a_branch_sees_the_prefix_and_itself_and_no_neighbour(encoder):
 
 @pytest.mark.parametrize("packing", ["full", "image", "none"])
 def test_many_prompts_on_one_image_are_embedded_as_alone_and_place_its_tiles_once(model, processor, packing, tmp_path):  # noqa: F811
-    rows = [row([WIDE], *(asked(f"what about {n}?", f"it is {n % 4}") for n in range(8))), row([SQUARE], asked("what?", "a box"), LATE),
-            row([], asked("two and two?", "four", 0))]  # fmt: skip
+    rows = [
+        row([WIDE], *(asked(f"what about {n}?", f"it is {n % 4}") for n in range(8))),
+        row([SQUARE], asked("what?", "a box"), LATE),
+        row([], asked("two and two?", "four", 0)),
+    ]
     told = encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing=packing)
     batch = collate_pairs([Group(r, tuple(range(len(r.conversations)))) for r in rows], told)
     frame = len(told.prompt(asked("", "", 0), ()))  # tokens of a turn around its text
@@ -165,7 +209,9 @@ def test_the_block_mask_of_flex_attention_is_that_of_the_pieces(processor):  # n
     padded = replace(batch, branch=torch.nn.functional.pad(batch.branch, (0, 5), value=-1))
     layout = attention(padded)["layout"]
     length = len(layout.branch)
-    want = torch.block_diag(*[torch.ones(n, n).tril() if mask is None else mask.float() for n, mask in layout.pieces]).bool()
+    want = torch.block_diag(
+        *[torch.ones(n, n).tril() if mask is None else mask.float() for n, mask in layout.pieces]
+    ).bool()
     places = torch.arange(length)
     got = layout.block_mask.mask_mod(0, 0, places[:, None], places[None, :])
     assert torch.equal(got, want)
@@ -202,8 +248,11 @@ def test_a_batch_survives_its_bytes(encoder, name):
     for f in fields(Batch):
         want, got = getattr(batch, f.name), getattr(again, f.name)
         assert want == got if f.name == "meta" else (torch.equal(want, got) and want.dtype == got.dtype), f.name
-    assert all(torch.equal(getattr(again, f.name), getattr(again.held(), f.name)) for f in fields(Batch) if f.name != "meta")
-    turned = replace(batch, pixel_values=batch.pixel_values.transpose(2, 3))  # memory that lies in another order than the values
+    assert all(
+        torch.equal(getattr(again, f.name), getattr(again.held(), f.name)) for f in fields(Batch) if f.name != "meta"
+    )
+    # memory that lies in another order than the values
+    turned = replace(batch, pixel_values=batch.pixel_values.transpose(2, 3))
     assert torch.equal(Batch.from_bytes(turned.to_bytes()).pixel_values, turned.pixel_values)
     prompts = collate_prompts([Group(r, tuple(range(len(r.conversations)))) for r in CASES[name]], encoder)
     assert Batch.from_bytes(prompts.to_bytes()).meta == prompts.meta
@@ -224,7 +273,11 @@ def test_packing_keeps_every_token_its_context_and_its_targets(seed):
     assert len(packed.input_ids) == packed_length([len(e.input_ids) for e in encoded], prefix)
     pairs = iter(zip(packed.target_positions.tolist(), packed.target_ids.tolist(), strict=True))
     for number, one in enumerate(encoded, start=1):
-        mine = np.flatnonzero((packed.branch == 0) | (packed.branch == number)) if len(encoded) > 1 else np.arange(len(packed.input_ids))
+        mine = (
+            np.flatnonzero((packed.branch == 0) | (packed.branch == number))
+            if len(encoded) > 1
+            else np.arange(len(packed.input_ids))
+        )
         assert packed.input_ids[mine].tolist() == one.input_ids.tolist()
         assert packed.position_ids[mine].tolist() == list(range(len(one.input_ids)))
         assert packed.ends[number - 1] == mine[-1]
@@ -236,17 +289,27 @@ def test_packing_keeps_every_token_its_context_and_its_targets(seed):
 def test_nothing_is_packed_where_packing_is_none(tmp_path, tiny_path):  # noqa: F811
     folder = write_shards(str(tmp_path), vqa_rows("train", 4))
     for packing, most in (("none", 1), ("image", 9)):
-        config = RunConfig(model={"path": tiny_path}, data={"packing": packing}, train={"per_device_train_batch_size": 9})
+        config = RunConfig(
+            model={"path": tiny_path}, data={"packing": packing}, train={"per_device_train_batch_size": 9}
+        )
         plan = lay_epoch(local_index(folder, config), PlanLimits.of(config), 0, 0)
         sizes = np.diff(plan.group_start)
-        assert sizes.max() == most and sizes.sum() == plan.samples == sum(len(r.conversations) for r in vqa_rows("train", 4))
+        assert sizes.max() == most and sizes.sum() == plan.samples == sum(
+            len(r.conversations) for r in vqa_rows("train", 4)
+        )
 
 
 @pytest.mark.parametrize("lengths", [(5,), (128, 256), (300, 90, 1700, 333), (2048,)])
 def test_the_blocks_of_the_mask_are_those_that_flex_attention_would_find(lengths):
     """Partial and full ones, over more queries than are laid out at once, with padding behind the groups."""
     rng = torch.Generator().manual_seed(0)
-    branch = torch.cat([torch.cat([torch.zeros(n // 3), torch.randint(1, 4, (n - n // 3,), generator=rng).sort().values]) for n in lengths] + [-torch.ones(7)])
+    branch = torch.cat(
+        [
+            torch.cat([torch.zeros(n // 3), torch.randint(1, 4, (n - n // 3,), generator=rng).sort().values])
+            for n in lengths
+        ]
+        + [-torch.ones(7)]
+    )
     layout = Layout(branch.long(), torch.tensor(lengths))
     found, total = layout.block_mask, len(branch)
     wanted = create_block_mask(found.mask_mod, None, None, total, total, device="cpu")
@@ -255,4 +318,6 @@ def test_the_blocks_of_the_mask_are_those_that_flex_attention_would_find(lengths
         assert torch.equal(getattr(found, name), getattr(wanted, name)), name
     for counts, indices in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices")):
         for row, number in enumerate(getattr(wanted, counts)[0, 0].tolist()):
-            assert torch.equal(getattr(found, indices)[0, 0, row, :number], getattr(wanted, indices)[0, 0, row, :number])
+            assert torch.equal(
+                getattr(found, indices)[0, 0, row, :number], getattr(wanted, indices)[0, 0, row, :number]
+            )

@@ -55,7 +55,9 @@ def read_all(source, data=DATA, unit_bytes=2**28):
 # Layouts
 
 
-@pytest.mark.parametrize("image", [RED, {"bytes": RED, "path": None}, {"bytes": RED, "path": "gone.png"}], ids=["binary", "struct", "both"])
+@pytest.mark.parametrize(
+    "image", [RED, {"bytes": RED, "path": None}, {"bytes": RED, "path": "gone.png"}], ids=["binary", "struct", "both"]
+)
 @pytest.mark.parametrize("column", ["image", "images"])
 def test_question_and_answer_about_an_image(image, column):
     sample = one({column: [image] if column == "images" else image, "question": "what colour?", "answer": "red"})
@@ -66,7 +68,9 @@ def test_question_and_answer_about_an_image(image, column):
 
 
 def test_vqav2_keeps_all_ten_answers_and_trains_the_consensus():
-    answers = [{"answer": a, "answer_confidence": "yes", "answer_id": i + 1} for i, a in enumerate(["net"] * 7 + ["mesh"] * 3)]
+    answers = [
+        {"answer": a, "answer_confidence": "yes", "answer_id": i + 1} for i, a in enumerate(["net"] * 7 + ["mesh"] * 3)
+    ]
     record = {
         "question": "what is this?",
         "answers": answers,
@@ -80,7 +84,9 @@ def test_vqav2_keeps_all_ten_answers_and_trains_the_consensus():
     assert (sample.conversation.id, sample.conversation.type) == ("262148000", "other")
 
 
-@pytest.mark.parametrize("answers", [["a", "b", "b"], {"answer": ["a", "b", "b"], "answer_id": [1, 2, 3]}], ids=["list", "dict of lists"])
+@pytest.mark.parametrize(
+    "answers", [["a", "b", "b"], {"answer": ["a", "b", "b"], "answer_id": [1, 2, 3]}], ids=["list", "dict of lists"]
+)
 def test_without_a_consensus_the_most_common_answer_is_trained(answers):
     sample = one({"question": "q", "answers": answers, "image": RED})
     assert (sample.conversation.messages[-1].text, sample.conversation.answers) == ("b", ("a", "b", "b"))
@@ -95,15 +101,22 @@ def test_every_caption_is_a_conversation_and_none_is_lost():
 
 def test_the_prompt_setting_goes_before_a_question_or_takes_its_place():
     data = DataConfig(prompt="Answer in one word.")
-    assert one({"question": "colour?", "answer": "red"}, data).conversation.messages[0].text == "Answer in one word.\ncolour?"
+    assert (
+        one({"question": "colour?", "answer": "red"}, data).conversation.messages[0].text
+        == "Answer in one word.\ncolour?"
+    )
     assert one({"image": RED, "caption": "red"}, data).conversation.messages[0].text == "Answer in one word."
 
 
 def test_named_columns_are_used_and_a_wrong_one_is_told_with_those_there():
     record = {"pic": RED, "q": "what?", "a": "red", "kind": "colour", "key": 7}
-    sample = one(record, DataConfig(columns=ColumnsConfig(image="pic", question="q", answer="a", type="kind", id="key")))
+    sample = one(
+        record, DataConfig(columns=ColumnsConfig(image="pic", question="q", answer="a", type="kind", id="key"))
+    )
     assert (sample.images, sample.conversation.id, sample.conversation.type) == ((RED,), "7", "colour")
-    with pytest.raises(SampleError, match=r"'picture' \(data.columns.image\) is not there; columns found: pic, q, a, kind, key"):
+    with pytest.raises(
+        SampleError, match=r"'picture' \(data.columns.image\) is not there; columns found: pic, q, a, kind, key"
+    ):
         one(record, DataConfig(columns=ColumnsConfig(image="picture")))
     with pytest.raises(SampleError, match=r"columns found: pic, q.*expected messages \| conversations.*data.columns"):
         one(record)
@@ -117,11 +130,24 @@ def test_trl_messages_place_their_images_or_get_them_first():
     ]
     sample = one({"messages": text, "images": [RED, BLUE]})
     assert turns(sample.conversation.messages)[1] == ("user", [None, None, "compare"])
-    parts = [{"type": "text", "text": "first"}, {"type": "image", "text": None}, {"type": "text", "text": "then"}, {"type": "image"}]
-    sample = one({"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "ok"}], "images": [RED, BLUE]})
+    parts = [
+        {"type": "text", "text": "first"},
+        {"type": "image", "text": None},
+        {"type": "text", "text": "then"},
+        {"type": "image"},
+    ]
+    sample = one(
+        {
+            "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "ok"}],
+            "images": [RED, BLUE],
+        }
+    )
     assert turns(sample.conversation.messages)[0] == ("user", ["first", None, "then", None])
     assert sample.images == (RED, BLUE)
-    inside = [{"role": "user", "content": [{"type": "image", "image": {"bytes": BLUE}}]}, {"role": "assistant", "content": "blue"}]
+    inside = [
+        {"role": "user", "content": [{"type": "image", "image": {"bytes": BLUE}}]},
+        {"role": "assistant", "content": "blue"},
+    ]
     assert one({"messages": inside}).images == (BLUE,)
 
 
@@ -132,16 +158,24 @@ def test_llava_markers_are_places_of_images_in_human_turns_only():
         {"from": "human", "value": "why"},
     ]
     sample = one({"conversations": [*turns_, {"from": "gpt", "value": "so"}], "image": [RED, BLUE]})
-    assert turns(sample.conversation.messages)[:2] == [("user", [None, "and ", None, "?"]), ("assistant", ["say <image>"])]
+    assert turns(sample.conversation.messages)[:2] == [
+        ("user", [None, "and ", None, "?"]),
+        ("assistant", ["say <image>"]),
+    ]
 
 
 def test_a_literal_image_marker_in_a_question_stays_text():
     sample = one({"image": RED, "question": "what does <image> mean in HTML?<end_of_utterance>", "answer": "<image>"})
-    assert turns(sample.conversation.messages)[0] == ("user", [None, "what does <image> mean in HTML?<end_of_utterance>"])
+    assert turns(sample.conversation.messages)[0] == (
+        "user",
+        [None, "what does <image> mean in HTML?<end_of_utterance>"],
+    )
 
 
 def test_the_cauldron_turns_are_one_conversation():
-    sample = one({"images": [RED], "texts": [{"user": "a?", "assistant": "b", "source": "s"}, {"user": "c?", "assistant": "d"}]})
+    sample = one(
+        {"images": [RED], "texts": [{"user": "a?", "assistant": "b", "source": "s"}, {"user": "c?", "assistant": "d"}]}
+    )
     assert [m.text for m in sample.conversation.messages] == ["a?", "b", "c?", "d"]
 
 
@@ -170,12 +204,24 @@ GOOD, BAD = {"role": "assistant", "content": "red"}, {"role": "assistant", "cont
         {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
         {"chosen": "what?red", "rejected": "what?blue"},
     ],
-    ids=["strings", "repeated", "question", "messages", "repeated messages", "mixed", "implicit messages", "implicit strings"],
+    ids=[
+        "strings",
+        "repeated",
+        "question",
+        "messages",
+        "repeated messages",
+        "mixed",
+        "implicit messages",
+        "implicit strings",
+    ],
 )
 def test_every_form_of_a_preference_is_one_prompt_with_two_endings(record):
     conversation = one(record | {"images": [RED]}).conversation
     assert turns(conversation.messages) == [("user", [None, "what?"])]
-    assert (turns(conversation.chosen), turns(conversation.rejected)) == ([("assistant", ["red"])], [("assistant", ["blue"])])
+    assert (turns(conversation.chosen), turns(conversation.rejected)) == (
+        [("assistant", ["red"])],
+        [("assistant", ["blue"])],
+    )
 
 
 def test_rows_without_images_are_samples_too():
@@ -187,7 +233,10 @@ def test_rows_without_images_are_samples_too():
 
 
 def test_parquet_cut_anywhere_gives_the_same_rows(tmp_path):
-    rows = [{"image": {"bytes": png(size=(1, 1 + n)), "path": None}, "question": f"q{n}", "answer": "a", "label": n % 2} for n in range(23)]
+    rows = [
+        {"image": {"bytes": png(size=(1, 1 + n)), "path": None}, "question": f"q{n}", "answer": "a", "label": n % 2}
+        for n in range(23)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=3)
     whole, cut = read_all(tmp_path / "x.parquet"), read_all(tmp_path, unit_bytes=1)
     assert len(list_units(resolve(str(tmp_path), DATA), 1)) == 8
@@ -265,7 +314,9 @@ def test_image_paths_may_not_lead_out_of_the_source_but_be_absolute(tmp_path):
 
 
 def test_a_hub_data_set_streams_through_datasets(tmp_path):
-    rows = [{"image": {"bytes": png(size=(1, 1 + n)), "path": None}, "question": f"q{n}", "answer": "a"} for n in range(5)]
+    rows = [
+        {"image": {"bytes": png(size=(1, 1 + n)), "path": None}, "question": f"q{n}", "answer": "a"} for n in range(5)
+    ]
     for split in ("train", "test"):
         pq.write_table(pa.Table.from_pylist(rows[: 5 if split == "train" else 2]), tmp_path / f"{split}.parquet")
     data = DataConfig(format="hub")

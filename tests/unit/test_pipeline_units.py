@@ -29,7 +29,17 @@ def prepared(path, *overrides):
 
 def test_the_units_of_a_model_in_the_order_of_its_forward_pass(path):
     model, _ = prepared(path)
-    assert unit_names(model) == ("vision_embeddings", "vision.0", "vision.1", "vision.2", "merge", "text.0", "text.1", "text.2", "head")
+    assert unit_names(model) == (
+        "vision_embeddings",
+        "vision.0",
+        "vision.1",
+        "vision.2",
+        "merge",
+        "text.0",
+        "text.1",
+        "text.2",
+        "head",
+    )
 
 
 def test_every_parameter_with_or_without_adapters_belongs_to_a_unit_and_every_unit_has_one(path):
@@ -44,7 +54,9 @@ def test_the_empty_model_is_the_loaded_one_without_its_weights(path):
     config = load_config(None, [f"model.path={path}", "model.dtype=bfloat16"])
     empty, loaded = empty_model(config.model), load_model(config.model)
     assert all(p.is_meta for p in empty.parameters())
-    assert {n: (p.shape, p.dtype) for n, p in empty.named_parameters()} == {n: (p.shape, p.dtype) for n, p in loaded.named_parameters()}
+    assert {n: (p.shape, p.dtype) for n, p in empty.named_parameters()} == {
+        n: (p.shape, p.dtype) for n, p in loaded.named_parameters()
+    }
     for (name, made), (other, read) in zip(empty.named_buffers(), loaded.named_buffers(), strict=True):
         assert name == other and torch.equal(made, read)
     for tower in ("vision_config", "text_config"):
@@ -79,12 +91,17 @@ def test_the_even_cut_is_the_best_of_all_cuts():
             ends = list(itertools.accumulate(cut))
             return max(sum(costs[end - size : end]) for end, size in zip(ends, cut, strict=True))
 
-        cuts = (tuple(b - a for a, b in itertools.pairwise((0, *ends, len(costs)))) for ends in itertools.combinations(range(1, len(costs)), stages - 1))
+        cuts = (
+            tuple(b - a for a, b in itertools.pairwise((0, *ends, len(costs))))
+            for ends in itertools.combinations(range(1, len(costs)), stages - 1)
+        )
         assert worst(found) == pytest.approx(min(worst(cut) for cut in cuts))
 
 
 def test_frozen_units_cost_their_forward_pass_alone(path):
-    whole, frozen = (unit_costs(model, unit_names(model)) for model in (prepared(path)[0], prepared(path, "model.train=[text]")[0]))
+    whole, frozen = (
+        unit_costs(model, unit_names(model)) for model in (prepared(path)[0], prepared(path, "model.train=[text]")[0])
+    )
     assert whole[1] == pytest.approx(3 * frozen[1]) and whole[5] == pytest.approx(frozen[5])
 
 
@@ -110,7 +127,9 @@ def test_a_stage_for_each_worker_unless_the_cut_says_otherwise(path):
     assert split_of(model, config, 4).stages == 2
 
 
-@pytest.mark.parametrize("overrides", [["dpo.reference=copy"], ["dpo.reference=auto"], ["lora={r: 2}", "dpo.reference=auto"]])
+@pytest.mark.parametrize(
+    "overrides", [["dpo.reference=copy"], ["dpo.reference=auto"], ["lora={r: 2}", "dpo.reference=auto"]]
+)
 def test_dpo_with_a_frozen_copy_is_refused(overrides):
     with pytest.raises(ConfigError, match=r"nearest: dpo\.reference=precompute"):
         check_pipeline(load_config(None, ["method=dpo", "engine.name=pipeline", *overrides]))
@@ -127,12 +146,16 @@ def test_the_schedule_gets_a_number_of_micro_batches_that_it_takes():
 
 
 def test_a_stage_reads_its_own_tensors_alone_from_several_files(path, tmp_path):
-    load_model(load_config(None, [f"model.path={path}", "model.dtype=float32"]).model).save_pretrained(tmp_path, max_shard_size="500KB")
+    load_model(load_config(None, [f"model.path={path}", "model.dtype=float32"]).model).save_pretrained(
+        tmp_path, max_shard_size="500KB"
+    )
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     model, config = prepared(str(tmp_path), "engine.cut=[2,7]")
     mine = [slot for slot in slots_of(model, split_of(model, config, 2)) if 0 in slot.stages]
     fill(mine, config.model)
     whole = dict(load_model(config.model).named_parameters())
     real = {name: p for name, p in model.named_parameters() if not p.is_meta}
-    assert {unit_of(name) for name in real} == {"vision_embeddings", "vision.0"} and real.keys() == {slot.name for slot in mine}
+    assert {unit_of(name) for name in real} == {"vision_embeddings", "vision.0"} and real.keys() == {
+        slot.name for slot in mine
+    }
     assert all(torch.equal(p, whole[name]) for name, p in real.items())

@@ -1,4 +1,6 @@
-"""The plan of an epoch: every conversation exactly once, whoever reads it and wherever it was interrupted, and little read in vain."""
+"""The plan of an epoch: every conversation exactly once, whoever reads it and wherever it was interrupted, and little
+read in vain.
+"""
 
 import itertools
 import time
@@ -32,10 +34,16 @@ def synthetic_index(rows=10_007, seed=0, most=12, rows_per_shard=500):
     prefix = rng.integers(20, 60, rows)[row]
     in_shard = row % rows_per_shard
     columns = {
-        "shard": row // rows_per_shard, "row_group": in_shard // 8, "row": in_shard % 8, "conversation": np.arange(len(row)) - first[row],
-        "tokens": prefix + rng.integers(4, 40, len(row)), "prefix": prefix, "label_tokens": rng.integers(1, 5, len(row)),
-        "chosen_tokens": np.zeros(len(row)), "tiles": np.ones(len(row)),
-    }  # fmt: skip
+        "shard": row // rows_per_shard,
+        "row_group": in_shard // 8,
+        "row": in_shard % 8,
+        "conversation": np.arange(len(row)) - first[row],
+        "tokens": prefix + rng.integers(4, 40, len(row)),
+        "prefix": prefix,
+        "label_tokens": rng.integers(1, 5, len(row)),
+        "chosen_tokens": np.zeros(len(row)),
+        "tiles": np.ones(len(row)),
+    }
     return pa.table({name: np.asarray(values) for name, values in columns.items()}).cast(SCHEMA)
 
 
@@ -51,7 +59,9 @@ def plan(index):
 
 def seen(plan: EpochPlan, numbers) -> list[tuple[int, ...]]:
     """(shard, row group, row, conversation) of every conversation in these micro-batches, in order."""
-    return [(g.shard, g.row_group, g.row, c) for n in numbers for g in plan.micro_batch(n).groups for c in g.conversations]
+    return [
+        (g.shard, g.row_group, g.row, c) for n in numbers for g in plan.micro_batch(n).groups for c in g.conversations
+    ]
 
 
 def every(index) -> set[tuple[int, ...]]:
@@ -126,8 +136,18 @@ def test_without_shuffling_the_order_is_that_of_the_shards(index):
     assert unshuffled.lines.tolist() == list(range(len(index)))
 
 
-@pytest.mark.parametrize("limits", [PlanLimits(8, None, 1), PlanLimits(8, None, 8), PlanLimits(3, 200, 3), PlanLimits(64, 400, 16, 150),
-                                    PlanLimits(1, None, 1), PlanLimits(16, 100, 16, 100), PlanLimits(64, 400, 16, 150, padded=False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "limits",
+    [
+        PlanLimits(8, None, 1),
+        PlanLimits(8, None, 8),
+        PlanLimits(3, 200, 3),
+        PlanLimits(64, 400, 16, 150),
+        PlanLimits(1, None, 1),
+        PlanLimits(16, 100, 16, 100),
+        PlanLimits(64, 400, 16, 150, padded=False),
+    ],
+)
 def test_limits_hold_and_micro_batches_are_filled(limits):
     index = synthetic_index(600, seed=3)
     plan = lay_epoch(index, limits, 0, 0)
@@ -136,7 +156,10 @@ def test_limits_hold_and_micro_batches_are_filled(limits):
     lengths = []
     for start, stop in zip(plan.group_start, plan.group_start[1:], strict=False):
         lines = plan.lines[start:stop]
-        assert len({tuple(column[c][line] for c in ("shard", "row_group", "row")) for line in lines}) == 1 and len(lines) <= limits.group
+        assert (
+            len({tuple(column[c][line] for c in ("shard", "row_group", "row")) for line in lines}) == 1
+            and len(lines) <= limits.group
+        )
         lengths.append(int(column["tokens"][lines].sum() - column["prefix"][lines[0]] * (len(lines) - 1)))
         if limits.length is not None:
             assert lengths[-1] <= limits.length or len(lines) == 1
@@ -150,11 +173,16 @@ def test_limits_hold_and_micro_batches_are_filled(limits):
             before = range(plan.batch_start[number - 1], plan.batch_start[number])
             size = int(plan.group_start[groups.start + 1] - plan.group_start[groups.start])
             together = [lengths[g] for g in [*before, groups.start]]
-            assert samples[-2] + size > limits.samples or (max(together) * len(together) if limits.padded else sum(together)) > budget
+            assert (
+                samples[-2] + size > limits.samples
+                or (max(together) * len(together) if limits.padded else sum(together)) > budget
+            )
 
 
 def test_micro_batches_are_full(index):
-    """What does not fit waits for the next one, so that the share of a step that is the same for any number of samples is well used."""
+    """What does not fit waits for the next one, so that the share of a step that is the same for any number of samples
+    is well used.
+    """
     for size in (8, 16, 64):
         plan = lay_epoch(synthetic_index(2000, most=9), PlanLimits(size, None, size), 0, 0)
         assert plan.samples / len(plan) > 0.93 * size
@@ -194,7 +222,9 @@ def test_laying_200k_conversations_takes_less_than_two_seconds():
 
 
 def run_config(tiny_path, size, **data):  # noqa: F811
-    return RunConfig(model={"path": tiny_path}, data={"max_length": 1024, **data}, train={"per_device_train_batch_size": size})
+    return RunConfig(
+        model={"path": tiny_path}, data={"max_length": 1024, **data}, train={"per_device_train_batch_size": size}
+    )
 
 
 @pytest.mark.parametrize("packing", ["none", "image", "full"])
@@ -212,13 +242,16 @@ def test_label_tokens_of_the_plan_are_those_that_collate_yields(tmp_path, tiny_p
     for number in range(len(plan)):
         batch = collate_training(reader.groups([plan.micro_batch(number)])[0], encoder)
         assert batch.label_tokens == plan.label_tokens[number] and batch.samples <= 12
-        assert batch.input_ids.numel() <= plan.tokens[number]  # conversations of a group may share more than the whole row does
+        # conversations of a group may share more than the whole row does
+        assert batch.input_ids.numel() <= plan.tokens[number]
         ids += batch.meta["ids"]
     assert sorted(ids) == sorted(c.id for r in rows for c in r.conversations)
 
 
 def read_ratio(shards, config, world):
-    """Bytes read / needed of a whole epoch, tasks and readers as in the stream: BATCHES_PER_TASK micro-batches of one worker."""
+    """Bytes read / needed of a whole epoch, tasks and readers as in the stream: BATCHES_PER_TASK micro-batches of one
+    worker.
+    """
     folder, index = shards
     plan = lay_epoch(index, PlanLimits.of(config), 0, 0)
     files = tuple(f.name for f in read_manifest(folder).files)
@@ -240,7 +273,9 @@ def photos(tmp_path_factory, tiny_path):  # noqa: F811
         side = int(rng.integers(95, 160))
         image = picture(side, side, number, form="JPEG", quality=100, subsampling=0)
         assert 15_000 < len(image) < 65_000
-        rows.append(shard_row([image], *(asked(f"question {q} of {number}?", "yes") for q in range(rng.integers(1, 10)))))
+        rows.append(
+            shard_row([image], *(asked(f"question {q} of {number}?", "yes") for q in range(rng.integers(1, 10))))
+        )
     folder = write_shards(str(tmp_path_factory.mktemp("photos")), rows, rows_per_file=100)
     return folder, local_index(folder, run_config(tiny_path, 8))
 
@@ -260,5 +295,7 @@ def test_photos_are_read_little_more_than_once(photos, tiny_path, world):  # noq
 
 @pytest.mark.parametrize(("world", "size", "most"), [(1, 64, 1.5), (1, 8, 3.6), (4, 64, 2.4), (4, 8, 3.8)])
 def test_thumbnails_are_read_in_whole_row_groups(thumbnails, tiny_path, world, size, most):  # noqa: F811
-    """A row group of eight is 4 kB: read for the sake of one of them it costs less than the request, so the share may be larger."""
+    """A row group of eight is 4 kB: read for the sake of one of them it costs less than the request, so the share may
+    be larger.
+    """
     assert 1 <= read_ratio(thumbnails, run_config(tiny_path, size, max_questions_per_image=32), world) <= most

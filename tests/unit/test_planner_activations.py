@@ -51,7 +51,14 @@ def load_of(batch) -> Load:
 @pytest.fixture(scope="module")
 def batches(processor):  # noqa: F811
     """One micro-batch of single questions (no mask) and one of packed ones."""
-    rows = [shard_row([picture(120, 60, seed=i)], asked("what shape?", "circle", name=f"{i}"), asked("a box?", "yes", name=f"{i}b")) for i in range(3)]
+    rows = [
+        shard_row(
+            [picture(120, 60, seed=i)],
+            asked("what shape?", "circle", name=f"{i}"),
+            asked("a box?", "yes", name=f"{i}b"),
+        )
+        for i in range(3)
+    ]
     encoder = encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing="image")
     single = collate_training([Group(row, (0,)) for row in rows], encoder)
     packed = collate_training([Group(row, (0, 1)) for row in rows], encoder)
@@ -73,19 +80,31 @@ def batches(processor):  # noqa: F811
     ids=str,
 )
 def test_bytes_of_the_whole_tiny_model_are_those_autograd_keeps(tiny_path, batches, packing, train, lora):  # noqa: F811
-    config = RunConfig(model=ModelConfig(path=tiny_path, dtype="float32", train=train), lora=LoraConfig(r=4, **lora) if lora else None)
+    config = RunConfig(
+        model=ModelConfig(path=tiny_path, dtype="float32", train=train), lora=LoraConfig(r=4, **lora) if lora else None
+    )
     model = prepare_for_training(load_model(config.model), config)
     batch, shape, training = batches[packing], shape_of(config.model), Training.of(config)
     measured = saved_bytes(model, lambda: sft_sum(model, batch))
     inputs = len(batch.pixel_values) * 3 * shape.vision.image_size**2  # uint8, the batch's own: not autograd's
     load = load_of(batch)
-    expected = sum(kept_bytes(shape, u, training, g, load).saved for u, g in zip(shape.units, gradients(shape, training), strict=True)) - inputs
+    expected = (
+        sum(
+            kept_bytes(shape, u, training, g, load).saved
+            for u, g in zip(shape.units, gradients(shape, training), strict=True)
+        )
+        - inputs
+    )
     assert expected == pytest.approx(measured, rel=0.02)
 
 
 def config_of(name: str) -> Idefics3Config:
     spec = SHAPES[name]
-    config = Idefics3Config(vision_config=spec["vision"], text_config={**spec["text"], "model_type": "llama"}, scale_factor=spec["scale_factor"])
+    config = Idefics3Config(
+        vision_config=spec["vision"],
+        text_config={**spec["text"], "model_type": "llama"},
+        scale_factor=spec["scale_factor"],
+    )
     config._attn_implementation = "sdpa"
     return config
 
@@ -101,7 +120,8 @@ def test_a_vision_layer_of_a_published_shape_keeps_what_is_counted(name):
     x = torch.randn(1, patches, shape.vision.hidden, dtype=torch.bfloat16, requires_grad=True)
     unit = next(u for u in shape.units if u.kind == "vision")
     expected = kept_bytes(shape, unit, FULL, Gradients(True, True), Load(1, 1, 1, 1, 0, 1, 1)).saved
-    on_cpu = 2 * 2 * 2 * patches  # the CPU keeps LayerNorm's statistics in bf16, CUDA in fp32: two norms, two numbers, two bytes
+    # the CPU keeps LayerNorm's statistics in bf16, CUDA in fp32: two norms, two numbers, two bytes
+    on_cpu = 2 * 2 * 2 * patches
     assert expected - on_cpu == saved_bytes(layer, lambda: layer(x, None))
 
 
@@ -118,25 +138,40 @@ def test_a_text_layer_of_a_published_shape_keeps_what_is_counted(name, masked):
     load = Load(rows, rows, rows * length, 0, float(rows * length**2) if masked else 0.0, 0, 1)
     expected = kept_bytes(shape, unit, FULL, Gradients(True, True), load).saved
     cos_and_sin = sum(p.numel() * p.element_size() for p in positions)  # once a micro-batch, counted at the merge
-    assert expected + cos_and_sin == saved_bytes(layer, lambda: layer(x, attention_mask=mask, position_embeddings=positions))
+    assert expected + cos_and_sin == saved_bytes(
+        layer, lambda: layer(x, attention_mask=mask, position_embeddings=positions)
+    )
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
 def test_adapters_of_fp32_keep_a_cast_of_each_input(kind):
-    config, shape, lora = config_of("random-256m"), known_shape("random-256m"), LoraConfig(r=8, groups=("vision", "text"))
+    config, shape, lora = (
+        config_of("random-256m"),
+        known_shape("random-256m"),
+        LoraConfig(r=8, groups=("vision", "text")),
+    )
     holder = torch.nn.Module()
-    holder.layer = (Idefics3EncoderLayer(config.vision_config) if kind == "vision" else LlamaDecoderLayer(config.text_config, 0)).bfloat16()
+    holder.layer = (
+        Idefics3EncoderLayer(config.vision_config) if kind == "vision" else LlamaDecoderLayer(config.text_config, 0)
+    ).bfloat16()
     inject_adapter_in_model(PeftLoraConfig(r=8, target_modules=list(lora.target_modules)), holder)
     for name, p in holder.named_parameters():
         p.data, p.requires_grad = (p.data.float(), True) if "lora_" in name else (p.data, False)
     length = shape.vision.patches if kind == "vision" else 120
-    x = torch.randn(1, length, shape.vision.hidden if kind == "vision" else shape.text.hidden, dtype=torch.bfloat16, requires_grad=True)
+    x = torch.randn(
+        1,
+        length,
+        shape.vision.hidden if kind == "vision" else shape.text.hidden,
+        dtype=torch.bfloat16,
+        requires_grad=True,
+    )
     rotary = LlamaRotaryEmbedding(config.text_config)(x, torch.arange(length)[None]) if kind == "text" else ()
     given = {"attention_mask": None} | ({"position_embeddings": rotary} if kind == "text" else {})
     unit = next(u for u in shape.units if u.kind == kind)
     load = Load(1, 1, length, 0, 0, 1, 1)
     expected = kept_bytes(shape, unit, Training(frozenset(), lora, "bfloat16"), Gradients(True, True), load).saved
-    beside = sum(p.numel() * p.element_size() for p in rotary) if kind == "text" else -2 * 2 * 2 * length  # as in the tests above
+    # as in the tests above
+    beside = sum(p.numel() * p.element_size() for p in rotary) if kind == "text" else -2 * 2 * 2 * length
     assert expected + beside == saved_bytes(holder, lambda: holder.layer(x, **given))
 
 
@@ -149,7 +184,9 @@ def test_2b_at_batch_4_and_13_tiles_keeps_36_gb_for_vision_and_13_gb_for_text():
         if unit.kind in total:
             total[unit.kind] += kept_bytes(shape, unit, FULL, gradient, load).saved
     assert total["vision"] / 1e9 == pytest.approx(36.6, rel=0.005)
-    assert total["text"] / 1e9 == pytest.approx(13.3 - 0.39, rel=0.005), "all 24 layers whole would keep 13.3: the last one's MLP runs for 16 tokens"
+    assert total["text"] / 1e9 == pytest.approx(13.3 - 0.39, rel=0.005), (
+        "all 24 layers whole would keep 13.3: the last one's MLP runs for 16 tokens"
+    )
 
 
 def test_what_is_frozen_before_anything_trained_keeps_nothing():

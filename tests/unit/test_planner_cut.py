@@ -23,10 +23,13 @@ def random_problem(rng: random.Random) -> CutProblem:
     memory = np.stack([(sums[None, :] - sums[:, None]) * (1 + 0.3 * (stages - 1 - p)) for p in range(stages)])
     links = np.array([[rng.choice([0.1, 0.5, 2.0]) for _ in range(count)] for _ in range(count)])
     return CutProblem(
-        seconds=np.array([[rng.uniform(1, 10) for _ in range(units)] for _ in range(kinds)]), memory=memory,
-        capacity=[rng.uniform(0.2, 1.2) * pieces.sum() for _ in range(kinds)], boxes=tuple(boxes),
-        crossing=np.array([0.0, *(rng.uniform(0, 5) for _ in range(units - 1)), 0.0]), seconds_per_byte=np.maximum(links, links.T),
-    )  # fmt: skip
+        seconds=np.array([[rng.uniform(1, 10) for _ in range(units)] for _ in range(kinds)]),
+        memory=memory,
+        capacity=[rng.uniform(0.2, 1.2) * pieces.sum() for _ in range(kinds)],
+        boxes=tuple(boxes),
+        crossing=np.array([0.0, *(rng.uniform(0, 5) for _ in range(units - 1)), 0.0]),
+        seconds_per_byte=np.maximum(links, links.T),
+    )
 
 
 def bottleneck(problem, cards, sizes) -> float:
@@ -75,7 +78,14 @@ def large_problem(boxes: tuple[tuple[int, ...], ...], kinds: int, units: int = 6
     rng = np.random.default_rng(0)
     sums = np.concatenate([[0.0], np.cumsum(rng.uniform(1, 2, units))])
     memory = np.stack([sums[None, :] - sums[:, None]] * sum(map(len, boxes)))
-    return CutProblem(rng.uniform(1, 2, (kinds, units)), memory, [60.0] * kinds, boxes, rng.uniform(0, 1, units + 1), np.ones((len(boxes),) * 2))
+    return CutProblem(
+        rng.uniform(1, 2, (kinds, units)),
+        memory,
+        [60.0] * kinds,
+        boxes,
+        rng.uniform(0, 1, units + 1),
+        np.ones((len(boxes),) * 2),
+    )
 
 
 def test_four_different_cards_and_sixty_units_take_less_than_a_second():
@@ -85,7 +95,9 @@ def test_four_different_cards_and_sixty_units_take_less_than_a_second():
     assert time.process_time() - start < 1
 
 
-@pytest.mark.parametrize("boxes", [tuple((i % 4,) for i in range(16)), tuple((i,) for i in range(16)), ((0, 1, 2, 3, 4, 5, 6, 7),) * 2])
+@pytest.mark.parametrize(
+    "boxes", [tuple((i % 4,) for i in range(16)), tuple((i,) for i in range(16)), ((0, 1, 2, 3, 4, 5, 6, 7),) * 2]
+)
 def test_sixteen_cards_are_cut_too(boxes):
     problem = large_problem(boxes, 16)
     start = time.process_time()

@@ -2,24 +2,49 @@
 
 import pytest
 
-from smolray.planner.inventory import CARDS, GIB, Inventory, InventoryError, Link, find_card, find_network, load, measured_card, parse
+from smolray.planner.inventory import (
+    CARDS,
+    GIB,
+    Inventory,
+    InventoryError,
+    Link,
+    find_card,
+    find_network,
+    load,
+    measured_card,
+    parse,
+)
 
 
 def test_one_line_describes_boxes_cards_and_networks():
     inventory = parse("2x rtx4090 @ 10GbE, 1x rtx3060 + rtx3090")
-    assert [[card.name for card in box.cards] for box in inventory.boxes] == [["rtx4090", "rtx4090"], ["rtx3060", "rtx3090"]]
-    assert [box.network.bandwidth for box in inventory.boxes] == [10e9 / 8, 1e9 / 8], "a network that is not named is 1GbE"
+    assert [[card.name for card in box.cards] for box in inventory.boxes] == [
+        ["rtx4090", "rtx4090"],
+        ["rtx3060", "rtx3090"],
+    ]
+    assert [box.network.bandwidth for box in inventory.boxes] == [10e9 / 8, 1e9 / 8], (
+        "a network that is not named is 1GbE"
+    )
     assert parse(inventory.describe()) == inventory
 
 
 @pytest.mark.parametrize(
     ("name", "card"),
     [
-        ("4090", "rtx4090"), ("RTX 3060", "rtx3060"), ("NVIDIA GeForce RTX 4090", "rtx4090"), ("GeForce-RTX-3090", "rtx3090"), ("Tesla T4", "t4"),
-        ("NVIDIA A100-SXM4-80GB", "a100-80"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA L4", "l4"),
-        ("RTX 4060 Ti 16GB", "rtx4060ti"), ("rtx 3060 12gb", "rtx3060"), ("NVIDIA RTX 6000 Ada Generation", "rtx6000ada"),
+        ("4090", "rtx4090"),
+        ("RTX 3060", "rtx3060"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("GeForce-RTX-3090", "rtx3090"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L4", "l4"),
+        ("RTX 4060 Ti 16GB", "rtx4060ti"),
+        ("rtx 3060 12gb", "rtx3060"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000ada"),
     ],
-)  # fmt: skip
+)
 def test_a_card_is_known_by_the_names_that_people_ray_and_torch_use(name, card):
     assert find_card(name).name == card
 
@@ -89,6 +114,8 @@ def test_what_cannot_be_read_is_named(source, said):
     assert all(part in str(caught.value) for part in said), caught.value
 
 
-@pytest.mark.parametrize(("text", "bits"), [("1GbE", 1e9), ("2.5 Gbit/s", 2.5e9), ("100Mbit/s", 1e8), ("10g", 1e10), ("100 mbps", 1e8)])
+@pytest.mark.parametrize(
+    ("text", "bits"), [("1GbE", 1e9), ("2.5 Gbit/s", 2.5e9), ("100Mbit/s", 1e8), ("10g", 1e10), ("100 mbps", 1e8)]
+)
 def test_networks_are_read(text, bits):
     assert find_network(text).bandwidth == bits / 8

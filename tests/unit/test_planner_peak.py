@@ -1,4 +1,6 @@
-"""The peak that the planner predicts is the one that torch's own memory tracker finds: real widths, few layers, no memory taken."""
+"""The peak that the planner predicts is the one that torch's own memory tracker finds: real widths, few layers, no
+memory taken.
+"""
 
 import pytest
 import torch
@@ -28,10 +30,14 @@ def tracked_peak(model, config) -> int:
 
     def loss() -> torch.Tensor:
         seen = ((pixels.float() / 255 - 0.5) / 0.5).to(DTYPE)
-        hidden = inner.vision_model.encoder(inputs_embeds=inner.vision_model.embeddings(seen, patches)).last_hidden_state
+        hidden = inner.vision_model.encoder(
+            inputs_embeds=inner.vision_model.embeddings(seen, patches)
+        ).last_hidden_state
         features = inner.connector(inner.vision_model.post_layernorm(hidden))
         embeds = inner.get_input_embeddings()(ids).masked_scatter(places, features.flatten(0, 1))
-        hidden = inner.text_model(inputs_embeds=embeds, position_ids=torch.arange(TOKENS)[None], use_cache=False).last_hidden_state
+        hidden = inner.text_model(
+            inputs_embeds=embeds, position_ids=torch.arange(TOKENS)[None], use_cache=False
+        ).last_hidden_state
         return F.cross_entropy(model.lm_head(hidden[0, targets]).float(), targets, reduction="sum")
 
     tracker = MemTracker()
@@ -46,7 +52,9 @@ def tracked_peak(model, config) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "checkpointing"), [("random-256m", False), ("random-256m", True), ("random-2.2b", False)])
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), [("random-256m", False), ("random-256m", True), ("random-2.2b", False)]
+)
 def test_the_peak_is_within_7_percent_of_torchs_memory_tracker(name, checkpointing):
     config = config_of(name)
     config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers = 4, 6
@@ -56,7 +64,12 @@ def test_the_peak_is_within_7_percent_of_torchs_memory_tracker(name, checkpointi
         model = Idefics3ForConditionalGeneration(config)
         torch.set_default_dtype(torch.float32)
         measured = tracked_peak(prepare_for_training(model, run), config)
-    work = Work(ModelShape.from_config(config.to_dict()), Training.of(run), Load(1, 1, TOKENS, 0, 0, TILES, LABELS), checkpointing)
+    work = Work(
+        ModelShape.from_config(config.to_dict()),
+        Training.of(run),
+        Load(1, 1, TOKENS, 0, 0, TILES, LABELS),
+        checkpointing,
+    )
     trained = sum(work.trained)
     # No engine here: 16-bit weights, gradients and two 16-bit moments.
     predicted = sum(work.weights) + 3 * trained * 2 + activation_peak(work, several=False, gradient_bytes=2)

@@ -32,7 +32,13 @@ def plan_of(inventory: str | Inventory, shape: str = "random-256m", *overrides: 
     return make_plan(config, DataStatistics.default(config, SHAPES[shape]), owned, SHAPES[shape])
 
 
-def work_of(shape: str = "random-256m", training: Training | None = None, checkpointing: bool = False, load: Load | None = None, **more) -> Work:
+def work_of(
+    shape: str = "random-256m",
+    training: Training | None = None,
+    checkpointing: bool = False,
+    load: Load | None = None,
+    **more,
+) -> Work:
     training = training or Training(frozenset(("vision", "connector", "text")), None, "bfloat16")
     return Work(SHAPES[shape], training, load or Load(4, 4, 4 * 300, 4 * 300**2 / 2, 0, 4, 32), checkpointing, **more)
 
@@ -65,7 +71,13 @@ def test_checkpointing_lora_and_fewer_bits_each_take_less():
         return zero_memory(replace(full, training=training, checkpointing=checkpointing), Zero(1, 1)).total
 
     adapters = Training(frozenset(), lora, "bfloat16")
-    by_method = [total(), total(checkpointing=True), total(adapters, True), total(replace(adapters, bits=8), True), total(replace(adapters, bits=4), True)]
+    by_method = [
+        total(),
+        total(checkpointing=True),
+        total(adapters, True),
+        total(replace(adapters, bits=8), True),
+        total(replace(adapters, bits=4), True),
+    ]
     assert by_method == sorted(by_method, reverse=True)
     assert total(checkpointing=2) < total()
 
@@ -73,7 +85,9 @@ def test_checkpointing_lora_and_fewer_bits_each_take_less():
 def test_retrieval_has_no_logits_trains_no_head_and_runs_forward_twice():
     def work(*overrides: str) -> Work:
         config = config_of("random-256m", *overrides)
-        return Search(config, SHAPES["random-256m"], DataStatistics.default(config, SHAPES["random-256m"]), parse("rtx3090")).works(8)[0][0]
+        return Search(
+            config, SHAPES["random-256m"], DataStatistics.default(config, SHAPES["random-256m"]), parse("rtx3090")
+        ).works(8)[0][0]
 
     shape, card, sft, found = SHAPES["random-256m"], CARDS["rtx3090"], work(), work("method=retrieval")
     assert sum(sft.trained) - sum(found.trained) == shape.groups["head"] > 0
@@ -131,9 +145,17 @@ def random_case(rng: random.Random):
     shape = rng.choice(list(SHAPES))
     lora = rng.random() < 0.5
     bits = rng.choice((None, "model.load_in_4bit", "model.load_in_8bit")) if lora else None
-    overrides = [f"train.per_device_train_batch_size={rng.choice((1, 4, 8, 32))}", f"train.global_batch={rng.choice((1, 8, 16))}"]
-    overrides += [f"data.packing={rng.choice(('none', 'image', 'full'))}", f"model.dtype={rng.choice(('bfloat16', 'float32'))}"]
-    overrides += ["lora.r=8", "model.train=[]"] if lora else [f"model.train={rng.choice(('[text]', '[vision,connector,text]'))}"]
+    overrides = [
+        f"train.per_device_train_batch_size={rng.choice((1, 4, 8, 32))}",
+        f"train.global_batch={rng.choice((1, 8, 16))}",
+    ]
+    overrides += [
+        f"data.packing={rng.choice(('none', 'image', 'full'))}",
+        f"model.dtype={rng.choice(('bfloat16', 'float32'))}",
+    ]
+    overrides += (
+        ["lora.r=8", "model.train=[]"] if lora else [f"model.train={rng.choice(('[text]', '[vision,connector,text]'))}"]
+    )
     return Inventory(tuple(boxes)), shape, [*overrides, *([f"{bits}=true"] if bits else [])]
 
 
@@ -152,7 +174,9 @@ def test_no_plan_is_over_the_memory_of_a_card():
             assert memory.total <= card.memory, (case, card.name)
         assert len(set(final.cards)) == len(final.cards)
         assert sum(final.shares) in (0, final.micro_batches)
-        fastest = max(row.samples_per_second for row in (plan.changed if plan.chosen is None else plan).rows if row.fits)
+        fastest = max(
+            row.samples_per_second for row in (plan.changed if plan.chosen is None else plan).rows if row.fits
+        )
         assert final.samples_per_second >= 0.96 * fastest, "the fastest that fits, within the error of predictions"
     assert chosen > 10
 
@@ -188,16 +212,23 @@ def test_slow_links_favour_the_pipeline_and_fast_ones_data_parallelism():
     slow = plan_of("1x rtx3090 @ 1GbE, 1x rtx3090 @ 1GbE, 1x rtx3090 @ 1GbE", "random-2.2b")
     assert slow.chosen.strategy == "pipeline"
     by_name = {row.strategy: row for row in slow.rows}
-    assert by_name["zero-3"].time.communication > 10 * by_name["pipeline"].time.total, "gigabytes a step against megabytes"
+    assert by_name["zero-3"].time.communication > 10 * by_name["pipeline"].time.total, (
+        "gigabytes a step against megabytes"
+    )
     fast = plan_of("4x a100-80", "random-256m", "train.global_batch=32", "train.per_device_train_batch_size=20")
     assert fast.chosen.strategy in ("zero-1", "zero-2")
 
 
 def test_a_faster_card_is_dealt_more_on_stage_2_and_not_on_stage_3():
     inventory = parse("1x rtx4090 + 1x rtx3090")
-    config = config_of("random-256m", "train.per_device_train_batch_size=20", "train.global_batch=10", "resources.num_workers=2")
+    config = config_of(
+        "random-256m", "train.per_device_train_batch_size=20", "train.global_batch=10", "resources.num_workers=2"
+    )
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
-    by_stage = {s: predict(with_settings(config, {"engine.stage": s}), statistics, inventory, SHAPES["random-256m"]) for s in (2, 3)}
+    by_stage = {
+        s: predict(with_settings(config, {"engine.stage": s}), statistics, inventory, SHAPES["random-256m"])
+        for s in (2, 3)
+    }
     assert by_stage[2].shares[0] > by_stage[2].shares[1]
     assert by_stage[3].shares == (5, 5)
 
@@ -227,7 +258,10 @@ def test_where_no_change_helps_that_is_said():
 
 
 def test_what_is_asked_for_and_cannot_be_is_left_out():
-    strategies = {row.name for row in plan_of("2x rtx3090", "random-256m", "lora.r=8", "model.train=[]", "model.load_in_4bit=true").rows}
+    strategies = {
+        row.name
+        for row in plan_of("2x rtx3090", "random-256m", "lora.r=8", "model.train=[]", "model.load_in_4bit=true").rows
+    }
     assert not any(name.startswith("zero-3") for name in strategies), "quantised weights are not sharded"
     fp16 = {row.strategy for row in plan_of("2x rtx3090", "random-256m", "model.dtype=float16").rows}
     assert "pipeline" not in fp16 and "zero-2" in fp16
@@ -237,19 +271,33 @@ def test_what_is_asked_for_and_cannot_be_is_left_out():
 
 def test_precomputed_features_leave_the_tower_out():
     overrides = ("model.train=[text]", "model.vision_features=precompute")
-    plan, with_tower = plan_of("2x rtx3090", "random-256m", *overrides), plan_of("2x rtx3090", "random-256m", "model.train=[text]")
+    plan, with_tower = (
+        plan_of("2x rtx3090", "random-256m", *overrides),
+        plan_of("2x rtx3090", "random-256m", "model.train=[text]"),
+    )
     pipeline = next(row for row in plan.rows if row.strategy == "pipeline")
     assert sum(pipeline.cut) == 32, "merge, 30 text layers and the head"
     assert plan.chosen.samples_per_second > 1.5 * with_tower.chosen.samples_per_second
 
 
 def test_the_run_as_written_is_predicted_for_comparison():
-    config = config_of("random-256m", "engine=pipeline", "engine.cut=[20,27]", "resources.num_workers=2", "train.per_device_train_batch_size=4")
+    config = config_of(
+        "random-256m",
+        "engine=pipeline",
+        "engine.cut=[20,27]",
+        "resources.num_workers=2",
+        "train.per_device_train_batch_size=4",
+    )
     config = with_settings(config, {"engine.cut": (10, 35)})
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
     found = predict(config, statistics, parse("2x rtx3090"), SHAPES["random-256m"])
     assert found.cut == (10, 35) and found.micro_batch == 4 and found.strategy == "pipeline"
-    zero = predict(with_settings(config, {"engine.name": "zero", "engine.stage": 3}), statistics, parse("2x rtx3090"), SHAPES["random-256m"])
+    zero = predict(
+        with_settings(config, {"engine.name": "zero", "engine.stage": 3}),
+        statistics,
+        parse("2x rtx3090"),
+        SHAPES["random-256m"],
+    )
     assert zero.strategy == "zero-3" and zero.time.total > 0
 
 

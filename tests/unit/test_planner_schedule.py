@@ -1,4 +1,6 @@
-"""Shares and pipeline schedules: what is dealt is dealt best, what is simulated is what torch does, and limits that arithmetic knows hold."""
+"""Shares and pipeline schedules: what is dealt is dealt best, what is simulated is what torch does, and limits that
+arithmetic knows hold.
+"""
 
 import itertools
 import random
@@ -31,16 +33,26 @@ def test_no_other_shares_are_done_sooner():
         assert max(n / speed for n, speed in zip(shares, speeds, strict=True)) == pytest.approx(best)
 
 
-@pytest.mark.parametrize(("stages", "micro_batches"), [(2, 2), (2, 4), (2, 7), (3, 4), (4, 4), (4, 10), (4, 12), (5, 3)])
+@pytest.mark.parametrize(
+    ("stages", "micro_batches"), [(2, 2), (2, 4), (2, 7), (3, 4), (4, 4), (4, 10), (4, 12), (5, 3)]
+)
 def test_operations_and_accepted_numbers_are_torchs(stages, micro_batches):
     count = accepted(micro_batches, stages)
     assert count % max(1, count // stages) == 0
     for rank in range(stages):
         rounds = max(1, count // stages)
-        schedule = SimpleNamespace(pp_group_size=stages, n_local_stages=1, _n_microbatches=count, number_of_rounds=rounds,
-                                   microbatches_per_round=count // rounds, rank=rank)  # fmt: skip
+        schedule = SimpleNamespace(
+            pp_group_size=stages,
+            n_local_stages=1,
+            _n_microbatches=count,
+            number_of_rounds=rounds,
+            microbatches_per_round=count // rounds,
+            rank=rank,
+        )
         actions = ScheduleInterleaved1F1B._calculate_single_rank_operations(schedule, rank)
-        torchs = [("F" if a.computation_type.name == "FORWARD" else "B", a.microbatch_index) for a in actions if a is not None]
+        torchs = [
+            ("F" if a.computation_type.name == "FORWARD" else "B", a.microbatch_index) for a in actions if a is not None
+        ]
         assert operations(rank, stages, count, "interleaved_1f1b") == torchs
 
 

@@ -18,8 +18,16 @@ NAMES = sorted(SHAPES)
 
 def config_of(name: str) -> Idefics3Config:
     spec, tied = SHAPES[name], bool(SHAPES[name].get("tied"))
-    text = {**spec["text"], "model_type": "llama", "vocab_size": spec["vocab_size"] or 1000, "tie_word_embeddings": tied, "rms_norm_eps": 1e-5}
-    return Idefics3Config(vision_config=spec["vision"], text_config=text, scale_factor=spec["scale_factor"], tie_word_embeddings=tied)
+    text = {
+        **spec["text"],
+        "model_type": "llama",
+        "vocab_size": spec["vocab_size"] or 1000,
+        "tie_word_embeddings": tied,
+        "rms_norm_eps": 1e-5,
+    }
+    return Idefics3Config(
+        vision_config=spec["vision"], text_config=text, scale_factor=spec["scale_factor"], tie_word_embeddings=tied
+    )
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -45,7 +53,11 @@ def test_parameters_are_those_of_the_model_by_group_and_by_unit(built):
         by_group[group_of(key)] = by_group.get(group_of(key), 0) + p.numel()
         by_unit[unit_of(key)] = by_unit.get(unit_of(key), 0) + p.numel()
     groups = shape.groups
-    counted = {"vision": groups["vision"], "connector": groups["connector"], "text": groups["text"] + groups["embedding"] + groups["head"]}
+    counted = {
+        "vision": groups["vision"],
+        "connector": groups["connector"],
+        "text": groups["text"] + groups["embedding"] + groups["head"],
+    }
     assert counted == by_group
     assert {unit.name: unit.parameters for unit in shape.units} == by_unit
     assert shape.parameters == sum(p.numel() for p in model.parameters())
@@ -61,12 +73,16 @@ def test_a_config_file_says_the_same_as_the_name(built, tmp_path):
 def test_trained_parameters_are_those_of_peft(groups):
     with torch.device("meta"):
         model = Idefics3ForConditionalGeneration(config_of("random-256m"))
-    config = RunConfig(model=ModelConfig(train=("connector",)), lora=LoraConfig(r=8, groups=groups, ranks={"text": 4}, use_dora=False))
+    config = RunConfig(
+        model=ModelConfig(train=("connector",)), lora=LoraConfig(r=8, groups=groups, ranks={"text": 4}, use_dora=False)
+    )
     shape, training = known_shape("random-256m"), Training.of(config)
     expected = sum(training.trained_parameters(unit) for unit in shape.units)
     flat = RunConfig(model=ModelConfig(train=("connector",)), lora=LoraConfig(r=8, groups=groups))
     trained = trainable(prepare_for_training(model, flat))
-    assert sum(Training.of(flat).trained_parameters(unit) for unit in shape.units) == sum(p.numel() for p in trained.values())
+    assert sum(Training.of(flat).trained_parameters(unit) for unit in shape.units) == sum(
+        p.numel() for p in trained.values()
+    )
     assert expected < sum(p.numel() for p in trained.values()), "ranks.text = 4 halves the adapters of the text model"
 
 
@@ -76,7 +92,10 @@ def test_defaults_are_those_of_transformers():
 
 
 def test_a_hub_id_of_the_family_needs_no_hub():
-    assert shape_of(ModelConfig(path="HuggingFaceTB/SmolVLM-256M-Instruct")).parameters == known_shape("random-256m").parameters
+    assert (
+        shape_of(ModelConfig(path="HuggingFaceTB/SmolVLM-256M-Instruct")).parameters
+        == known_shape("random-256m").parameters
+    )
 
 
 @pytest.mark.parametrize("path", ["nobody/knows-this", "not-a-folder"])
@@ -91,7 +110,8 @@ def test_another_family_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("path", "parameters"), [("HuggingFaceTB/SmolVLM-256M-Instruct", 256_484_928), ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 507_482_304)]
+    ("path", "parameters"),
+    [("HuggingFaceTB/SmolVLM-256M-Instruct", 256_484_928), ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 507_482_304)],
 )
 def test_a_published_model_has_as_many_parameters_as_its_page_on_the_hub_says(path, parameters):
     """With a head of its own: the published configs do not tie it to the embeddings."""

@@ -20,12 +20,15 @@ def index(tmp_path_factory, processor):  # noqa: F811
     folder = str(tmp_path_factory.mktemp("shards"))
     write_shards(folder, vqa_rows("train", 120))
     encoder = encoder_of(processor, {"longest_edge": 128}, max_length=4096)
-    return pa.concat_tables([index_shard(folder, f.name, i, encoder) for i, f in enumerate(read_manifest(folder).files)])
+    return pa.concat_tables(
+        [index_shard(folder, f.name, i, encoder) for i, f in enumerate(read_manifest(folder).files)]
+    )
 
 
 def config_of(packing: str, micro_batch: int, tokens: int | None = None) -> RunConfig:
     return RunConfig(
-        data=DataConfig(packing=packing, max_length=4096), train=TrainConfig(per_device_train_batch_size=micro_batch, micro_batch_tokens=tokens)
+        data=DataConfig(packing=packing, max_length=4096),
+        train=TrainConfig(per_device_train_batch_size=micro_batch, micro_batch_tokens=tokens),
     )
 
 
@@ -72,7 +75,8 @@ def test_fewer_tiles_take_their_tokens_with_them():
 
 
 @pytest.mark.parametrize(
-    ("image", "tiles"), [({}, 5), ({"upscale": True}, 13), ({"longest_edge": 512}, 1), ({"upscale": True, "max_tiles": 7}, 7)]
+    ("image", "tiles"),
+    [({}, 5), ({"upscale": True}, 13), ({"longest_edge": 512}, 1), ({"upscale": True, "max_tiles": 7}, 7)],
 )
 def test_data_that_are_not_prepared_are_tiled_as_the_run_says(image, tiles):
     config, shape = RunConfig(image=ImageConfig(**image)), known_shape("random-256m")

@@ -1,4 +1,6 @@
-"""Preview shows what training will see: the same tokens, the trained ones marked, what is left out and why; without Ray and without a GPU."""
+"""Preview shows what training will see: the same tokens, the trained ones marked, what is left out and why; without Ray
+and without a GPU.
+"""
 
 import subprocess
 import sys
@@ -21,7 +23,12 @@ from tests.offline import asked, files_under, message, picture, processor, shard
 from tests.shards import vqa_rows, write_shards
 
 LONG = "word " * 300
-TURNS = (message("user", None, "what?"), message("assistant", "a box"), message("user", None, "and?"), message("assistant", "two"))
+TURNS = (
+    message("user", None, "what?"),
+    message("assistant", "a box"),
+    message("user", None, "and?"),
+    message("assistant", "two"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,9 @@ def shards(tmp_path_factory, rows):
 def config_of(path, train, **sections):
     image = {"longest_edge": 128}
     return RunConfig(
-        model={"path": path}, image=image, **{"data": {"train": train, "max_length": 300} | sections.pop("data", {})} | sections
+        model={"path": path},
+        image=image,
+        **{"data": {"train": train, "max_length": 300} | sections.pop("data", {})} | sections,
     )
 
 
@@ -70,7 +79,10 @@ def test_items_are_what_training_gets(shards, rows, tiny_path):  # noqa: F811
 
 def test_pictures_are_told_with_their_size_tiles_and_tokens(shards, tiny_path):  # noqa: F811
     item = list(preview(config_of(tiny_path, shards), 2))[1]
-    assert item.images == ("120 x 60 PNG: 1 x 2 tiles and the whole, 48 image tokens", "64 x 64 JPEG: 1 tile, 16 image tokens")
+    assert item.images == (
+        "120 x 60 PNG: 1 x 2 tiles and the whole, 48 image tokens",
+        "64 x 64 JPEG: 1 tile, 16 image tokens",
+    )
     shapes = [("image" if p.image else "trained" if p.trained else "text") for p in item.pieces]
     assert shapes == ["text", "image", "text", "trained", "text", "image", "text", "trained"]
 
@@ -85,8 +97,14 @@ def test_print_marks_the_trained_tokens_also_without_colours(shards, tiny_path):
     assert "say <image> and \\x1b[31m!" in hostile and "no [red]tags[/red]" in hostile
 
 
-@pytest.mark.parametrize(("overlong", "note"), [("drop", "left out: [0-9]+ tokens, data.max_length = 100"), ("truncate_text", "cut from [0-9]+ to 100 tokens"),
-                                                ("error", "too-long: [0-9]+ tokens, data.max_length = 100")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overlong", "note"),
+    [
+        ("drop", "left out: [0-9]+ tokens, data.max_length = 100"),
+        ("truncate_text", "cut from [0-9]+ to 100 tokens"),
+        ("error", "too-long: [0-9]+ tokens, data.max_length = 100"),
+    ],
+)
 def test_overlong_samples_are_shown_with_what_becomes_of_them(shards, tiny_path, overlong, note):  # noqa: F811
     import re
 
@@ -96,7 +114,9 @@ def test_overlong_samples_are_shown_with_what_becomes_of_them(shards, tiny_path,
 
 
 def test_of_preference_data_both_endings_are_shown(tmp_path, tiny_path):  # noqa: F811
-    pair = Conversation("p-1", (message("user", None, "?"),), chosen=(message("assistant", "a"),), rejected=(message("assistant", "b"),))
+    pair = Conversation(
+        "p-1", (message("user", None, "?"),), chosen=(message("assistant", "a"),), rejected=(message("assistant", "b"),)
+    )
     folder = write_shards(str(tmp_path), [shard_row([picture(9, 9)], pair)])
     (item,) = preview(config_of(tiny_path, folder), 5)
     assert [p.text.strip() for p in item.pieces if p.trained] == ["a<end_of_utterance>", "b<end_of_utterance>"]
@@ -159,7 +179,9 @@ def test_the_command_prints_samples_and_the_histogram(shards, tiny_path):  # noq
     arguments = ["preview", f"model.path={tiny_path}", f"data.train={shards}", "data.max_length=300", "-n", "2"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert result.output.count("trained\n") == 2 and "« a box<end_of_utterance>" in result.output and "█" in result.output
+    assert (
+        result.output.count("trained\n") == 2 and "« a box<end_of_utterance>" in result.output and "█" in result.output
+    )
     missing = CliRunner().invoke(app, ["preview", f"model.path={tiny_path}", f"data.train={shards}/nothing"])
     assert missing.exit_code == 2
 

@@ -67,8 +67,11 @@ def test_an_instruction_of_the_run_is_asked_where_nothing_else_is(photos):
 
 
 IMAGE = picture(20, 20)
-MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "1"}]}, {"role": "user", "content": [{"type": "text", "text": "two?"}]}]  # fmt: skip
+MESSAGES = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "1"}]},
+    {"role": "user", "content": [{"type": "text", "text": "two?"}]},
+]
 LAYOUTS = {
     "question without an answer": ({"image": IMAGE, "question": "what?"}, ["what?"]),
     "question with an empty answer": ({"image": IMAGE, "question": "what?", "answer": ""}, ["what?"]),
@@ -77,8 +80,18 @@ LAYOUTS = {
     "label": ({"image": IMAGE, "label": "cat"}, ["What is in the image?"]),
     "messages that end with the user": ({"images": [IMAGE], "messages": MESSAGES}, ["two?"]),
     "messages with an answer": ({"images": [IMAGE], "messages": MESSAGES[:2]}, ["one?"]),
-    "images inside messages": ({"messages": [{"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "in?"}]}]}, ["in?"]),
-    "llava": ({"image": IMAGE, "conversations": [{"from": "human", "value": "<image>\nhm?"}, {"from": "gpt", "value": "a"}]}, ["hm?"]),
+    "images inside messages": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "in?"}]}
+            ]
+        },
+        ["in?"],
+    ),
+    "llava": (
+        {"image": IMAGE, "conversations": [{"from": "human", "value": "<image>\nhm?"}, {"from": "gpt", "value": "a"}]},
+        ["hm?"],
+    ),
     "the cauldron": ({"images": [IMAGE], "texts": [{"user": "q", "assistant": "a"}]}, ["q"]),
     "prompt alone": ({"image": IMAGE, "prompt": "Write a story."}, ["Write a story."]),
     "prompt and completion": ({"image": IMAGE, "prompt": "Write.", "completion": "Once"}, ["Write."]),
@@ -101,7 +114,10 @@ def test_a_row_of_any_layout_is_asked_with_or_without_its_answer(layout, tmp_pat
 def test_a_prompt_is_asked_in_place_of_a_row_s_question_or_stands_before_the_named_column(tmp_path):
     file = table(tmp_path, [{"question_id": 7, "image": IMAGE, "question": "what?", "q2": "why?"}])
     assert said(questions_of(file, "Describe.")) == [("7", "Describe.")]
-    assert said(questions_of(file, "Briefly:", "At length:", columns=ColumnsConfig(question="q2"))) == [("7/1", "Briefly:\nwhy?"), ("7/2", "At length:\nwhy?")]
+    assert said(questions_of(file, "Briefly:", "At length:", columns=ColumnsConfig(question="q2"))) == [
+        ("7/1", "Briefly:\nwhy?"),
+        ("7/2", "At length:\nwhy?"),
+    ]
     assert said(questions_of(file, prompt="Briefly:")) == [("7", "Briefly:\nwhat?")]
 
 
@@ -115,7 +131,9 @@ def test_rows_of_jsonl_tars_and_prepared_shards_are_asked(tmp_path):
             info.size = len(IMAGE)
             tar.addfile(info, io.BytesIO(IMAGE))
     assert said(questions_of(tmp_path / "x.tar", "?")) == [("x.tar#one", "?"), ("x.tar#two", "?")]
-    shards = write_shards(str(tmp_path / "shards"), [shard_row([IMAGE], asked("what?", "a", name="1"), asked("why?", "b", name="2"))])
+    shards = write_shards(
+        str(tmp_path / "shards"), [shard_row([IMAGE], asked("what?", "a", name="1"), asked("why?", "b", name="2"))]
+    )
     assert said(questions_of(shards)) == [("1", "what?"), ("2", "why?")]
     assert said(questions_of(shards, "Describe.")) == [("shard-00000.parquet#0", "Describe.")]
 
@@ -129,7 +147,11 @@ def test_what_cannot_be_asked_is_an_error_in_its_place(photos, tmp_path):
 
     rows = tmp_path / "rows"
     rows.mkdir()
-    table(rows, [{"image": IMAGE, "question": "fine?"}, {"image": None, "question": None}, {"image": b"?", "question": "bad?"}], "1.parquet")
+    table(
+        rows,
+        [{"image": IMAGE, "question": "fine?"}, {"image": None, "question": None}, {"image": b"?", "question": "bad?"}],
+        "1.parquet",
+    )
     (rows / "2.parquet").write_bytes(b"PAR1 torn")
     table(rows, [{"image": IMAGE, "question": "last?"}], "3.parquet")
     found = questions_of(rows)
@@ -176,7 +198,12 @@ def test_data_without_anything_to_ask_are_refused_before_a_model_is_loaded(photo
 
 def test_questions_about_one_image_share_its_tokens_and_keep_their_places(processor, tmp_path):  # noqa: F811
     other = picture(40, 40, 5)
-    records = [{"image": IMAGE, "question": "a?"}, {"image": other, "question": "b?"}, {"image": b"", "question": "c?"}, {"image": IMAGE, "question": "d?"}]
+    records = [
+        {"image": IMAGE, "question": "a?"},
+        {"image": other, "question": "b?"},
+        {"image": b"", "question": "c?"},
+        {"image": IMAGE, "question": "d?"},
+    ]
     batch, places = collate_questions(questions_of(table(tmp_path, records)), encoder_of(processor, max_length=8192), 8)
     assert len(batch.pixel_values) == 2 and batch.input_ids.shape[0] == 2 and int(batch.branch.max()) == 2
     assert [a.place for a in places] == [0, 2, -1, 1] and places[2].error.startswith("empty_image")

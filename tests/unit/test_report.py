@@ -64,7 +64,9 @@ def run(tmp_path):
     (folder / "predictions").mkdir(parents=True)
     events = [{"event": "start", "workers": 2, "total_steps": 300, "versions": {"torch": "2"}, "attempt": 1}]
     for i in range(1, STEPS + 1):
-        events.append({"event": "step", "step": 10 * i, "loss": 3 / i, "samples": 64, "seconds": 2.0, "data_wait_seconds": 0.1})
+        events.append(
+            {"event": "step", "step": 10 * i, "loss": 3 / i, "samples": 64, "seconds": 2.0, "data_wait_seconds": 0.1}
+        )
         if i == 20:
             events += [{"event": "start", "workers": 1, "attempt": 2}, {"event": "resume", "step": 200}]
     events[3]["loss"] = float("nan")
@@ -73,7 +75,9 @@ def run(tmp_path):
         {"event": "skipped", "what": EVIL, "why": "torn"},
     ]
     events.append({"event": "end", "status": "finished", "step": 300, "seconds": 60})
-    (folder / "events.jsonl").write_text("".join(json.dumps({"attempt": 1, "time": 1.8e9 + i} | e) + "\n" for i, e in enumerate(events)))
+    (folder / "events.jsonl").write_text(
+        "".join(json.dumps({"attempt": 1, "time": 1.8e9 + i} | e) + "\n" for i, e in enumerate(events))
+    )
     config = load_config(None, ["name=demo", f"storage={tmp_path}", f"data.train={EVIL}", "lora.r=4"])
     (folder / "config.yaml").write_text(to_yaml(config))
     result = {
@@ -91,7 +95,9 @@ def run(tmp_path):
     ]
     names = ("type", "question", "prediction", "answer", "correct", "key")
     table = pa.Table.from_pylist([{"id": str(i)} | dict(zip(names, row, strict=True)) for i, row in enumerate(rows)])
-    pq.write_table(table.set_column(2, "question", pa.array(["stale"] * 3)), folder / "predictions" / "step-00000200.parquet")
+    pq.write_table(
+        table.set_column(2, "question", pa.array(["stale"] * 3)), folder / "predictions" / "step-00000200.parquet"
+    )
     pq.write_table(table, folder / "predictions" / "step-00000300.parquet")
     return folder
 
@@ -122,7 +128,16 @@ def test_numbers_stand_where_they_belong(run):
     text, page = page_of(write_report(str(run)))
     told = " ".join(" ".join(page.text).split())
     assert told.index("88.0 %") < told.index("67.0 %") < told.index("100.0 %")
-    for part in ("exact-match accuracy", "without the image", "finished", "LoRA r=4", "1.92k samples", "50s training", "1 restart", "ray"):
+    for part in (
+        "exact-match accuracy",
+        "without the image",
+        "finished",
+        "LoRA r=4",
+        "1.92k samples",
+        "50s training",
+        "1 restart",
+        "ray",
+    ):
         assert part in told, part
     assert re.search(r"overall</th><td>3</td><td>88.0 %", text)
 
@@ -137,8 +152,12 @@ def test_a_search_is_not_called_exact_match(run):
 def test_every_logged_point_is_drawn_once(run):
     text, _ = page_of(write_report(str(run)))
     lines = [len(points.split()) for points in re.findall(r'<polyline class="line [^"]*" points="([^"]*)"', text)]
-    assert lines == [STEPS - 1, STEPS - 1, 1, 1, STEPS, STEPS], "loss without its NaN, smoothed, two accuracies, throughput, wait"
-    assert text.count('class="mark"') == 3, "the restart, in loss, throughput and wait; the one evaluation comes after it"
+    assert lines == [STEPS - 1, STEPS - 1, 1, 1, STEPS, STEPS], (
+        "loss without its NaN, smoothed, two accuracies, throughput, wait"
+    )
+    assert text.count('class="mark"') == 3, (
+        "the restart, in loss, throughput and wait; the one evaluation comes after it"
+    )
     assert "nan" not in " ".join(re.findall(r"<svg.*?</svg>", text, re.S)).lower()
 
 
@@ -160,7 +179,12 @@ def test_a_report_written_again_keeps_its_images(run):
 
 @pytest.mark.parametrize(
     "missing",
-    [["result.json"], ["config.yaml", "predictions"], ["events.jsonl"], ["result.json", "config.yaml", "predictions", "events.jsonl"]],
+    [
+        ["result.json"],
+        ["config.yaml", "predictions"],
+        ["events.jsonl"],
+        ["result.json", "config.yaml", "predictions", "events.jsonl"],
+    ],
 )
 def test_a_report_needs_none_of_its_parts(run, missing):
     for name in missing:
@@ -198,7 +222,9 @@ def test_smoothing_keeps_a_constant_and_calms_noise():
     assert all(0.4 < y < 0.6 for _, y in noisy[50:])
 
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine to render the page with")
@@ -216,9 +242,17 @@ def test_a_browser_lays_the_page_out_without_overflow_or_requests(run, tmp_path,
     )
     page.write_text(report.replace("</body>", probe + "</body>"), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}"]
+    flags += [
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     done = subprocess.run(
-        [BROWSER, *flags, f"--window-size={width},900", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
+        [BROWSER, *flags, f"--window-size={width},900", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
     assert title, done.stderr[-2000:]

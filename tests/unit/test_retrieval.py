@@ -1,4 +1,6 @@
-"""Image search by text: the figures are the standard ones, and a model's score of a caption is that of the caption alone."""
+"""Image search by text: the figures are the standard ones, and a model's score of a caption is that of the caption
+alone.
+"""
 
 import tracemalloc
 
@@ -38,7 +40,12 @@ def test_recall_asks_for_one_relevant_image_among_the_first_k():
     scores = np.array([[0.9, 0.8, 0.7, 0.1], [0.1, 0.9, 0.8, 0.7], [0.5, 0.5, 0.5, 0.5], [0.3, 0.2, 0.9, 0.9]])
     relevant = np.array([[0, 1, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1]])
     found = {k: recall_at(scores, relevant, k).tolist() for k in (1, 2, 3, 4)}
-    assert found == {1: [False, False, False, True], 2: [True, False, False, True], 3: [True, False, False, True], 4: [True] * 4}
+    assert found == {
+        1: [False, False, False, True],
+        2: [True, False, False, True],
+        3: [True, False, False, True],
+        4: [True] * 4,
+    }
 
 
 def test_retrieval_figures_have_intervals_over_the_texts():
@@ -49,7 +56,9 @@ def test_retrieval_figures_have_intervals_over_the_texts():
     for figure in figures.values():
         assert figure["low"] < figure["value"] < figure["high"] and figure["samples"] == 60
     assert figures["recall@1"]["value"] < figures["mean_average_precision"]["value"] < figures["recall@5"]["value"]
-    assert measure_retrieval(np.zeros((5, 5)), np.eye(5))["recall@1"]["value"] == 0, "a model that tells nothing apart finds nothing"
+    assert measure_retrieval(np.zeros((5, 5)), np.eye(5))["recall@1"]["value"] == 0, (
+        "a model that tells nothing apart finds nothing"
+    )
 
 
 def test_scores_that_mean_nothing_are_refused():
@@ -67,7 +76,14 @@ def embedded(texts, images, parts=1, order=1):
     dealt = [Embedded() for _ in range(parts)]
     pairs = [(n, m) for n in range(len(texts)) for m in (n, n + 1) if m < len(images)]
     for place, (n, m) in enumerate(pairs[::order]):
-        record = {"id": f"{n}-{m}", "key": f"k{m:05}", "type": "ab"[m % 2], "question": "?", "answer": f"t{n:05}", "answers": []}
+        record = {
+            "id": f"{n}-{m}",
+            "key": f"k{m:05}",
+            "type": "ab"[m % 2],
+            "question": "?",
+            "answer": f"t{n:05}",
+            "answers": [],
+        }
         dealt[place % parts].add_image(record, images[m])
         dealt[place % parts].add_text(record, texts[n], [record["key"]])
     for other in dealt[1:]:
@@ -94,13 +110,19 @@ def test_a_search_block_by_block_has_the_figures_of_the_whole():
 
 def test_predictions_do_not_depend_on_how_records_were_dealt_to_workers():
     texts, images = vectors(20, 0), vectors(20, 1)
-    (want, *others) = [found_report(embedded(texts, images, parts, order)).predictions for parts, order in ((1, 1), (2, 1), (3, -1))]
+    (want, *others) = [
+        found_report(embedded(texts, images, parts, order)).predictions for parts, order in ((1, 1), (2, 1), (3, -1))
+    ]
     assert others == [want] * 2
-    assert [(p["id"], p["key"], p["question"]) for p in want[:2]] == [("0-0", "k00000", "t00000"), ("1-1", "k00001", "t00001")]
+    assert [(p["id"], p["key"], p["question"]) for p in want[:2]] == [
+        ("0-0", "k00000", "t00000"),
+        ("1-1", "k00001", "t00001"),
+    ]
 
 
 def test_exact_match_is_recall_at_1_with_ties_too():
-    images = np.repeat(vectors(10, 1), 2, axis=0)  # of two equal pictures the wrong one counts against the text that asks for the other
+    # of two equal pictures the wrong one counts against the text that asks for the other
+    images = np.repeat(vectors(10, 1), 2, axis=0)
     for texts in (images + vectors(20, 0) / 2, np.zeros_like(images)):
         report = found_report(embedded(texts, images))
         assert report.accuracy["overall"] == report.metrics["recall@1"]["overall"]["value"]
@@ -136,7 +158,10 @@ def test_a_caption_scores_as_if_it_were_the_only_one(model, encoder):
     images = [picture(64, 64, 1), picture(120, 64, 2), picture(64, 64, 3)]
     of = mean_log_probabilities(model)
     scores = caption_scores(images, CAPTIONS, encoder, of, "what is it?", captions_per_sequence=2)
-    alone = [[caption_scores([image], [caption], encoder, of, "what is it?").item() for image in images] for caption in CAPTIONS]
+    alone = [
+        [caption_scores([image], [caption], encoder, of, "what is it?").item() for image in images]
+        for caption in CAPTIONS
+    ]
     assert scores.shape == (5, 3) and scores == pytest.approx(np.array(alone), abs=1e-5)
     assert (scores < 0).all() and np.ptp(scores, axis=1).min() > 1e-5, "the image matters"
 
@@ -146,14 +171,20 @@ def test_a_score_is_the_mean_over_the_captions_tokens_that_plain_transformers_gi
     (batch,) = caption_batches([image], CAPTIONS[:1], encoder, "what is it?")
     pixels = ((batch.pixel_values.float() / 255 - 0.5) / 0.5)[batch.tile_order][None]
     with torch.no_grad():
-        logits = model(input_ids=batch.input_ids, pixel_values=pixels, attention_mask=torch.ones_like(batch.input_ids)).logits[0]
+        logits = model(
+            input_ids=batch.input_ids, pixel_values=pixels, attention_mask=torch.ones_like(batch.input_ids)
+        ).logits[0]
     logps = logits.log_softmax(-1)[batch.target_positions, batch.target_ids]
-    assert len(logps) > 2 and mean_log_probabilities(model)(batch).item() == pytest.approx(logps.mean().item(), abs=1e-5)
+    assert len(logps) > 2 and mean_log_probabilities(model)(batch).item() == pytest.approx(
+        logps.mean().item(), abs=1e-5
+    )
 
 
 def test_the_vision_tower_sees_each_image_once(model, encoder):
     seen = []
-    handle = model.model.vision_model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output.last_hidden_state)))
+    handle = model.model.vision_model.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(output.last_hidden_state))
+    )
     images = [picture(64, 64, 1), picture(120, 64, 2)]
     caption_scores(images, CAPTIONS * 4, encoder, mean_log_probabilities(model), "", captions_per_sequence=3)
     handle.remove()
@@ -179,11 +210,15 @@ def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F81
     model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
     rows = [shard_row([image], asked("what?", caption)) for image, caption in zip(images, captions, strict=True)]
     batch = collate_training([Group(row, (0,)) for row in rows], encoder)
-    before = measure_retrieval(caption_scores(images, captions, encoder, mean_log_probabilities(model.eval()), "what?"), np.eye(4), ks=(1,))
+    before = measure_retrieval(
+        caption_scores(images, captions, encoder, mean_log_probabilities(model.eval()), "what?"), np.eye(4), ks=(1,)
+    )
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3)
     for _ in range(60):
         optimizer.zero_grad()
         sft(base_model(model).lm_head, target_states(model, batch), batch, Totals(4, batch.label_tokens))[0].backward()
         optimizer.step()
-    after = measure_retrieval(caption_scores(images, captions, encoder, mean_log_probabilities(model.eval()), "what?"), np.eye(4), ks=(1,))
+    after = measure_retrieval(
+        caption_scores(images, captions, encoder, mean_log_probabilities(model.eval()), "what?"), np.eye(4), ks=(1,)
+    )
     assert after["mean_average_precision"]["value"] == 1 > before["mean_average_precision"]["value"]

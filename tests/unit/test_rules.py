@@ -26,10 +26,12 @@ RAY_IMPORTERS = {
     "precompute.jobs",
     "inference.generate",
 }
-# A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention says so.
+# A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention
+# says so.
 ENVIRONMENT_READERS = {"storage", "cluster", "launch", "tune", "cli", "engine.zero"}
 
-# Packages by level, the lowest first. A package imports lower levels only; inside a package modules import each other without circles.
+# Packages by level, the lowest first. A package imports lower levels only; inside a package modules import each other
+# without circles.
 LEVELS = (
     ("storage",),
     ("config", "run"),
@@ -98,12 +100,16 @@ def test_imports_go_one_way(path):
     assert package in LEVEL_OF, f"{relative(path)} has no level: place its package in LEVELS"
     others = {name for name in own_imports(path) if name and package_of(name) != package}
     upward = {name for name in others if LEVEL_OF[package_of(name)] >= LEVEL_OF[package]}
-    assert not upward, f"{relative(path)} (level {LEVEL_OF[package]}) imports its own level or a higher one: {sorted(upward)}"
+    assert not upward, (
+        f"{relative(path)} (level {LEVEL_OF[package]}) imports its own level or a higher one: {sorted(upward)}"
+    )
 
 
 def test_there_are_at_most_12_levels():
     assert len(LEVELS) <= 12
-    assert {package_of(name_of(path)) for path in SOURCES} - {""} == set(LEVEL_OF), "LEVELS names what is there, and no more"
+    assert {package_of(name_of(path)) for path in SOURCES} - {""} == set(LEVEL_OF), (
+        "LEVELS names what is there, and no more"
+    )
 
 
 def test_no_two_test_modules_have_one_name():
@@ -129,13 +135,23 @@ def test_only_named_modules_import_ray_and_deepspeed(path):
         assert "deepspeed" not in roots
 
 
-UNSAFE_LOADS = {"torch.load", "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.unsafe_load_all", "torch.jit.load", "torch.hub.load"}
+UNSAFE_LOADS = {
+    "torch.load",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.unsafe_load_all",
+    "torch.jit.load",
+    "torch.hub.load",
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_nothing_from_outside_is_run_as_code(path):
     imported = set(imports_of(path))
-    assert not {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & {name.split(".")[0] for name in imported}
+    assert not {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & {
+        name.split(".")[0] for name in imported
+    }
     assert not UNSAFE_LOADS & imported, "imported by name, a call of it would not be seen"
     for node in ast.walk(tree_of(path)):
         where = f"{relative(path)}:{getattr(node, 'lineno', 0)}"
@@ -144,9 +160,17 @@ def test_nothing_from_outside_is_run_as_code(path):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        assert called not in {"eval", "exec", "compile", "os.system", "os.popen", "tempfile.mktemp"}, f"{where}: {called}"
+        assert called not in {"eval", "exec", "compile", "os.system", "os.popen", "tempfile.mktemp"}, (
+            f"{where}: {called}"
+        )
         assert called not in UNSAFE_LOADS, f"{where}: {called}"
-        assert called.split(".")[-1] not in {"extractall", "unpack_archive", "full_load", "full_load_all", "load_pickle"}, f"{where}: {called}"
+        assert called.split(".")[-1] not in {
+            "extractall",
+            "unpack_archive",
+            "full_load",
+            "full_load_all",
+            "load_pickle",
+        }, f"{where}: {called}"
         for keyword in node.keywords:
             risky = keyword.arg in {"trust_remote_code", "allow_pickle", "shell"} and not (
                 isinstance(keyword.value, ast.Constant) and keyword.value.value is False
@@ -180,7 +204,11 @@ def test_modules_and_public_functions_say_what_they_do(path):
     tree = tree_of(path)
     assert not tree.body or ast.get_docstring(tree), f"{relative(path)} opens without saying what flows in and out"
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_") and len(node.body) > 1:
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and not node.name.startswith("_")
+            and len(node.body) > 1
+        ):
             assert ast.get_docstring(node), f"{relative(path)}:{node.lineno} {node.name} has no docstring"
 
 
@@ -188,7 +216,8 @@ def test_modules_and_public_functions_say_what_they_do(path):
     ("module", "heavy"),
     [
         ("smolray.cli.app", {"ray", "torch", "transformers", "deepspeed", "pandas", "tensorboardX"}),
-        ("smolray.launch.entrypoint", {"ray", "torch", "transformers", "deepspeed"}),  # Ray Train's controller unpickles what is in it
+        # Ray Train's controller unpickles what is in it
+        ("smolray.launch.entrypoint", {"ray", "torch", "transformers", "deepspeed"}),
         ("smolray.data.stream", {"peft", "bitsandbytes", "deepspeed", "trl"}),  # every data task's process does
         ("smolray.inference.image_search", {"faiss"}),  # a worker that embeds does, and the index is made elsewhere
     ],
@@ -209,12 +238,25 @@ def test_what_the_workers_are_told_is_unpickled_without_importing_anything(tmp_p
     assert Folders.from_plain(settings["folders"]) == folders
     (tmp_path / "settings").write_bytes(pickle.dumps(settings))
     code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); assert not any(m.split('.')[0] == 'smolray' for m in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "settings")], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "settings")], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_top_level_is_as_designed():
-    allowed = {"cluster", "smolray", "jobs", "tests", "k8s", "README.md", "pyproject.toml", "constraints.txt", "Makefile", "LICENSE"}
+    allowed = {
+        "cluster",
+        "smolray",
+        "jobs",
+        "tests",
+        "k8s",
+        "README.md",
+        "pyproject.toml",
+        "constraints.txt",
+        "Makefile",
+        "LICENSE",
+    }
     allowed |= {".ci", ".gitignore", ".rayignore"}
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

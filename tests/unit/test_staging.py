@@ -1,4 +1,6 @@
-"""The shuffle behind prepare, in one process: gathered by images, sized by a sketch, ids told apart, and the same however it is cut."""
+"""The shuffle behind prepare, in one process: gathered by images, sized by a sketch, ids told apart, and the same
+however it is cut.
+"""
 
 import json
 
@@ -95,11 +97,15 @@ def test_repeated_ids_are_found_in_any_number_of_passes(tmp_path):
 
 
 def test_equal_text_only_rows_stay_two_rows_with_two_ids():
-    conversation = Conversation("7", (Message("user", (Part("text", "q"),)), Message("assistant", (Part("text", "a"),))))
+    conversation = Conversation(
+        "7", (Message("user", (Part("text", "q"),)), Message("assistant", (Part("text", "a"),)))
+    )
     key = shuffle.image_key((), Sample((), conversation).conversation)
     row = {"order": 5, "key": key, "conversation": conversation.to_json(), "images": None}
     repeated = np.array([shuffle._hash(b"7")], "u8")
-    rows = list(shuffle._gather([row | {"origin": "2", "place": "x#2"}, row | {"origin": "1", "place": "x#1"}], repeated))
+    rows = list(
+        shuffle._gather([row | {"origin": "2", "place": "x#2"}, row | {"origin": "1", "place": "x#1"}], repeated)
+    )
     assert [[c.id for c in r.conversations] for r in rows] == [["7@x#1"], ["7@x#2"]]
 
 

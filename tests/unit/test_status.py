@@ -15,8 +15,20 @@ NOW = 1_800_000_000.0
 
 
 def step(number, time, attempt=1, **fields):
-    record = {"event": "step", "time": time, "attempt": attempt, "step": number, "epoch": 0.5, "loss": 1 / number, "samples": 80}
-    return record | {"tokens": 4000, "seconds": 2.0, "data_wait_seconds": 0.1, "memory_bytes": 2**30 + number, "eta_seconds": 30} | fields
+    record = {
+        "event": "step",
+        "time": time,
+        "attempt": attempt,
+        "step": number,
+        "epoch": 0.5,
+        "loss": 1 / number,
+        "samples": 80,
+    }
+    return (
+        record
+        | {"tokens": 4000, "seconds": 2.0, "data_wait_seconds": 0.1, "memory_bytes": 2**30 + number, "eta_seconds": 30}
+        | fields
+    )
 
 
 def start(time, attempt=1, **fields):
@@ -43,7 +55,14 @@ def end(time, kind="finished", step=100, attempt=1):
         ([start(0), step(10, 5), end(6, "failed") | {"error": "out of memory"}], 9, "failed"),
         ([start(0), step(10, 5), end(6, "stopped"), start(7, 2)], 9, "running"),
         (
-            [start(0), step(10, 5), end(6, "stopped", 10), start(7, 2), {"event": "resume", "time": 7, "step": 10}, end(9, "stopped", 12)],
+            [
+                start(0),
+                step(10, 5),
+                end(6, "stopped", 10),
+                start(7, 2),
+                {"event": "resume", "time": 7, "step": 10},
+                end(9, "stopped", 12),
+            ],
             10,
             "stopped",
         ),
@@ -61,15 +80,32 @@ def test_the_state_follows_from_the_last_events(tmp_path, events, age, state):
 def test_numbers_are_those_of_the_surviving_history(tmp_path):
     events = [start(NOW), step(10, NOW + 1), step(20, NOW + 2), step(30, NOW + 3, memory_bytes=2**40)]
     events += [{"event": "checkpoint", "time": NOW + 3, "step": 20, "path": "checkpoints/step-00000020"}]
-    events += [start(NOW + 4, 2), {"event": "resume", "time": NOW + 4, "attempt": 2, "step": 20}, step(25, NOW + 5, 2, loss=0.125)]
-    events += [{"event": "evaluate", "time": NOW + 6, "attempt": 2, "step": 25, "accuracy": {"overall": 0.5, "color": 1.0}, "samples": 4}]
+    events += [
+        start(NOW + 4, 2),
+        {"event": "resume", "time": NOW + 4, "attempt": 2, "step": 20},
+        step(25, NOW + 5, 2, loss=0.125),
+    ]
+    events += [
+        {
+            "event": "evaluate",
+            "time": NOW + 6,
+            "attempt": 2,
+            "step": 25,
+            "accuracy": {"overall": 0.5, "color": 1.0},
+            "samples": 4,
+        }
+    ]
     found = status.run_status(write(tmp_path / "r", *events), now=NOW + 7)
     assert (found.step, found.total_steps, found.loss, found.epoch) == (25, 100, 0.125, 0.5)
     assert (found.samples_per_second, found.tokens_per_second, found.data_wait_share) == (40, 2000, pytest.approx(0.05))
     assert found.eta_seconds == (100 - 25) * (2.0 + 2.0) / 15, "two events of 2 s cover steps 11 to 25"
     assert found.memory_bytes == 2**30 + 25
     assert (found.attempts, found.restarts, found.workers) == (2, 1, 2)
-    assert (found.last_checkpoint, found.accuracy, found.accuracy_step) == ("checkpoints/step-00000020", {"overall": 0.5, "color": 1.0}, 25)
+    assert (found.last_checkpoint, found.accuracy, found.accuracy_step) == (
+        "checkpoints/step-00000020",
+        {"overall": 0.5, "color": 1.0},
+        25,
+    )
 
 
 def test_runs_are_listed_newest_first_and_other_folders_are_not_runs(tmp_path):
@@ -121,7 +157,9 @@ def test_following_tells_each_event_once_and_ends_with_the_run(tmp_path):
 def test_tensorboard_gets_the_surviving_points(tmp_path):
     resume = {"event": "resume", "time": NOW + 3, "step": 10}
     evaluate = {"event": "evaluate", "time": NOW + 5, "step": 15, "accuracy": {"overall": 0.5, "yes/no": 0.25}}
-    run = write(tmp_path / "r", start(NOW), step(10, NOW + 1), step(20, NOW + 2), resume, step(15, NOW + 4, 2), evaluate)
+    run = write(
+        tmp_path / "r", start(NOW), step(10, NOW + 1), step(20, NOW + 2), resume, step(15, NOW + 4, 2), evaluate
+    )
     points = status.export_tensorboard(run, str(tmp_path / "tb"))
     (file,) = (tmp_path / "tb").iterdir()
     data, found = file.read_bytes(), []
@@ -140,16 +178,22 @@ def test_tensorboard_gets_the_surviving_points(tmp_path):
 
 def test_a_progress_line_says_what_the_event_holds():
     line = progress_line(step(10, NOW, learning_rate=1e-4), total_steps=100)
-    assert line == "step 10/100  epoch 0.5  loss 0.1000  lr 1.0e-04  40 samples/s  2k tokens/s  wait 5%  1.0 GiB  eta 30s"
+    assert (
+        line == "step 10/100  epoch 0.5  loss 0.1000  lr 1.0e-04  40 samples/s  2k tokens/s  wait 5%  1.0 GiB  eta 30s"
+    )
     assert progress_line({"event": "step", "step": 3}) == "step 3"
-    assert progress_line({"event": "step", "step": 3, "loss": float("nan"), "seconds": 0, "samples": 4}) == "step 3  loss nan"
+    assert (
+        progress_line({"event": "step", "step": 3, "loss": float("nan"), "seconds": 0, "samples": 4})
+        == "step 3  loss nan"
+    )
     assert "step 100" in event_line(end(NOW)) and "finished" in event_line(end(NOW))
     assert event_line({"event": "end", "status": "failed", "error": "E: x"}) == "end     failed: E: x"
     assert event_line({"event": "drain", "time": 1, "node": "a"}) == "drain   node=a"
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (0.1234, "0.123"), (999.4, "999"), (999.6, "1k"), (1234, "1.23k"), (34_000, "34k"), (2.5e6, "2.5M")]
+    ("value", "text"),
+    [(0, "0"), (0.1234, "0.123"), (999.4, "999"), (999.6, "1k"), (1234, "1.23k"), (34_000, "34k"), (2.5e6, "2.5M")],
 )
 def test_counts_are_short(value, text):
     assert count(value) == text

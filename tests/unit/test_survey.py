@@ -18,7 +18,7 @@ def worker(node, card="NVIDIA GeForce RTX 3090", tflops=60.0):
 FOUR = Survey(
     (worker("a"), worker("a", "NVIDIA GeForce RTX 4090", 150.0), worker("b"), worker("b")),
     {(0, 0): Link(2e10, 1e-5), (0, 1): Link(1e8, 1e-4)},
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("number", range(1, 10))
@@ -31,8 +31,9 @@ def test_every_pair_of_nodes_meets_once_and_no_node_twice_at_a_time(number):
 def test_a_survey_is_the_inventory_of_the_planner():
     inventory = FOUR.inventory()
     assert [(box.name, [card.name for card in box.cards]) for box in inventory.boxes] == [
-        ("a", ["NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"]), ("b", ["NVIDIA GeForce RTX 3090"] * 2),
-    ]  # fmt: skip
+        ("a", ["NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"]),
+        ("b", ["NVIDIA GeForce RTX 3090"] * 2),
+    ]
     held = CUDA_CONTEXT + NCCL_BUFFERS  # by the worker that looked: the planner counts them once
     assert all(card.measured and card.memory == 23 * 2**30 + held for card in inventory.cards)
     assert inventory.between(0, 1) == inventory.between(1, 0) == Link(1e8, 1e-4)
@@ -41,8 +42,15 @@ def test_a_survey_is_the_inventory_of_the_planner():
 
 
 def test_cards_of_a_plan_are_found_among_the_workers():
-    assert FOUR.ranks(["b NVIDIA GeForce RTX 3090", "a NVIDIA GeForce RTX 4090", "b NVIDIA GeForce RTX 3090"]) == (2, 1, 3)
-    with pytest.raises(SurveyError, match=r"engine.cards wants a NVIDIA GeForce RTX 3090, a NVIDIA GeForce RTX 3090; the workers are on .*4090"):
+    assert FOUR.ranks(["b NVIDIA GeForce RTX 3090", "a NVIDIA GeForce RTX 4090", "b NVIDIA GeForce RTX 3090"]) == (
+        2,
+        1,
+        3,
+    )
+    with pytest.raises(
+        SurveyError,
+        match=r"engine.cards wants a NVIDIA GeForce RTX 3090, a NVIDIA GeForce RTX 3090; the workers are on .*4090",
+    ):
         FOUR.ranks(["a NVIDIA GeForce RTX 3090"] * 2)
 
 

@@ -1,4 +1,6 @@
-"""Tiles: the stock processor's to the byte where the run asks for its behaviour, bounded and never decoded in vain where it does not."""
+"""Tiles: the stock processor's to the byte where the run asks for its behaviour, bounded and never decoded in vain
+where it does not.
+"""
 
 import io
 import random
@@ -81,7 +83,8 @@ def test_small_images_are_not_enlarged_beyond_the_next_tile(stock):
     for width, height in sizes(3, 300, 900):
         assert tiler.target(width, height) < max(width, height) + tiler.side
     whole = picture(64, 64, 5)
-    np.testing.assert_array_equal(tiler.tiles(whole)[0].transpose(1, 2, 0), np.asarray(decode(whole)))  # not touched at all
+    # not touched at all
+    np.testing.assert_array_equal(tiler.tiles(whole)[0].transpose(1, 2, 0), np.asarray(decode(whole)))
     assert Tiler(stock, ImageConfig(longest_edge=1024, upscale=True)).grid(40, 40).tiles == 16 * 16 + 1
 
 

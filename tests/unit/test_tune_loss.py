@@ -1,4 +1,6 @@
-"""The validation loss that a search may go by is the mean over all trained tokens, whatever they are packed with and however they are batched."""
+"""The validation loss that a search may go by is the mean over all trained tokens, whatever they are packed with and
+however they are batched.
+"""
 
 import pytest
 import torch
@@ -28,17 +30,27 @@ def test_the_loss_is_that_of_each_answer_alone(alone, tiny_path, processor, pack
         shard_row([picture(64, 64)], asked("what shape?", "a circle"), asked("what colour is it?", "blue or so")),
         shard_row([picture(120, 60, seed=1)], asked("is there a box?", "yes")),
     ]
-    groups = [Group(r, tuple(range(len(r.conversations)))) for r in rows] if packing == "full" else [
-        Group(r, (c,)) for r in rows for c in range(len(r.conversations))]  # fmt: skip
+    groups = (
+        [Group(r, tuple(range(len(r.conversations)))) for r in rows]
+        if packing == "full"
+        else [Group(r, (c,)) for r in rows for c in range(len(r.conversations))]
+    )
     losses = []
     for row in rows:
         grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
-        pixels = ((torch.cat([torch.from_numpy(encoder.tiler.tiles(image)) for image in row.images]).float() / 255 - 0.5) / 0.5)[None]
+        pixels = (
+            (torch.cat([torch.from_numpy(encoder.tiler.tiles(image)) for image in row.images]).float() / 255 - 0.5)
+            / 0.5
+        )[None]
         for conversation in row.conversations:
             (one,) = encoder.branches(conversation, grids)
             ids = torch.from_numpy(one.input_ids.astype("int64"))[None]
             with torch.no_grad():
-                logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits[0].float()
+                logits = (
+                    model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
+                    .logits[0]
+                    .float()
+                )
             trained = torch.from_numpy(one.trained.nonzero()[0])
             losses += (-torch.log_softmax(logits[trained - 1], -1).gather(1, ids[0, trained][:, None])[:, 0]).tolist()
     model.train()

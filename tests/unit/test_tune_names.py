@@ -1,5 +1,6 @@
-"""What a search finds under its name, and what it leaves there: runs of others are not taken for its trials, best.yaml repeats its trial,
-and what was interrupted is not taken for finished."""
+"""What a search finds under its name, and what it leaves there: runs of others are not taken for its trials, best.yaml
+repeats its trial, and what was interrupted is not taken for finished.
+"""
 
 import os
 import signal
@@ -56,8 +57,16 @@ def test_another_best_trial_is_trained_under_another_name(make_config):
 
 
 def test_best_yaml_has_the_batch_of_its_trial_whatever_the_workers_now(make_config):
-    write_run(make_config(), "find-1", "config.yaml", to_yaml(make_config("train.global_batch=6", "train.per_device_train_batch_size=4")))
-    best = best_config(make_config("resources.num_workers=3"), TrialRecord(1, "find-1", {RATE: 0.1, "train.per_device_train_batch_size": 4}))
+    write_run(
+        make_config(),
+        "find-1",
+        "config.yaml",
+        to_yaml(make_config("train.global_batch=6", "train.per_device_train_batch_size=4")),
+    )
+    best = best_config(
+        make_config("resources.num_workers=3"),
+        TrialRecord(1, "find-1", {RATE: 0.1, "train.per_device_train_batch_size": 4}),
+    )
     assert best.train.global_batch == 6 and best.train.per_device_train_batch_size == 4
     assert best.resources.num_workers == 3 and best.optimizer.learning_rate == 0.1
 

@@ -12,12 +12,19 @@ from smolray.tune.cost import price
 def priced(cards, *overrides):
     config = load_config(None, ["model.path=random-2.2b", *overrides])
     shape = shape_of(config.model)
-    return price(config, shape, replace(DataStatistics.default(config, shape), samples=10_000), [find_card(c) for c in cards])
+    return price(
+        config, shape, replace(DataStatistics.default(config, shape), samples=10_000), [find_card(c) for c in cards]
+    )
 
 
 def test_a_trial_that_fits_costs_gpu_minutes():
-    small, large = priced(["rtx3090"], "model.path=random-256m"), priced(["rtx4090", "rtx3090"], "model.path=random-256m")
-    assert small.lacks == large.lacks == "" and 0 < large.gpu_minutes < small.gpu_minutes, "on the kind of card where it is cheapest"
+    small, large = (
+        priced(["rtx3090"], "model.path=random-256m"),
+        priced(["rtx4090", "rtx3090"], "model.path=random-256m"),
+    )
+    assert small.lacks == large.lacks == "" and 0 < large.gpu_minutes < small.gpu_minutes, (
+        "on the kind of card where it is cheapest"
+    )
     twice = priced(["rtx3090"], "model.path=random-256m", "train.num_train_epochs=2")
     assert twice.gpu_minutes > 1.9 * small.gpu_minutes
 
@@ -25,7 +32,9 @@ def test_a_trial_that_fits_costs_gpu_minutes():
 def test_a_trial_that_fits_into_no_card_says_what_it_lacks():
     full = priced(["rtx3060", "rtx3090"], "engine.stage=1")
     assert "does not fit" in full.lacks and "lacks" in full.lacks and "rtx3090" in full.lacks
-    assert priced(["rtx3060", "h100"], "engine.stage=1", "train.per_device_train_batch_size=1").lacks == "", "one card that holds it is enough"
+    assert priced(["rtx3060", "h100"], "engine.stage=1", "train.per_device_train_batch_size=1").lacks == "", (
+        "one card that holds it is enough"
+    )
 
 
 def test_a_share_of_a_card_has_its_share_of_the_memory():

@@ -1,4 +1,6 @@
-"""The log of a search, what is proposed from it, and its report: the same after a restart, and told of every trial once."""
+"""The log of a search, what is proposed from it, and its report: the same after a restart, and told of every trial
+once.
+"""
 
 import pytest
 
@@ -10,16 +12,31 @@ from smolray.tune.proposals import make_proposer
 from smolray.tune.report import importances, render
 from smolray.tune.space import read_space
 
-SPACE = {"optimizer.learning_rate": {"loguniform": [1e-5, 1e-2]}, "train.per_device_train_batch_size": {"choice": [4, 8, 16]}}
+SPACE = {
+    "optimizer.learning_rate": {"loguniform": [1e-5, 1e-2]},
+    "train.per_device_train_batch_size": {"choice": [4, 8, 16]},
+}
 
 
 def searched(**search):
-    return load_config(None, base={"name": "find", "data": {"train": "a", "validation": "b"}, "search": {"space": SPACE, **search}})
+    return load_config(
+        None, base={"name": "find", "data": {"train": "a", "validation": "b"}, "search": {"space": SPACE, **search}}
+    )
 
 
 def report(number, n, accuracy, step=None, **fields):
-    return {"number": number, "report": n, "run": f"find-{number}", "step": step or 10 * n, "accuracy": accuracy, "loss": 1 - accuracy, "seconds": 5.0 * n,
-            "memory_bytes": 2**30, "workers": 2, **fields}  # fmt: skip
+    return {
+        "number": number,
+        "report": n,
+        "run": f"find-{number}",
+        "step": step or 10 * n,
+        "accuracy": accuracy,
+        "loss": 1 - accuracy,
+        "seconds": 5.0 * n,
+        "memory_bytes": 2**30,
+        "workers": 2,
+        **fields,
+    }
 
 
 @pytest.fixture
@@ -41,10 +58,23 @@ def ledger(tmp_path):
 
 def test_the_log_tells_what_the_search_knew(ledger, tmp_path):
     trials = read_trials(str(tmp_path))
-    assert [t.status for t in trials] == ["stopped", "finished", "stopped", "finished", "stopped", "failed", "stopped", "running"]
-    assert [(t.settings, t.steps, t.reason) for t in trials] == [(t.settings, t.steps, t.reason) for t in ledger.trials.values()]
+    assert [t.status for t in trials] == [
+        "stopped",
+        "finished",
+        "stopped",
+        "finished",
+        "stopped",
+        "failed",
+        "stopped",
+        "running",
+    ]
+    assert [(t.settings, t.steps, t.reason) for t in trials] == [
+        (t.settings, t.steps, t.reason) for t in ledger.trials.values()
+    ]
     assert trials[5].value("accuracy") is None and trials[5].reason.startswith("out of memory")
-    assert trials[3].value("accuracy") == pytest.approx(0.43) and trials[3].steps == 30 and trials[3].worker_minutes == 0.5
+    assert (
+        trials[3].value("accuracy") == pytest.approx(0.43) and trials[3].steps == 30 and trials[3].worker_minutes == 0.5
+    )
     assert best_trial(trials, "accuracy").number == best_trial(trials, "loss").number == 8
 
 
@@ -65,10 +95,20 @@ def test_the_end_of_the_log_reaches_a_remote_storage_at_once(tmp_path):
 
 
 def test_after_an_exploit_the_reports_go_on_from_the_other_trial(ledger, tmp_path):
-    ledger.write("exploit", number=8, run="find-8-g2", origin="find-2/…", hash="h", step=10, settings={"optimizer.learning_rate": 1e-4})
+    ledger.write(
+        "exploit",
+        number=8,
+        run="find-8-g2",
+        origin="find-2/…",
+        hash="h",
+        step=10,
+        settings={"optimizer.learning_rate": 1e-4},
+    )
     ledger.write("report", **report(8, 2, 0.95, run="find-8-g2"))
     trial = read_trials(str(tmp_path))[7]
-    assert trial.value("accuracy") == 0.95 and trial.reported == 2 and trial.settings == {"optimizer.learning_rate": 1e-4}
+    assert (
+        trial.value("accuracy") == 0.95 and trial.reported == 2 and trial.settings == {"optimizer.learning_rate": 1e-4}
+    )
 
 
 def test_random_draws_are_the_same_in_every_session():
@@ -81,7 +121,10 @@ def test_random_draws_are_the_same_in_every_session():
 
 def test_optuna_goes_where_the_trials_were_good(ledger):
     config = searched(num_samples=30)
-    fresh, told = make_proposer(config, read_space(config)), make_proposer(config, read_space(config), [*ledger.trials.values()] * 3)
+    fresh, told = (
+        make_proposer(config, read_space(config)),
+        make_proposer(config, read_space(config), [*ledger.trials.values()] * 3),
+    )
     assert len(told.study.trials) == 21, "the running trial is not in it, the failed one is"
     assert min(t.value for t in told.study.trials) == 0.0
 
@@ -102,7 +145,15 @@ def test_two_objectives_are_weighed(ledger):
 def test_the_report_shows_the_best_the_cost_and_why_a_trial_failed(ledger, tmp_path):
     config = searched(num_samples=9)
     page = render(config, read_space(config), read_trials(str(tmp_path)), read_events(str(tmp_path), FILE))
-    for part in ("of trial 8", "83.0 %", "parallel coordinates", "Learning curves", "Importance", "worker minutes", "out of memory: &lt;b&gt;"):
+    for part in (
+        "of trial 8",
+        "83.0 %",
+        "parallel coordinates",
+        "Learning curves",
+        "Importance",
+        "worker minutes",
+        "out of memory: &lt;b&gt;",
+    ):
         assert part in page, part
     assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page
     shown = importances(read_trials(str(tmp_path)), config, read_space(config))
@@ -122,9 +173,29 @@ def test_a_search_section_survives_yaml(tmp_path):
 
 
 def test_the_end_says_what_to_do_next():
-    best = {"number": 2, "run": "find-2", "accuracy": 0.75, "settings": {"optimizer.learning_rate": 3e-4}, "config": "runs/find/best.yaml"}
-    result = {"trials": 3, "steps": 1200, "worker_minutes": 4.2, "failed": {1: "out of memory"}, "left": 0, "metric": "accuracy", "best": best}
+    best = {
+        "number": 2,
+        "run": "find-2",
+        "accuracy": 0.75,
+        "settings": {"optimizer.learning_rate": 3e-4},
+        "config": "runs/find/best.yaml",
+    }
+    result = {
+        "trials": 3,
+        "steps": 1200,
+        "worker_minutes": 4.2,
+        "failed": {1: "out of memory"},
+        "left": 0,
+        "metric": "accuracy",
+        "best": best,
+    }
     told = "\n".join(result_lines(result, "runs/find"))
-    assert "learning_rate=0.0003" in told and "--config runs/find/best.yaml" in told and "trial 1 failed: out of memory" in told
-    assert "interrupted" not in told and "4 trials have not ended; the same name" in "\n".join(result_lines({**result, "left": 4}, "runs/find"))
+    assert (
+        "learning_rate=0.0003" in told
+        and "--config runs/find/best.yaml" in told
+        and "trial 1 failed: out of memory" in told
+    )
+    assert "interrupted" not in told and "4 trials have not ended; the same name" in "\n".join(
+        result_lines({**result, "left": 4}, "runs/find")
+    )
     assert "best" not in "\n".join(result_lines({**result, "best": None}, "runs/find"))

@@ -1,4 +1,6 @@
-"""The driver of a trial outlives a storage that is away for a moment, and does not launch a run that its former driver is still stopping."""
+"""The driver of a trial outlives a storage that is away for a moment, and does not launch a run that its former driver
+is still stopping.
+"""
 
 import threading
 import time
@@ -24,7 +26,9 @@ def log(tmp_path):
 @pytest.fixture
 def trial(tmp_path):
     """Trial 1, without an actor around it."""
-    base = load_config(None, base={"name": "find", "storage": str(tmp_path), "data": {"train": "a", "validation": "b"}, "search": {}})
+    base = load_config(
+        None, base={"name": "find", "storage": str(tmp_path), "data": {"train": "a", "validation": "b"}, "search": {}}
+    )
     trial = RunTrial.__new__(RunTrial)
     trial._trial_info = SimpleNamespace(trial_name="find-1")
     trial.setup({"optimizer.learning_rate": 1e-3, "number": 1, "reported": 0}, base.model_dump(mode="json"))
@@ -46,7 +50,10 @@ def test_a_storage_that_is_away_for_a_moment_does_not_end_a_trial(trial, log, tm
     back.start()
     results = [trial.step(), trial.step()]
     back.join()
-    assert [(r["accuracy"], r["step"], r["over"], r["failed"]) for r in results] == [(0.5, 4, False, ""), (0.5, 4, True, "")]
+    assert [(r["accuracy"], r["step"], r["over"], r["failed"]) for r in results] == [
+        (0.5, 4, False, ""),
+        (0.5, 4, True, ""),
+    ]
 
 
 def test_a_run_that_was_asked_to_stop_has_ended_before_it_is_launched_again(trial, log, tmp_path):

@@ -1,6 +1,7 @@
 """Raw data as units of work: what a source consists of, and the raw records of one unit as a stream.
 
-In: a path, glob, URI or hub id. Out: `Unit`s (about UNIT_BYTES each, cut so that any worker can read one alone), then `Raw` records of one.
+In: a path, glob, URI or hub id. Out: `Unit`s (about UNIT_BYTES each, cut so that any worker can read one alone), then
+`Raw` records of one.
 """
 
 import hashlib
@@ -25,7 +26,12 @@ SUFFIXES = {
     "webdataset": (".tar", ".tar.gz", ".tgz"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
 }
-READERS: dict[str, Callable[[Unit], Iterator[Raw]]] = {"parquet": read_parquet, "tar": read_tar, "jsonl": read_jsonl, "json": read_json}
+READERS: dict[str, Callable[[Unit], Iterator[Raw]]] = {
+    "parquet": read_parquet,
+    "tar": read_tar,
+    "jsonl": read_jsonl,
+    "json": read_json,
+}
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -38,7 +44,8 @@ SPLIT_NAMES |= {"test": "test", "testing": "test", "eval": "test"}
 
 
 def resolve(source: str, data: DataConfig) -> Source:
-    """Find the files behind `source`: a file, a folder, a glob (`data/train-*.parquet`, `{000..009}.tar`) or a hub data set id.
+    """Find the files behind `source`: a file, a folder, a glob (`data/train-*.parquet`, `{000..009}.tar`) or a hub data
+    set id.
 
     `#split` behind the source, else `data.split`, chooses a split. Raises SourceError.
     """
@@ -55,21 +62,28 @@ def resolve(source: str, data: DataConfig) -> Source:
         chosen, files = _only_format(source, by_format)
     files = _of_split(source, root, files, split)
     if not files:
-        raise SourceError(f"{source} holds no {chosen} file ({', '.join(SUFFIXES[chosen])}); files found: {_some(found)}")
-    named = [f for f in found if chosen == "jsonl" and _is_image(f[0])]  # of a folder: JSON lines name files beside them
+        raise SourceError(
+            f"{source} holds no {chosen} file ({', '.join(SUFFIXES[chosen])}); files found: {_some(found)}"
+        )
+    # of a folder: JSON lines name files beside them
+    named = [f for f in found if chosen == "jsonl" and _is_image(f[0])]
     identity = hashlib.blake2b(repr([(chosen, *f) for f in [*files, *named]]).encode(), digest_size=16).hexdigest()
     return Source(chosen, tuple((f[0], f[1]) for f in files), root, identity, split)
 
 
 def image_files(source: str) -> tuple[list[str], str]:
-    """Image files behind a file, folder or glob, as paths inside the folder that comes with them; none where data files are what is meant.
+    """Image files behind a file, folder or glob, as paths inside the folder that comes with them; none where data files
+    are what is meant.
 
-    Data files go before images, but for a JSON beside images; a single file that is no data file may bear any name. Raises SourceError.
+    Data files go before images, but for a JSON beside images; a single file that is no data file may bear any name.
+    Raises SourceError.
     """
     source = storage.absolute(source).rstrip("/")
     found, root = _files(source)
     names = [uri for uri, *_ in found]
-    if any(name.lower().endswith(ends) for name in names for kind in SUFFIXES.values() for ends in kind if ends != ".json"):
+    if any(
+        name.lower().endswith(ends) for name in names for kind in SUFFIXES.values() for ends in kind if ends != ".json"
+    ):
         return [], root
     images = [n for n in names if _is_image(n) and not n.rpartition("/")[2].startswith(".")]  # a glob lists hidden ones
     if len(names) == 1 and not names[0].lower().endswith(".json"):
@@ -80,7 +94,10 @@ def image_files(source: str) -> tuple[list[str], str]:
 
 
 def list_units(source: Source, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
-    """Cut a source into units. Reads Parquet footers, and JSON files once from end to end for their line numbers; no image is read."""
+    """Cut a source into units.
+
+    Reads Parquet footers, and JSON files once from end to end for their line numbers; no image is read.
+    """
     if source.format == "hub":
         return hub_units(source)
     cut: Callable[[Unit, int, int], Iterator[Unit]]
@@ -93,7 +110,10 @@ def list_units(source: Source, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
 
 
 def read_unit(unit: Unit) -> Iterator[Raw]:
-    """Stream the raw rows of a unit; a row that cannot be read comes as a Raw with a reason. Memory does not grow with the unit."""
+    """Stream the raw rows of a unit; a row that cannot be read comes as a Raw with a reason.
+
+    Memory does not grow with the unit.
+    """
     if unit.reader == "hub":
         return read_hub(unit)
     return READERS[unit.reader](unit)
@@ -107,7 +127,9 @@ def is_hub(source: str, data: DataConfig) -> bool:
     """Whether `source` is a hub data set id: said by data.format, or `owner/name` where no such file is."""
     if data.format != "auto":
         return data.format == "hub"
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+(#[\w.-]+)?", source) is not None and not storage.exists(source.partition("#")[0])
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+(#[\w.-]+)?", source) is not None and not storage.exists(
+        source.partition("#")[0]
+    )
 
 
 def _split_suffix(source: str, data: DataConfig) -> tuple[str, str]:
@@ -124,7 +146,9 @@ def _files(source: str) -> tuple[list[tuple[str, int, int]], str]:
         if info.type == pafs.FileType.File:
             return [_entry(source, info)], folder_of(source)
         if info.type == pafs.FileType.NotFound:
-            raise SourceError(f"{source} does not exist; expected a file, a folder, a glob or a hub data set id (data.format=hub)")
+            raise SourceError(
+                f"{source} does not exist; expected a file, a folder, a glob or a hub data set id (data.format=hub)"
+            )
         return [f for f in _listed(source) if not _hidden(f[0], source)], source
     found = []
     root = folder_of(re.split(r"[*?\[{]", source, maxsplit=1)[0] + "x")
@@ -138,7 +162,10 @@ def _files(source: str) -> tuple[list[tuple[str, int, int]], str]:
 
 def _listed(folder: str) -> list[tuple[str, int, int]]:
     _, path = storage.filesystem(folder)
-    return [_entry(f"{folder}/{info.path[len(path) :].strip('/')}", info) for info in storage.list_files(folder, recursive=True)]
+    return [
+        _entry(f"{folder}/{info.path[len(path) :].strip('/')}", info)
+        for info in storage.list_files(folder, recursive=True)
+    ]
 
 
 def _entry(uri: str, info: pafs.FileInfo) -> tuple[str, int, int]:
@@ -160,14 +187,20 @@ def _expand_braces(pattern: str) -> list[str]:
         return [pattern]
     low, high = match.groups()
     middle = [str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)]
-    return [expanded for m in middle for expanded in _expand_braces(pattern[: match.start()] + m + pattern[match.end() :])]
+    return [
+        expanded for m in middle for expanded in _expand_braces(pattern[: match.start()] + m + pattern[match.end() :])
+    ]
 
 
-def _only_format(source: str, by_format: dict[str, list[tuple[str, int, int]]]) -> tuple[str, list[tuple[str, int, int]]]:
+def _only_format(
+    source: str, by_format: dict[str, list[tuple[str, int, int]]]
+) -> tuple[str, list[tuple[str, int, int]]]:
     there = {name: files for name, files in by_format.items() if files}
     if len(there) > 1:
         # A stray JSON of metadata beside Parquet or tar files is common and is not data.
-        there = {name: files for name, files in there.items() if not all(f[0].endswith(".json") for f in files)} or there
+        there = {
+            name: files for name, files in there.items() if not all(f[0].endswith(".json") for f in files)
+        } or there
     if len(there) != 1:
         counts = ", ".join(f"{len(files)} {name}" for name, files in by_format.items())
         raise SourceError(f"{source} holds {counts} files; expected files of one format, or set data.format")
@@ -175,7 +208,9 @@ def _only_format(source: str, by_format: dict[str, list[tuple[str, int, int]]]) 
 
 
 def _of_split(source: str, root: str, files: list[tuple[str, int, int]], split: str) -> list[tuple[str, int, int]]:
-    """The files of one split where the names say it (`train-00000.parquet`, `test/x.tar`); all of them where they do not."""
+    """The files of one split where the names say it (`train-00000.parquet`, `test/x.tar`); all of them where they do
+    not.
+    """
     named = {f: _split_of(f[0][len(root) :]) for f in files}
     splits = sorted({name for name in named.values() if name})
     if not splits or len(files) == 1:

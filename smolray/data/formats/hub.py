@@ -1,6 +1,7 @@
 """Hugging Face hub data sets through `datasets`, streamed shard by shard and never downloaded whole.
 
-In: an id (or a folder that `datasets` can load), split and revision. Out: units (one a shard of the split) and their raw rows.
+In: an id (or a folder that `datasets` can load), split and revision. Out: units (one a shard of the split) and their
+raw rows.
 """
 
 import hashlib
@@ -15,14 +16,18 @@ def resolve_hub(name: str, split: str, revision: str | None) -> Source:
     """Pin the revision, so that every worker and every later start reads the same rows. Raises SourceError."""
     if storage.exists(name):
         files = [(f.path, f.size, f.mtime_ns) for f in storage.list_files(name, recursive=True)]
-        return Source("hub", (), name, hashlib.blake2b(repr((split, files)).encode(), digest_size=16).hexdigest(), split, revision)
+        return Source(
+            "hub", (), name, hashlib.blake2b(repr((split, files)).encode(), digest_size=16).hexdigest(), split, revision
+        )
     from huggingface_hub import HfApi
 
     try:
         commit = HfApi().dataset_info(name, revision=revision).sha
     except Exception as error:  # the hub client raises a family of its own for absent, gated and unreachable
         hint = "check the name, `hf auth login` for a gated one, or name local files instead"
-        raise SourceError(f"hub data set {name!r} (revision {revision or 'main'}) cannot be reached: {error}; {hint}") from error
+        raise SourceError(
+            f"hub data set {name!r} (revision {revision or 'main'}) cannot be reached: {error}; {hint}"
+        ) from error
     identity = hashlib.blake2b(repr((name, commit, split)).encode(), digest_size=16).hexdigest()
     return Source("hub", (), name, identity, split, commit)
 
@@ -33,7 +38,15 @@ def hub_units(source: Source) -> list[Unit]:
     base = Unit("hub", source.root, "", source.root, 0, split=source.split, revision=source.revision)
     name = source.root.rstrip("/").rsplit("/", 1)[-1]
     return [
-        Unit(**{**base.__dict__, "name": f"{name}/{source.split}-{shard:05d}", "file": shard, "start": shard, "stop": shard + 1})
+        Unit(
+            **{
+                **base.__dict__,
+                "name": f"{name}/{source.split}-{shard:05d}",
+                "file": shard,
+                "start": shard,
+                "stop": shard + 1,
+            }
+        )
         for shard in range(shards)
     ]
 
@@ -41,15 +54,23 @@ def hub_units(source: Source) -> list[Unit]:
 def read_hub(unit: Unit) -> Iterator[Raw]:
     """The rows of one shard, images still encoded, class labels by their names. Raises SourceError."""
     data_set = _load(unit.uri, unit.split, unit.revision)
-    labels = {name: feature for name, feature in (data_set.features or {}).items() if type(feature).__name__ == "ClassLabel"}
+    labels = {
+        name: feature for name, feature in (data_set.features or {}).items() if type(feature).__name__ == "ClassLabel"
+    }
     row = -1
     try:
         # Images stay encoded: prepare keeps the bytes as they came.
         for row, record in enumerate(data_set.decode(False).shard(data_set.num_shards, unit.start)):
-            named = {name: feature.int2str(record[name]) for name, feature in labels.items() if isinstance(record.get(name), int)}
+            named = {
+                name: feature.int2str(record[name])
+                for name, feature in labels.items()
+                if isinstance(record.get(name), int)
+            }
             yield Raw(row, {**record, **named})
     except Exception as error:  # builders raise anything; the message must name the place
-        raise SourceError(f"hub data set {unit.name} cannot be read behind row {row}: {error}; start prepare again to go on") from error
+        raise SourceError(
+            f"hub data set {unit.name} cannot be read behind row {row}: {error}; start prepare again to go on"
+        ) from error
 
 
 def _load(name: str, split: str, revision: str | None) -> Any:

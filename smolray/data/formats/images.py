@@ -1,6 +1,7 @@
 """Encoded images at the door: which files are accepted, and the check that each one decodes whole.
 
-In: an image value of a raw record (bytes, {bytes, path}, a path). Out: its bytes as they came, or a SampleError that says what is wrong.
+In: an image value of a raw record (bytes, {bytes, path}, a path). Out: its bytes as they came, or a SampleError that
+says what is wrong.
 """
 
 import hashlib
@@ -19,10 +20,14 @@ from smolray import storage
 from smolray.data.sample import SampleError
 
 Image.init()  # until every plug-in is there, open() fails on formats it has been told of and not yet loaded
-# Only decoders that run inside PIL: EPS, for one, would start Ghostscript on a stranger's file. And none for files without a signature.
-FORMATS = tuple(f for f in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO") if f in Image.OPEN)
+# Only decoders that run inside PIL: EPS, for one, would start Ghostscript on a stranger's file. And none for files
+# without a signature.
+FORMATS = tuple(
+    f for f in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO") if f in Image.OPEN
+)
 MAX_IMAGE_BYTES = 256 * 2**20
-# Rows about one image stand near each other in nearly every data set, so a short memory spares nearly every second decode.
+# Rows about one image stand near each other in nearly every data set, so a short memory spares nearly every second
+# decode.
 REMEMBERED = 4096
 
 
@@ -40,10 +45,14 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise SampleError("image_too_large", f"{error}; the limit data.max_image_pixels is {max_pixels}") from error
     except Exception as error:  # decoders raise anything at all on hostile bytes
-        raise SampleError("corrupt_image", f"not an image ({_first_line(error)}); its first bytes are {data[:8]!r}") from error
+        raise SampleError(
+            "corrupt_image", f"not an image ({_first_line(error)}); its first bytes are {data[:8]!r}"
+        ) from error
     width, height = image.size
     if width * height > max_pixels:
-        raise SampleError("image_too_large", f"{width} x {height} pixels; the limit data.max_image_pixels is {max_pixels}")
+        raise SampleError(
+            "image_too_large", f"{width} x {height} pixels; the limit data.max_image_pixels is {max_pixels}"
+        )
     if width == 0 or height == 0:
         raise SampleError("corrupt_image", f"the header says {width} x {height} pixels")
     return image
@@ -70,8 +79,9 @@ def check_image(data: bytes, max_pixels: int) -> None:
 class ImageReader:
     """Turns the image values of one source file's records into checked bytes.
 
-    Relative paths are taken from `folder` (that of the source file) and must stay inside `root` (the source as the person named it);
-    absolute local paths are the person's own and are followed where the source is local. URLs are never fetched.
+    Relative paths are taken from `folder` (that of the source file) and must stay inside `root` (the source as the
+    person named it); absolute local paths are the person's own and are followed where the source is local. URLs are
+    never fetched.
     """
 
     def __init__(self, folder: str, root: str, max_pixels: int):
@@ -105,7 +115,9 @@ class ImageReader:
             return bytes(value)
         if isinstance(value, str):
             return self._file(value)
-        raise SampleError("wrong_type", f"an image is a {type(value).__name__}; expected bytes, a path or {{bytes, path}}")
+        raise SampleError(
+            "wrong_type", f"an image is a {type(value).__name__}; expected bytes, a path or {{bytes, path}}"
+        )
 
     def _file(self, path: str) -> bytes:
         uri = self._resolve(path)
@@ -115,7 +127,9 @@ class ImageReader:
             if info.type != pafs.FileType.File:  # no folders, pipes or devices
                 raise SampleError("missing_file", f"image {path!r} is not a file at {uri}")
             if info.size > MAX_IMAGE_BYTES:
-                raise SampleError("image_too_large", f"{path!r} has {info.size} bytes; the limit of a file is {MAX_IMAGE_BYTES}")
+                raise SampleError(
+                    "image_too_large", f"{path!r} has {info.size} bytes; the limit of a file is {MAX_IMAGE_BYTES}"
+                )
             with fs.open_input_stream(inner) as stream:
                 return stream.read()
         except (OSError, UnicodeEncodeError) as error:
@@ -125,10 +139,16 @@ class ImageReader:
         if not path or "\0" in path:
             raise SampleError("missing_file", f"{path!r} is not a path of an image")
         if "://" in path:
-            raise SampleError("missing_file", f"image {path[:200]!r} is a URL, which is not fetched; download the images beside the data")
+            raise SampleError(
+                "missing_file",
+                f"image {path[:200]!r} is a URL, which is not fetched; download the images beside the data",
+            )
         if posixpath.isabs(path):
             if not storage.is_local(self.root):
-                raise SampleError("path_escapes", f"image path {path!r} is absolute, but the data is at {self.root}; use relative paths")
+                raise SampleError(
+                    "path_escapes",
+                    f"image path {path!r} is absolute, but the data is at {self.root}; use relative paths",
+                )
             return path
         scheme, slashes, folder = self.folder.rpartition("://")
         joined = scheme + slashes + posixpath.normpath(posixpath.join(folder, path))
@@ -145,4 +165,5 @@ def folder_of(uri: str) -> str:
 
 def _first_line(error: Exception) -> str:
     line = (str(error) or type(error).__name__).splitlines()[0]
-    return re.sub(r"\s*<_io\.\w+ object at 0x\w+>", "", line)[:300]  # PIL names the stream by its address, each time another
+    # PIL names the stream by its address, each time another
+    return re.sub(r"\s*<_io\.\w+ object at 0x\w+>", "", line)[:300]

@@ -18,7 +18,9 @@ _OPENING = re.compile(r"[ \t\r\n,\ufeff]*\[?[ \t\r\n,]*")
 
 
 def cut_json(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
-    """Byte ranges of about `unit_bytes / 16` (images come on top) that end where a record ends, with the number of their first row."""
+    """Byte ranges of about `unit_bytes / 16` (images come on top) that end where a record ends, with the number of
+    their first row.
+    """
     limit = max(unit_bytes // 16, 1)
     with open_source(whole.uri) as file:
         head = file.read(SCAN_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -68,7 +70,9 @@ def _json_row(row: int, line: bytes) -> Raw:
     except (ValueError, RecursionError) as error:
         return Raw(row, {}, reason="invalid_json", message=f"{error}; the line begins {line[:60]!r}")
     if not isinstance(record, dict):
-        return Raw(row, {}, reason="wrong_type", message=f"the line holds a {type(record).__name__}; expected an object")
+        return Raw(
+            row, {}, reason="wrong_type", message=f"the line holds a {type(record).__name__}; expected an object"
+        )
     return Raw(row, record)
 
 
@@ -89,11 +93,19 @@ def read_json(unit: Unit) -> Iterator[Raw]:
         if isinstance(value, dict):
             yield Raw(unit.first_row + number, value)
         else:
-            yield Raw(unit.first_row + number, {}, reason="wrong_type", message=f"a {type(value).__name__}; expected an object")
+            yield Raw(
+                unit.first_row + number,
+                {},
+                reason="wrong_type",
+                message=f"a {type(value).__name__}; expected an object",
+            )
 
 
 def _elements(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """(byte behind it, value) of each element of a JSON list, or of its bytes `start` to `stop`. Raises SourceError where it is torn."""
+    """(byte behind it, value) of each element of a JSON list, or of its bytes `start` to `stop`.
+
+    Raises SourceError where it is torn.
+    """
     decoder, text, at, place, ended = json.JSONDecoder(), "", 0, unit.start, False
     # Bytes that are no UTF-8 become surrogates, which the parser refuses row by row.
     utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -122,7 +134,9 @@ def _elements(unit: Unit) -> Iterator[tuple[int, Any]]:
             if ended and at == len(text) and unit.stop:  # the end of a unit inside the list
                 return
             if ended or len(text) - at > MAX_LINE:
-                raise SourceError(f"{unit.uri} is not a whole JSON list: at byte {place} {fault}; download it again or mend it")
+                raise SourceError(
+                    f"{unit.uri} is not a whole JSON list: at byte {place} {fault}; download it again or mend it"
+                )
             wanted = max(SCAN_BYTES, len(text) - at)
             chunk = file.read(min(wanted, unit.stop - file.tell()) if unit.stop else wanted)
             ended = not chunk

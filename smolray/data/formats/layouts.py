@@ -1,7 +1,9 @@
-"""One raw record of any known layout -> Samples: VQA, captions, labels, LLaVA, The Cauldron, TRL's conversational and preference formats.
+"""One raw record of any known layout -> Samples: VQA, captions, labels, LLaVA, The Cauldron, TRL's conversational and
+preference formats.
 
-In: a dict of column values (from Parquet, a tar, JSON or the hub) and the name of its place. Out: one Sample a conversation, checked.
-Text stays text: a literal `<image>` is a marker only in LLaVA's `conversations`, where it is the notation of the format.
+In: a dict of column values (from Parquet, a tar, JSON or the hub) and the name of its place. Out: one Sample a
+conversation, checked. Text stays text: a literal `<image>` is a marker only in LLaVA's `conversations`, where it is the
+notation of the format.
 """
 
 import math
@@ -37,9 +39,10 @@ MAX_TEXT = 16 * 2**20  # characters in a row; beyond it a row is an accident, an
 def parse(record: Record, row_id: str, data: DataConfig, images: ImageReader) -> list[Sample]:
     """The samples of one record; several captions give one conversation each, so nothing is lost.
 
-    Ids: the row's own (`data.columns.id`, question_id, id) or `row_id`, with `/1`, `/2` … behind it where a row has several conversations.
-    `data.prompt` stands before a question (VQA, a string prompt) or is the whole question (captions, labels); messages carry their own.
-    Raises SampleError for a row that cannot be trained on, whole: either all of its conversations are kept or none.
+    Ids: the row's own (`data.columns.id`, question_id, id) or `row_id`, with `/1`, `/2` … behind it where a row has
+    several conversations. `data.prompt` stands before a question (VQA, a string prompt) or is the whole question
+    (captions, labels); messages carry their own. Raises SampleError for a row that cannot be trained on, whole: either
+    all of its conversations are kept or none.
     """
     for key, column in data.columns.model_dump().items():
         if column and column not in record:
@@ -58,11 +61,16 @@ def parse(record: Record, row_id: str, data: DataConfig, images: ImageReader) ->
     return samples
 
 
-def parse_questions(record: Record, row_id: str, data: DataConfig, images: ImageReader, asked: Sequence[str] = ()) -> list[Sample]:
-    """What one record asks; answers that it holds are left aside. Each conversation ends in an empty assistant turn, the place of the answer.
+def parse_questions(
+    record: Record, row_id: str, data: DataConfig, images: ImageReader, asked: Sequence[str] = ()
+) -> list[Sample]:
+    """What one record asks; answers that it holds are left aside.
 
-    `asked`: texts in place of `data.prompt`, a conversation each. They are asked of the row's images in place of its own question, or stand before
-    the question in `data.columns.question` where that is named. Ids are those of `parse`. Raises SampleError.
+    Each conversation ends in an empty assistant turn, the place of the answer.
+
+    `asked`: texts in place of `data.prompt`, a conversation each. They are asked of the row's images in place of its
+    own question, or stand before the question in `data.columns.question` where that is named. Ids are those of `parse`.
+    Raises SampleError.
     """
     for key, column in data.columns.model_dump(include={"image", "question", "id"}).items():
         if column and column not in record:
@@ -71,8 +79,11 @@ def parse_questions(record: Record, row_id: str, data: DataConfig, images: Image
         _, embedded = read_messages(record["messages"], "messages") if record.get("messages") is not None else ((), [])
         conversations = [Conversation("", (_user(text),)) for text in asked]
         if not embedded and not _has_image(record, data):
-            raise SampleError("wrong_columns", f"the row has no image to ask about; {_found(record)}; expected one of {', '.join(IMAGE_COLUMNS)}, "
-                                               "or name it in data.columns.image")  # fmt: skip
+            raise SampleError(
+                "wrong_columns",
+                f"the row has no image to ask about; {_found(record)}; expected one of {', '.join(IMAGE_COLUMNS)}, "
+                "or name it in data.columns.image",
+            )
     else:
         conversations, embedded = [], []
         for prompt in asked or (data.prompt,):
@@ -115,11 +126,15 @@ def _layout(record: Record, data: DataConfig) -> Callable[[Record, DataConfig], 
         return _vqa
     if _has_image(record, data) and has & {*CAPTION_COLUMNS, *LABEL_COLUMNS}:
         return _caption
-    raise SampleError("wrong_columns", f"no known layout; {_found(record)}; expected {EXPECTED}; or name them in data.columns.*")
+    raise SampleError(
+        "wrong_columns", f"no known layout; {_found(record)}; expected {EXPECTED}; or name them in data.columns.*"
+    )
 
 
 def _questions(record: Record, data: DataConfig) -> Parsed:
-    """The conversations of a record that need hold no answers: prepared shards, any layout that is trained on, a question, a prompt, or an image alone."""
+    """The conversations of a record that need hold no answers: prepared shards, any layout that is trained on, a
+    question, a prompt, or an image alone.
+    """
     has = {name for name, value in record.items() if value is not None}
     if not data.columns.question:
         if {"key", "images", "conversations"} <= has and all(isinstance(c, str) for c in record["conversations"]):
@@ -139,11 +154,17 @@ def _questions(record: Record, data: DataConfig) -> Parsed:
     if _has_image(record, data):
         labelled = has & set(LABEL_COLUMNS) and not has & set(CAPTION_COLUMNS)
         return [Conversation("", (_user(data.prompt or (LABEL_PROMPT if labelled else CAPTION_PROMPT)),))], []
-    raise SampleError("wrong_columns", f"nothing to ask; {_found(record)}; expected an image, question, prompt or messages; or name them in data.columns.*")
+    raise SampleError(
+        "wrong_columns",
+        f"nothing to ask; {_found(record)}; expected an image, question, prompt or messages; or name them in data.columns.*",
+    )
 
 
 def _vqa(record: Record, data: DataConfig) -> Parsed:
-    """VQAv2 and its kin. All annotators' answers are kept; the one to learn is multiple_choice_answer, else the most common."""
+    """VQAv2 and its kin.
+
+    All annotators' answers are kept; the one to learn is multiple_choice_answer, else the most common.
+    """
     question = _string(_question(record, data), "the question")
     trained, answers = "", tuple[str, ...]()
     columns = [data.columns.answer] if data.columns.answer else [c for c in ANSWER_COLUMNS if record.get(c) is not None]
@@ -153,14 +174,18 @@ def _vqa(record: Record, data: DataConfig) -> Parsed:
         answers = values if len(values) > len(answers) else answers
     if not trained.strip():
         raise SampleError("empty_answer", "the answer is empty")
-    return [Conversation("", (_user(_with_prompt(question, data)), _assistant(trained)), answers=answers or (trained,))], []
+    return [
+        Conversation("", (_user(_with_prompt(question, data)), _assistant(trained)), answers=answers or (trained,))
+    ], []
 
 
 def _caption(record: Record, data: DataConfig) -> Parsed:
     column = data.columns.answer or next(c for c in (*CAPTION_COLUMNS, *LABEL_COLUMNS) if record.get(c) is not None)
     captions = _answers(record[column], column)
     if not captions or not all(c.strip() for c in captions):
-        raise SampleError("empty_answer", f"{column!r} holds an empty caption" if captions else f"{column!r} holds no caption")
+        raise SampleError(
+            "empty_answer", f"{column!r} holds an empty caption" if captions else f"{column!r} holds no caption"
+        )
     question = data.prompt or (LABEL_PROMPT if column in LABEL_COLUMNS else CAPTION_PROMPT)
     return [Conversation("", (_user(question), _assistant(c)), answers=captions) for c in captions], []
 
@@ -184,7 +209,9 @@ def _conversations(record: Record, data: DataConfig) -> Parsed:
         text = _string(turn["value"], "the value of a turn")
         # The line break beside a marker belongs to the notation.
         pieces = re.split(r"\n?<image>\n?", text) if role == "user" else [text]
-        parts = [Part("text", pieces[0])] + [part for piece in pieces[1:] for part in (Part("image"), Part("text", piece))]
+        parts = [Part("text", pieces[0])] + [
+            part for piece in pieces[1:] for part in (Part("image"), Part("text", piece))
+        ]
         llava.append(Message(role, tuple(p for p in parts if p.type == "image" or p.text)))
     return [Conversation("", tuple(llava))], []
 
@@ -206,12 +233,16 @@ def _prompt_completion(record: Record, data: DataConfig) -> Parsed:
 
 
 def _preference(record: Record, data: DataConfig) -> Parsed:
-    """TRL's preference formats: an explicit prompt (which the endings may repeat), or one implied by the common beginning."""
+    """TRL's preference formats: an explicit prompt (which the endings may repeat), or one implied by the common
+    beginning.
+    """
     chosen, rejected = record["chosen"], record["rejected"]
     prompt = record["prompt"] if record.get("prompt") is not None else _question(record, data)
     if prompt is None:
         prompt, chosen, rejected = _split_implicit(chosen, rejected)
-    elif isinstance(prompt, str) and all(isinstance(text, str) and text.startswith(prompt) for text in (chosen, rejected)):
+    elif isinstance(prompt, str) and all(
+        isinstance(text, str) and text.startswith(prompt) for text in (chosen, rejected)
+    ):
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     messages, embedded = _prompt(prompt, "prompt", data)
     endings = []
@@ -228,7 +259,9 @@ def _split_implicit(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         raise SampleError("wrong_type", "chosen and rejected are of two types")
     if not isinstance(chosen, str):
         chosen, rejected = _list(chosen, "chosen"), _list(rejected, "rejected")
-    cut = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    cut = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    )
     if isinstance(chosen, str) and cut and chosen[cut - 1] == " ":
         cut -= 1
     if cut == 0:
@@ -241,7 +274,8 @@ def _split_implicit(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
 def read_messages(value: Any, name: str) -> tuple[tuple[Message, ...], list[Any]]:
     """TRL messages and the image values found inside their parts.
 
-    Content is a string or a list of parts {type: text, text} / {type: image[, image]}. Raises SampleError (wrong_type, wrong_role).
+    Content is a string or a list of parts {type: text, text} / {type: image[, image]}. Raises SampleError (wrong_type,
+    wrong_role).
     """
     messages, embedded = [], []
     for message in _list(value, name):
@@ -281,7 +315,11 @@ def _place(messages: tuple[Message, ...], images: int) -> tuple[Message, ...]:
         return messages
     for number, message in enumerate(messages):
         if message.role == "user":
-            return (*messages[:number], replace(message, content=(Part("image"),) * images + message.content), *messages[number + 1 :])
+            return (
+                *messages[:number],
+                replace(message, content=(Part("image"),) * images + message.content),
+                *messages[number + 1 :],
+            )
     raise SampleError("no_turn", "the row has an image and no user turn to place it in")
 
 
@@ -298,7 +336,9 @@ def _image_values(record: Record, data: DataConfig, embedded: list[Any]) -> list
     """Image values in order: those inside the messages, else those of the first image column that holds any."""
     columns = _image_columns(record, data)
     if embedded and columns:
-        raise SampleError("image_count", f"images both inside the messages and in column {columns[0]!r}: which are meant is not clear")
+        raise SampleError(
+            "image_count", f"images both inside the messages and in column {columns[0]!r}: which are meant is not clear"
+        )
     if not columns:
         return embedded
     value = record[columns[0]]
@@ -326,7 +366,9 @@ def own_id(record: Record, data: DataConfig) -> str:
         if isinstance(value, (str, int)) and not isinstance(value, bool):
             return str(value)
         if data.columns.id:
-            raise SampleError("wrong_type", f"the id in column {column!r} is {_show(value)}; expected a string or an integer")
+            raise SampleError(
+                "wrong_type", f"the id in column {column!r} is {_show(value)}; expected a string or an integer"
+            )
     return ""
 
 
@@ -347,7 +389,9 @@ def _check_text(conversation: Conversation) -> None:
     try:
         conversation.to_json().encode()
     except UnicodeEncodeError as error:
-        raise SampleError("bad_text", f"the text holds {error.object[error.start : error.end]!r}, which is not Unicode text") from error
+        raise SampleError(
+            "bad_text", f"the text holds {error.object[error.start : error.end]!r}, which is not Unicode text"
+        ) from error
 
 
 def _with_prompt(question: str, data: DataConfig) -> str:

@@ -34,7 +34,9 @@ def cut_parquet(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
 
 
 def read_parquet(unit: Unit) -> Iterator[Raw]:
-    """Rows of the unit's row groups, numbered through the file; where pages are damaged every lost row is a Raw of its own."""
+    """Rows of the unit's row groups, numbered through the file; where pages are damaged every lost row is a Raw of its
+    own.
+    """
     row = unit.first_row
     with open_source(unit.uri) as stream:
         # pre_buffer would hold whole row groups; without it pages come as they are needed.
@@ -42,13 +44,17 @@ def read_parquet(unit: Unit) -> Iterator[Raw]:
         stop = row + sum(file.metadata.row_group(g).num_rows for g in range(unit.start, unit.stop))
         labels = _label_names(file.schema_arrow)
         try:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=range(unit.start, unit.stop), use_threads=False):
+            for batch in file.iter_batches(
+                batch_size=BATCH_ROWS, row_groups=range(unit.start, unit.stop), use_threads=False
+            ):
                 for raw in _batch_rows(batch, row):
                     yield _with_labels(raw, labels)
                 row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             for lost in range(row, stop):
-                yield Raw(lost, {}, reason="torn_file", message=f"{unit.uri} cannot be read from about row {row} on: {error}")
+                yield Raw(
+                    lost, {}, reason="torn_file", message=f"{unit.uri} cannot be read from about row {row} on: {error}"
+                )
 
 
 def _batch_rows(batch: pa.RecordBatch, first: int) -> Iterator[Raw]:
@@ -67,13 +73,17 @@ def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Names of the Hugging Face ClassLabel columns, which are stored as numbers."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: f["names"] for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+        return {
+            name: f["names"] for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}  # metadata is a courtesy; without it labels stay numbers
 
 
 def _with_labels(raw: Raw, labels: dict[str, list[str]]) -> Raw:
     named = {
-        c: names[raw.record[c]] for c, names in labels.items() if isinstance(raw.record.get(c), int) and 0 <= raw.record[c] < len(names)
+        c: names[raw.record[c]]
+        for c, names in labels.items()
+        if isinstance(raw.record.get(c), int) and 0 <= raw.record[c] < len(names)
     }
     return replace(raw, record={**raw.record, **named}) if named else raw

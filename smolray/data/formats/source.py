@@ -1,4 +1,6 @@
-"""The nouns between a source and its samples: Source (its files), Unit (a piece one worker reads alone), Raw (one row as it came)."""
+"""The nouns between a source and its samples: Source (its files), Unit (a piece one worker reads alone), Raw (one row
+as it came).
+"""
 
 import io
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of the source: `start` to `stop` are row groups (parquet), bytes (jsonl, json) or a shard number of the hub split."""
+    """A piece of the source: `start` to `stop` are row groups (parquet), bytes (jsonl, json) or a shard number of the
+    hub split.
+    """
 
     reader: str  # parquet | tar | jsonl | json | hub
     uri: str
@@ -50,6 +54,8 @@ class Source:
     identity: str
     split: str = ""
     revision: str | None = None
+
+
 SCAN_BYTES = 2**20
 IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif", "img")
 

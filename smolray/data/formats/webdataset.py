@@ -22,7 +22,9 @@ def cut_tar(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
 
 
 def read_tar(unit: Unit) -> Iterator[Raw]:
-    """Members are streamed in order and never touch the disk; those of one key (the name up to the first dot) must be neighbours."""
+    """Members are streamed in order and never touch the disk; those of one key (the name up to the first dot) must be
+    neighbours.
+    """
     row, key, parts, faults = 0, None, dict[str, bytes](), list[str]()
     try:
         with open_source(unit.uri) as stream, tarfile.open(fileobj=stream, mode="r|*", errors="surrogateescape") as tar:
@@ -59,7 +61,9 @@ def read_tar(unit: Unit) -> Iterator[Raw]:
 
 
 def _tar_row(row: int, key: str, parts: dict[str, bytes], faults: list[str]) -> Raw:
-    """Parts of one key as columns: the keys of `json`, texts by their suffix, images as `images` in the order of the archive."""
+    """Parts of one key as columns: the keys of `json`, texts by their suffix, images as `images` in the order of the
+    archive.
+    """
     record: dict[str, Any] = {}
     name = key.encode(errors="surrogateescape").decode(errors="replace")
     if faults:
@@ -68,7 +72,9 @@ def _tar_row(row: int, key: str, parts: dict[str, bytes], faults: list[str]) -> 
         if "json" in parts:
             content = json.loads(parts["json"])
             if not isinstance(content, dict):
-                return Raw(row, {}, name, "wrong_type", f"{name}.json holds a {type(content).__name__}; expected an object")
+                return Raw(
+                    row, {}, name, "wrong_type", f"{name}.json holds a {type(content).__name__}; expected an object"
+                )
             record |= content
         for suffix, content in parts.items():
             if suffix in TEXT_PARTS and suffix != "json":
@@ -81,5 +87,7 @@ def _tar_row(row: int, key: str, parts: dict[str, bytes], faults: list[str]) -> 
     images = [content for suffix, content in parts.items() if suffix.rpartition(".")[2] in IMAGE_PARTS]
     if images:
         # What the JSON says about its image (a name, an original path) gives way to the image itself.
-        record = {name: value for name, value in record.items() if name not in ("image", "images", *IMAGE_PARTS)} | {"images": images}
+        record = {name: value for name, value in record.items() if name not in ("image", "images", *IMAGE_PARTS)} | {
+            "images": images
+        }
     return Raw(row, record, name)

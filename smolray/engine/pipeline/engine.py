@@ -1,7 +1,9 @@
-"""Pipeline parallelism: the layers of one model lie on several workers, hidden states travel; several such pipelines share the data.
+"""Pipeline parallelism: the layers of one model lie on several workers, hidden states travel; several such pipelines
+share the data.
 
-In: the model of a stage (load.py) and an objective, on NCCL or gloo. Out: exact optimizer steps, each stage with its own AdamW, and state by
-Hugging Face names. Every rank of one pipeline draws the same micro-batches; the last stage alone counts them.
+In: the model of a stage (load.py) and an objective, on NCCL or gloo. Out: exact optimizer steps, each stage with its
+own AdamW, and state by Hugging Face names. Every rank of one pipeline draws the same micro-batches; the last stage
+alone counts them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,12 +29,20 @@ from smolray.run.checkpoint import EngineState, canonical_name, load_weights
 
 
 class PipelineEngine:
-    """An Engine (engine/base.py) over torch.distributed.pipelining. `state`, when given, is restored before the first step; `order`: see Mesh."""
+    """An Engine (engine/base.py) over torch.distributed.pipelining.
+
+    `state`, when given, is restored before the first step; `order`: see Mesh.
+    """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, config: RunConfig, device: torch.device, state: EngineState | None = None,
+        self,
+        model: nn.Module,
+        objective: Objective,
+        config: RunConfig,
+        device: torch.device,
+        state: EngineState | None = None,
         order: Sequence[int] | None = None,
-    ):  # fmt: skip
+    ):
         check_pipeline(config)
         self.model, self.objective, self.config, self.device, self.epoch = model, objective, config, device, 0
         self.split = split = split_of(model, config, dist.get_world_size())
@@ -51,14 +61,18 @@ class PipelineEngine:
         self.parameters = {canonical_name(slot.name): slot.parameter for slot in own}
         self.counted = {canonical_name(slot.name) for slot in own if slot.stages[0] == self.index}
         self.tied = self._tied_pair([slot.stages for slot in self.trained if len(slot.stages) > 1])
-        self.masters = {name: self._master(p, state.weights[name] if state else None) for name, p in self.parameters.items()}
+        self.masters = {
+            name: self._master(p, state.weights[name] if state else None) for name, p in self.parameters.items()
+        }
         self.optimizer = build_optimizer(self.masters, config.optimizer) if self.masters else None
         self.steps = state.optimizer_step if state else 0
         if state is not None and self.optimizer is not None:
             for name, master in self.masters.items():
                 set_moments(self.optimizer, master, state.moments(name), state.optimizer_step)
 
-        stage = Stage(model, split.of_stage(self.index), self.index, objective, config.seed, DTYPES[config.model.dtype], device)
+        stage = Stage(
+            model, split.of_stage(self.index), self.index, objective, config.seed, DTYPES[config.model.dtype], device
+        )
         first = min(stage for slot in self.trained for stage in slot.stages)
         flows = tuple(boundary > first for boundary in range(split.stages + 1))
         self.pipe = Pipe(stage, split.stages, flows, config.engine.schedule, self.pipeline)
@@ -80,12 +94,17 @@ class PipelineEngine:
                 with self.model.disable_adapter():  # type: ignore[operator]  # a PeftModel: check_pipeline
                     self.pipe.score()
             loss = self.pipe.train()
-            metrics += sum((torch.stack([shares[name] for name in names]).double() for shares in stage.shares), torch.zeros_like(metrics))
+            metrics += sum(
+                (torch.stack([shares[name] for name in names]).double() for shares in stage.shares),
+                torch.zeros_like(metrics),
+            )
         self._sync_gradients(images=any(len(batch.tile_order) for batch in step))
         if not self.last:
             return LocalSums(loss, metrics)
         ids = tuple((batch.meta["number"], tuple(batch.meta["ids"])) for batch in step)
-        return LocalSums(loss, metrics, sum(batch.samples for batch in step), sum(batch.meta["tokens"] for batch in step), ids)
+        return LocalSums(
+            loss, metrics, sum(batch.samples for batch in step), sum(batch.meta["tokens"] for batch in step), ids
+        )
 
     def step(self, learning_rate: float) -> StepResult:
         squares = [self.masters[name].grad.double().square().sum() for name in self.counted]  # type: ignore[union-attr]  # filled by _sync_gradients
@@ -131,7 +150,12 @@ class PipelineEngine:
             if rank == owner:
                 assert self.optimizer is not None
                 master = self.masters[name]
-                held = [(master.detach().cpu(), {key: value.cpu() for key, value in moments(self.optimizer, master).items()})]
+                held = [
+                    (
+                        master.detach().cpu(),
+                        {key: value.cpu() for key, value in moments(self.optimizer, master).items()},
+                    )
+                ]
             if owner and rank == owner:
                 dist.send_object_list(held, dst=0, device=self.device)
             if rank == 0:
@@ -152,10 +176,14 @@ class PipelineEngine:
                 module._buffers[name] = buffer if buffer is None else buffer.to(self.device)
 
     def _master(self, parameter: nn.Parameter, value: torch.Tensor | None) -> nn.Parameter:
-        """The fp32 weights that AdamW updates: the parameter itself, or, of a 16-bit one, a copy into whose gradient every backward is added."""
+        """The fp32 weights that AdamW updates: the parameter itself, or, of a 16-bit one, a copy into whose gradient
+        every backward is added.
+        """
         if parameter.dtype == torch.float32:
             return parameter
-        master = nn.Parameter((parameter.detach() if value is None else value).to(self.device, torch.float32, copy=True))
+        master = nn.Parameter(
+            (parameter.detach() if value is None else value).to(self.device, torch.float32, copy=True)
+        )
 
         def add(p: torch.Tensor) -> None:
             assert p.grad is not None
@@ -180,7 +208,9 @@ class PipelineEngine:
         missing = [name for name, master in self.masters.items() if master.grad is None]
         if self._unchecked and images:
             if missing:
-                raise RuntimeError(f"{len(missing)} trainable parameters of stage {self.index} got no gradient on the first step: {', '.join(missing[:5])} …")
+                raise RuntimeError(
+                    f"{len(missing)} trainable parameters of stage {self.index} got no gradient on the first step: {', '.join(missing[:5])} …"
+                )
             self._unchecked = False
         for name in missing:
             self.masters[name].grad = torch.zeros_like(self.masters[name])
@@ -197,9 +227,17 @@ class PipelineEngine:
 def check_pipeline(config: RunConfig) -> None:
     """Raise ConfigError where a run cannot be a pipeline, with the reason and the nearest that can."""
     if config.model.dtype == "float16":
-        raise ConfigError("model.dtype = float16 with engine = pipeline: an overflow in one stage would have to undo the step of all, and one loss scale "
-                          "for all stages does not exist; nearest: model.dtype=bfloat16")  # fmt: skip
+        raise ConfigError(
+            "model.dtype = float16 with engine = pipeline: an overflow in one stage would have to undo the step of all, and one loss scale "
+            "for all stages does not exist; nearest: model.dtype=bfloat16"
+        )
     adapters_alone = config.lora is not None and not config.model.train
-    if config.method == "dpo" and config.dpo.reference != "precompute" and (config.dpo.reference == "copy" or not adapters_alone):
-        raise ConfigError(f"dpo.reference = {config.dpo.reference} with engine = pipeline: a frozen copy would need a second pipeline; allowed: precompute, "
-                          "or lora with model.train = []; nearest: dpo.reference=precompute")  # fmt: skip
+    if (
+        config.method == "dpo"
+        and config.dpo.reference != "precompute"
+        and (config.dpo.reference == "copy" or not adapters_alone)
+    ):
+        raise ConfigError(
+            f"dpo.reference = {config.dpo.reference} with engine = pipeline: a frozen copy would need a second pipeline; allowed: precompute, "
+            "or lora with model.train = []; nearest: dpo.reference=precompute"
+        )

@@ -1,7 +1,8 @@
 """The model of one stage: read slice by slice from safetensors, everything else on the meta device.
 
-In: the run, inside an initialised process group. Out: a model ready for training, of which this stage's parameters are real. With LoRA or
-quantised weights the whole model is read into CPU memory first and the rest dropped: adapters must begin as they do in one process.
+In: the run, inside an initialised process group. Out: a model ready for training, of which this stage's parameters are
+real. With LoRA or quantised weights the whole model is read into CPU memory first and the rest dropped: adapters must
+begin as they do in one process.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,10 @@ from smolray.pretrained import DTYPES, resolve, tensor_files
 
 
 def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Module:
-    """The model with the weights of this worker's stage; `order`: see Mesh. Raises ConfigError where stages and workers do not fit."""
+    """The model with the weights of this worker's stage; `order`: see Mesh.
+
+    Raises ConfigError where stages and workers do not fit.
+    """
     whole = config.lora is not None
     model = prepare_for_training(load_model(config.model) if whole else empty_model(config.model), config)
     if config.model.vision_features == "precompute":
@@ -44,7 +48,9 @@ def empty_model(model: ModelConfig) -> PreTrainedModel:
     """The model of `load_model` without weights: parameters on the meta device, tied as they will be."""
     config = AutoConfig.from_pretrained(resolve(model.path), revision=model.revision, trust_remote_code=False)
     with torch.device("meta"):
-        made = AutoModelForImageTextToText.from_config(config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation)
+        made = AutoModelForImageTextToText.from_config(
+            config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation
+        )
     text = made.model.text_model
     text.rotary_emb = type(text.rotary_emb)(config=text.config)  # its frequencies are computed, not read
     made.config.use_cache = False
@@ -53,7 +59,9 @@ def empty_model(model: ModelConfig) -> PreTrainedModel:
 
 
 def fill(slots: list[Slot], model: ModelConfig) -> None:
-    """Read the tensors of `slots` and no others; a folder whose tensors have other names than the model's is read whole first."""
+    """Read the tensors of `slots` and no others; a folder whose tensors have other names than the model's is read whole
+    first.
+    """
     files = tensor_files(model)
     if any(slot.name not in files for slot in slots):
         named = dict(load_model(model).named_parameters())

@@ -1,6 +1,7 @@
 """Which rank runs which stage of which pipeline.
 
-In: the number of stages and, where cards were chosen for them, an order of the ranks. Out: a Mesh and its process groups.
+In: the number of stages and, where cards were chosen for them, an order of the ranks. Out: a Mesh and its process
+groups.
 """
 
 from collections.abc import Sequence

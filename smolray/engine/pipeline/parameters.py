@@ -1,7 +1,7 @@
 """A model of which this process holds a part: the other parameters are on the meta device, under their own names.
 
-In: a transformers model (or a PeftModel) and a Split. Out: one Slot a parameter, by which weights are dropped and put back. All stages see the
-same slots in the same order, so they can broadcast over them.
+In: a transformers model (or a PeftModel) and a Split. Out: one Slot a parameter, by which weights are dropped and put
+back. All stages see the same slots in the same order, so they can broadcast over them.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """What a pipeline may be cut into: vision embeddings, each vision layer, merge, each text layer, head.
 
-In: a model (its weights may be on the meta device) and the run. Out: a Split: which units each stage runs, and which parameters it owns.
-Merge is the tower's last norm, the connector and the token embedding; head is the last norm, the language-model head and the loss.
+In: a model (its weights may be on the meta device) and the run. Out: a Split: which units each stage runs, and which
+parameters it owns. Merge is the tower's last norm, the connector and the token embedding; head is the last norm, the
+language-model head and the loss.
 """
 
 import re
@@ -55,33 +56,48 @@ def unit_of(name: str) -> str:
     for pattern, unit in UNIT_PATTERNS:
         if found := pattern.search(name):
             return unit.format(*found.groups())
-    raise ValueError(f"parameter {name} belongs to no unit of a pipeline: the model is not of the Idefics3 / SmolVLM family")
+    raise ValueError(
+        f"parameter {name} belongs to no unit of a pipeline: the model is not of the Idefics3 / SmolVLM family"
+    )
 
 
 def unit_names(model: nn.Module) -> tuple[str, ...]:
     """All units in order; a model whose tower has been left out (its output comes with the data) begins with merge."""
     config, tower = base_model(model).config, next(base_model(model).model.vision_model.parameters(), None)
-    vision = () if tower is None else (EMBEDDINGS, *(f"vision.{i}" for i in range(config.vision_config.num_hidden_layers)))
+    vision = (
+        () if tower is None else (EMBEDDINGS, *(f"vision.{i}" for i in range(config.vision_config.num_hidden_layers)))
+    )
     return (*vision, MERGE, *(f"text.{i}" for i in range(config.text_config.num_hidden_layers)), HEAD)
 
 
 def split_of(model: nn.Module, config: RunConfig, workers: int) -> Split:
-    """The stages of a run on `workers` workers. Raises ConfigError where stages, cut, units and workers do not fit each other."""
+    """The stages of a run on `workers` workers.
+
+    Raises ConfigError where stages, cut, units and workers do not fit each other.
+    """
     engine, units = config.engine, unit_names(model)
     stages = engine.pipeline_stages or (len(engine.cut) if engine.cut else workers)
     if workers % stages:
-        raise ConfigError(f"engine.pipeline_stages = {stages} on {workers} workers: every pipeline needs {stages} of them; "
-                          f"nearest: resources.num_workers={max(workers // stages, 1) * stages}")  # fmt: skip
+        raise ConfigError(
+            f"engine.pipeline_stages = {stages} on {workers} workers: every pipeline needs {stages} of them; "
+            f"nearest: resources.num_workers={max(workers // stages, 1) * stages}"
+        )
     if stages > len(units):
-        raise ConfigError(f"engine.pipeline_stages = {stages}: the model has {len(units)} units to cut; nearest: engine.pipeline_stages={len(units)}")
+        raise ConfigError(
+            f"engine.pipeline_stages = {stages}: the model has {len(units)} units to cut; nearest: engine.pipeline_stages={len(units)}"
+        )
     cut = engine.cut or even_cut(unit_costs(model, units), stages)
     if len(cut) != stages or sum(cut) != len(units):
-        raise ConfigError(f"engine.cut = {list(cut)}: expected {stages} numbers, one a stage, that add up to {len(units)} units ({units[0]} … {units[-1]})")
+        raise ConfigError(
+            f"engine.cut = {list(cut)}: expected {stages} numbers, one a stage, that add up to {len(units)} units ({units[0]} … {units[-1]})"
+        )
     return Split(units, cut)
 
 
 def unit_costs(model: nn.Module, units: tuple[str, ...]) -> tuple[float, ...]:
-    """A simple estimate of each unit's work for one tile and its text: weights x positions, forward and what backward it needs."""
+    """A simple estimate of each unit's work for one tile and its text: weights x positions, forward and what backward
+    it needs.
+    """
     config = base_model(model).config
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
     tokens = patches / config.scale_factor**2
@@ -92,7 +108,9 @@ def unit_costs(model: nn.Module, units: tuple[str, ...]) -> tuple[float, ...]:
         if parameter.requires_grad:
             trained.add(unit)
         if parameter.ndim >= 2 and not name.endswith(LOOKED_UP):
-            work[unit] += parameter.numel() * (patches if unit.startswith("vision") else tokens if unit == MERGE else text)
+            work[unit] += parameter.numel() * (
+                patches if unit.startswith("vision") else tokens if unit == MERGE else text
+            )
     work[HEAD] = config.text_config.vocab_size * config.text_config.hidden_size * text * TRAINED_SHARE
     costs, below = [], False
     for unit in units:

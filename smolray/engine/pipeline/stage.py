@@ -1,8 +1,10 @@
-"""One stage as a module: what arrives from the stage before -> what goes to the next one, or, in the last stage, the micro-batch's share of the loss.
+"""One stage as a module: what arrives from the stage before -> what goes to the next one, or, in the last stage, the
+micro-batch's share of the loss.
 
-Only hidden states travel, in one shape for all micro-batches of a step: tiles (T, patches, vision hidden) up to merge, then tokens
-(N, hidden), padded at the end. Inside, each micro-batch is computed in its own shape. Everything else (token ids, positions, layouts, labels)
-every stage has from its own copy of the batches. transformers' own modules do the work; masks and rotary angles are made anew in each stage.
+Only hidden states travel, in one shape for all micro-batches of a step: tiles (T, patches, vision hidden) up to merge,
+then tokens (N, hidden), padded at the end. Inside, each micro-batch is computed in its own shape. Everything else
+(token ids, positions, layouts, labels) every stage has from its own copy of the batches. transformers' own modules do
+the work; masks and rotary angles are made anew in each stage.
 """
 
 import copy
@@ -39,13 +41,35 @@ class Bucket:
 
 
 class Stage(nn.Module):
-    """The units of one stage over a model of which only their weights are here. `begin` hands it the batches of a step, None for one without weight."""
+    """The units of one stage over a model of which only their weights are here.
 
-    def __init__(self, model: nn.Module, units: Sequence[str], index: int, objective: Objective, seed: int, dtype: torch.dtype, device: torch.device):
+    `begin` hands it the batches of a step, None for one without weight.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Sequence[str],
+        index: int,
+        objective: Objective,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
         super().__init__()
-        self.model, self.units, self.index, self.objective, self.seed, self.dtype, self.device = model, tuple(units), index, objective, seed, dtype, device
+        self.model, self.units, self.index, self.objective, self.seed, self.dtype, self.device = (
+            model,
+            tuple(units),
+            index,
+            objective,
+            seed,
+            dtype,
+            device,
+        )
         inner = base_model(model).model
-        self.vision = _slice(inner.vision_model.encoder, _numbers(units, "vision")) if units[0].startswith("vision") else None
+        self.vision = (
+            _slice(inner.vision_model.encoder, _numbers(units, "vision")) if units[0].startswith("vision") else None
+        )
         self.text = _slice(inner.text_model, _numbers(units, "text"))
         if HEAD not in units:
             self.text._modules["norm"] = nn.Identity()
@@ -92,7 +116,9 @@ class Stage(nn.Module):
     def _needed(self, batch: Batch) -> Batch:
         """Without what only other stages look at; of the tiles their number stays."""
         pixels = batch.pixel_values if EMBEDDINGS in self.units else batch.pixel_values[:, :0]
-        return replace(batch, pixel_values=pixels, features=batch.features if MERGE in self.units else batch.features[:0])
+        return replace(
+            batch, pixel_values=pixels, features=batch.features if MERGE in self.units else batch.features[:0]
+        )
 
     def _received(self, received: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
         """Without its padding: tiles (T, patches, hidden), None where there are none, or tokens (B, L, hidden)."""
@@ -122,7 +148,11 @@ class Stage(nn.Module):
         inner = base_model(self.model).model
         embeds = inner.get_input_embeddings()(batch.input_ids)
         if len(batch.features):  # of the tower, or, where the connector has been left out, of that
-            features = inner.connector(batch.features) if next(inner.connector.parameters(), None) is not None else batch.features
+            features = (
+                inner.connector(batch.features)
+                if next(inner.connector.parameters(), None) is not None
+                else batch.features
+            )
         elif tiles is not None:
             features = inner.connector(inner.vision_model.post_layernorm(tiles))
         else:
@@ -147,7 +177,9 @@ def _numbers(units: Sequence[str], tower: str) -> list[int]:
 
 
 def _slice(module: nn.Module, layers: list[int]) -> nn.Module:
-    """A tower of transformers that runs only these of its layers; the layers are the same modules, under their own names in the model."""
+    """A tower of transformers that runs only these of its layers; the layers are the same modules, under their own
+    names in the model.
+    """
     part = copy.copy(module)
     part._modules = dict(module._modules)
     part._modules["layers"] = nn.ModuleList([module.layers[i] for i in layers])  # type: ignore[index, misc]
