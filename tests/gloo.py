@@ -19,7 +19,7 @@ from smolray.engine.pipeline.load import load_stage
 from smolray.engine.zero import ZeroEngine
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
-from smolray.model.parts import frozen_front, leave_out
+from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.objectives.registry import objective_of
 from smolray.run.checkpoint import EngineState
 
@@ -55,11 +55,11 @@ def build_engine(config: RunConfig, state: EngineState | None = None) -> Engine:
     torch.manual_seed(0)
     if config.engine.name == "pipeline":
         # in these tests a card is called by its rank
-        order = tuple(map(int, config.engine.cards)) if config.engine.cards else None
+        order = tuple(map(int, config.engine.gpus)) if config.engine.gpus else None
         return PipelineEngine(
             load_stage(config, order), objective_of(config), config, torch.device("cpu"), state, order
         )
     model = prepare_for_training(load_model(config.model), config)
     if config.model.vision_features == "precompute":
-        leave_out(model, frozen_front(config))
+        drop_submodules(model, frozen_prefix(config))
     return ZeroEngine(model, objective_of(config), config, torch.device("cpu"), state)

@@ -166,7 +166,7 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
     import ray
 
     from smolray.config import load_config
-    from smolray.data.plan import PlanLimits, lay_epoch
+    from smolray.data.plan import PlanLimits, build_epoch
     from smolray.data.prepare import prepare
     from smolray.data.ray_jobs import ensure_index, load_index
     from smolray.data.shards import read_manifest
@@ -182,7 +182,7 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
         config = load_config(None, [f"model.path={folder}/processor", "train.per_device_train_batch_size=12"])
         prepare(str(write_pictures(Path(folder) / "raw", pictures)), f"{folder}/shards", config.data)
         ensure_index(f"{folder}/shards", config)
-        plan = lay_epoch(load_index(f"{folder}/shards", config), PlanLimits.of(config), 0, 0)
+        plan = build_epoch(load_index(f"{folder}/shards", config), PlanLimits.of(config), 0, 0)
         files = tuple(f.name for f in read_manifest(f"{folder}/shards").files)
         ways: dict[str, Callable[[], Cost]] = {
             "ours": lambda: _epoch(Stream(f"{folder}/shards", plan, range(len(plan)), config), pictures, ray=True)

@@ -57,7 +57,7 @@ def train(task: dict[str, Any]) -> dict[str, float]:
     from smolray.model.load import load_model
     from smolray.objectives.registry import objective_of
     from smolray.run.checkpoint import Progress
-    from smolray.train.loop import Loop, Moment
+    from smolray.train.loop import StepInfo, TrainLoop
 
     torch.set_num_threads(1)
     config = load_config(
@@ -76,12 +76,12 @@ def train(task: dict[str, Any]) -> dict[str, float]:
     )
     began = [0.0, 0.0]
 
-    def clock(moment: Moment) -> None:
-        if moment.metrics.step == WARM_UP:
+    def clock(step_info: StepInfo) -> None:
+        if step_info.metrics.step == WARM_UP:
             began[:] = time.perf_counter(), time.process_time()
 
     plans = [local_plan(task["shards"], config, epoch) for epoch in range(config.train.num_train_epochs)]
-    Loop(
+    TrainLoop(
         config,
         engine,
         plans,

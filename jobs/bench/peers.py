@@ -102,11 +102,11 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
     from smolray.engine.zero import ZeroEngine
     from smolray.model.adapters import prepare_for_training
     from smolray.model.load import load_model
-    from smolray.model.parts import frozen_front, leave_out
+    from smolray.model.parts import drop_submodules, frozen_prefix
     from smolray.objectives.registry import objective_of
     from smolray.precompute.local import local_sidecars
     from smolray.run.checkpoint import Progress
-    from smolray.train.loop import Loop
+    from smolray.train.loop import TrainLoop
 
     device = training_device()
     with tempfile.TemporaryDirectory() as folder:
@@ -118,16 +118,16 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
         sidecars = local_sidecars(task.shards, config, str(device))  # made before the clock starts
         model = prepare_for_training(load_model(config.model), config)
         if sidecars.features:
-            leave_out(model, frozen_front(config))
+            drop_submodules(model, frozen_prefix(config))
         engine = ZeroEngine(model, objective_of(config), config, device)
         run = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": task.steps})})
-        Loop(
+        TrainLoop(
             run,
             engine,
             plans,
             lambda plan, numbers: LocalStream(task.shards, plan, numbers, config, sidecars),
             Progress(),
-            [lambda moment: meter(moment.metrics.samples)],
+            [lambda step_info: meter(step_info.metrics.samples)],
         ).run()
 
 

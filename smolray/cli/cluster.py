@@ -43,7 +43,7 @@ def doctor(
 
 @cluster_app.command("join")
 def cluster_join(
-    box: Annotated[str, typer.Argument(help="host name or address of the new box")],
+    node: Annotated[str, typer.Argument(help="host name or address of the new box")],
     head: Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="address of the head, or its job server")],
     interface: Annotated[str, typer.Option(help="the box's interface to the others, as `ip -br addr` shows it")],
     user: Annotated[str, typer.Option(help="account for ssh")] = "",
@@ -55,12 +55,12 @@ def cluster_join(
     """Print the one command that adds a box to a cluster."""
     from smolray.cluster.nodes import join_command
 
-    typer.echo(join_command(box, head, interface, user, card, once))
+    typer.echo(join_command(node, head, interface, user, card, once))
 
 
 @cluster_app.command("drain")
 def cluster_drain(
-    box: Annotated[str, typer.Argument(help="name, address or node id of the box")],
+    node: Annotated[str, typer.Argument(help="name, address or node id of the box")],
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="job server of the cluster, such as http://head:8265")
     ],
@@ -73,7 +73,7 @@ def cluster_drain(
     """
     from smolray.cluster.nodes import drain
 
-    for line in drain(jobs(address), address, box, absolute(storage), wait):
+    for line in drain(jobs(address), address, node, absolute(storage), wait):
         console.print(plain(line), soft_wrap=True)
 
 

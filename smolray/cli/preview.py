@@ -23,7 +23,7 @@ from smolray.data.answers import TEXT_SHARDS, count_answers, distinct_texts
 from smolray.data.encode import Encoded, EncodeError, Encoder
 from smolray.data.index import index_shard, index_uri, read_index
 from smolray.data.pack import common_prefix, packed_length
-from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.prepare import shard_folder
 from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
@@ -133,7 +133,7 @@ def lengths(config: RunConfig) -> LengthSummary:
 
 def summarize(index: pa.Table, config: RunConfig, complete: bool = True) -> LengthSummary:
     """What an index says of lengths, and what the plan of an epoch makes of them."""
-    plan = lay_epoch(index, PlanLimits.of(config), config.seed, 0)
+    plan = build_epoch(index, PlanLimits.of(config), config.seed, 0)
     column = {name: index[name].to_numpy() for name in index.column_names}
     kept = (column["tokens"] > 0) & (column["label_tokens"] > 0)
     place = np.stack([column[name] for name in ("shard", "row_group", "row")])

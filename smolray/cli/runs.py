@@ -93,8 +93,8 @@ def _stop_run(run_dir: str, wait: float) -> None:
         end = runs.wait_for_end(run_dir, seen, wait)
         if end is None:
             last = (
-                f"its last event is {duration(before.silent_seconds)} old"
-                if before.silent_seconds
+                f"its last event is {duration(before.stalled_seconds)} old"
+                if before.stalled_seconds
                 else "it was running"
             )
             errors.print(

@@ -59,7 +59,7 @@ def run_details(run: RunStatus) -> Table:
         if accuracy
         else None,
         "workers": str(run.workers) if run.workers else None,
-        "cards": escape(run.cards) if run.cards else None,
+        "GPUs": escape(run.gpus) if run.gpus else None,
         "dealt": f"{' + '.join(map(str, run.shares))} micro-batches a step, by speed" if run.shares else None,
         "attempts": f"{run.attempts}, {run.restarts} resumed" if run.attempts else None,
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started)) if run.started else None,
@@ -153,7 +153,7 @@ def manifests_table(manifests: dict[str, Any]) -> Table:
 
 
 def _state(run: RunStatus) -> str:
-    note = f" for {duration(run.silent_seconds)}" if run.silent_seconds is not None else ""
+    note = f" for {duration(run.stalled_seconds)}" if run.stalled_seconds is not None else ""
     asked = ", stop asked" if run.stop_requested and not run.ended else ""
     return f"[{COLOURS[run.state]}]{run.state}{note}{asked}[/]"
 

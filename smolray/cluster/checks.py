@@ -62,7 +62,7 @@ def diagnose(nodes: Mapping[str, Facts], links: Sequence[Link] = (), others: Ite
             locks(name, facts),
             compiler(name, facts),
         ]
-        found += [*interfaces(name, facts, several), *cards(name, facts), *storage_access(name, facts)]
+        found += [*interfaces(name, facts, several), *gpus(name, facts), *storage_access(name, facts)]
     for link in links:
         found += link_findings(link)
     return sorted(found, key=lambda f: ORDER[f.level])
@@ -75,7 +75,7 @@ def same_everywhere(nodes: Mapping[str, Facts]) -> list[Finding]:
         values = {
             name: facts.get(what)
             for name, facts in nodes.items()
-            if what not in ("cuda", "driver") or facts.get("cards")
+            if what not in ("cuda", "driver") or facts.get("gpus")
         }
         if not values:
             continue
@@ -255,7 +255,7 @@ def compiler(node: str, facts: Facts) -> Finding:
     """On first use Triton builds the launcher of compiled attention and DeepSpeed its collectives."""
     missing = [what for what, there in facts["builds"].items() if not there]
     if missing:
-        level: Level = "fail" if facts["cards"] else "warn"
+        level: Level = "fail" if facts["gpus"] else "warn"
         return Finding(
             "compiler",
             node,
@@ -267,26 +267,26 @@ def compiler(node: str, facts: Facts) -> Finding:
     return Finding("compiler", node, "ok", ", ".join(facts["builds"]))
 
 
-def cards(node: str, facts: Facts) -> list[Finding]:
+def gpus(node: str, facts: Facts) -> list[Finding]:
     """One finding a card: its memory, and what else runs on it."""
     findings = []
-    for number, card in enumerate(facts["cards"]):
-        found = f"{card['name']}, {size(card['used'])} of {size(card['total'])} in use"
-        if card["processes"]:
-            who = ", ".join(f"{p['name']} (pid {p['pid']}, {size(p['memory'])})" for p in card["processes"])
+    for number, gpu in enumerate(facts["gpus"]):
+        found = f"{gpu['name']}, {size(gpu['used'])} of {size(gpu['total'])} in use"
+        if gpu["processes"]:
+            who = ", ".join(f"{p['name']} (pid {p['pid']}, {size(p['memory'])})" for p in gpu["processes"])
             remedy = "end it, or keep the card from Ray with --num-gpus"
             findings.append(
                 Finding(f"card {number}", node, "warn", f"{found} by {who}", "no process but Ray's", remedy)
             )
         else:
             findings.append(Finding(f"card {number}", node, "ok", found))
-    if facts["ray_gpus"] != len(facts["cards"]):
+    if facts["ray_gpus"] != len(facts["gpus"]):
         findings.append(
             Finding(
-                "cards",
+                "gpus",
                 node,
                 "warn",
-                f"Ray was told of {facts['ray_gpus']:g}, the driver knows {len(facts['cards'])}",
+                f"Ray was told of {facts['ray_gpus']:g}, the driver knows {len(facts['gpus'])}",
                 "the same",
                 "start Ray without --num-gpus, or look at nvidia-smi and CUDA_VISIBLE_DEVICES",
             )

@@ -179,7 +179,7 @@ def _all_reduces(
 ) -> dict[str, float]:
     """Seconds of a 2-rank all-reduce by gloo and, where both have cards that are free, by NCCL."""
     times = {}
-    for backend in ("gloo", *(["nccl"] if facts[source]["cards"] and facts[target]["cards"] else [])):
+    for backend in ("gloo", *(["nccl"] if facts[source]["gpus"] and facts[target]["gpus"] else [])):
         port = ray.get(probes[source].free_port.remote(), timeout=PROBE_SECONDS)
         address = nodes[source]["NodeManagerAddress"]
         task = ray.remote(num_cpus=0, num_gpus=0.01 if backend == "nccl" else 0, max_retries=0, max_calls=1)(
@@ -280,7 +280,7 @@ class Probe:
             "cuda": torch.version.cuda,
             "driver": _driver(),
             "packages": _packages(),
-            "cards": _cards(),
+            "gpus": _gpus(),
             "host": host,
             "host_address": _resolve(host),
             "interfaces": {
@@ -386,7 +386,7 @@ def _driver() -> str | None:
     return rows[0][0] if rows else None
 
 
-def _cards() -> list[dict[str, Any]]:
+def _gpus() -> list[dict[str, Any]]:
     """The node's cards and the processes on them that are not Ray's."""
     processes: dict[str, list[dict[str, Any]]] = {}
     for uuid_, pid, name, memory in (

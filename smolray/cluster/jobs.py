@@ -40,7 +40,7 @@ EXCLUDES = (
     "*.pem",
     "auth_token",
 )
-SILENT_SECONDS = 10.0
+STALLED_SECONDS = 10.0
 STOP_SECONDS = 30.0  # Ray kills what has not ended 3 s after it was told
 RUN_KEY, STORAGE_KEY = "smolray_run", "smolray_storage"
 
@@ -248,10 +248,10 @@ async def _next(stream: AsyncIterator[str], client: "JobSubmissionClient") -> st
     """
     piece = asyncio.ensure_future(anext(stream))
     address = urlsplit(client.get_address())
-    while not (await asyncio.wait({piece}, timeout=SILENT_SECONDS))[0]:
+    while not (await asyncio.wait({piece}, timeout=STALLED_SECONDS))[0]:
         try:
             _, writer = await asyncio.wait_for(
-                asyncio.open_connection(address.hostname, address.port or 80), SILENT_SECONDS
+                asyncio.open_connection(address.hostname, address.port or 80), STALLED_SECONDS
             )
             writer.close()
         except OSError:  # TimeoutError is one

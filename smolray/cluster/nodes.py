@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 
-BOX_LABEL, CARD_LABEL = "smolray.io/box", "smolray.io/card"
+NODE_LABEL, GPU_LABEL = "smolray.io/box", "smolray.io/card"
 # As in cluster/roles/smolray/defaults/main.yml, so that a firewall lets a box in however it joins.
 PORTS = {
     "node-manager-port": 10100,
@@ -62,7 +62,7 @@ def nodes(address: str) -> list[Node]:
     except (RayStateApiException, ConnectionError, OSError, RuntimeError) as error:
         raise ClusterError(f"{address} does not list its nodes: {str(error).strip().splitlines()[0]}") from None
     made = [
-        Node(n.node_id, n.node_ip, (n.labels or {}).get(BOX_LABEL) or n.node_ip, bool(n.is_head_node)) for n in found
+        Node(n.node_id, n.node_ip, (n.labels or {}).get(NODE_LABEL) or n.node_ip, bool(n.is_head_node)) for n in found
     ]
     return sorted(made, key=lambda n: (not n.head, n.box))
 
@@ -79,7 +79,7 @@ def find_node(address: str, box: str) -> Node:
     return chosen[0]
 
 
-def join_command(box: str, head: str, interface: str, user: str = "", card: str = "", once: bool = False) -> str:
+def join_command(box: str, head: str, interface: str, user: str = "", gpu: str = "", once: bool = False) -> str:
     """The one command that adds `box` (host name or address) to the cluster of `head` (address, host or job server).
 
     For good, it is to be run in a checkout on the machine that has the token; with `once`, on the box itself until it
@@ -89,7 +89,7 @@ def join_command(box: str, head: str, interface: str, user: str = "", card: str 
     if not host:
         raise ClusterError(f"{head!r} names no host: expected an address such as 192.168.1.10 or http://head:8265")
     if once:
-        labels = f"{BOX_LABEL}={box}" + (f",{CARD_LABEL}={card}" if card else "")
+        labels = f"{NODE_LABEL}={box}" + (f",{GPU_LABEL}={gpu}" if gpu else "")
         ports = [f"--{name}={port}" for name, port in PORTS.items()]
         environment = [
             "env",
@@ -103,7 +103,7 @@ def join_command(box: str, head: str, interface: str, user: str = "", card: str 
     told = [
         f"smolray_head_address={host}",
         f"smolray_interface={interface}",
-        *([f"smolray_card={card}"] if card else []),
+        *([f"smolray_card={gpu}"] if gpu else []),
     ]
     account = ["-u", user] if user else []
     return shlex.join(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 RETRY_SECONDS = 2.0
-BOXES_SECONDS = 60.0  # how long a cluster that restarted may take to be as large as it was
+NODES_SECONDS = 60.0  # how long a cluster that restarted may take to be as large as it was
 MOVED_SECONDS = 60.0  # a run that is stopped to leave a box is submitted again within
 LOSSES = 5  # in a row, without a step between
 
@@ -41,7 +41,7 @@ def keep_alive(
     job_id = next((j.submission_id for j in jobs_client.active_jobs(client, config)), None)
     losses = 0
     while True:
-        boxes, seen = len(jobs_client.living_nodes(client)), len(read_events(config.run_dir))
+        nodes, seen = len(jobs_client.living_nodes(client)), len(read_events(config.run_dir))
         if job_id is None:
             job_id = jobs_client.submit(client, config, arguments, working_dir)
             yield f"submitted {job_id}\n"
@@ -61,7 +61,7 @@ def keep_alive(
                 f"{config.name} was lost {losses} times without a step between: something ends its driver; see `ray job logs {job_id}`"
             )
         yield f"the driver of {config.name} was lost: submitting it again\n"
-        _wait_for_boxes(client, boxes, BOXES_SECONDS)
+        _wait_for_nodes(client, nodes, NODES_SECONDS)
         job_id = None
 
 
@@ -92,12 +92,12 @@ def _taken_again(client: "JobSubmissionClient", config: RunConfig, seconds: floa
     return None
 
 
-def _wait_for_boxes(client: "JobSubmissionClient", boxes: int, seconds: float) -> None:
+def _wait_for_nodes(client: "JobSubmissionClient", nodes: int, seconds: float) -> None:
     """Wait until as many boxes are there as before; an elastic run would begin too small, another be refused."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            if len(jobs_client.living_nodes(client)) >= boxes:
+            if len(jobs_client.living_nodes(client)) >= nodes:
                 return
         except JobsError:
             pass  # the head is not up yet

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from smolray import storage
 from smolray.config.errors import ConfigError, explain, is_text
 from smolray.config.rules import faults
-from smolray.config.schema import SHORTHANDS, RunConfig
+from smolray.config.schema import RENAMED, SHORTHANDS, RunConfig
 
 
 def load_config(
@@ -20,9 +20,9 @@ def load_config(
 
     Raises ConfigError with one line per fault. Combinations are checked by `check_run`, which is called here.
     """
-    record = _merge({}, base or {})
+    record = _merge({}, _with_current_names(base or {}))
     if path is not None:
-        record = _merge(record, _read_yaml(path))
+        record = _merge(record, _with_current_names(_read_yaml(path)))
     for override in overrides:
         _apply_override(record, override)
     try:
@@ -69,12 +69,27 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _with_current_names(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with keys that have been renamed under their present names. Raises ConfigError where both stand."""
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        settings = record.get(section)
+        if not isinstance(settings, dict) or key not in settings:
+            continue
+        current = new.split(".")[1]
+        if current in settings:
+            raise ConfigError(f"{old} is the earlier name of {new}, and both are given; leave {old} out")
+        record = record | {section: {current if k == key else k: value for k, value in settings.items()}}
+    return record
+
+
 def _apply_override(record: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise ConfigError(
             f"{override!r} is not an override: expected dotted.key=value, such as optimizer.learning_rate=1e-4"
         )
+    key = RENAMED.get(key, key)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

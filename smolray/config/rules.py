@@ -180,7 +180,7 @@ def _engine(config: Run) -> list[str]:
             found.append("engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1")
         if engine.stage < 3 and engine.offload_param == "cpu":
             found.append(f"engine.offload_param = cpu needs engine.stage = 3, found {engine.stage}")
-    if config.train.deal == "speed" and (
+    if config.train.load_balancing == "speed" and (
         engine.name in ("pipeline", "trl") or (engine.name == "zero" and engine.stage == 3)
     ):
         why = (
@@ -189,11 +189,11 @@ def _engine(config: Run) -> list[str]:
             else f"not with engine = {engine.name}"
         )
         found.append(
-            f"train.deal = speed deals micro-batches on ZeRO 0 to 2: {why}; nearest: train.deal=equal, or engine.stage=2"
+            f"train.load_balancing = speed deals micro-batches on ZeRO 0 to 2: {why}; nearest: train.load_balancing=equal, or engine.stage=2"
         )
-    if engine.cards is not None and engine.name != "pipeline":
+    if engine.gpus is not None and engine.name != "pipeline":
         found.append(
-            f"engine.cards says where the stages of a pipeline lie, found engine = {engine.name}; nearest: engine=pipeline, or leave it out"
+            f"engine.gpus says where the stages of a pipeline lie, found engine = {engine.name}; nearest: engine=pipeline, or leave it out"
         )
     if engine.name == "pipeline" and model.dtype == "float16":
         found.append(

@@ -214,7 +214,7 @@ class TrainConfig(Section):
         ge=1,
         description="micro-batches in an optimizer step, over all workers; default: workers x accumulation, 4 a worker for a pipeline",
     )
-    deal: Literal["auto", "speed", "equal"] = Field(
+    load_balancing: Literal["auto", "speed", "equal"] = Field(
         default="auto",
         description="ZeRO 0-2: speed: micro-batches are dealt by the speed that workers have in the first steps; auto: where their cards differ",
     )
@@ -257,10 +257,10 @@ class EngineConfig(Section):
     pipeline_stages: int | None = Field(
         default=None, ge=1, description="pipeline: stages; default: one for each worker"
     )
-    cut: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+    partition: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="pipeline: units in each stage; default: even by cost"
     )
-    cards: tuple[str, ...] | None = Field(
+    gpus: tuple[str, ...] | None = Field(
         default=None,
         description="pipeline: node address and card of each stage, pipeline after pipeline, as the log's inventory names them; auto sets it",
     )
@@ -311,6 +311,8 @@ class ResourcesConfig(Section):
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
 
+# Earlier names of keys, which old files and habits still write.
+RENAMED = {"train.deal": "train.load_balancing", "engine.cut": "engine.partition", "engine.cards": "engine.gpus"}
 # Sections that may be written as one word, and the key that the word stands for: `engine: zero` is `engine: {name:
 # zero}`.
 SHORTHANDS = {"engine": "name"}

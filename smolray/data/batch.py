@@ -35,9 +35,9 @@ class Batch:
     # (C,) float32: the reference model's log-probabilities; (0,) where they are not known yet
     reference_logps: torch.Tensor
     # (C, hidden): of a contrastive step, its gradient by each embedding
-    pull: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    embedding_grad: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     # (2,): this batch's shares of that step's loss and accuracy
-    shares: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    contributions: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     # ids, tokens (padding left out) and, for evaluation, questions and answers
     meta: dict[str, Any] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from smolray.data.batch import Batch
 from smolray.data.collate import COLLATE
 from smolray.data.encode import cached_encoder
 from smolray.data.index import index_shard
-from smolray.data.plan import EpochPlan, PlanLimits, lay_epoch
+from smolray.data.plan import EpochPlan, PlanLimits, build_epoch
 from smolray.data.reader import ALONE, ShardReader, Sidecars
 from smolray.data.shards import read_manifest
 
@@ -48,4 +48,4 @@ def local_index(folder: str, config: RunConfig) -> pa.Table:
 
 def local_plan(folder: str, config: RunConfig, epoch: int = 0) -> EpochPlan:
     """The plan of an epoch, as the run's workers lay it."""
-    return lay_epoch(local_index(folder, config), PlanLimits.of(config), config.seed, epoch)
+    return build_epoch(local_index(folder, config), PlanLimits.of(config), config.seed, epoch)

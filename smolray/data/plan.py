@@ -124,7 +124,7 @@ def check_kind(index: pa.Table, method: str) -> None:
         raise PlanError(f"{wrong} of {int(kept.sum())} conversations {what}; found method: {method}")
 
 
-def lay_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:
+def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:
     """Lay the micro-batches of one epoch.
 
     Row groups are permuted (their rows were shuffled over the whole data set when the shards were made), rows inside a

@@ -20,19 +20,19 @@ import numpy as np
 
 from smolray import storage
 from smolray.config import ConfigError, DataConfig, RunConfig
-from smolray.data.formats.discover import is_hub, list_units, read_unit, resolve, units_fingerprint
+from smolray.data.formats.discover import is_hub, list_read_tasks, read_rows, read_tasks_fingerprint, resolve
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.layouts import parse
-from smolray.data.formats.source import UNIT_BYTES, Source, SourceError, Unit
+from smolray.data.formats.source import READ_TASK_BYTES, ReadTask, Source, SourceError
 from smolray.data.sample import SampleError
 from smolray.data.shards import MANIFEST, SCHEMA_VERSION, Manifest, ShardError, ShardFile, read_manifest
 from smolray.data.shuffle import (
+    ReadTaskResult,
     Staging,
-    UnitResult,
     read_blocks,
     read_result,
     repeated_ids,
-    run_unit,
+    run_read_task,
     total_bytes,
     write_shard,
 )
@@ -84,7 +84,7 @@ def prepare(
     data: DataConfig,
     seed: int = 0,
     progress: Progress | None = None,
-    unit_bytes: int = UNIT_BYTES,
+    task_bytes: int = READ_TASK_BYTES,
 ) -> Manifest:
     """Turn raw data into shards under `out`; returns at once where they are there and whole.
 
@@ -100,12 +100,12 @@ def prepare(
     if (manifest := _whole(out, fingerprint)) is not None:
         return manifest
     _require_ray()
-    units = list_units(found, unit_bytes)
+    units = list_read_tasks(found, task_bytes)
     if not units:
         raise SourceError(f"{source} holds no rows")
     check_layout(units, data)
-    staging = Staging(storage.join(out, ".staging", f"{fingerprint}-{units_fingerprint(units)}"), out)
-    results = _read_units(units, staging, data, seed, progress)
+    staging = Staging(storage.join(out, ".staging", f"{fingerprint}-{read_tasks_fingerprint(units)}"), out)
+    results = _run_read_tasks(units, staging, data, seed, progress)
     quarantined = _check_bad(source, results, staging, data)
     records = _write_shards(len(units), staging, data, progress)
     files = tuple(ShardFile(**r["file"]) for r in records if r["file"])
@@ -166,10 +166,10 @@ def _require_ray() -> None:
         )
 
 
-def check_layout(units: Sequence[Unit], data: DataConfig) -> None:
+def check_layout(units: Sequence[ReadTask], data: DataConfig) -> None:
     """Fail now, not after hours, where the first rows all lack the columns or are no records. Raises SourceError."""
     faults = []
-    for unit, raw in islice(((u, r) for u in units for r in read_unit(u)), 16):
+    for unit, raw in islice(((u, r) for u in units for r in read_rows(u)), 16):
         images = ImageReader(folder_of(unit.uri), unit.root, data.max_image_pixels)
         try:
             if raw.reason:
@@ -182,16 +182,16 @@ def check_layout(units: Sequence[Unit], data: DataConfig) -> None:
         raise SourceError(f"{units[0].uri}: {faults[0]}")
 
 
-def _read_units(
-    units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int, progress: Progress | None
-) -> list[UnitResult]:
+def _run_read_tasks(
+    units: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int, progress: Progress | None
+) -> list[ReadTaskResult]:
     """First pass: every unit without a marker is read into sorted runs."""
     done = {info.base_name for info in storage.list_files(storage.join(staging.folder, "units"))}
     todo = [n for n in range(len(units)) if f"unit-{n:05d}.json" not in done]
     if len(todo) == len(units):
         storage.delete(storage.join(staging.out, "quarantine"))  # of an earlier source
     for count, _ in enumerate(
-        _over(_unit_task, todo, data.num_cpus_per_task, units=units, staging=staging, data=data, seed=seed),
+        _over(_read_task, todo, data.num_cpus_per_task, units=units, staging=staging, data=data, seed=seed),
         len(units) - len(todo) + 1,
     ):
         if progress:
@@ -200,7 +200,7 @@ def _read_units(
         return list(pool.map(lambda n: read_result(staging, n), range(len(units))))
 
 
-def _check_bad(source: str, results: Sequence[UnitResult], staging: Staging, data: DataConfig) -> dict[str, int]:
+def _check_bad(source: str, results: Sequence[ReadTaskResult], staging: Staging, data: DataConfig) -> dict[str, int]:
     """Rows quarantined by reason.
 
     Raises SourceError where nothing is left or their share is above data.max_bad_fraction.
@@ -247,12 +247,12 @@ def _write_shards(units: int, staging: Staging, data: DataConfig, progress: Prog
     return [records[n] for n in range(shards)]
 
 
-def _unit_task(
-    row: dict[str, Any], units: Sequence[Unit], staging: Staging, data: DataConfig, seed: int
+def _read_task(
+    row: dict[str, Any], units: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int
 ) -> dict[str, Any]:
     number = int(row["item"])
     try:
-        run_unit(units[number], number, staging, data, seed)
+        run_read_task(units[number], number, staging, data, seed)
     except SourceError as error:  # a fault of the source is said in its own words, not as the trace of a worker
         return {"item": number, "result": "", "error": str(error)}
     return {"item": number, "result": "{}", "error": ""}

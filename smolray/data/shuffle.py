@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from smolray import storage
 from smolray.config import DataConfig
-from smolray.data.formats.discover import read_unit
+from smolray.data.formats.discover import read_rows
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.layouts import parse
-from smolray.data.formats.source import Unit
+from smolray.data.formats.source import ReadTask
 from smolray.data.sample import Conversation, Sample, SampleError, ShardRow, image_key
 from smolray.data.shards import ShardFile, encode_shard
 
@@ -55,7 +55,7 @@ QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "reason", "messa
 
 
 @dataclass(frozen=True)
-class UnitResult:
+class ReadTaskResult:
     """What became of a unit's rows: each is kept or quarantined.
 
     `examples` are (id, reason, message) of the first bad ones.
@@ -73,31 +73,31 @@ class Staging:
     folder: str
     out: str
 
-    def unit(self, number: int, suffix: str) -> str:
+    def task(self, number: int, suffix: str) -> str:
         return storage.join(self.folder, "units", f"unit-{number:05d}.{suffix}")
 
-    def run(self, unit: int, run: int) -> str:
-        return storage.join(self.folder, "runs", f"unit-{unit:05d}-{run:03d}.bin")
+    def run(self, task: int, run: int) -> str:
+        return storage.join(self.folder, "runs", f"unit-{task:05d}-{run:03d}.bin")
 
     def shard_marker(self, number: int) -> str:
         return storage.join(self.folder, "shards", f"shard-{number:05d}.json")
 
-    def quarantine(self, unit: int) -> str:
-        return storage.join(self.out, "quarantine", f"unit-{unit:05d}.parquet")
+    def quarantine(self, task: int) -> str:
+        return storage.join(self.out, "quarantine", f"unit-{task:05d}.parquet")
 
 
-def run_unit(unit: Unit, number: int, staging: Staging, data: DataConfig, seed: int) -> UnitResult:
+def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfig, seed: int) -> ReadTaskResult:
     """Read, parse and check the rows of a unit and leave them as sorted runs. Doing it again gives the same files.
 
     Raises SourceError where the source as a whole cannot be read.
     """
-    images = ImageReader(folder_of(unit.uri), unit.root, data.max_image_pixels)
-    runs, quarantine = _Runs(number, staging), _Quarantine(unit)
+    images = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
+    runs, quarantine = _Runs(number, staging), _Quarantine(task)
     rows = 0
-    for raw in read_unit(unit):
+    for raw in read_rows(task):
         rows += 1
-        place = f"{unit.name}#{raw.row}"
-        row_id = f"{unit.name}#{raw.name}" if raw.name else place
+        place = f"{task.name}#{raw.row}"
+        row_id = f"{task.name}#{raw.name}" if raw.name else place
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
@@ -106,39 +106,39 @@ def run_unit(unit: Unit, number: int, staging: Staging, data: DataConfig, seed: 
             quarantine.add(row_id, error.reason, str(error), raw.row)
             continue
         for k, sample in enumerate(samples):
-            runs.add(sample, f"{unit.file:06d}.{raw.row:012d}.{k:06d}", place, seed)
+            runs.add(sample, f"{task.file:06d}.{raw.row:012d}.{k:06d}", place, seed)
     blocks, ids, sketch = runs.finish()
     if quarantine.counts:
         storage.write_bytes(staging.quarantine(number), quarantine.to_parquet())
-    storage.write_bytes(staging.unit(number, "ids"), ids.tobytes())
-    storage.write_bytes(staging.unit(number, "blocks"), blocks.tobytes())
-    storage.write_bytes(staging.unit(number, "sketch"), sketch.tobytes())
-    result = UnitResult(rows, dict(quarantine.counts), tuple(quarantine.examples))
-    storage.write_bytes(staging.unit(number, "json"), json.dumps(asdict(result)).encode())
+    storage.write_bytes(staging.task(number, "ids"), ids.tobytes())
+    storage.write_bytes(staging.task(number, "blocks"), blocks.tobytes())
+    storage.write_bytes(staging.task(number, "sketch"), sketch.tobytes())
+    result = ReadTaskResult(rows, dict(quarantine.counts), tuple(quarantine.examples))
+    storage.write_bytes(staging.task(number, "json"), json.dumps(asdict(result)).encode())
     return result
 
 
-def read_result(staging: Staging, number: int) -> UnitResult:
+def read_result(staging: Staging, number: int) -> ReadTaskResult:
     """The marker of a unit, which is there once its work is whole."""
-    record = json.loads(storage.read_bytes(staging.unit(number, "json")))
-    return UnitResult(record["rows"], record["quarantined"], tuple((i, r, m) for i, r, m in record["examples"]))
+    record = json.loads(storage.read_bytes(staging.task(number, "json")))
+    return ReadTaskResult(record["rows"], record["quarantined"], tuple((i, r, m) for i, r, m in record["examples"]))
 
 
 def read_blocks(staging: Staging, number: int) -> np.ndarray:
     """Index of the blocks of a unit's runs: (blocks,) of BLOCK_DTYPE."""
-    return np.frombuffer(storage.read_bytes(staging.unit(number, "blocks")), BLOCK_DTYPE)
+    return np.frombuffer(storage.read_bytes(staging.task(number, "blocks")), BLOCK_DTYPE)
 
 
-def total_bytes(staging: Staging, units: int) -> int:
+def total_bytes(staging: Staging, tasks: int) -> int:
     """Bytes of all distinct rows: exact for few of them, else estimated from the SKETCH_KEYS smallest order keys
     (bottom-k sketch).
 
     Repeats of an image in other units are not counted again, and the figure does not depend on how units were cut.
     """
     merged = _Sketch()
-    for number in range(units):
+    for number in range(tasks):
         for order, image_bytes, text_bytes in (
-            np.frombuffer(storage.read_bytes(staging.unit(number, "sketch")), "u8").reshape(-1, 3).tolist()
+            np.frombuffer(storage.read_bytes(staging.task(number, "sketch")), "u8").reshape(-1, 3).tolist()
         ):
             merged.add(order, image_bytes, text_bytes)
     array = merged.to_array()
@@ -147,23 +147,23 @@ def total_bytes(staging: Staging, units: int) -> int:
     return int(array[:-1, 1:].sum()) * KEY_SPACE // int(array[-1, 0])
 
 
-def repeated_ids(staging: Staging, units: int, rows_at_once: int = 2**24) -> np.ndarray:
+def repeated_ids(staging: Staging, tasks: int, rows_at_once: int = 2**24) -> np.ndarray:
     """Hashes of the ids that stand at more than one conversation, sorted: (n,) uint64.
 
     Holds `rows_at_once` hashes at a time.
     """
-    sizes = [_size(staging.unit(n, "ids")) // 8 for n in range(units)]
+    sizes = [_size(staging.task(n, "ids")) // 8 for n in range(tasks)]
     passes = 1 + sum(sizes) // rows_at_once
     repeated = []
     for part in range(passes):
         hashes = (
-            [np.frombuffer(storage.read_bytes(staging.unit(n, "ids")), "u8") for n in range(units) if sizes[n]]
+            [np.frombuffer(storage.read_bytes(staging.task(n, "ids")), "u8") for n in range(tasks) if sizes[n]]
             if passes == 1
             else []
         )
         if passes > 1:
-            for n in range(units):
-                whole = np.frombuffer(storage.read_bytes(staging.unit(n, "ids")), "u8")
+            for n in range(tasks):
+                whole = np.frombuffer(storage.read_bytes(staging.task(n, "ids")), "u8")
                 hashes.append(whole[whole % np.uint64(passes) == part])
         values, counts = np.unique(np.concatenate([np.empty(0, "u8"), *hashes]), return_counts=True)
         repeated.append(values[counts > 1])
@@ -213,9 +213,9 @@ def _read_slice(blocks: np.ndarray, low: int, high: int, staging: Staging) -> li
     """All staged rows with low <= order < high, one range read a run."""
     wanted = blocks[(blocks["last"] >= np.uint64(low)) & (blocks["first"] <= np.uint64(high - 1))]
     rows: list[dict[str, Any]] = []
-    for (unit, run), group in groupby(wanted, key=lambda b: (int(b["unit"]), int(b["run"]))):
+    for (task, run), group in groupby(wanted, key=lambda b: (int(b["unit"]), int(b["run"]))):
         spans = [(int(b["offset"]), int(b["length"])) for b in group]
-        fs, path = storage.filesystem(staging.run(unit, run))
+        fs, path = storage.filesystem(staging.run(task, run))
         start = spans[0][0]
         with fs.open_input_file(path) as file:
             piece = pa.py_buffer(file.read_at(spans[-1][0] + spans[-1][1] - start, start))
@@ -262,8 +262,8 @@ def _hash(data: bytes, seed: int = 0) -> int:
 class _Runs:
     """Rows of one unit on their way to staging: collected, sorted, each image kept once, written every RUN_BYTES."""
 
-    def __init__(self, unit: int, staging: Staging):
-        self.unit, self.staging = unit, staging
+    def __init__(self, task: int, staging: Staging):
+        self.task, self.staging = task, staging
         self.rows: list[tuple[int, str, str, str, str]] = []  # order, key, origin, place, conversation
         self.images: dict[str, tuple[bytes, ...]] = {}
         self.held = self.run = 0
@@ -298,8 +298,8 @@ class _Runs:
         for block in self._blocks():
             start = sink.tell()
             sink.write(pa.RecordBatch.from_pylist(block, ROW_SCHEMA).serialize())
-            index.append((self.unit, self.run, start, sink.tell() - start, block[0]["order"], block[-1]["order"]))
-        storage.write_bytes(self.staging.run(self.unit, self.run), memoryview(sink.getvalue()))  # type: ignore[arg-type]
+            index.append((self.task, self.run, start, sink.tell() - start, block[0]["order"], block[-1]["order"]))
+        storage.write_bytes(self.staging.run(self.task, self.run), memoryview(sink.getvalue()))  # type: ignore[arg-type]
         self.blocks.append(np.array(index, BLOCK_DTYPE))
         self.rows, self.images, self.held, self.run = [], {}, 0, self.run + 1
 
@@ -347,8 +347,8 @@ class _Sketch:
 class _Quarantine:
     """Bad rows of a unit, compressed as they come, with counts by reason and the first few for the message."""
 
-    def __init__(self, unit: Unit):
-        self.unit = unit
+    def __init__(self, task: ReadTask):
+        self.task = task
         self.counts: Counter[str] = Counter()
         self.examples: list[tuple[str, str, str]] = []
         self.pending: list[dict[str, Any]] = []
@@ -360,7 +360,7 @@ class _Quarantine:
         self.counts[reason] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append((row_id, reason, message[:400]))
-        self.pending.append({"id": row_id, "reason": reason, "message": message, "unit": self.unit.name, "row": row})
+        self.pending.append({"id": row_id, "reason": reason, "message": message, "unit": self.task.name, "row": row})
         if len(self.pending) >= 1000:
             self._flush(self.pending)
 

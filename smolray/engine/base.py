@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from smolray.data.batch import Batch
-from smolray.objectives.base import Objective, Totals
+from smolray.objectives.base import Normalisers, Objective
 from smolray.run.checkpoint import EngineState
 
 
@@ -49,7 +49,7 @@ class Engine(Protocol):
     data_parallel: tuple[int, int]  # this worker's (rank, number) among those that are dealt different micro-batches
     sees_images: bool  # whether this worker's micro-batches need the content of their tiles
 
-    def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
+    def accumulate(self, batches: Iterable[Batch], forwards: int, normalisers: Normalisers) -> LocalSums:
         """Backward of this worker's shares of the loss (objectives.py); gradients are summed over all workers.
 
         `forwards`: the most micro-batches any worker has in this step, for engines whose forward passes are collective.

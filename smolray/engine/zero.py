@@ -43,7 +43,7 @@ from smolray.engine.optim import (
 from smolray.model.adapters import trainable
 from smolray.model.forward import hidden_states
 from smolray.model.load import base_model
-from smolray.objectives.base import Objective, Totals
+from smolray.objectives.base import Normalisers, Objective
 from smolray.objectives.contrastive import contrast, embeddings
 from smolray.objectives.reference import Reference, reference_of
 from smolray.pretrained import DTYPES
@@ -61,8 +61,8 @@ class _ObjectiveModule(nn.Module):
         super().__init__()
         self.model, self.objective, self.reference = model, objective, reference
 
-    def forward(self, batch: Batch, totals: Totals | None):
-        if totals is None:
+    def forward(self, batch: Batch, normalisers: Normalisers | None):
+        if normalisers is None:
             return embeddings(self.model, batch)
         if self.reference is not None and not len(batch.reference_logps):
             batch = replace(batch, reference_logps=self.reference(self.model, batch))
@@ -70,7 +70,7 @@ class _ObjectiveModule(nn.Module):
             base_model(self.model).lm_head,
             hidden_states(self.model, batch, self.objective.positions(batch)),
             batch,
-            totals,
+            normalisers,
         )
 
 
@@ -117,7 +117,7 @@ class ZeroEngine:
         if state is not None:
             self._load_state(state)
 
-    def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
+    def accumulate(self, batches: Iterable[Batch], forwards: int, normalisers: Normalisers) -> LocalSums:
         names = self.objective.metrics
         loss, metrics = (torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in ((), (len(names),)))
         samples = tokens = done = 0
@@ -136,10 +136,10 @@ class ZeroEngine:
                 number = batch.meta["number"]
                 torch.manual_seed(micro_batch_seed(self.config.seed, self.epoch, number))
                 batch = batch.to(self.device)
-                share, shares = self.engine(batch, totals)
+                share, contributions = self.engine(batch, normalisers)
                 self._backward(share)
                 loss += share.detach().double()
-                metrics += torch.stack([shares[name] for name in names]).double()
+                metrics += torch.stack([contributions[name] for name in names]).double()
                 samples, tokens, done = samples + batch.samples, tokens + batch.meta["tokens"], done + 1
                 ids.append((number, tuple(batch.meta["ids"])))
             seconds = self._now() - began
@@ -147,7 +147,8 @@ class ZeroEngine:
             # gradient exists.
             for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
                 self._backward(
-                    self.engine(dummy_batch(self.device, self.objective.pairs, self.reference_known), totals)[0] * 0.0
+                    self.engine(dummy_batch(self.device, self.objective.pairs, self.reference_known), normalisers)[0]
+                    * 0.0
                 )
             if self._first_step:
                 self._check_gradients()
@@ -283,7 +284,7 @@ class ZeroEngine:
         for g in groups:
             g["lr"] = g["weight_decay"] = 0.0
         self._first_step = False
-        self.accumulate((), 1, Totals(1, 1, 1))
+        self.accumulate((), 1, Normalisers(1, 1, 1))
         self.engine.step()
         for g, value in zip(groups, decay, strict=True):
             g["weight_decay"] = value

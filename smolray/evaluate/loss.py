@@ -12,7 +12,7 @@ from torch import nn
 from smolray.data.batch import Batch
 from smolray.model.forward import target_states
 from smolray.model.load import base_model
-from smolray.objectives.base import Totals
+from smolray.objectives.base import Normalisers
 from smolray.objectives.sft import sft
 
 
@@ -27,7 +27,9 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch], label_tokens: int, dev
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches:
         batch = batch.to(device)
-        total += sft(base_model(model).lm_head, target_states(model, batch), batch, Totals(0, label_tokens))[0].double()
+        total += sft(base_model(model).lm_head, target_states(model, batch), batch, Normalisers(0, label_tokens))[
+            0
+        ].double()
     dist.all_reduce(total)
     model.train(training)
     return total.item()

@@ -16,7 +16,7 @@ from torch import nn
 
 from smolray.config import RunConfig
 from smolray.data.encode import cached_encoder
-from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Folders
 from smolray.data.stream import Stream
@@ -36,7 +36,7 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
     asked = index.filter(pc.greater(index["tokens"], 0))
     if settings.max_samples is not None:
         asked = asked.slice(0, settings.max_samples)
-    plan = lay_epoch(asked, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
+    plan = build_epoch(asked, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     collate = "retrieval" if config.method == "retrieval" else "prompts"
     stream = Stream(
@@ -84,7 +84,7 @@ def with_preference(
     pairs = asked.filter(pc.greater(asked["chosen_tokens"], 0))
     if not len(pairs):
         return report
-    plan = lay_epoch(pairs, PlanLimits.of(config), 0, 0, shuffle=False)
+    plan = build_epoch(pairs, PlanLimits.of(config), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     stream = Stream(
         folders.validation,
@@ -110,7 +110,7 @@ def validation_loss(model: nn.Module, config: RunConfig, folders: Folders, devic
     asked = index.filter(pc.and_(pc.greater(index["tokens"], 0), pc.greater(index["label_tokens"], 0)))
     if config.evaluate.max_samples is not None:
         asked = asked.slice(0, config.evaluate.max_samples)
-    plan = lay_epoch(asked, PlanLimits.of(config), 0, 0, shuffle=False)
+    plan = build_epoch(asked, PlanLimits.of(config), 0, 0, shuffle=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     stream = Stream(
         folders.validation,

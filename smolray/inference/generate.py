@@ -25,7 +25,7 @@ from smolray.config import ConfigError
 from smolray.data.batch import Batch
 from smolray.data.encode import Encoder
 from smolray.data.ray_jobs import at_once, quiet_context
-from smolray.inference.predictor import Answerer, Decoding, ModelSource, answer_rows
+from smolray.inference.predictor import Decoding, ModelSource, Predictor, answer_rows
 from smolray.inference.questions import Asked, Asking, Piece, collate_questions, read_questions
 from smolray.planner.shapes import shape_of
 from smolray.pretrained import DTYPES
@@ -50,7 +50,7 @@ class Answers:
     """A Holder that answers. In: Batches of prompts. Out: rows of SCHEMA."""
 
     def __init__(self, source: ModelSource, decoding: Decoding, device: torch.device):
-        self.answerer = Answerer(source, decoding, device)
+        self.answerer = Predictor(source, decoding, device)
 
     def rows(self, batch: Batch | None, asked: Sequence[Asked]) -> pa.Table:
         return pa.Table.from_pylist(answer_rows(self.answerer, batch, asked), schema=SCHEMA)

@@ -22,7 +22,7 @@ from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.sample import Conversation, Message, Part, ShardRow
 from smolray.inference.generate import over_batches
-from smolray.inference.predictor import Answerer, Decoding, ModelSource
+from smolray.inference.predictor import Decoding, ModelSource, Predictor
 from smolray.inference.questions import Asked, Asking, Piece
 from smolray.objectives.contrastive import embeddings
 from smolray.run import checkpoint
@@ -54,7 +54,7 @@ class Embedder:
     """Holds one model on one device. In: a Batch of prompts. Out: embeddings of length 1."""
 
     def __init__(self, source: ModelSource, device: torch.device):
-        self.answerer = Answerer(source, Decoding(), device)
+        self.answerer = Predictor(source, Decoding(), device)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> np.ndarray:

@@ -86,7 +86,7 @@ def find_model(
     return _in_context(load_config(None, overrides, base), chosen)
 
 
-class Answerer:
+class Predictor:
     """Holds one model on one device."""
 
     def __init__(self, source: ModelSource, decoding: Decoding, device: torch.device):
@@ -114,12 +114,12 @@ class Answerer:
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def answer_rows(answerer: Answerer, batch: Batch | None, asked: Sequence[Asked]) -> list[dict[str, str | None]]:
+def answer_rows(predictor: Predictor, batch: Batch | None, asked: Sequence[Asked]) -> list[dict[str, str | None]]:
     """A row for each of `asked`: id, path, prompt, and text or error."""
     texts: list[str] = []
     if batch is not None:
         names = {a.place: f"{a.id}\0{a.prompt}" for a in asked if a.place >= 0}
-        texts = answerer.answers(batch, [names[place] for place in range(len(names))])
+        texts = predictor.answers(batch, [names[place] for place in range(len(names))])
     return [
         {
             "id": a.id,

@@ -13,15 +13,15 @@ from smolray.config import ColumnsConfig, ConfigError, DataConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import EncodeError, Encoder
-from smolray.data.formats.discover import image_files, is_hub, list_units, read_unit, resolve
+from smolray.data.formats.discover import image_files, is_hub, list_read_tasks, read_rows, resolve
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.layouts import own_id, parse_questions
-from smolray.data.formats.source import IMAGE_PARTS, Raw, Source, SourceError, Unit
+from smolray.data.formats.source import IMAGE_PARTS, Raw, ReadTask, Source, SourceError
 from smolray.data.sample import Sample, SampleError, ShardRow, image_key
 from smolray.data.shards import MANIFEST, read_manifest
 from smolray.data.tiles import image_size
 
-UNIT_BYTES = 32 * 2**20
+READ_TASK_BYTES = 32 * 2**20
 LOOKED_AT = 16  # rows that are looked at before a model is loaded
 WRONG_LAYOUT = ("wrong_columns", "invalid_json")
 
@@ -40,7 +40,7 @@ class Piece:
     cannot be read at all.
     """
 
-    unit: Unit
+    task: ReadTask
     images: tuple[str, ...] = ()
     error: str = ""
 
@@ -93,8 +93,8 @@ def find_pieces(source: str, asking: Asking, images_each: int) -> tuple[list[Pie
                 raise ConfigError(
                     f"{source} holds image files, which have no columns: leave data.columns (--question-column) away"
                 )
-            unit = Unit("images", root, "", root, 0)
-            return [Piece(unit, tuple(images[n : n + images_each])) for n in range(0, len(images), images_each)], asking
+            task = ReadTask("images", root, "", root, 0)
+            return [Piece(task, tuple(images[n : n + images_each])) for n in range(0, len(images), images_each)], asking
     return [*_pieces_of(resolve(source, data))], asking
 
 
@@ -109,15 +109,15 @@ def check_pieces(source: str, pieces: Sequence[Piece], asking: Asking) -> None:
 
 def read_questions(piece: Piece, asking: Asking) -> Iterator[Question]:
     """The questions of a piece, in order."""
-    unit = piece.unit
+    task = piece.task
     if piece.error:
-        yield Question(unit.name, unit.uri, error=f"torn_file: {piece.error}")
+        yield Question(task.name, task.uri, error=f"torn_file: {piece.error}")
         return
-    rows = (Raw(n, {"image": name}, name) for n, name in enumerate(piece.images)) if piece.images else _rows(unit)
-    reader = ImageReader(unit.root if piece.images else folder_of(unit.uri), unit.root, asking.data.max_image_pixels)
+    rows = (Raw(n, {"image": name}, name) for n, name in enumerate(piece.images)) if piece.images else _rows(task)
+    reader = ImageReader(task.root if piece.images else folder_of(task.uri), task.root, asking.data.max_image_pixels)
     for raw in rows:
-        path = storage.join(unit.root, raw.name) if piece.images else unit.uri
-        name = raw.name if piece.images else f"{unit.name}#{raw.name or raw.row}"
+        path = storage.join(task.root, raw.name) if piece.images else task.uri
+        name = raw.name if piece.images else f"{task.name}#{raw.name or raw.row}"
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
@@ -165,15 +165,15 @@ def _group(key: str, samples: Sequence[Sample | None]) -> Group:
     return Group(ShardRow(key, there[0].images, tuple(s.conversation for s in there)), tuple(range(len(there))))
 
 
-def _rows(unit: Unit) -> Iterator[Raw]:
+def _rows(task: ReadTask) -> Iterator[Raw]:
     """The rows of a unit; where its file turns out to be torn, a row that says so ends them."""
-    row = unit.first_row - 1
+    row = task.first_row - 1
     try:
-        for raw in read_unit(unit):
+        for raw in read_rows(task):
             row = raw.row
             yield raw
     except (SourceError, OSError) as error:
-        yield Raw(row + 1, {}, reason="torn_file", message=f"{unit.uri} cannot be read beyond row {row + 1}: {error}")
+        yield Raw(row + 1, {}, reason="torn_file", message=f"{task.uri} cannot be read beyond row {row + 1}: {error}")
 
 
 def _own_id(raw: Raw, data: DataConfig) -> str:
@@ -191,11 +191,13 @@ def _shards(folder: str) -> Source:
 def _pieces_of(source: Source) -> Iterator[Piece]:
     """Units of a source, file by file: one that cannot be opened does not keep the others from being read."""
     if source.format == "hub":
-        yield from map(Piece, list_units(source))
+        yield from map(Piece, list_read_tasks(source))
         return
     for file in source.files:
         uri = file[0]
         try:
-            yield from map(Piece, list_units(replace(source, files=(file,)), UNIT_BYTES))
+            yield from map(Piece, list_read_tasks(replace(source, files=(file,)), READ_TASK_BYTES))
         except SourceError as error:
-            yield Piece(Unit(source.format, uri, uri[len(source.root) :].strip("/"), source.root, 0), error=str(error))
+            yield Piece(
+                ReadTask(source.format, uri, uri[len(source.root) :].strip("/"), source.root, 0), error=str(error)
+            )

@@ -27,7 +27,7 @@ from smolray.launch.resources import check_resources, most_workers
 from smolray.launch.result import finish, finished_result
 from smolray.planner import auto
 from smolray.planner.plan import with_settings
-from smolray.planner.probe import Survey
+from smolray.planner.probe import HardwareProbe
 from smolray.planner.statistics import DataStatistics
 from smolray.precompute.jobs import found_features
 from smolray.run.checkpoint import chosen_checkpoint
@@ -150,7 +150,7 @@ def fit_planned(config: RunConfig, folders: Folders, begun: bool) -> dict[str, A
     """
     lost, after, statistics = 0, "", DataStatistics.from_index(load_index(folders.train, config))
     while True:
-        seen = Survey.from_json(fit(config, folders, {"survey": True}))
+        seen = HardwareProbe.from_json(fit(config, folders, {"survey": True}))
         chosen = auto.choose(config, statistics, seen, begun)
         config, begun = chosen.kept, True
         storage.write_bytes(storage.join(config.run_dir, "config.yaml"), to_yaml(config).encode())
@@ -165,11 +165,11 @@ def fit_planned(config: RunConfig, folders: Folders, begun: bool) -> dict[str, A
                 raise
 
 
-def look(config: RunConfig) -> Survey:
+def look(config: RunConfig) -> HardwareProbe:
     """The cards of the cluster, as many as there may be workers."""
     most = most_workers(config, ray.cluster_resources())
     everywhere = with_settings(with_absolute_paths(config), {"resources.num_workers": (1, most)})
-    return Survey.from_json(fit(everywhere, Folders(""), {"survey": True}))
+    return HardwareProbe.from_json(fit(everywhere, Folders(""), {"survey": True}))
 
 
 def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:

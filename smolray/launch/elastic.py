@@ -24,7 +24,7 @@ ROOM_POLLS = 3  # in a row: what is free for a moment is about to be taken by so
 WORTH_SECONDS = 30.0  # a restart takes about as long: a run that ends sooner is left alone
 
 
-class Growth:
+class ElasticMonitor:
     """Watches over one elastic run; `each` is what a worker takes.
 
     A restart that brought no worker is not tried again until boxes change.

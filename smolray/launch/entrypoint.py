@@ -19,7 +19,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     from smolray.config import RunConfig
     from smolray.data.reader import Folders
     from smolray.engine.base import NonFiniteLossError
-    from smolray.planner.probe import survey
+    from smolray.planner.probe import probe_hardware
     from smolray.run.checkpoint import StateMismatchError
     from smolray.train.worker import SETUP_ERRORS, evaluate_worker, measure_worker, run_worker
 
@@ -41,7 +41,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
         os.environ["LOCAL_RANK"] = str(device.index)
     node = (ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
     if "survey" in settings:
-        return survey(device, config.model.dtype, node).to_json()
+        return probe_hardware(device, config.model.dtype, node).to_json()
     if "measure" in settings:
         return measure_worker(config, folders, device, node)
     if "evaluate" in settings:

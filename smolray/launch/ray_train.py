@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from smolray import storage
 from smolray.config import RunConfig
 from smolray.data.reader import Folders
-from smolray.launch.elastic import NEVER, Growth
+from smolray.launch.elastic import NEVER, ElasticMonitor
 from smolray.launch.entrypoint import train_function
 from smolray.launch.resources import use_gpu
 from smolray.run.status import RESIZED
@@ -55,7 +55,7 @@ def fit(
     failures: dict[str, Any] = (
         {"max_failures": 0, "controller_failure_limit": 1} if nodes else {"max_failures": resources.max_failures}
     )
-    growth = Growth(config, each)
+    elastic_monitor = ElasticMonitor(config, each)
     while True:
         run = TrainRunConfig(
             name=f"{config.name}-{int(time.time())}",
@@ -70,7 +70,7 @@ def fit(
             scaling_config=ScalingConfig(**scaling),
             run_config=run,
         )
-        with growth.watching():
+        with elastic_monitor.watching():
             result: Any = trainer.fit()
         if result.return_value.get("status") != RESIZED:
             return result.return_value

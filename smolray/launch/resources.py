@@ -28,7 +28,7 @@ def check_resources(config: RunConfig, available: dict[str, float]) -> None:
         nearest = f"resources.num_workers={fits}" if fits else "resources.use_gpu=no"
         raise ResourcesError(
             f"asked for {wanted} workers x {config.resources.gpus_per_worker:g} GPU, the cluster has {gpus:g} GPU "
-            f"({_cards(available)}); nearest: {nearest}"
+            f"({_gpus(available)}); nearest: {nearest}"
         )
     # An elastic group grows as far as its own CPUs reach; its data tasks must still find some then.
     room = [config.resources.workers[1], *([int(cpus // each)] if each else [])]
@@ -60,7 +60,7 @@ def _nearest_cpus(smallest: int, largest: int, each: float, task: float, cpus: f
     return f"resources.num_workers=1 resources.cpus_per_worker={floor(cpus / 2):g} data.num_cpus_per_task={floor(cpus / 2):g}"
 
 
-def _cards(available: dict[str, float]) -> str:
+def _gpus(available: dict[str, float]) -> str:
     cards = [
         f"{n:g}x {name.removeprefix('accelerator_type:')}"
         for name, n in available.items()

@@ -23,7 +23,7 @@ from smolray.pretrained import resolve
 INDEX = "model.safetensors.index.json"
 
 
-def frozen_front(config: RunConfig) -> tuple[Group, ...]:
+def frozen_prefix(config: RunConfig) -> tuple[Group, ...]:
     """The parts whose output never changes in a run, from the pixels on: none, the tower, or the tower and the
     connector.
     """
@@ -33,7 +33,7 @@ def frozen_front(config: RunConfig) -> tuple[Group, ...]:
     return ("vision",) if "connector" in trained else ("vision", "connector")
 
 
-def leave_out(model: nn.Module, groups: Collection[Group]) -> nn.Module:
+def drop_submodules(model: nn.Module, groups: Collection[Group]) -> nn.Module:
     """The model, changed in place, with empty modules where those groups were. forward.py knows a part that is not
     there by its emptiness.
     """

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from smolray.data.batch import Batch
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # (N, hidden) -> logits (N, vocabulary)
-Shares = dict[str, torch.Tensor]
+Contributions = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Totals:
+class Normalisers:
     """What an optimizer step holds over all workers: the divisors of its means."""
 
     samples: int  # conversations, or pairs
@@ -37,7 +37,7 @@ class Objective:
     """
 
     metrics: tuple[str, ...]
-    loss: Callable[[Head, torch.Tensor, Batch, Totals], tuple[torch.Tensor, Shares]]
+    loss: Callable[[Head, torch.Tensor, Batch, Normalisers], tuple[torch.Tensor, Contributions]]
     pairs: bool = False
     embeds: bool = False  # contrastive: an engine prepares the batches of a step together (contrastive.py)
 

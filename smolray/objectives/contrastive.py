@@ -19,17 +19,19 @@ from torch.nn import functional as F
 
 from smolray.data.batch import Batch
 from smolray.model.forward import hidden_states
-from smolray.objectives.base import Head, Shares, Totals
+from smolray.objectives.base import Contributions, Head, Normalisers
 
 
-def pulled(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tuple[torch.Tensor, Shares]:
+def contrastive_loss(
+    head: Head, hidden: torch.Tensor, batch: Batch, normalisers: Normalisers
+) -> tuple[torch.Tensor, Contributions]:
     """Second pass of a contrastive step: this batch's share of a loss that is known already, with its gradient by the
     embeddings.
     """
-    if not len(batch.pull):  # a dummy
+    if not len(batch.embedding_grad):  # a dummy
         return 0.0 * hidden.float().sum(), {"in_batch_accuracy": hidden.new_zeros((), dtype=torch.float32)}
-    surrogate = (pooled(hidden) * batch.pull).sum()
-    return batch.shares[0] + surrogate - surrogate.detach(), {"in_batch_accuracy": batch.shares[1]}
+    surrogate = (pooled(hidden) * batch.embedding_grad).sum()
+    return batch.contributions[0] + surrogate - surrogate.detach(), {"in_batch_accuracy": batch.contributions[1]}
 
 
 def pooled(hidden: torch.Tensor) -> torch.Tensor:
@@ -83,13 +85,13 @@ def contrast(
     prepared = []
     for batch, e, pairs in zip(batches, found, about, strict=True):
         part = slice(first, first := first + len(pairs))
-        pull = (
+        embedding_grad = (
             torch.zeros_like(e)
             .index_add(0, pairs[:, 0], gradient[part, 0])
             .index_add(0, pairs[:, 1], gradient[part, 1])
         )
-        shares = torch.stack([losses[part].sum(), right[part].sum()]).detach() / len(losses)
-        prepared.append(replace(batch, pull=pull, shares=shares))
+        contributions = torch.stack([losses[part].sum(), right[part].sum()]).detach() / len(losses)
+        prepared.append(replace(batch, embedding_grad=embedding_grad, contributions=contributions))
     return prepared
 
 

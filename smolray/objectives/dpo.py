@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from smolray.config import DPOConfig
 from smolray.data.batch import Batch
-from smolray.objectives.base import Head, Shares, Totals, sum_by_completion, token_logps
+from smolray.objectives.base import Contributions, Head, Normalisers, sum_by_completion, token_logps
 
 DPO_METRICS = (
     "rewards/chosen",
@@ -18,8 +18,8 @@ DPO_METRICS = (
 
 
 def dpo(
-    head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals, settings: DPOConfig
-) -> tuple[torch.Tensor, Shares]:
+    head: Head, hidden: torch.Tensor, batch: Batch, normalisers: Normalisers, settings: DPOConfig
+) -> tuple[torch.Tensor, Contributions]:
     """The loss types of `settings`, weighted.
 
     Completions alternate: chosen, rejected; `batch.reference_logps` (C,) are the reference model's.
@@ -34,7 +34,7 @@ def dpo(
     loss = hidden.new_zeros((), dtype=torch.float32)
     for kind, weight in zip(settings.loss_type, settings.loss_weights or [1.0] * len(settings.loss_type), strict=True):
         if kind == "sft":
-            loss = loss - weight * per_token[batch.target_completion % 2 == 0].sum() / totals.chosen_tokens
+            loss = loss - weight * per_token[batch.target_completion % 2 == 0].sum() / normalisers.chosen_tokens
             continue
         if kind == "sigmoid":
             each = -F.logsigmoid(settings.beta * delta)
@@ -48,10 +48,12 @@ def dpo(
             each = (
                 -(1 - flipped) * F.logsigmoid(settings.beta * delta) + flipped * F.logsigmoid(-settings.beta * delta)
             ) / (1 - 2 * flipped)
-        loss = loss + weight * each.sum() / totals.samples
+        loss = loss + weight * each.sum() / normalisers.samples
     with torch.no_grad():
         rewards = settings.beta * ratio
         chosen, rejected = rewards[0::2], rewards[1::2]
         values = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, logps[0::2], logps[1::2])
-        shares = {name: value.sum() / totals.samples for name, value in zip(DPO_METRICS, values, strict=True)}
-    return loss, shares
+        contributions = {
+            name: value.sum() / normalisers.samples for name, value in zip(DPO_METRICS, values, strict=True)
+        }
+    return loss, contributions

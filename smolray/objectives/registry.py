@@ -2,7 +2,7 @@
 
 from smolray.config import RunConfig
 from smolray.objectives.base import Objective
-from smolray.objectives.contrastive import pulled
+from smolray.objectives.contrastive import contrastive_loss
 from smolray.objectives.dpo import DPO_METRICS, dpo
 from smolray.objectives.sft import sft
 
@@ -12,8 +12,10 @@ def objective_of(config: RunConfig) -> Objective:
     if config.method == "sft":
         return Objective(("token_accuracy",), sft)
     if config.method == "retrieval":
-        return Objective(("in_batch_accuracy",), pulled, embeds=True)
+        return Objective(("in_batch_accuracy",), contrastive_loss, embeds=True)
     settings = config.dpo
     return Objective(
-        DPO_METRICS, lambda head, hidden, batch, totals: dpo(head, hidden, batch, totals, settings), pairs=True
+        DPO_METRICS,
+        lambda head, hidden, batch, normalisers: dpo(head, hidden, batch, normalisers, settings),
+        pairs=True,
     )

@@ -4,13 +4,13 @@ import torch
 from torch.nn import functional as F
 
 from smolray.data.batch import Batch
-from smolray.objectives.base import Head, Shares, Totals
+from smolray.objectives.base import Contributions, Head, Normalisers
 
 
-def sft(head: Head, hidden: torch.Tensor, batch: Batch, totals: Totals) -> tuple[torch.Tensor, Shares]:
+def sft(head: Head, hidden: torch.Tensor, batch: Batch, normalisers: Normalisers) -> tuple[torch.Tensor, Contributions]:
     """Cross entropy of the trained tokens (TRL's completion-only loss). `hidden`: (N, hidden)."""
     logits = head(hidden).float()
-    loss = F.cross_entropy(logits, batch.target_ids, reduction="sum") / totals.label_tokens
+    loss = F.cross_entropy(logits, batch.target_ids, reduction="sum") / normalisers.label_tokens
     with torch.no_grad():
         correct = (logits.argmax(-1) == batch.target_ids).sum()
-    return loss, {"token_accuracy": correct / totals.label_tokens}
+    return loss, {"token_accuracy": correct / normalisers.label_tokens}

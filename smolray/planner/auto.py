@@ -12,7 +12,7 @@ from smolray.config import ConfigError, RunConfig, check_run
 from smolray.planner.candidates import Candidate
 from smolray.planner.describe import candidate_json, words
 from smolray.planner.plan import make_plan, with_settings
-from smolray.planner.probe import Survey
+from smolray.planner.probe import HardwareProbe
 from smolray.planner.shapes import ModelShape
 from smolray.planner.statistics import DataStatistics
 
@@ -43,7 +43,7 @@ def bounded(config: RunConfig) -> RunConfig:
 
 
 def choose(
-    config: RunConfig, statistics: DataStatistics, seen: Survey, begun: bool, shape: ModelShape | None = None
+    config: RunConfig, statistics: DataStatistics, seen: HardwareProbe, begun: bool, shape: ModelShape | None = None
 ) -> Choice:
     """Plan the run on what was seen. Raises NothingFitsError."""
     own = config.train.per_device_train_batch_size
@@ -62,16 +62,16 @@ def choose(
 
 
 def bind(
-    config: RunConfig, chosen: Candidate, settings: dict[str, Any], seen: Survey
+    config: RunConfig, chosen: Candidate, settings: dict[str, Any], seen: HardwareProbe
 ) -> tuple[RunConfig, tuple[str, ...]]:
     """The run as planned, and the id of each worker's node.
 
     A pipeline's stages are bound to their cards; under ZeRO any order of ranks will do.
     """
-    workers = [seen.workers[seen.rank_of(*place)] for place in chosen.cards]
+    workers = [seen.workers[seen.rank_of(*place)] for place in chosen.gpus]
     bound = (
-        {"engine.cut": chosen.cut, "engine.cards": tuple(w.place for w in workers)}
-        if chosen.cut
-        else {"engine.cards": None}
+        {"engine.partition": chosen.partition, "engine.gpus": tuple(w.place for w in workers)}
+        if chosen.partition
+        else {"engine.gpus": None}
     )
     return with_settings(config, {**settings, **bound}), tuple(w.node_id for w in workers)

@@ -13,9 +13,9 @@ import numpy as np
 
 from smolray.config import RunConfig
 from smolray.config.rules import faults
-from smolray.planner.cut import Cut, CutProblem, find_cut
-from smolray.planner.inventory import Card, Inventory, Link
+from smolray.planner.inventory import GPU, Inventory, Link
 from smolray.planner.memory import Memory, Work, Zero, boundary_bytes, pipeline_memory, stage_memory, zero_memory
+from smolray.planner.partition import Partition, PartitionProblem, find_partition
 from smolray.planner.schedule import Schedule, accepted, in_flight
 from smolray.planner.shapes import ModelShape, Training, left_out
 from smolray.planner.statistics import DataStatistics, Load
@@ -34,7 +34,7 @@ class Candidate:
     """
 
     strategy: str  # single, zero-0 … zero-3, pipeline, pipeline x data
-    cards: tuple[Place, ...]
+    gpus: tuple[Place, ...]
     names: tuple[str, ...]
     micro_batch: int
     micro_batches: int  # of an optimizer step, over all workers
@@ -45,7 +45,7 @@ class Candidate:
     samples: float  # conversations in a step, on average
     zero: Zero | None = None
     shares: tuple[int, ...] = ()  # micro-batches dealt to each rank
-    cut: tuple[int, ...] = ()  # units of each stage
+    partition: tuple[int, ...] = ()  # units of each stage
     replicas: int = 1
 
     @property
@@ -160,17 +160,17 @@ class Search:
         """Whether the run may have such an engine (config_rules.py)."""
         key = tuple(engine.items())
         if key not in self._allowed:
-            section = self.config.engine.model_copy(update={"cards": None, "cut": None, **engine})
+            section = self.config.engine.model_copy(update={"gpus": None, "partition": None, **engine})
             told = faults(self.config.model_copy(update={"engine": section}))
             self._allowed[key] = not any("engine" in fault for fault in told)
         return self._allowed[key]
 
-    def card(self, place: Place) -> Card:
-        return self.inventory.boxes[place[0]].cards[place[1]]
+    def gpu(self, place: Place) -> GPU:
+        return self.inventory.nodes[place[0]].gpus[place[1]]
 
     def candidates(self) -> Iterator[Candidate]:
         """All of them, those that do not fit included."""
-        sets = card_sets(self.inventory)
+        sets = gpu_sets(self.inventory)
         for micro_batch in self.micro_batch_sizes:
             for mean, largest in self.works(micro_batch):
                 known: dict[Zero, Memory] = {}
@@ -187,28 +187,28 @@ class Search:
         world, count = len(places), self.count(mean.load)
         if world > 1 and count < world:
             return
-        cards = [self.card(p) for p in places]
-        hop = slowest_hop(self.inventory, [box for box, _ in places])
-        cores = sum(self.inventory.boxes[box].cpus for box in {box for box, _ in places})
+        gpus = [self.gpu(p) for p in places]
+        hop = slowest_hop(self.inventory, [node for node, _ in places])
+        cores = sum(self.inventory.nodes[node].cpus for node in {node for node, _ in places})
         data = data_seconds(mean, count, cores)
         for zero in zero_choices(self.config, world):
             offloads = zero.offload_optimizer or zero.offload_param
             if not self.allowed(name="zero", stage=zero.stage, **offload_settings(zero)) or (
-                offloads and any(card.host for card in cards)
+                offloads and any(gpu.host for gpu in gpus)
             ):
                 continue
             if (memory := known.get(zero)) is None:
                 memory = known[zero] = zero_memory(largest, zero, several=count > world)
-            time, shares = zero_seconds(mean, zero, cards, hop, count, data)
+            time, shares = zero_seconds(mean, zero, gpus, hop, count, data)
             yield Candidate(
                 "single" if world == 1 else f"zero-{zero.stage}",
                 places,
-                tuple(c.name for c in cards),
+                tuple(c.name for c in gpus),
                 micro_batch,
                 count,
                 mean.checkpointing,
                 (memory,) * world,
-                tuple(c.usable for c in cards),
+                tuple(c.usable for c in gpus),
                 time,
                 count * mean.load.samples,
                 zero,
@@ -220,7 +220,7 @@ class Search:
         if not self.allowed(name="pipeline"):
             return
         for grid in grids(places):
-            stages = sum(map(len, grid.boxes))
+            stages = sum(map(len, grid.nodes))
             sizes = [b for b in self.micro_batch_sizes if self.count(self.load(b)[0]) >= grid.replicas * 2]
             ample = [b for b in sizes if self.count(self.load(b)[0]) >= 2 * stages * grid.replicas]
             tried = (
@@ -242,40 +242,42 @@ class Search:
         """
         schedule: Schedule = self.config.engine.schedule
         count = -(-self.count(mean.load) // grid.replicas)
-        stages = sum(map(len, grid.boxes))
+        stages = sum(map(len, grid.nodes))
         count = accepted(count, stages) if schedule == "interleaved_1f1b" else count
         flying = [in_flight(p, stages, count, schedule) for p in range(stages)]
-        groups = [[self.card(p) for p in group] for box in grid.boxes for group in box]
+        groups = [[self.gpu(p) for p in group] for node in grid.nodes for group in node]
         kinds = list(dict.fromkeys(tuple(group) for group in groups))
-        tables = {card: [f + b for f, b in unit_table(mean, card)] for group in kinds for card in group}
+        tables = {gpu: [f + b for f, b in unit_table(mean, gpu)] for group in kinds for gpu in group}
         memory = pipeline_memory(largest, flying, count)
-        problem = CutProblem(
-            seconds=np.array([np.max([tables[card] for card in group], axis=0) for group in kinds]),
+        problem = PartitionProblem(
+            seconds=np.array([np.max([tables[gpu] for gpu in group], axis=0) for group in kinds]),
             memory=memory,
-            capacity=[min(card.usable for card in group) for group in kinds],
-            boxes=tuple(tuple(kinds.index(tuple(self.card(p) for p in group)) for group in box) for box in grid.boxes),
+            capacity=[min(gpu.usable for gpu in group) for group in kinds],
+            nodes=tuple(tuple(kinds.index(tuple(self.gpu(p) for p in group)) for group in node) for node in grid.nodes),
             crossing=boundary_bytes(self.travelling(mean, largest)),
             seconds_per_byte=self._seconds_per_byte(grid),
         )
         if given is not None:
-            cut: Cut | None = Cut(
-                given, tuple((b, c) for b, box in enumerate(grid.boxes) for c in range(len(box))), np.inf
+            partition: Partition | None = Partition(
+                given, tuple((b, c) for b, node in enumerate(grid.nodes) for c in range(len(node))), np.inf
             )
         else:
-            cut = find_cut(problem) or find_cut(replace(problem, capacity=[np.inf] * len(kinds)))
-        if cut is None:
+            partition = find_partition(problem) or find_partition(replace(problem, capacity=[np.inf] * len(kinds)))
+        if partition is None:
             return None
-        chain = [grid.boxes[box][card] for box, card in cut.cards]
-        slow = [max((self.card(p) for p in group), key=lambda c: sum(tables[c])) for group in chain]
+        chain = [grid.nodes[node][gpu] for node, gpu in partition.gpus]
+        slow = [max((self.gpu(p) for p in group), key=lambda c: sum(tables[c])) for group in chain]
         links = [self._slowest(a, b) for a, b in pairwise(chain)]
-        hops = [slowest_hop(self.inventory, [box for box, _ in group]) for group in chain] if grid.replicas > 1 else []
+        hops = (
+            [slowest_hop(self.inventory, [node for node, _ in group]) for group in chain] if grid.replicas > 1 else []
+        )
         hop = min(hops, key=lambda link: link.bandwidth) if hops else None
-        cores = sum(self.inventory.boxes[box].cpus for box in {box for box, _ in chain[0]})
+        cores = sum(self.inventory.nodes[node].cpus for node in {node for node, _ in chain[0]})
         data = data_seconds(mean, count * grid.replicas, cores)
         time = pipeline_seconds(
             mean,
             boundary_bytes(self.travelling(mean, largest)),
-            cut.units,
+            partition.units,
             slow,
             links,
             count,
@@ -284,8 +286,8 @@ class Search:
             grid.replicas,
             hop,
         )
-        ends = np.cumsum(cut.units).tolist()
-        starts = [end - size for size, end in zip(cut.units, ends, strict=True)]
+        ends = np.cumsum(partition.units).tolist()
+        starts = [end - size for size, end in zip(partition.units, ends, strict=True)]
         parts = [
             stage_memory(largest, a, b, float(memory[p, a, b]))
             for p, (a, b) in enumerate(zip(starts, ends, strict=True))
@@ -294,15 +296,15 @@ class Search:
         return Candidate(
             "pipeline" if grid.replicas == 1 else "pipeline x data",
             places,
-            tuple(self.card(p).name for p in places),
+            tuple(self.gpu(p).name for p in places),
             micro_batch,
             count * grid.replicas,
             mean.checkpointing,
             tuple(parts) * grid.replicas,
-            tuple(self.card(p).usable for p in places),
+            tuple(self.gpu(p).usable for p in places),
             time,
             self.count(mean.load) * mean.load.samples,
-            cut=cut.units,
+            partition=partition.units,
             replicas=grid.replicas,
         )
 
@@ -319,7 +321,7 @@ class Search:
         return replace(mean, load=half)
 
     def _seconds_per_byte(self, grid: "Grid") -> np.ndarray:
-        firsts = [box[0] for box in grid.boxes]
+        firsts = [node[0] for node in grid.nodes]
         return np.array([[1 / self._slowest(a, b, inside=a is b).bandwidth for b in firsts] for a in firsts])
 
     def _slowest(self, a: Sequence[Place], b: Sequence[Place], inside: bool = False) -> Link:
@@ -332,21 +334,21 @@ class Search:
 class Grid:
     """Cards as a mesh: boxes of groups, a group being the replicas of one stage."""
 
-    boxes: tuple[tuple[tuple[Place, ...], ...], ...]
+    nodes: tuple[tuple[tuple[Place, ...], ...], ...]
     replicas: int
 
 
 def grids(places: Sequence[Place]) -> Iterator[Grid]:
     """One long pipeline; a pipeline in each box with replicas over boxes; a stage a box with replicas inside it."""
-    by_box: dict[int, list[Place]] = {}
+    by_node: dict[int, list[Place]] = {}
     for place in places:
-        by_box.setdefault(place[0], []).append(place)
-    boxes = list(by_box.values())
-    yield Grid(tuple(tuple((place,) for place in box) for box in boxes), 1)
-    each = len(boxes[0])
-    if len(boxes) > 1 and each > 1 and all(len(box) == each for box in boxes):
-        yield Grid((tuple(zip(*boxes, strict=True)),), len(boxes))
-        yield Grid(tuple((tuple(box),) for box in boxes), each)
+        by_node.setdefault(place[0], []).append(place)
+    nodes = list(by_node.values())
+    yield Grid(tuple(tuple((place,) for place in node) for node in nodes), 1)
+    each = len(nodes[0])
+    if len(nodes) > 1 and each > 1 and all(len(node) == each for node in nodes):
+        yield Grid((tuple(zip(*nodes, strict=True)),), len(nodes))
+        yield Grid(tuple((tuple(node),) for node in nodes), each)
 
 
 def zero_choices(config: RunConfig, world: int) -> Iterator[Zero]:
@@ -371,27 +373,25 @@ def offload_settings(zero: Zero) -> dict[str, str]:
     }
 
 
-def card_sets(inventory: Inventory) -> list[tuple[Place, ...]]:
+def gpu_sets(inventory: Inventory) -> list[tuple[Place, ...]]:
     """Cards worth trying together: all; each box; the fastest boxes; the fastest and the largest cards; each kind
     alone.
     """
-    places = [(b, c) for b, box in enumerate(inventory.boxes) for c in range(len(box.cards))]
-    cards = {place: inventory.boxes[place[0]].cards[place[1]] for place in places}
-    speed = [sum(card.tflops_16 for card in box.cards) for box in inventory.boxes]
+    places = [(b, c) for b, node in enumerate(inventory.nodes) for c in range(len(node.gpus))]
+    gpus = {place: inventory.nodes[place[0]].gpus[place[1]] for place in places}
+    speed = [sum(gpu.tflops_16 for gpu in node.gpus) for node in inventory.nodes]
     fastest = sorted(range(len(speed)), key=lambda b: (-speed[b], b))
     sets = [places, *([p for p in places if p[0] == b] for b in fastest)]
     sets += [[p for p in places if p[0] in fastest[:n]] for n in range(2, len(fastest))]
-    sets += [
-        [p for p in places if cards[p].tflops_16 >= limit] for limit in {card.tflops_16 for card in cards.values()}
-    ]
-    sets += [[p for p in places if cards[p].memory >= limit] for limit in {card.memory for card in cards.values()}]
-    sets += [[next(p for p in places if cards[p] == card)] for card in dict.fromkeys(cards.values())]
+    sets += [[p for p in places if gpus[p].tflops_16 >= limit] for limit in {gpu.tflops_16 for gpu in gpus.values()}]
+    sets += [[p for p in places if gpus[p].memory >= limit] for limit in {gpu.memory for gpu in gpus.values()}]
+    sets += [[next(p for p in places if gpus[p] == gpu)] for gpu in dict.fromkeys(gpus.values())]
     unique: dict[tuple[object, ...], tuple[Place, ...]] = {}
     for chosen in sets:
         # Boxes with the same cards and network stand for each other.
         key = tuple(
             sorted(
-                (repr([cards[p] for p in chosen if p[0] == b]), repr(inventory.boxes[b].network))
+                (repr([gpus[p] for p in chosen if p[0] == b]), repr(inventory.nodes[b].network))
                 for b in {p[0] for p in chosen}
             )
         )

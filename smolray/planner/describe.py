@@ -12,7 +12,7 @@ from rich.table import Table
 from smolray.planner.candidates import Candidate
 from smolray.planner.plan import Plan
 
-COLUMNS = ("strategy", "cards", "fits", "GB a card", "micro-batch", "s/step", "samples/s", "limited by")
+COLUMNS = ("strategy", "gpus", "fits", "GB a card", "micro-batch", "s/step", "samples/s", "limited by")
 
 
 def strategies_table(plan: Plan) -> Table:
@@ -21,7 +21,7 @@ def strategies_table(plan: Plan) -> Table:
     for column in COLUMNS:
         table.add_column(
             column,
-            justify="left" if column in ("strategy", "cards", "fits", "limited by") else "right",
+            justify="left" if column in ("strategy", "gpus", "fits", "limited by") else "right",
             overflow="fold",
         )
     for row in plan.rows:
@@ -102,14 +102,14 @@ def candidate_json(row: Candidate) -> dict[str, Any]:
         "name": row.name,
         "fits": row.fits,
         "limit": row.limit,
-        "cards": [list(place) for place in row.cards],
+        "gpus": [list(place) for place in row.gpus],
         "card_names": list(row.names),
         "micro_batch": row.micro_batch,
         "micro_batches": row.micro_batches,
         "checkpointing": row.checkpointing,
         "zero": asdict(row.zero) if row.zero else None,
         "shares": list(row.shares),
-        "cut": list(row.cut),
+        "partition": list(row.partition),
         "replicas": row.replicas,
         "bytes": [
             {**asdict(m), "total": m.total, "capacity": c} for m, c in zip(row.memory, row.capacity, strict=True)
@@ -120,16 +120,16 @@ def candidate_json(row: Candidate) -> dict[str, Any]:
 
 
 def _choice(plan: Plan, chosen: Candidate) -> list[str]:
-    most, card = _fullest(chosen)
-    where = "" if len(chosen.cards) == 1 else f" on {len(chosen.cards)} cards"
+    most, gpu = _fullest(chosen)
+    where = "" if len(chosen.gpus) == 1 else f" on {len(chosen.gpus)} cards"
     lines = [
         f"Chosen: {_engine(chosen)}{where} ({_names(chosen.names)}): {chosen.samples_per_second:.1f} samples/s, {chosen.time.total:.3g} s a step of "
         f"{chosen.samples:.0f} conversations in {chosen.micro_batches} micro-batch{'es' if chosen.micro_batches > 1 else ''} of at most {chosen.micro_batch}"
         f"{', layers checkpointed' if chosen.checkpointing else ''}.",
-        f"The fullest card ({chosen.names[card]}) holds {most / 1e9:.1f} of {chosen.capacity[card] / 1e9:.1f} GB that may be used; "
+        f"The fullest card ({chosen.names[gpu]}) holds {most / 1e9:.1f} of {chosen.capacity[gpu] / 1e9:.1f} GB that may be used; "
         f"what takes longest is {chosen.time.limit}.",
     ]
-    if chosen.cut:
+    if chosen.partition:
         lines += _stages(plan, chosen)
     elif len(set(chosen.names)) > 1:
         dealt = ", ".join(f"{name} {share}" for name, share in zip(chosen.names, chosen.shares, strict=True))
@@ -159,27 +159,24 @@ def _stages(plan: Plan, chosen: Candidate) -> list[str]:
     """Which units each stage holds, and on which card."""
     lines, start = [], 0
     units = [unit.name for unit in plan.shape.units]
-    for stage, size in enumerate(chosen.cut):
+    for stage, size in enumerate(chosen.partition):
         end = start + size
         held = units[start] if size == 1 else f"{units[start]} to {units[end - 1]}"
-        stages = len(chosen.cut)
-        cards = [
-            f"{chosen.names[r * stages + stage]} in {plan.inventory.boxes[chosen.cards[r * stages + stage][0]].name}"
+        stages = len(chosen.partition)
+        gpus = [
+            f"{chosen.names[r * stages + stage]} in {plan.inventory.nodes[chosen.gpus[r * stages + stage][0]].name}"
             for r in range(chosen.replicas)
         ]
         memory = chosen.memory[stage].total
-        lines.append(f"  stage {stage}: {held} ({size} units, {memory / 1e9:.1f} GB) on {', '.join(cards)}")
+        lines.append(f"  stage {stage}: {held} ({size} units, {memory / 1e9:.1f} GB) on {', '.join(gpus)}")
         start = end
     return lines
 
 
 def _left_out(plan: Plan, chosen: Candidate) -> str:
-    used = set(chosen.cards)
+    used = set(chosen.gpus)
     idle = [
-        card.name
-        for b, box in enumerate(plan.inventory.boxes)
-        for c, card in enumerate(box.cards)
-        if (b, c) not in used
+        gpu.name for b, node in enumerate(plan.inventory.nodes) for c, gpu in enumerate(node.gpus) if (b, c) not in used
     ]
     return _names(tuple(idle))
 
@@ -187,8 +184,8 @@ def _left_out(plan: Plan, chosen: Candidate) -> str:
 def _engine(row: Candidate) -> str:
     names = {
         "single": "a single card",
-        "pipeline": f"a pipeline of {len(row.cut)} stages",
-        "pipeline x data": f"{row.replicas} pipelines of {len(row.cut)} stages",
+        "pipeline": f"a pipeline of {len(row.partition)} stages",
+        "pipeline x data": f"{row.replicas} pipelines of {len(row.partition)} stages",
     }
     told = names.get(row.strategy, row.strategy.replace("zero-", "ZeRO-"))
     return told + row.name.removeprefix(row.strategy)
@@ -199,8 +196,8 @@ def _names(names: tuple[str, ...]) -> str:
 
 
 def _fullest(row: Candidate) -> tuple[float, int]:
-    card = max(range(len(row.memory)), key=lambda i: row.memory[i].total / row.capacity[i])
-    return row.memory[card].total, card
+    gpu = max(range(len(row.memory)), key=lambda i: row.memory[i].total / row.capacity[i])
+    return row.memory[gpu].total, gpu
 
 
 def _setting(value: Any) -> str:

@@ -22,7 +22,7 @@ class InventoryError(ValueError):
 
 
 @dataclass(frozen=True)
-class Card:
+class GPU:
     """One accelerator.
 
     Speeds are dense, with fp32 accumulation, sparsity left out; fp32 without TF32 (torch's default).
@@ -47,8 +47,8 @@ class Card:
         return self.tflops_32 if dtype == "float32" or (dtype == "bfloat16" and not self.bf16) else self.tflops_16
 
 
-def _card(name: str, mib: int, tflops_16: float, tflops_32: float, gb_per_s: float, bf16: bool = True) -> Card:
-    return Card(name, mib * MIB, tflops_16, tflops_32, gb_per_s * 1e9, bf16)
+def _gpu(name: str, mib: int, tflops_16: float, tflops_32: float, gb_per_s: float, bf16: bool = True) -> GPU:
+    return GPU(name, mib * MIB, tflops_16, tflops_32, gb_per_s * 1e9, bf16)
 
 
 # Memory in MiB as nvidia-smi shows it; TFLOP/s and GB/s from NVIDIA's published figures: the Turing, Ampere GA102, Ada
@@ -56,51 +56,51 @@ def _card(name: str, mib: int, tflops_16: float, tflops_32: float, gb_per_s: flo
 # whitepapers (GeForce tensor cores with fp32 accumulation run at twice the shader rate), and the data sheets of T4,
 # V100, A10, A100, L4, L40S,
 # RTX A4000 / A5000 / A6000, RTX 6000 Ada, H100 and H200.
-CARDS: dict[str, Card] = {
-    card.name: card
-    for card in (
-        _card("t4", 15360, 65, 8.1, 320, bf16=False),
-        _card("v100-16", 16384, 125, 15.7, 900, bf16=False),
-        _card("v100-32", 32768, 125, 15.7, 900, bf16=False),
-        _card("rtx2060", 6144, 25.8, 6.5, 336, bf16=False),
-        _card("rtx2070", 8192, 29.9, 7.5, 448, bf16=False),
-        _card("rtx2080", 8192, 40.3, 10.1, 448, bf16=False),
-        _card("rtx2080ti", 11264, 53.8, 13.4, 616, bf16=False),
-        _card("rtx3060", 12288, 25.5, 12.7, 360),
-        _card("rtx3060ti", 8192, 32.4, 16.2, 448),
-        _card("rtx3070", 8192, 40.6, 20.3, 448),
-        _card("rtx3070ti", 8192, 43.5, 21.7, 608),
-        _card("rtx3080", 10240, 59.5, 29.8, 760),
-        _card("rtx3080ti", 12288, 68.2, 34.1, 912),
-        _card("rtx3090", 24576, 71, 35.6, 936),
-        _card("rtx3090ti", 24564, 80, 40, 1008),
-        _card("rtx4060", 8188, 30.2, 15.1, 272),
-        _card("rtx4060ti-8", 8188, 44.1, 22.1, 288),
-        _card("rtx4060ti", 16380, 44.1, 22.1, 288),
-        _card("rtx4070", 12282, 58.3, 29.1, 504),
-        _card("rtx4070super", 12282, 71, 35.5, 504),
-        _card("rtx4070ti", 12282, 80.2, 40.1, 504),
-        _card("rtx4070tisuper", 16376, 88.2, 44.1, 672),
-        _card("rtx4080", 16376, 97.5, 48.7, 717),
-        _card("rtx4080super", 16376, 104.4, 52.2, 736),
-        _card("rtx4090", 24564, 165.2, 82.6, 1008),
-        _card("rtx5070", 12227, 61.7, 30.9, 672),
-        _card("rtx5070ti", 16303, 87.9, 43.9, 896),
-        _card("rtx5080", 16303, 112.6, 56.3, 960),
-        _card("rtx5090", 32607, 209.5, 104.8, 1792),
-        _card("rtxa4000", 16376, 76.7, 19.2, 448),
-        _card("rtxa5000", 24564, 111.1, 27.8, 768),
-        _card("rtxa6000", 49140, 154.8, 38.7, 768),
-        _card("rtx6000ada", 49140, 364.2, 91.1, 960),
-        _card("a10", 23028, 125, 31.2, 600),
-        _card("a10g", 23028, 70, 35, 600),
-        _card("a100-40", 40960, 312, 19.5, 1555),
-        _card("a100-80", 81920, 312, 19.5, 2039),
-        _card("l4", 23034, 121, 30.3, 300),
-        _card("l40s", 46068, 362, 91.6, 864),
-        _card("h100", 81559, 989, 67, 3350),
-        _card("h100pcie", 81559, 756, 51, 2000),
-        _card("h200", 143771, 989, 67, 4800),
+CARDS: dict[str, GPU] = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("t4", 15360, 65, 8.1, 320, bf16=False),
+        _gpu("v100-16", 16384, 125, 15.7, 900, bf16=False),
+        _gpu("v100-32", 32768, 125, 15.7, 900, bf16=False),
+        _gpu("rtx2060", 6144, 25.8, 6.5, 336, bf16=False),
+        _gpu("rtx2070", 8192, 29.9, 7.5, 448, bf16=False),
+        _gpu("rtx2080", 8192, 40.3, 10.1, 448, bf16=False),
+        _gpu("rtx2080ti", 11264, 53.8, 13.4, 616, bf16=False),
+        _gpu("rtx3060", 12288, 25.5, 12.7, 360),
+        _gpu("rtx3060ti", 8192, 32.4, 16.2, 448),
+        _gpu("rtx3070", 8192, 40.6, 20.3, 448),
+        _gpu("rtx3070ti", 8192, 43.5, 21.7, 608),
+        _gpu("rtx3080", 10240, 59.5, 29.8, 760),
+        _gpu("rtx3080ti", 12288, 68.2, 34.1, 912),
+        _gpu("rtx3090", 24576, 71, 35.6, 936),
+        _gpu("rtx3090ti", 24564, 80, 40, 1008),
+        _gpu("rtx4060", 8188, 30.2, 15.1, 272),
+        _gpu("rtx4060ti-8", 8188, 44.1, 22.1, 288),
+        _gpu("rtx4060ti", 16380, 44.1, 22.1, 288),
+        _gpu("rtx4070", 12282, 58.3, 29.1, 504),
+        _gpu("rtx4070super", 12282, 71, 35.5, 504),
+        _gpu("rtx4070ti", 12282, 80.2, 40.1, 504),
+        _gpu("rtx4070tisuper", 16376, 88.2, 44.1, 672),
+        _gpu("rtx4080", 16376, 97.5, 48.7, 717),
+        _gpu("rtx4080super", 16376, 104.4, 52.2, 736),
+        _gpu("rtx4090", 24564, 165.2, 82.6, 1008),
+        _gpu("rtx5070", 12227, 61.7, 30.9, 672),
+        _gpu("rtx5070ti", 16303, 87.9, 43.9, 896),
+        _gpu("rtx5080", 16303, 112.6, 56.3, 960),
+        _gpu("rtx5090", 32607, 209.5, 104.8, 1792),
+        _gpu("rtxa4000", 16376, 76.7, 19.2, 448),
+        _gpu("rtxa5000", 24564, 111.1, 27.8, 768),
+        _gpu("rtxa6000", 49140, 154.8, 38.7, 768),
+        _gpu("rtx6000ada", 49140, 364.2, 91.1, 960),
+        _gpu("a10", 23028, 125, 31.2, 600),
+        _gpu("a10g", 23028, 70, 35, 600),
+        _gpu("a100-40", 40960, 312, 19.5, 1555),
+        _gpu("a100-80", 81920, 312, 19.5, 2039),
+        _gpu("l4", 23034, 121, 30.3, 300),
+        _gpu("l40s", 46068, 362, 91.6, 864),
+        _gpu("h100", 81559, 989, 67, 3350),
+        _gpu("h100pcie", 81559, 756, 51, 2000),
+        _gpu("h200", 143771, 989, 67, 4800),
     )
 }
 
@@ -141,11 +141,11 @@ DEFAULT_NETWORK = "1GbE"
 
 
 @dataclass(frozen=True)
-class Box:
+class InventoryNode:
     """A machine: its cards, the network to other boxes, the link between its cards, and CPU cores that decode images."""
 
     name: str
-    cards: tuple[Card, ...]
+    gpus: tuple[GPU, ...]
     network: Link
     internal: Link = PCIE
     cpus: int = 8
@@ -158,27 +158,27 @@ class Inventory:
     `links` holds measured links by (box number, box number); where none is, the slower of the two networks counts.
     """
 
-    boxes: tuple[Box, ...]
+    nodes: tuple[InventoryNode, ...]
     links: Mapping[tuple[int, int], Link] = field(default_factory=dict)
 
     @property
-    def cards(self) -> tuple[Card, ...]:
-        return tuple(card for box in self.boxes for card in box.cards)
+    def gpus(self) -> tuple[GPU, ...]:
+        return tuple(gpu for node in self.nodes for gpu in node.gpus)
 
     def between(self, a: int, b: int) -> Link:
         """The link between a card of box `a` and another of box `b`."""
         if a == b:
-            return self.boxes[a].internal
+            return self.nodes[a].internal
         measured = self.links.get((a, b)) or self.links.get((b, a))
-        return measured or self.boxes[a].network.slower(self.boxes[b].network)
+        return measured or self.nodes[a].network.slower(self.nodes[b].network)
 
     def describe(self) -> str:
         """One line, as `parse` reads it where the cards are known ones."""
-        return ", ".join(f"{_count(box.cards)} @ {_rate(box.network.bandwidth)}" for box in self.boxes)
+        return ", ".join(f"{_count(node.gpus)} @ {_rate(node.network.bandwidth)}" for node in self.nodes)
 
     def to_json(self) -> dict[str, Any]:
-        boxes = [{**asdict(box), "cards": [asdict(card) for card in box.cards]} for box in self.boxes]
-        return {"boxes": boxes, "links": [[*pair, asdict(link)] for pair, link in self.links.items()]}
+        nodes = [{**asdict(node), "gpus": [asdict(gpu) for gpu in node.gpus]} for node in self.nodes]
+        return {"nodes": nodes, "links": [[*pair, asdict(link)] for pair, link in self.links.items()]}
 
 
 def parse(text: str) -> Inventory:
@@ -187,15 +187,17 @@ def parse(text: str) -> Inventory:
 
     Raises InventoryError.
     """
-    boxes = []
+    nodes = []
     for number, part in enumerate(p.strip() for p in text.split(",")):
-        cards_text, at, network = (piece.strip() for piece in part.partition("@"))
-        if not cards_text or (at and not network):
+        gpus_text, at, network = (piece.strip() for piece in part.partition("@"))
+        if not gpus_text or (at and not network):
             raise InventoryError(
-                f"inventory part {number + 1} is {part!r}; expected a box such as '2x rtx4090 @ 10GbE'"
+                f"inventory part {number + 1} is {part!r}; expected a node such as '2x rtx4090 @ 10GbE'"
             )
-        boxes.append(Box(f"box{number}", _cards(cards_text.split("+")), find_network(network or DEFAULT_NETWORK)))
-    return Inventory(tuple(boxes))
+        nodes.append(
+            InventoryNode(f"node{number}", _gpus(gpus_text.split("+")), find_network(network or DEFAULT_NETWORK))
+        )
+    return Inventory(tuple(nodes))
 
 
 def load(source: str) -> Inventory:
@@ -206,7 +208,7 @@ def load(source: str) -> Inventory:
             f"inventory file {source} does not exist; expected a YAML file, or text such as '2x rtx4090 @ 10GbE, 1x rtx3060'"
         )
     text = Path(source).read_text(encoding="utf-8") if is_file else source
-    if not is_file and not text.lstrip().startswith("boxes:"):
+    if not is_file and not text.lstrip().startswith(("nodes:", "boxes:")):
         return parse(text)
     try:
         record = yaml.safe_load(text)
@@ -220,24 +222,25 @@ def from_record(record: Any) -> Inventory:
 
     Raises InventoryError.
     """
-    if not isinstance(record, dict) or not isinstance(record.get("boxes"), list) or not record["boxes"]:
-        raise InventoryError(f"the inventory holds {_found(record)}; expected boxes: [{{name, cards, network}}, ...]")
-    return Inventory(tuple(_box(number, entry) for number, entry in enumerate(record["boxes"])))
+    record = _current_keys(record)
+    if not isinstance(record, dict) or not isinstance(record.get("nodes"), list) or not record["nodes"]:
+        raise InventoryError(f"the inventory holds {_found(record)}; expected nodes: [{{name, gpus, network}}, ...]")
+    return Inventory(tuple(_node(number, entry) for number, entry in enumerate(record["nodes"])))
 
 
-def find_card(name: str) -> Card:
+def find_gpu(name: str) -> GPU:
     """A known card by name, as people, Ray (`GeForce-RTX-3090`) or torch (`NVIDIA GeForce RTX 4090`) spell it.
 
     Raises InventoryError.
     """
     plain = re.sub(r"[^a-z0-9]|nvidia|tesla|quadro|geforce", "", name.lower())
-    known = {re.sub(r"[^a-z0-9]", "", key): card for key, card in CARDS.items()} | {
+    known = {re.sub(r"[^a-z0-9]", "", key): gpu for key, gpu in CARDS.items()} | {
         alias: CARDS[key] for alias, key in ALIASES.items()
     }
     for spelling in (plain, re.sub(r"\d\dgb$", "", plain)):
         for prefix in ("", "rtx"):
-            if card := known.get(prefix + spelling):
-                return card
+            if gpu := known.get(prefix + spelling):
+                return gpu
     nearest = known[difflib.get_close_matches(plain, known, n=1, cutoff=0.0)[0]].name
     raise InventoryError(
         f"card {name!r} is not known; known are {', '.join(CARDS)}; nearest: {nearest}; "
@@ -255,7 +258,7 @@ def find_network(text: str) -> Link:
     return Link(float(match[1]) * {"g": 1e9, "m": 1e6}[match[2]] / 8, ETHERNET_LATENCY)
 
 
-def measured_card(
+def measured_gpu(
     name: str,
     memory: int,
     tflops_16: float,
@@ -263,38 +266,46 @@ def measured_card(
     bandwidth: float | None = None,
     bf16: bool = True,
     host: bool = False,
-) -> Card:
+) -> GPU:
     """What a worker reports: its card's usable memory (bytes) and the speeds of a short matmul (TFLOP/s).
 
     Memory bandwidth comes from the table where the card is known; else it is taken as 1 byte for every 25 operations.
     """
     try:
-        bandwidth = bandwidth or find_card(name).bandwidth
+        bandwidth = bandwidth or find_gpu(name).bandwidth
     except InventoryError:
         bandwidth = tflops_32 * 1e12 / 25
-    return Card(name, memory, tflops_16, tflops_32, bandwidth, bf16, measured=True, host=host)
+    return GPU(name, memory, tflops_16, tflops_32, bandwidth, bf16, measured=True, host=host)
 
 
-def _box(number: int, entry: Any) -> Box:
-    if not isinstance(entry, dict) or not entry.get("cards"):
+def _current_keys(record: Any) -> Any:
+    """`boxes` and `cards` are earlier names of `nodes` and `gpus`."""
+    if not isinstance(record, dict):
+        return record
+    return {{"boxes": "nodes", "cards": "gpus"}.get(key, key): value for key, value in record.items()}
+
+
+def _node(number: int, entry: Any) -> InventoryNode:
+    entry = _current_keys(entry)
+    if not isinstance(entry, dict) or not entry.get("gpus"):
         raise InventoryError(
-            f"boxes[{number}] is {_found(entry)}; expected {{name, cards: [rtx4090, ...], network: 10GbE}}"
+            f"nodes[{number}] is {_found(entry)}; expected {{name, gpus: [rtx4090, ...], network: 10GbE}}"
         )
-    known = ("name", "cards", "network", "internal", "cpus")
+    known = ("name", "gpus", "network", "internal", "cpus")
     if stray := sorted(set(entry) - set(known)):
         near = difflib.get_close_matches(stray[0], known, n=1, cutoff=0.0)[0]
         raise InventoryError(
-            f"boxes[{number}].{stray[0]} is not a setting; expected {', '.join(known)}; nearest: {near}"
+            f"nodes[{number}].{stray[0]} is not a setting; expected {', '.join(known)}; nearest: {near}"
         )
-    listed = entry["cards"] if isinstance(entry["cards"], list) else [entry["cards"]]
-    box = Box(
-        str(entry.get("name", f"box{number}")),
-        _cards(listed),
+    listed = entry["gpus"] if isinstance(entry["gpus"], list) else [entry["gpus"]]
+    node = InventoryNode(
+        str(entry.get("name", f"node{number}")),
+        _gpus(listed),
         _link(entry.get("network", DEFAULT_NETWORK), ETHERNET_LATENCY),
     )
     if "internal" in entry:
-        box = replace(box, internal=_link(entry["internal"], PCIE.latency))
-    return replace(box, cpus=int(_number(entry["cpus"], f"boxes[{number}].cpus"))) if "cpus" in entry else box
+        node = replace(node, internal=_link(entry["internal"], PCIE.latency))
+    return replace(node, cpus=int(_number(entry["cpus"], f"nodes[{number}].cpus"))) if "cpus" in entry else node
 
 
 def _link(entry: Any, latency: float) -> Link:
@@ -306,20 +317,20 @@ def _link(entry: Any, latency: float) -> Link:
     return Link(_number(entry["bandwidth_gbit"], "bandwidth_gbit") * 1e9 / 8, seconds)
 
 
-def _cards(parts: list[Any]) -> tuple[Card, ...]:
-    cards: list[Card] = []
+def _gpus(parts: list[Any]) -> tuple[GPU, ...]:
+    gpus: list[GPU] = []
     for part in parts:
         if isinstance(part, dict):
-            cards.append(_described_card(part))
+            gpus.append(_described_gpu(part))
             continue
         match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?(\S.*)", str(part).strip(), re.IGNORECASE)
         if not match or match[1] == "0":
-            raise InventoryError(f"cards {part!r}: expected a count and a card, such as 2x rtx4090")
-        cards += [find_card(match[2])] * int(match[1] or 1)
-    return tuple(cards)
+            raise InventoryError(f"gpus {part!r}: expected a count and a GPU, such as 2x rtx4090")
+        gpus += [find_gpu(match[2])] * int(match[1] or 1)
+    return tuple(gpus)
 
 
-def _described_card(entry: dict[str, Any]) -> Card:
+def _described_gpu(entry: dict[str, Any]) -> GPU:
     needed, optional = ("name", "memory_gb", "tflops_16", "tflops_32"), ("bandwidth_gb", "bf16", "measured")
     if (lacking := [k for k in needed if k not in entry]) or (stray := sorted(set(entry) - {*needed, *optional})):
         fault = f"lacks {', '.join(lacking)}" if lacking else f"has {', '.join(stray)}"
@@ -328,7 +339,7 @@ def _described_card(entry: dict[str, Any]) -> Card:
         )
     memory, fast, plain = (_number(entry[k], k) for k in needed[1:])
     bandwidth = _number(entry["bandwidth_gb"], "bandwidth_gb") * 1e9 if "bandwidth_gb" in entry else plain * 1e12 / 25
-    return Card(
+    return GPU(
         str(entry["name"]),
         int(memory * GIB),
         fast,
@@ -349,8 +360,8 @@ def _found(value: Any) -> str:
     return repr(value)[:80] if value is not None else "nothing"
 
 
-def _count(cards: tuple[Card, ...]) -> str:
-    names = [card.name for card in cards]
+def _count(gpus: tuple[GPU, ...]) -> str:
+    names = [gpu.name for gpu in gpus]
     return " + ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
 
 

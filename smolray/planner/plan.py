@@ -52,8 +52,8 @@ class Plan:
             return {**self.change.settings, **self.changed.settings()} if self.change and self.changed else {}
         chosen = self.chosen
         found: dict[str, Any] = {
-            "engine.name": "pipeline" if chosen.cut else "zero",
-            "resources.num_workers": len(chosen.cards),
+            "engine.name": "pipeline" if chosen.partition else "zero",
+            "resources.num_workers": len(chosen.gpus),
             "train.per_device_train_batch_size": chosen.micro_batch,
             "train.global_batch": chosen.micro_batches,
             "train.gradient_accumulation_steps": 1,
@@ -66,8 +66,8 @@ class Plan:
             }
         else:
             found |= {
-                "engine.pipeline_stages": len(chosen.cut),
-                "engine.cut": list(chosen.cut),
+                "engine.pipeline_stages": len(chosen.partition),
+                "engine.partition": list(chosen.partition),
                 "engine.schedule": self.config.engine.schedule,
             }
         return found
@@ -134,14 +134,14 @@ def written(search: Search) -> Candidate | None:
     """
     config, inventory = search.config, search.inventory
     engine, size = config.engine, config.train.per_device_train_batch_size
-    places = [(b, c) for b, box in enumerate(inventory.boxes) for c in range(len(box.cards))]
+    places = [(b, c) for b, node in enumerate(inventory.nodes) for c in range(len(node.gpus))]
     workers = min(config.resources.workers[1], len(places))
-    chosen = tuple(sorted(sorted(places, key=lambda p: -search.card(p).tflops_16)[:workers]))
+    chosen = tuple(sorted(sorted(places, key=lambda p: -search.gpu(p).tflops_16)[:workers]))
     own = replace(search, sizes=(size,), checkpointing=(config.model.gradient_checkpointing,))
     mean, largest = own.works(size)[0]
     if engine.name == "pipeline":
-        grid = next((g for g in grids(chosen) if engine.pipeline_stages in (None, sum(map(len, g.boxes)))), None)
-        return own.pipeline(size, mean, largest, grid, engine.cut) if grid else None
+        grid = next((g for g in grids(chosen) if engine.pipeline_stages in (None, sum(map(len, g.nodes)))), None)
+        return own.pipeline(size, mean, largest, grid, engine.partition) if grid else None
     if engine.name != "zero":
         return None
     for found in own.data_parallel(size, mean, largest, chosen, {}):
@@ -203,8 +203,8 @@ def _preference(candidate: Candidate, config: RunConfig) -> tuple[Any, ...]:
     offloads = candidate.zero is not None and candidate.zero.offload_optimizer + candidate.zero.offload_param
     away = abs(math.log2(candidate.micro_batch / config.train.per_device_train_batch_size))
     differs = candidate.checkpointing != config.model.gradient_checkpointing
-    order = (offloads, SIMPLEST_FIRST.index(candidate.strategy), len(candidate.cards), differs, away)
-    return (*order, -candidate.samples_per_second, candidate.cards)
+    order = (offloads, SIMPLEST_FIRST.index(candidate.strategy), len(candidate.gpus), differs, away)
+    return (*order, -candidate.samples_per_second, candidate.gpus)
 
 
 def _plain(value: Any) -> Any:

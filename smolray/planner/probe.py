@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from smolray.planner.assumptions import CUDA_CONTEXT, NCCL_BUFFERS
-from smolray.planner.inventory import PCIE, Box, Card, Inventory, Link, find_network, measured_card
+from smolray.planner.inventory import GPU, PCIE, Inventory, InventoryNode, Link, find_network, measured_gpu
 from smolray.pretrained import DTYPES
 
 MEASURED_SECONDS = 0.15  # of each product, copy and transfer
@@ -30,17 +30,17 @@ CPU = "CPU"  # what the name of a worker without a card begins with
 UNMEASURED = find_network("1GbE")  # of a node that is alone
 
 
-class SurveyError(ValueError):
+class HardwareProbeError(ValueError):
     """The workers do not stand where the run was planned for; the message says what was asked for and what is there."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class WorkerHardware:
     """One worker. Speeds are those of all workers computing at once; `memory`: bytes that are free for it."""
 
     node: str  # address
     node_id: str
-    card: str
+    gpu: str
     memory: int
     tflops: float  # a product in the run's dtype
     tflops_32: float
@@ -50,18 +50,18 @@ class Standing:
 
     @property
     def place(self) -> str:
-        """What a plan calls it by (engine.cards)."""
-        return f"{self.node} {self.card}"
+        """What a plan calls it by (engine.gpus)."""
+        return f"{self.node} {self.gpu}"
 
 
 @dataclass(frozen=True)
-class Survey:
+class HardwareProbe:
     """Workers by rank.
 
     `links` by (node number, node number), nodes numbered as they first appear; (n, n) is between two cards of node n.
     """
 
-    workers: tuple[Standing, ...]
+    workers: tuple[WorkerHardware, ...]
     links: dict[tuple[int, int], Link]
 
     @property
@@ -71,7 +71,7 @@ class Survey:
     @property
     def unequal(self) -> bool:
         """Whether the cards are of different kinds."""
-        return len({w.card for w in self.workers}) > 1
+        return len({w.gpu for w in self.workers}) > 1
 
     def ranks(self, places: Sequence[str]) -> tuple[int, ...]:
         """The rank of the worker on each of `places` (Standing.place).
@@ -82,9 +82,9 @@ class Survey:
         for place in places:
             rank = next((r for r, worker in free.items() if worker.place == place), None)
             if rank is None:
-                raise SurveyError(
-                    f"engine.cards wants {', '.join(places)}; the workers are on {', '.join(w.place for w in self.workers)}: "
-                    "leave engine.cards out, or plan again with engine=auto"
+                raise HardwareProbeError(
+                    f"engine.gpus wants {', '.join(places)}; the workers are on {', '.join(w.place for w in self.workers)}: "
+                    "leave engine.gpus out, or plan again with engine=auto"
                 )
             found.append(rank)
             del free[rank]
@@ -98,21 +98,23 @@ class Survey:
             ways = [link for pair, link in self.links.items() if number in pair and pair[0] != pair[1]]
             network = max(ways, key=lambda link: link.bandwidth, default=UNMEASURED)
             boxes.append(
-                Box(node, tuple(map(_card, here)), network, self.links.get((number, number), PCIE), here[0].cpus)
+                InventoryNode(
+                    node, tuple(map(_gpu, here)), network, self.links.get((number, number), PCIE), here[0].cpus
+                )
             )
         return Inventory(tuple(boxes), {pair: link for pair, link in self.links.items() if pair[0] != pair[1]})
 
-    def rank_of(self, box: int, card: int) -> int:
+    def rank_of(self, box: int, gpu: int) -> int:
         """The worker that is a card of `inventory`."""
-        return [rank for rank, worker in enumerate(self.workers) if worker.node == self.nodes[box]][card]
+        return [rank for rank, worker in enumerate(self.workers) if worker.node == self.nodes[box]][gpu]
 
     def to_json(self) -> dict[str, Any]:
         links = [{"nodes": [self.nodes[a], self.nodes[b]], **asdict(link)} for (a, b), link in self.links.items()]
         return {"workers": [asdict(w) for w in self.workers], "links": links}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "Survey":
-        workers = tuple(Standing(**w) for w in record["workers"])
+    def from_json(cls, record: dict[str, Any]) -> "HardwareProbe":
+        workers = tuple(WorkerHardware(**w) for w in record["workers"])
         nodes = list(dict.fromkeys(w.node for w in workers))
         links = {
             (nodes.index(k["nodes"][0]), nodes.index(k["nodes"][1])): Link(k["bandwidth"], k["latency"])
@@ -121,7 +123,7 @@ class Survey:
         return cls(workers, links)
 
 
-def survey(device: torch.device, dtype: str, node: tuple[str, str]) -> Survey:
+def probe_hardware(device: torch.device, dtype: str, node: tuple[str, str]) -> HardwareProbe:
     """Look around. Collective. `dtype`: as ModelConfig spells it; `node`: (address, id) of this worker's."""
     dist.barrier()  # all compute at once, as they will
     tflops_32, bandwidth = matmul_tflops(device, "float32"), copy_bandwidth(device)
@@ -130,20 +132,20 @@ def survey(device: torch.device, dtype: str, node: tuple[str, str]) -> Survey:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    mine = Standing(
-        *node, card_name(device), free_memory(device), tflops, tflops_32, bandwidth, bf16, len(os.sched_getaffinity(0))
+    mine = WorkerHardware(
+        *node, gpu_name(device), free_memory(device), tflops, tflops_32, bandwidth, bf16, len(os.sched_getaffinity(0))
     )
     workers: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(workers, mine)
     if device.type == "cpu":  # they share what is free
         workers = [
-            Standing(**{**asdict(w), "memory": w.memory // sum(other.node == w.node for other in workers)})
+            WorkerHardware(**{**asdict(w), "memory": w.memory // sum(other.node == w.node for other in workers)})
             for w in workers
         ]
-    return Survey(tuple(workers), measure_links([w.node for w in workers], device))
+    return HardwareProbe(tuple(workers), measure_links([w.node for w in workers], device))
 
 
-def card_name(device: torch.device) -> str:
+def gpu_name(device: torch.device) -> str:
     """As torch names a GPU; a CPU by its model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -253,8 +255,8 @@ def _fastest(work: Callable[[], Any], device: torch.device) -> float:
     return min(times)
 
 
-def _card(worker: Standing) -> Card:
-    host = worker.card.startswith(CPU)
+def _gpu(worker: WorkerHardware) -> GPU:
+    host = worker.gpu.startswith(CPU)
     # the planner adds what this worker holds already
     memory = worker.memory + (0 if host else int(CUDA_CONTEXT + NCCL_BUFFERS))
-    return measured_card(worker.card, memory, worker.tflops, worker.tflops_32, worker.bandwidth, worker.bf16, host=host)
+    return measured_gpu(worker.gpu, memory, worker.tflops, worker.tflops_32, worker.bandwidth, worker.bf16, host=host)

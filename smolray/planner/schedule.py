@@ -12,7 +12,7 @@ Schedule = Literal["interleaved_1f1b", "gpipe"]
 Operation = tuple[str, int]  # ("F" or "B", micro-batch)
 
 
-def deal(speeds: Sequence[float], micro_batches: int) -> tuple[int, ...]:
+def balance(speeds: Sequence[float], micro_batches: int) -> tuple[int, ...]:
     """Micro-batches of a step for each worker so that the last one is done soonest.
 
     `speeds`: micro-batches a second, above 0. Handing each to whoever would be done with it first is optimal, for all

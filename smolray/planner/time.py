@@ -12,9 +12,9 @@ import numpy as np
 
 from smolray.planner import assumptions as a
 from smolray.planner.activations import Gradients, adapter_bytes, kept_bytes
-from smolray.planner.inventory import Card, Inventory, Link
+from smolray.planner.inventory import GPU, Inventory, Link
 from smolray.planner.memory import Work, Zero
-from smolray.planner.schedule import Schedule, StageTimes, deal, simulate
+from smolray.planner.schedule import Schedule, StageTimes, balance, simulate
 from smolray.planner.shapes import ModelShape, Training, Unit
 from smolray.planner.statistics import Load
 
@@ -62,7 +62,7 @@ def forward_flops(shape: ModelShape, unit: Unit, load: Load) -> tuple[float, flo
     return 2.0 * load.label_tokens * t.vocab * t.hidden, 0.0
 
 
-def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tuple[float, float]:
+def unit_seconds(work: Work, unit: Unit, gradient: Gradients, gpu: GPU) -> tuple[float, float]:
     """(forward, backward) seconds of one unit for one micro-batch on a card.
 
     Frozen weights have no weight gradient; before anything trained there is no backward pass; a checkpointed layer runs
@@ -70,8 +70,8 @@ def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tup
     """
     shape, training, load = work.shape, work.training, work.load
     linear, attention = forward_flops(shape, unit, load)
-    share = a.MATMUL_SHARE_MEASURED if card.measured else a.MATMUL_SHARE_PUBLISHED
-    speed = card.tflops(training.dtype) * 1e12 * share
+    share = a.MATMUL_SHARE_MEASURED if gpu.measured else a.MATMUL_SHARE_PUBLISHED
+    speed = gpu.tflops(training.dtype) * 1e12 * share
     adapters = 2.0 * _positions(shape, unit, load) * training.lora_parameters(unit)
     everything = Training(frozenset(("vision", "connector", "text")), None, training.dtype)
     moved = kept_bytes(shape, unit, everything, Gradients(True, True), load).saved * a.TRAFFIC.get(unit.kind, 2.0)
@@ -79,7 +79,7 @@ def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tup
     moved += training.weight_bytes(unit) + (
         2 * sum(layer.weights for _, layer in unit.linears) if training.bits < 16 else 0
     )
-    bandwidth = card.bandwidth * a.BANDWIDTH_SHARE
+    bandwidth = gpu.bandwidth * a.BANDWIDTH_SHARE
     launches = a.LAUNCH_SECONDS[unit.kind] * (a.LORA_LAUNCHES if adapters else 1.0)
     forward = max((linear + attention + adapters) / speed + moved / bandwidth, launches)
     ahead = 2 * forward if work.reference_pass or work.first_pass else forward
@@ -91,12 +91,12 @@ def unit_seconds(work: Work, unit: Unit, gradient: Gradients, card: Card) -> tup
     back = linear * (1.0 + full) if gradient.input or unit.kind != "vision_embeddings" else linear
     operations = back + a.ATTENTION_BACKWARD * attention + 2 * adapters
     backward = max(operations / speed + a.BACKWARD_TRAFFIC * moved / bandwidth, launches) + gradient_seconds(
-        work, unit, card
+        work, unit, gpu
     )
     return ahead, backward + (forward if work.checkpoints(unit.name) else 0.0)
 
 
-def gradient_seconds(work: Work, unit: Unit, card: Card) -> float:
+def gradient_seconds(work: Work, unit: Unit, gpu: GPU) -> float:
     """Seconds to write the gradients of a unit's trained weights in one micro-batch, and to add them to those of the
     micro-batches before it.
     """
@@ -104,41 +104,41 @@ def gradient_seconds(work: Work, unit: Unit, card: Card) -> float:
     tables = ("merge", "head") if training.head else ("merge",)
     vocabulary = shape.text.vocab * shape.text.hidden if unit.kind in tables and "text" in training.full else 0
     size = float(training.trained_bytes) * max(training.trained_parameters(unit), vocabulary)
-    fresh = float(training.trained_bytes) * vocabulary / a.HOST_FRESH_BYTES if card.host else 0.0
-    return a.GRADIENT_TRAFFIC * size / (card.bandwidth * a.BANDWIDTH_SHARE) + fresh
+    fresh = float(training.trained_bytes) * vocabulary / a.HOST_FRESH_BYTES if gpu.host else 0.0
+    return a.GRADIENT_TRAFFIC * size / (gpu.bandwidth * a.BANDWIDTH_SHARE) + fresh
 
 
-def unit_table(work: Work, card: Card) -> list[tuple[float, float]]:
+def unit_table(work: Work, gpu: GPU) -> list[tuple[float, float]]:
     """(forward, backward) seconds of every unit on a card."""
-    if card not in work.seconds:
+    if gpu not in work.seconds:
         # layers of one kind are alike, but for the last
         known: dict[tuple[str, Gradients, bool, bool], tuple[float, float]] = {}
-        table = work.seconds[card] = []
+        table = work.seconds[gpu] = []
         for unit, gradient in zip(work.shape.units, work.gradients, strict=True):
             key = (unit.kind, gradient, work.checkpoints(unit.name), unit.name == work.shape.last_layer)
             if key not in known:
-                known[key] = unit_seconds(work, unit, gradient, card)
+                known[key] = unit_seconds(work, unit, gradient, gpu)
             table.append(known[key])
-    return work.seconds[card]
+    return work.seconds[gpu]
 
 
-def micro_batch_seconds(work: Work, card: Card) -> float:
+def micro_batch_seconds(work: Work, gpu: GPU) -> float:
     """Seconds of one micro-batch, forward and backward, on a card that holds the whole model."""
-    if card not in work.whole_seconds:
-        work.whole_seconds[card] = sum(map(sum, unit_table(work, card)))
-    return work.whole_seconds[card]
+    if gpu not in work.whole_seconds:
+        work.whole_seconds[gpu] = sum(map(sum, unit_table(work, gpu)))
+    return work.whole_seconds[gpu]
 
 
-def spread(work: Work, card: Card) -> float:
+def spread(work: Work, gpu: GPU) -> float:
     """Standard deviation of a micro-batch's seconds as a share of their mean: tiles decide the vision tower's, tokens
     all others'.
     """
     vision = sum(
         sum(seconds)
-        for unit, seconds in zip(work.shape.units, unit_table(work, card), strict=True)
+        for unit, seconds in zip(work.shape.units, unit_table(work, gpu), strict=True)
         if unit.kind.startswith("vision")
     )
-    share = vision / max(micro_batch_seconds(work, card), 1e-12)
+    share = vision / max(micro_batch_seconds(work, gpu), 1e-12)
     return share * work.load.tiles_spread + (1 - share) * work.load.tokens_spread
 
 
@@ -159,9 +159,9 @@ def ring_seconds(size: float, world: int, link: Link, passes: int = 2, messages:
     return passes * (world - 1) * (size / world / (link.bandwidth * a.LINK_SHARE) + messages * link.latency)
 
 
-def slowest_hop(inventory: Inventory, boxes: Sequence[int]) -> Link:
+def slowest_hop(inventory: Inventory, nodes: Sequence[int]) -> Link:
     """Of a ring over cards in these boxes, one entry a card."""
-    order = sorted(boxes)
+    order = sorted(nodes)
     hops = [inventory.between(x, y) for x, y in zip(order, [*order[1:], order[0]], strict=True)]
     link = hops[0]
     for hop in hops[1:]:
@@ -170,21 +170,21 @@ def slowest_hop(inventory: Inventory, boxes: Sequence[int]) -> Link:
 
 
 def zero_seconds(
-    work: Work, zero: Zero, cards: Sequence[Card], hop: Link, micro_batches: int, data: float
+    work: Work, zero: Zero, gpus: Sequence[GPU], hop: Link, micro_batches: int, data: float
 ) -> tuple[StepTime, tuple[int, ...]]:
     """One step of a data-parallel run, and the micro-batches dealt to each card.
 
     On stages 0 to 2 faster cards are dealt more; on stage 3 every pass is collective, so that the slowest card sets the
     pace.
     """
-    shape, world = work.shape, len(cards)
-    seconds = [micro_batch_seconds(work, card) for card in cards]
+    shape, world = work.shape, len(gpus)
+    seconds = [micro_batch_seconds(work, gpu) for gpu in gpus]
     trained = sum(work.trained)
     size = float(work.training.trained_bytes)
     if zero.stage == 3:
-        shares = deal([1.0] * world, micro_batches)
-        longest = max(s * (1 + largest_of(world) * spread(work, card)) for s, card in zip(seconds, cards, strict=True))
-        hooks = a.ZERO3_HOST_UNIT_SECONDS if any(card.host for card in cards) else a.ZERO3_UNIT_SECONDS
+        shares = balance([1.0] * world, micro_batches)
+        longest = max(s * (1 + largest_of(world) * spread(work, gpu)) for s, gpu in zip(seconds, gpus, strict=True))
+        hooks = a.ZERO3_HOST_UNIT_SECONDS if any(gpu.host for gpu in gpus) else a.ZERO3_UNIT_SECONDS
         compute = max(shares) * (longest + 2 * len(shape.units) * hooks)
         whole = sum(work.weights) - (0.0 if zero.offload_param else work.frozen_groups)
         gathers = 1 if 2 * whole / work.training.bytes <= a.LIVE_PARAMETERS else 3 if work.checkpointing else 2
@@ -193,11 +193,11 @@ def zero_seconds(
         if zero.offload_param:
             talk += max(shares) * gathers * whole / world / a.PCIE_BYTES
     else:
-        shares = deal([1 / s for s in seconds], micro_batches)
+        shares = balance([1 / s for s in seconds], micro_batches)
         # Chance deals one of the workers the larger micro-batches of a step.
         compute = max(
-            s * (n + largest_of(world) * spread(work, card) * math.sqrt(n))
-            for n, s, card in zip(shares, seconds, cards, strict=True)
+            s * (n + largest_of(world) * spread(work, gpu) * math.sqrt(n))
+            for n, s, gpu in zip(shares, seconds, gpus, strict=True)
         )
         talk = ring_seconds(trained * (4.0 if zero.stage == 0 else size), world, hop, messages=_buckets(trained))
         # DeepSpeed all-reduces whole buckets (use_multi_rank_bucket_allreduce) and gathers the new weights
@@ -207,15 +207,15 @@ def zero_seconds(
     if zero.offload_optimizer:
         update = own / a.CPU_ADAM_PARAMETERS + 2 * own * size / a.PCIE_BYTES
     else:
-        update = own * a.OPTIMIZER_TRAFFIC / (min(card.bandwidth for card in cards) * a.BANDWIDTH_SHARE)
+        update = own * a.OPTIMIZER_TRAFFIC / (min(gpu.bandwidth for gpu in gpus) * a.BANDWIDTH_SHARE)
     return StepTime(compute, talk, update, data), shares
 
 
 def pipeline_seconds(
     work: Work,
     crossing: np.ndarray,
-    cut: Sequence[int],
-    cards: Sequence[Card],
+    partition: Sequence[int],
+    gpus: Sequence[GPU],
     links: Sequence[Link],
     micro_batches: int,
     data: float,
@@ -229,33 +229,35 @@ def pipeline_seconds(
     stage to the next; `hop`: between replicas of a stage.
     """
     start = 0
-    tables = {card: unit_table(work, card) for card in set(cards)}
+    tables = {gpu: unit_table(work, gpu) for gpu in set(gpus)}
     stages, trained = [], []
-    for number, size in enumerate(cut):
+    for number, size in enumerate(partition):
         end = start + size
-        each = tables[cards[number]][start:end]
-        send = _send(links[number], crossing[end]) if number + 1 < len(cut) else 0.0
+        each = tables[gpus[number]][start:end]
+        send = _send(links[number], crossing[end]) if number + 1 < len(partition) else 0.0
         back = _send(links[number - 1], crossing[start]) if number and work.gradients[start].input else 0.0
         stages.append(StageTimes(sum(f for f, _ in each), sum(b for _, b in each), send, back))
         trained.append(sum(work.trained[start:end]))
         start = end
-    few = min(micro_batches, max(4 * len(cut), 8))  # beyond the ramps a step grows by one bottleneck a micro-batch
+    few = min(
+        micro_batches, max(4 * len(partition), 8)
+    )  # beyond the ramps a step grows by one bottleneck a micro-batch
     seconds = simulate(stages, few, schedule)
     if micro_batches > few:
-        seconds += (micro_batches - few) * (seconds - simulate(stages, few - len(cut), schedule)) / len(cut)
+        seconds += (micro_batches - few) * (seconds - simulate(stages, few - len(partition), schedule)) / len(partition)
     computing = max(micro_batches * (s.forward + s.backward) for s in stages)
     # stages wait for whichever has the larger micro-batch
-    seconds += computing * largest_of(len(cut)) * max(spread(work, card) for card in cards)
+    seconds += computing * largest_of(len(partition)) * max(spread(work, gpu) for gpu in gpus)
     talk = seconds - computing + a.PIPELINE_STEP_SECONDS  # waiting for others and for links
     if replicas > 1 and hop is not None:
         talk += max(ring_seconds(n * a.PIPELINE_GRADIENT, replicas, hop) for n in trained)
-    if work.shape.tied and "text" in work.training.full and cut[-1] < len(work.shape.units) - work.shape.merge:
+    if work.shape.tied and "text" in work.training.full and partition[-1] < len(work.shape.units) - work.shape.merge:
         link = links[0]
         for other in links[1:]:
             link = link.slower(other)
         talk += ring_seconds(work.shape.text.vocab * work.shape.text.hidden * a.PIPELINE_GRADIENT, 2, link)
     update = max(
-        n * a.OPTIMIZER_TRAFFIC / (card.bandwidth * a.BANDWIDTH_SHARE) for n, card in zip(trained, cards, strict=True)
+        n * a.OPTIMIZER_TRAFFIC / (gpu.bandwidth * a.BANDWIDTH_SHARE) for n, gpu in zip(trained, gpus, strict=True)
     )
     return StepTime(computing, talk, update, data)
 

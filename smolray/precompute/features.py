@@ -25,7 +25,7 @@ from smolray.data.sidecar import Sidecar, identity_of, write_table
 from smolray.data.tiles import Tiler, image_size
 from smolray.model.forward import TILES_AT_ONCE, tile_features, tower_features
 from smolray.model.load import load_model
-from smolray.model.parts import frozen_front, leave_out, weights_digest
+from smolray.model.parts import drop_submodules, frozen_prefix, weights_digest
 from smolray.pretrained import DTYPES, resolve
 
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ def features_sidecar(folder: str, config: RunConfig) -> Sidecar:
     """The sidecar of the shards in `folder` for the run's frozen front, processor and dtype, whether it is there or
     not.
     """
-    front, encoder = frozen_front(config), cached_encoder(config.model, config.data, config.image)
+    front, encoder = frozen_prefix(config), cached_encoder(config.model, config.data, config.image)
     tokens, hidden = feature_shape(config)
     about = {"part": front[-1], "tokens": tokens, "hidden": hidden, "dtype": config.model.dtype}
     identity = identity_of(
@@ -56,7 +56,7 @@ def feature_shape(config: RunConfig) -> tuple[int, int]:
         resolve(config.model.path), revision=config.model.revision, trust_remote_code=False
     )
     patches = (shape.vision_config.image_size // shape.vision_config.patch_size) ** 2
-    if "connector" in frozen_front(config):
+    if "connector" in frozen_prefix(config):
         return patches // shape.scale_factor**2, shape.text_config.hidden_size
     return patches, shape.vision_config.hidden_size
 
@@ -80,7 +80,7 @@ class FeatureWriter:
     def __init__(self, sidecar: Sidecar, config: RunConfig, device: torch.device, threads: int = 1):
         # the front is never quantised
         plain = config.model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})
-        self.model = leave_out(load_model(plain), ["text"]).to(device).eval()
+        self.model = drop_submodules(load_model(plain), ["text"]).to(device).eval()
         self.tiler = cached_encoder(config.model, config.data, config.image).tiler
         self.sidecar, self.device, self.threads = sidecar, device, threads
 

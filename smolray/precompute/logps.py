@@ -16,13 +16,13 @@ from smolray.config import RunConfig
 from smolray.data.collate import collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint
-from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.reader import ShardReader, Sidecars
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import Sidecar, identity_of, write_table
 from smolray.model.forward import target_states
 from smolray.model.load import load_model
-from smolray.model.parts import frozen_front, leave_out, weights_digest
+from smolray.model.parts import drop_submodules, frozen_prefix, weights_digest
 from smolray.objectives.base import completion_logps
 
 NEIGHBOURS = 4  # micro-batches read together: they share row groups
@@ -57,7 +57,7 @@ class LogpsWriter:
     def __init__(self, sidecar: Sidecar, config: RunConfig, device: torch.device, index: pa.Table, features: str = ""):
         model: Any = load_model(config.model)
         if features:
-            leave_out(model, frozen_front(config))
+            drop_submodules(model, frozen_prefix(config))
         self.model = model.to(device).eval()
         self.sidecar, self.config, self.device, self.index = sidecar, config, device, index
         self.encoder = cached_encoder(config.model, config.data, config.image)
@@ -86,7 +86,7 @@ class LogpsWriter:
         lines = self.index.filter((pc.field("shard") == shard) & (pc.field("tokens") > 0))
         if not len(lines):
             return {}
-        plan = lay_epoch(lines, PlanLimits.of(self.config), 0, 0, shuffle=False)
+        plan = build_epoch(lines, PlanLimits.of(self.config), 0, 0, shuffle=False)
         found: dict[tuple[int, int, int], tuple[float, float]] = {}
         for first in range(0, len(plan), NEIGHBOURS):
             specs = [plan.micro_batch(n) for n in range(first, min(first + NEIGHBOURS, len(plan)))]

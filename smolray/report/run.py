@@ -221,6 +221,11 @@ def _points(events: Iterable[Event], value: Callable[[Event], Any]) -> tuple[Poi
     return tuple((e["step"], y) for e in events if (y := value(e)) is not None)
 
 
+def _field(record: Callable[[Event], dict[str, Any]], name: str) -> Callable[[Event], Any]:
+    """Reads `name` of what `record` makes of an event."""
+    return lambda event: record(event).get(name)
+
+
 def _curves(history: list[Event], result: dict[str, Any], config: dict[str, Any]) -> str:
     steps = [e for e in history if e["event"] == "step"]
     evaluations = [e for e in history if e["event"] == "evaluate" and "step" in e]
@@ -237,10 +242,7 @@ def _curves(history: list[Event], result: dict[str, Any], config: dict[str, Any]
     charts += _preference_charts(steps, marks)
     kinds = sorted({k for e in evaluations for k in accuracy_of(e)}, key=lambda k: (k != "overall", k))
     if kinds:
-        lines = [
-            Series(kind, _points(evaluations, lambda e, kind=kind: accuracy_of(e).get(kind)), dots=True)
-            for kind in kinds[:6]
-        ]  # type: ignore[misc]
+        lines = [Series(kind, _points(evaluations, _field(accuracy_of, kind)), dots=True) for kind in kinds[:6]]
         blind = result.get("blind_baseline")
         baseline = (float(blind), "without the image") if isinstance(blind, int | float) else None
         charts.append(line_chart(_words(config).chart, lines, "{:.0%}".format, marks, (None, 1.0), baseline))
@@ -264,10 +266,7 @@ def _curves(history: list[Event], result: dict[str, Any], config: dict[str, Any]
 
 def _preference_charts(steps: list[Event], marks: list[tuple[int, str]]) -> list[str]:
     """Of DPO: rewards are beta x what the log-probability of an answer has gained on the reference model's."""
-    curves = {
-        name: _points(steps, lambda e, name=name: e.get(f"rewards/{name}"))
-        for name in ("chosen", "rejected", "accuracies")
-    }  # type: ignore[misc]
+    curves = {name: _points(steps, _field(dict, f"rewards/{name}")) for name in ("chosen", "rejected", "accuracies")}
     if not curves["chosen"]:
         return []
     chosen, rejected, right = (

@@ -57,8 +57,8 @@ def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
     if kind == "checkpoint":
         return f"saved   step {event.get('step', '?')}  {event.get('path', '')}"
     if kind == "inventory":
-        return f"cards   {cards_text(event)}"
-    if kind == "deal":
+        return f"cards   {gpus_text(event)}"
+    if kind == "balance":
         speeds = ", ".join(count(speed) for speed in event["tokens_per_second"])
         return f"dealt   {' + '.join(map(str, event['shares']))} micro-batches a step, by {speeds} tokens/s"
     if kind == "plan":
@@ -74,16 +74,17 @@ def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
     return f"{kind:7s} {rest}"
 
 
-def cards_text(inventory: dict[str, Any]) -> str:
+def gpus_text(inventory: dict[str, Any]) -> str:
     """An inventory event by node and link: `10.0.0.1: 2x NVIDIA L4 (22.1 GiB free, 48 TFLOP/s); 10.0.0.1 - 10.0.0.2:
     0.94 Gbit/s, 0.12 ms`.
     """
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for worker in inventory["workers"]:
-        kinds.setdefault((worker["node"], worker["card"]), []).append(worker)
+        # `card`: how logs of before 2026-11-28 call it
+        kinds.setdefault((worker["node"], worker.get("gpu") or worker["card"]), []).append(worker)
     parts = [
-        f"{node}: {len(same)}x {card} ({size(min(w['memory'] for w in same))} free, {min(w['tflops'] for w in same):.3g} TFLOP/s)"
-        for (node, card), same in kinds.items()
+        f"{node}: {len(same)}x {gpu} ({size(min(w['memory'] for w in same))} free, {min(w['tflops'] for w in same):.3g} TFLOP/s)"
+        for (node, gpu), same in kinds.items()
     ]
     for link in inventory["links"]:
         a, b = link["nodes"]

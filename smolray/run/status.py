@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from smolray import storage
 from smolray.run.events import FILE, Event, EventTail, read_events, surviving
-from smolray.run.progress import accuracy_of, cards_text
+from smolray.run.progress import accuracy_of, gpus_text
 
 State = Literal["waiting", "running", "silent", "finished", "stopped", "failed"]
 STOP_FLAG = "control/stop"
 RESIZE_FLAG = "control/resize"  # save and end the workers: more of them are about to be started
 RESIZED = "resized"  # the status of a group that did
 # A run is called silent after this long without an event, or after ten times its usual pause if that is longer.
-SILENT_SECONDS = 120.0
+STALLED_SECONDS = 120.0
 RATE_EVENTS = 20  # rates are those of the last so many step events
 
 
@@ -33,7 +33,7 @@ class RunStatus:
     name: str
     run_dir: str
     state: State
-    silent_seconds: float | None = None
+    stalled_seconds: float | None = None
     step: int = 0
     total_steps: int | None = None
     epoch: float | None = None
@@ -49,7 +49,7 @@ class RunStatus:
     attempts: int = 0
     restarts: int = 0
     workers: int | None = None
-    cards: str | None = None
+    gpus: str | None = None
     # micro-batches of a step that each worker takes, where they are dealt by speed
     shares: tuple[int, ...] | None = None
     started: float | None = None
@@ -84,14 +84,14 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
     evaluation: Event = next((e for e in reversed(events) if e["event"] == "evaluate"), {})
     attempt = [e for e in events if e.get("attempt") == start.get("attempt")]
     inventory: Event = next((e for e in reversed(attempt) if e["event"] == "inventory"), {})
-    deal: Event = next((e for e in reversed(attempt) if e["event"] == "deal"), {})
-    state, silent = _state(written, time.time() if now is None else now)
+    balance: Event = next((e for e in reversed(attempt) if e["event"] == "balance"), {})
+    state, stalled = _state(written, time.time() if now is None else now)
     known = [e["memory_bytes"] for e in steps if e.get("memory_bytes")]
     return RunStatus(
         name=run_dir.rstrip("/").rsplit("/", 1)[-1],
         run_dir=run_dir,
         state=state,
-        silent_seconds=silent,
+        stalled_seconds=stalled,
         step=max((e.get("step") or 0 for e in events), default=0),
         total_steps=start.get("total_steps"),
         epoch=last.get("epoch"),
@@ -107,8 +107,8 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
         attempts=len({e.get("attempt", 1) for e in written if e["event"] == "start"}),
         restarts=sum(e["event"] == "resume" for e in written),
         workers=start.get("workers"),
-        cards=cards_text(inventory) if inventory else None,
-        shares=tuple(deal["shares"]) if deal else None,
+        gpus=gpus_text(inventory) if inventory else None,
+        shares=tuple(balance["shares"]) if balance else None,
         started=written[0]["time"] if written else None,
         updated=written[-1]["time"] if written else None,
         stop_requested=stop_requested(run_dir),
@@ -225,7 +225,7 @@ def _state(written: list[Event], now: float) -> tuple[State, float | None]:
         else []
     )
     usual = statistics.median(pauses[-50:]) if pauses else 0.0
-    return ("silent", quiet) if quiet > max(SILENT_SECONDS, 10 * usual) else ("running", None)
+    return ("silent", quiet) if quiet > max(STALLED_SECONDS, 10 * usual) else ("running", None)
 
 
 def _eta(steps: list[Event], total: int | None) -> float | None:

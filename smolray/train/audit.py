@@ -11,7 +11,7 @@ from collections import defaultdict
 
 from smolray import storage
 from smolray.run.events import read_events
-from smolray.train.loop import Moment
+from smolray.train.loop import StepInfo
 
 
 class Audit:
@@ -27,11 +27,11 @@ class Audit:
         self.lines: list[str] = []
         self._written = 0
 
-    def __call__(self, moment: Moment) -> None:
-        epoch = moment.progress.epoch - moment.end_of_epoch
-        for number, ids in moment.local.ids:
+    def __call__(self, step_info: StepInfo) -> None:
+        epoch = step_info.progress.epoch - step_info.end_of_epoch
+        for number, ids in step_info.local.ids:
             self.lines.append(
-                json.dumps({"step": moment.progress.step, "epoch": epoch, "micro_batch": number, "ids": ids})
+                json.dumps({"step": step_info.progress.step, "epoch": epoch, "micro_batch": number, "ids": ids})
             )
         if self.local:
             with contextlib.suppress(storage.StorageFullError):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from smolray.data.plan import share
-from smolray.planner.schedule import deal
+from smolray.planner.schedule import balance
 
 WARM_UP, MEASURED = 2, 4  # steps: left aside, and timed
 ALIKE = 0.1  # speeds that differ by less are taken as equal
@@ -21,7 +21,7 @@ Heard = Callable[[Sequence[float], Sequence[int]], None]
 
 
 @dataclass
-class Dealer:
+class MicroBatchBalancer:
     """`measure`: time the first steps, of equal shares, and deal by speed after them.
 
     `heard` is then told speeds and the shares of a whole step.
@@ -41,7 +41,7 @@ class Dealer:
 
     def counts(self, micro_batches: int) -> tuple[int, ...]:
         """Of a step of so many, for each worker."""
-        return deal(self.speeds, micro_batches)
+        return balance(self.speeds, micro_batches)
 
     def share(self, step: range) -> range:
         """The micro-batches of a step that fall to this worker."""

@@ -18,9 +18,9 @@ from smolray.data.batch import Batch
 from smolray.data.plan import EpochPlan
 from smolray.engine.base import Engine, LocalSums, NonFiniteLossError
 from smolray.engine.optim import schedule
-from smolray.objectives.base import Totals
+from smolray.objectives.base import Normalisers
 from smolray.run.checkpoint import Progress
-from smolray.train.balance import Dealer
+from smolray.train.balance import MicroBatchBalancer
 
 STOP_POLL_SECONDS = 2.0
 
@@ -59,7 +59,7 @@ class StepMetrics:
 
 
 @dataclass
-class Moment:
+class StepInfo:
     """What a hook sees after a step.
 
     `local` and `numbers` are this worker's; everything else is the same on every worker.
@@ -73,11 +73,11 @@ class Moment:
     stopping: bool
 
 
-Hook = Callable[[Moment], None]
+Hook = Callable[[StepInfo], None]
 
 
 @dataclass
-class Loop:
+class TrainLoop:
     """`stop_requested` is asked on rank 0 every two seconds; the answer reaches all workers with the step's sums."""
 
     config: RunConfig
@@ -87,7 +87,7 @@ class Loop:
     progress: Progress
     hooks: Sequence[Hook] = ()
     stop_requested: Callable[[], bool] = lambda: False
-    dealer: Dealer | None = None  # default: equal shares
+    balancer: MicroBatchBalancer | None = None  # default: equal shares
     _polled: float = field(default=0.0, init=False)
 
     @property
@@ -99,36 +99,36 @@ class Loop:
     def run(self) -> Progress:
         """Train to the end or to a stop. Raises NonFiniteLossError before the weights are touched by a bad step."""
         rate = schedule(self.config.optimizer, self.total_steps)
-        for moment in self._steps(rate):
+        for step_info in self._steps(rate):
             for hook in self.hooks:
-                hook(moment)
-            if moment.stopping or moment.last:
+                hook(step_info)
+            if step_info.stopping or step_info.last:
                 break
         return self.progress
 
-    def _steps(self, rate: Callable[[int], float]) -> Iterator[Moment]:
-        dealer, size = self.dealer or Dealer(*self.engine.data_parallel), self.config.global_batch
+    def _steps(self, rate: Callable[[int], float]) -> Iterator[StepInfo]:
+        balancer, size = self.balancer or MicroBatchBalancer(*self.engine.data_parallel), self.config.global_batch
         for epoch in range(self.progress.epoch, len(self.plans)):
             plan = self.plans[epoch]
             starts = range(self.progress.consumed, len(plan), size)
             if not starts or self.progress.step >= self.total_steps:
                 continue
             self.engine.epoch = epoch
-            for span in dealer.spans([range(s, min(s + size, len(plan))) for s in starts]):
-                yield from self._span(epoch, span, dealer, rate)
+            for span in balancer.spans([range(s, min(s + size, len(plan))) for s in starts]):
+                yield from self._span(epoch, span, balancer, rate)
 
     def _span(
-        self, epoch: int, steps: Sequence[range], dealer: Dealer, rate: Callable[[int], float]
-    ) -> Iterator[Moment]:
+        self, epoch: int, steps: Sequence[range], balancer: MicroBatchBalancer, rate: Callable[[int], float]
+    ) -> Iterator[StepInfo]:
         """Steps of one epoch through one stream."""
         plan = self.plans[epoch]
-        stream = self.open_stream(plan, [n for run in steps for n in dealer.share(run)])
+        stream = self.open_stream(plan, [n for run in steps for n in balancer.share(run)])
         batches = iter(stream)
         for run in steps:
             began, waited = time.perf_counter(), stream.wait_seconds
-            totals = totals_of(plan, run)
+            normalisers = normalisers_of(plan, run)
             local = self.engine.accumulate(
-                islice(batches, len(dealer.share(run))), max(dealer.counts(len(run))), totals
+                islice(batches, len(balancer.share(run))), max(balancer.counts(len(run))), normalisers
             )
             waited = stream.wait_seconds - waited
             sums = self._reduce(local, waited)
@@ -152,14 +152,14 @@ class Loop:
                 learning_rate=learning_rate,
                 samples=int(sums["samples"]),
                 tokens=int(sums["tokens"]),
-                label_tokens=totals.label_tokens,
+                label_tokens=normalisers.label_tokens,
                 seconds=time.perf_counter() - began,
                 data_wait_seconds=sums["waited"] / dist.get_world_size(),
                 memory_bytes=int(sums["memory"]),
                 skipped=result.skipped,
                 loss_scale=result.loss_scale,
             )
-            yield Moment(
+            yield StepInfo(
                 self.progress,
                 metrics,
                 local,
@@ -167,7 +167,7 @@ class Loop:
                 stopping=sums["stop"] > 0,
                 last=self.progress.step >= self.total_steps or (run.stop == len(plan) and epoch == len(self.plans) - 1),
             )
-            dealer.observe(local.tokens, local.seconds - waited, len(run), self.engine.device)
+            balancer.observe(local.tokens, local.seconds - waited, len(run), self.engine.device)
 
     def _reduce(self, local: LocalSums, waited: float) -> dict[str, float]:
         """Sums over all workers (the peak memory: maximum), in two small collectives a step."""
@@ -200,10 +200,10 @@ class Loop:
         )
 
 
-def totals_of(plan: EpochPlan, run: range) -> Totals:
+def normalisers_of(plan: EpochPlan, run: range) -> Normalisers:
     """The divisors of the step that trains `run`, known before it starts."""
     part = slice(run.start, run.stop)
-    return Totals(plan.samples_in(run), int(plan.label_tokens[part].sum()), int(plan.chosen_tokens[part].sum()))
+    return Normalisers(plan.samples_in(run), int(plan.label_tokens[part].sum()), int(plan.chosen_tokens[part].sum()))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

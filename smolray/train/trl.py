@@ -40,7 +40,7 @@ from smolray.engine.zero import deepspeed_config
 from smolray.model.adapters import trainable
 from smolray.objectives.registry import objective_of
 from smolray.run.checkpoint import EngineState, Progress, canonical_name, load_weights
-from smolray.train.loop import Hook, Moment, StepMetrics, peak_memory_bytes
+from smolray.train.loop import Hook, StepInfo, StepMetrics, peak_memory_bytes
 
 STOP_POLL_SECONDS = 2.0
 TRL_NAMES = {"token_accuracy": "mean_token_accuracy"}  # where TRL calls a metric otherwise
@@ -123,14 +123,14 @@ class TrlRun(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:  # the trainer's summary at its end
             return
-        moment = self._moment(state.global_step, logs)
-        self.progress = moment.progress
+        step_info = self._step_info(state.global_step, logs)
+        self.progress = step_info.progress
         for hook in self.hooks:
-            hook(moment)
-        control.should_training_stop = moment.stopping or moment.last
+            hook(step_info)
+        control.should_training_stop = step_info.stopping or step_info.last
         self._mark = time.perf_counter()
 
-    def _moment(self, step: int, logs: dict[str, float]) -> Moment:
+    def _step_info(self, step: int, logs: dict[str, float]) -> StepInfo:
         epoch, number = divmod(step - 1, self._epoch_steps)
         size, batch, plan = self.config.global_batch, self.config.train.per_device_train_batch_size, self.plans[epoch]
         consumed = min((number + 1) * size, self.micro_batches)
@@ -167,7 +167,7 @@ class TrlRun(TrainerCallback):
             metrics={name: logs[TRL_NAMES.get(name, name)] for name in self.objective.metrics},
         )
         local = LocalSums(torch.zeros(()), torch.zeros(len(self.objective.metrics)))
-        return Moment(
+        return StepInfo(
             progress, metrics, local, end_of_epoch=done, last=step == self.total_steps, stopping=sums[1].item() > 0
         )
 

@@ -21,7 +21,7 @@ from smolray import storage
 from smolray.config import ConfigError, RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint as index_fingerprint
-from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_epoch
+from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch, check_kind
 from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Folders
 from smolray.data.shards import ShardError, read_manifest
@@ -33,10 +33,10 @@ from smolray.evaluate.evaluator import EvalReport
 from smolray.evaluate.validation import evaluate_shards, evaluation_fields, headline, validation_loss
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
-from smolray.model.parts import frozen_front, leave_out
+from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.model.trained import trained_model
 from smolray.objectives.registry import objective_of
-from smolray.planner.probe import Survey, SurveyError, survey
+from smolray.planner.probe import HardwareProbe, HardwareProbeError, probe_hardware
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Checkpoint, CheckpointError, EngineState, Progress
 from smolray.run.events import EventLog
@@ -44,14 +44,14 @@ from smolray.run.predictions import predictions_uri, write_predictions
 from smolray.run.status import RESIZE_FLAG, RESIZED, STOP_FLAG
 from smolray.storage import StorageFullError
 from smolray.train.audit import Audit
-from smolray.train.balance import Dealer
-from smolray.train.loop import Hook, Loop, Moment, StepMetrics, metrics_fields, peak_memory_bytes
+from smolray.train.balance import MicroBatchBalancer
+from smolray.train.loop import Hook, StepInfo, StepMetrics, TrainLoop, metrics_fields, peak_memory_bytes
 
 if TYPE_CHECKING:
     from smolray.train.trl import TrlRun
 
 
-SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError, SurveyError)
+SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError, HardwareProbeError)
 
 
 def run_worker(config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
     chosen = checkpoint.verify(uri)
     model = trained_model(config, chosen)
     if folders.validation_sidecars.features:
-        leave_out(model, frozen_front(config))
+        drop_submodules(model, frozen_prefix(config))
     report = evaluate_shards(model.to(device), config, folders, device)
     if dist.get_rank() == 0:
         write_predictions(predictions_uri(config.run_dir, chosen.step), report.predictions)
@@ -102,7 +102,7 @@ class Worker:
     folders: Folders
     device: torch.device
     node: tuple[str, str]
-    survey: Survey = field(init=False)
+    probe_hardware: HardwareProbe = field(init=False)
     engine: "Engine | TrlRun" = field(init=False)
     log: EventLog | None = field(default=None, init=False)  # rank 0 only
     reports: dict[int, EvalReport] = field(default_factory=dict, init=False)
@@ -115,7 +115,7 @@ class Worker:
         self.rank, world = dist.get_rank(), dist.get_world_size()
         self.log = EventLog(run_dir) if self.rank == 0 else None
         attempt, found = self._broadcast((self.log.attempt, self._newest()) if self.log else None)
-        self.survey = survey(self.device, config.model.dtype, self.node)
+        self.probe_hardware = probe_hardware(self.device, config.model.dtype, self.node)
         model, state = self._agree(lambda: self._load(found))
         self.audit = Audit(run_dir, attempt, self.rank) if config.train.audit else None
         loop = self._build_loop(model, state, found.progress if found else Progress(data=self.data), self._hooks())
@@ -136,7 +136,7 @@ class Worker:
                 position=(progress.epoch, progress.consumed),
                 checkpoint=found.uri if found else None,
             )
-        self._event("inventory", **self.survey.to_json())
+        self._event("inventory", **self.probe_hardware.to_json())
         if self.log:
             self.log.flush()  # an attempt that could not be counted must not begin
         self.stopped = False
@@ -157,10 +157,15 @@ class Worker:
 
     def measure(self) -> dict[str, Any]:
         """Seconds of each step, the wait for data among them, and the peak bytes of every worker."""
-        self.rank, self.survey = dist.get_rank(), survey(self.device, self.config.model.dtype, self.node)
+        self.rank, self.probe_hardware = (
+            dist.get_rank(),
+            probe_hardware(self.device, self.config.model.dtype, self.node),
+        )
         model, _ = self._agree(lambda: self._load(None))
         steps: list[StepMetrics] = []
-        self._build_loop(model, None, Progress(data=self.data), [lambda moment: steps.append(moment.metrics)]).run()
+        self._build_loop(
+            model, None, Progress(data=self.data), [lambda step_info: steps.append(step_info.metrics)]
+        ).run()
         peaks: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(peaks, peak_memory_bytes(self.device))
         return {"seconds": [s.seconds for s in steps], "waits": [s.data_wait_seconds for s in steps], "memory": peaks}
@@ -170,28 +175,28 @@ class Worker:
     def _hooks(self) -> list[Hook]:
         return [h for h in (self._log_step, self.audit, self._save_and_evaluate) if h is not None]
 
-    def _log_step(self, moment: Moment) -> None:
+    def _log_step(self, step_info: StepInfo) -> None:
         if self.log is not None:
-            self.log.write("step", **metrics_fields(moment.metrics))
+            self.log.write("step", **metrics_fields(step_info.metrics))
 
-    def _save_and_evaluate(self, moment: Moment) -> None:
-        config, step = self.config, moment.progress.step
+    def _save_and_evaluate(self, step_info: StepInfo) -> None:
+        config, step = self.config, step_info.progress.step
         every, epochs = config.checkpoint.save_steps, config.evaluate.eval_epochs
-        done_epochs = moment.progress.epoch
-        due = moment.last or (moment.end_of_epoch and epochs and done_epochs % epochs == 0)
-        periodic = every and step % every == 0 and not moment.metrics.skipped
-        saving = moment.stopping or moment.last or moment.end_of_epoch or periodic
-        metrics: dict[str, float] = {"loss": moment.metrics.loss}
+        done_epochs = step_info.progress.epoch
+        due = step_info.last or (step_info.end_of_epoch and epochs and done_epochs % epochs == 0)
+        periodic = every and step % every == 0 and not step_info.metrics.skipped
+        saving = step_info.stopping or step_info.last or step_info.end_of_epoch or periodic
+        metrics: dict[str, float] = {"loss": step_info.metrics.loss}
         # first: an evaluation may need more memory than there is
-        saved = self._save(moment.progress, metrics) if saving else None
-        if due and self.folders.validation and not moment.stopping:
+        saved = self._save(step_info.progress, metrics) if saving else None
+        if due and self.folders.validation and not step_info.stopping:
             metrics["accuracy"] = headline(self._evaluate(step), config)
             if config.evaluate.loss and config.method == "sft":
                 with self.engine.gathered():
                     metrics["validation_loss"] = validation_loss(self.engine.model, config, self.folders, self.device)
         if saving:
             self._agree(lambda: self._announce(saved, metrics))
-        self.stopped = moment.stopping and not moment.last
+        self.stopped = step_info.stopping and not step_info.last
 
     def _why_ended(self) -> str:
         """Asked by a person, or by the launcher that starts more workers."""
@@ -249,7 +254,7 @@ class Worker:
     def _load(self, found: Checkpoint | None) -> tuple[nn.Module, EngineState | None]:
         """What one worker does by itself: look at its device, lay the plans, read the model and the checkpoint."""
         check_device(self.config, self.device)
-        self.plans = self._lay_plans()
+        self.plans = self._build_plans()
         if (
             self.folders.validation
             and not pc.any(pc.greater(load_index(self.folders.validation, self.config)["tokens"], 0)).as_py()
@@ -270,7 +275,7 @@ class Worker:
             check_pipeline(self.config)
             return load_stage(self.config, self._order())
         model = prepare_for_training(load_model(self.config.model), self.config)
-        return leave_out(model, frozen_front(self.config)) if self.folders.sidecars.features else model
+        return drop_submodules(model, frozen_prefix(self.config)) if self.folders.sidecars.features else model
 
     def _agree(self, work: Callable[[], Any]) -> Any:
         """The result of `work`; where it fails on one worker all raise its error, instead of waiting for the one that
@@ -296,7 +301,7 @@ class Worker:
 
     def _build_loop(
         self, model: nn.Module, state: EngineState | None, progress: Progress, hooks: Sequence[Hook]
-    ) -> "Loop | TrlRun":
+    ) -> "TrainLoop | TrlRun":
         config, flags = self.config, [storage.join(self.config.run_dir, flag) for flag in (STOP_FLAG, RESIZE_FLAG)]
 
         def stop() -> bool:
@@ -311,28 +316,37 @@ class Worker:
             return run
         self.engine = engine = self._build_engine(model, state)
         open_stream = partial(self._open_stream, collate=None if engine.sees_images else "imageless")
-        return Loop(
-            config, engine, self.plans, open_stream, progress, hooks, stop_requested=stop, dealer=self._dealer(engine)
+        return TrainLoop(
+            config,
+            engine,
+            self.plans,
+            open_stream,
+            progress,
+            hooks,
+            stop_requested=stop,
+            balancer=self._balancer(engine),
         )
 
     def _order(self) -> tuple[int, ...] | None:
         """The ranks in the order of the pipeline's stages; None: as they are."""
-        return self.survey.ranks(self.config.engine.cards) if self.config.engine.cards else None
+        return self.probe_hardware.ranks(self.config.engine.gpus) if self.config.engine.gpus else None
 
-    def _dealer(self, engine: Engine) -> Dealer:
-        deal, chosen = self.config.train.deal, self.config.engine
-        asked = deal == "speed" or (deal == "auto" and self.survey.unequal)
+    def _balancer(self, engine: Engine) -> MicroBatchBalancer:
+        load_balancing, chosen = self.config.train.load_balancing, self.config.engine
+        asked = load_balancing == "speed" or (load_balancing == "auto" and self.probe_hardware.unequal)
 
         def heard(speeds: Sequence[float], shares: Sequence[int]) -> None:
-            self._event("deal", tokens_per_second=[round(s, 1) for s in speeds], shares=list(shares))
+            self._event("balance", tokens_per_second=[round(s, 1) for s in speeds], shares=list(shares))
 
-        return Dealer(*engine.data_parallel, measure=asked and chosen.name == "zero" and chosen.stage < 3, heard=heard)
+        return MicroBatchBalancer(
+            *engine.data_parallel, measure=asked and chosen.name == "zero" and chosen.stage < 3, heard=heard
+        )
 
-    def _lay_plans(self) -> list[EpochPlan]:
+    def _build_plans(self) -> list[EpochPlan]:
         index, limits = load_index(self.folders.train, self.config), PlanLimits.of(self.config)
         check_kind(index, self.config.method)
         return [
-            lay_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)
+            build_epoch(index, limits, self.config.seed, epoch) for epoch in range(self.config.train.num_train_epochs)
         ]
 
     def _open_stream(self, plan: EpochPlan, numbers: Sequence[int], collate: str | None) -> Stream:

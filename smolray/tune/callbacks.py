@@ -16,16 +16,16 @@ from ray.tune.search import Searcher
 
 from smolray import storage
 from smolray.run.status import request_stop, stop_requested
+from smolray.tune import proposals
 from smolray.tune.console import Board
-from smolray.tune.cost import Price
-from smolray.tune.log import Ledger, TrialRecord
-from smolray.tune.proposals import Proposer
+from smolray.tune.cost import CostEstimate
+from smolray.tune.log import TrialLog, TrialRecord
 from smolray.tune.space import Settings
 
 DRIVER_RESTARTS = 3
 LOOK_SECONDS = 2.0  # between two looks at whether the search is to stop
 
-Pricer = Callable[[Settings], Price | None]
+CostEstimator = Callable[[Settings], CostEstimate | None]
 
 
 class Unpickled:
@@ -38,13 +38,13 @@ class Unpickled:
         return self
 
 
-class Asked(Unpickled, tune.Stopper):
+class StopRequest(Unpickled, tune.Stopper):
     """`smolray stop` or Ctrl-C for a search: no trial starts any more, and the runs of those that go on are asked to
     save and stop.
     """
 
-    def __init__(self, ledger: Ledger, runs: str):
-        self.ledger, self.runs, self.heard, self.looked = ledger, runs, False, 0.0
+    def __init__(self, trial_log: TrialLog, runs: str):
+        self.trial_log, self.runs, self.heard, self.looked = trial_log, runs, False, 0.0
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -54,8 +54,8 @@ class Asked(Unpickled, tune.Stopper):
         if time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked = time.monotonic()
             with contextlib.suppress(OSError):  # a storage that is away for a moment is asked again
-                self.heard = self.heard or stop_requested(self.ledger.folder)
-                for trial in self.ledger.trials.values():
+                self.heard = self.heard or stop_requested(self.trial_log.folder)
+                for trial in self.trial_log.trials.values():
                     if self.heard and not trial.ended:
                         request_stop(storage.join(self.runs, trial.run))
         return False
@@ -90,10 +90,16 @@ class Queue(Unpickled, Searcher):
     """
 
     def __init__(
-        self, proposer: Proposer, known: list[TrialRecord], total: int, pricer: Pricer, ledger: Ledger, asked: Asked
+        self,
+        searcher: proposals.Searcher,
+        known: list[TrialRecord],
+        total: int,
+        cost_estimator: CostEstimator,
+        trial_log: TrialLog,
+        asked: StopRequest,
     ):
         super().__init__()
-        self.proposer, self.pricer, self.ledger, self.asked = proposer, pricer, ledger, asked
+        self.searcher, self.cost_estimator, self.trial_log, self.asked = searcher, cost_estimator, trial_log, asked
         self.interrupted = [t for t in known if not t.ended]
         self.fresh = iter(range(max((t.number for t in known), default=0) + 1, total + 1))
 
@@ -105,23 +111,23 @@ class Queue(Unpickled, Searcher):
             trial = self.interrupted.pop(0)
             return {**trial.settings, "number": trial.number, "reported": trial.reported}
         for number in self.fresh:
-            settings = self.proposer.propose(number)
-            price = self.pricer(settings)
-            self.ledger.write(
+            settings = self.searcher.suggest(number)
+            estimate_cost = self.cost_estimator(settings)
+            self.trial_log.write(
                 "trial",
                 number=number,
-                run=f"{self.ledger.name}-{number}",
+                run=f"{self.trial_log.name}-{number}",
                 settings=settings,
-                gpu_minutes=price.gpu_minutes if price else None,
+                gpu_minutes=estimate_cost.gpu_minutes if estimate_cost else None,
             )
-            if price is None or not price.lacks:
+            if estimate_cost is None or not estimate_cost.lacks:
                 return {**settings, "number": number, "reported": 0}
-            self.ledger.write("end", number=number, status="failed", reason=price.lacks)
-            self.proposer.learn(self.ledger.trials[number])
+            self.trial_log.write("end", number=number, status="failed", reason=estimate_cost.lacks)
+            self.searcher.learn(self.trial_log.trials[number])
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The proposer hears of it from the log, with the reason."""
+        """The searcher hears of it from the log, with the reason."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the log of the search is what it goes on from."""
@@ -140,11 +146,11 @@ class Column:
         return self.rows[spec.config["number"]][self.key]
 
 
-class Scribe(Unpickled, tune.Callback):
-    """Writes down what Tune sees, tells the proposer, and shows it."""
+class LoggingCallback(Unpickled, tune.Callback):
+    """Writes down what Tune sees, tells the searcher, and shows it."""
 
-    def __init__(self, ledger: Ledger, board: Board, proposer: Proposer, asked: Asked):
-        self.ledger, self.board, self.proposer, self.asked = ledger, board, proposer, asked
+    def __init__(self, trial_log: TrialLog, board: Board, searcher: proposals.Searcher, asked: StopRequest):
+        self.trial_log, self.board, self.searcher, self.asked = trial_log, board, searcher, asked
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Before the first step, and again after an exploit."""
@@ -154,10 +160,10 @@ class Scribe(Unpickled, tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An evaluated checkpoint, or the end."""
-        number, record = number_of(trial), self.ledger.trials[number_of(trial)]
+        number, record = number_of(trial), self.trial_log.trials[number_of(trial)]
         if result["run"] != record.run:
             origin = result["origin"]
-            self.ledger.write(
+            self.trial_log.write(
                 "exploit",
                 number=number,
                 run=result["run"],
@@ -168,7 +174,7 @@ class Scribe(Unpickled, tune.Callback):
             )
         if not result["failed"]:
             names = ("report", "run", "step", "accuracy", "loss", "seconds", "memory_bytes", "workers")
-            self.ledger.write("report", number=number, **{name: result[name] for name in names if name in result})
+            self.trial_log.write("report", number=number, **{name: result[name] for name in names if name in result})
         self.board.show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -184,8 +190,8 @@ class Scribe(Unpickled, tune.Callback):
     def _end(self, number: int, status: str, reason: str) -> None:
         if self.asked.heard:
             return  # the same name goes on with it
-        self.ledger.write("end", number=number, status=status, reason=reason)
-        self.proposer.learn(self.ledger.trials[number])
+        self.trial_log.write("end", number=number, status=status, reason=reason)
+        self.searcher.learn(self.trial_log.trials[number])
         self.board.show()
         self.board.save()
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from smolray.config import RunConfig
 from smolray.run.progress import duration
-from smolray.tune.log import Ledger, TrialRecord, best_trial
+from smolray.tune.log import TrialLog, TrialRecord, best_trial
 from smolray.tune.report import write_report
 from smolray.tune.space import Space, longest
 
@@ -22,11 +22,11 @@ COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed"
 class Board:
     """Shows the log whenever it is told to, and keeps the HTML report up to date."""
 
-    def __init__(self, ledger: Ledger, config: RunConfig, space: Space, total: int):
-        self.ledger, self.config, self.space, self.total = ledger, config, space, total
+    def __init__(self, trial_log: TrialLog, config: RunConfig, space: Space, total: int):
+        self.trial_log, self.config, self.space, self.total = trial_log, config, space, total
         self.console = Console(highlight=False)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self.seen: dict[int, tuple[str, str, int]] = {t.number: _stand(t) for t in ledger.trials.values()}
+        self.seen: dict[int, tuple[str, str, int]] = {t.number: _stand(t) for t in trial_log.trials.values()}
 
     def __enter__(self) -> "Board":
         if self.live:
@@ -49,11 +49,11 @@ class Board:
 
     def save(self) -> None:
         """Write the report as it stands."""
-        write_report(self.ledger.folder, self.config, self.space)
+        write_report(self.trial_log.folder, self.config, self.space)
 
     @property
     def trials(self) -> list[TrialRecord]:
-        return [self.ledger.trials[n] for n in sorted(self.ledger.trials)]
+        return [self.trial_log.trials[n] for n in sorted(self.trial_log.trials)]
 
 
 def trials_table(trials: list[TrialRecord], config: RunConfig, space: Space, total: int) -> Table:

@@ -71,7 +71,7 @@ class TrialRecord:
         return self.seconds if objective == "seconds" else max(r.get("memory_bytes") or 0 for r in self.reports) / 2**30
 
 
-class Ledger(EventLog):
+class TrialLog(EventLog):
     """Appends to the log of the search in `folder`; a report that is there already is not written again."""
 
     def __init__(self, folder: str):

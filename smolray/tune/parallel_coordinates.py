@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from smolray.tune.log import TrialRecord
-from smolray.tune.space import Draw, Space
+from smolray.tune.space import Domain, Space
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1000, 300, 60, 60, 20, 34
 
@@ -28,20 +28,20 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, metric: st
         return ""
     values = [value for value, _ in valued]
     low, high = min(values), max(values)
-    axes = [(key, draw) for key, draw in space.items() if all(key in t.settings for _, t in valued)]
+    axes = [(key, domain) for key, domain in space.items() if all(key in t.settings for _, t in valued)]
     step = (WIDTH - LEFT - RIGHT) / max(1, len(axes))
 
     def at(share: float) -> float:
         return TOP + (1 - share) * (HEIGHT - TOP - BOTTOM)
 
     body = []
-    for number, (key, draw) in enumerate(axes):
+    for number, (key, domain) in enumerate(axes):
         x = LEFT + number * step
         body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         body.append(
             f'<text class="tick" x="{x:.1f}" y="{HEIGHT - (14 if number % 2 else 2)}" text-anchor="middle">{escape(key.rsplit(".", 1)[-1])}</text>'
         )
-        body += [_tick(x, at(_share(draw, value)), _shown(value)) for value in draw.extremes]
+        body += [_tick(x, at(_share(domain, value)), _shown(value)) for value in domain.extremes]
     x = LEFT + len(axes) * step
     body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     body.append(
@@ -49,7 +49,7 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, metric: st
     )
     body += [_tick(x, at(share), f"{value:.4g}") for share, value in {(0.0, low), (1.0, high)}]
     for rank, (value, trial) in enumerate(valued):
-        spots = [(LEFT + n * step, at(_share(draw, trial.settings[key]))) for n, (key, draw) in enumerate(axes)]
+        spots = [(LEFT + n * step, at(_share(domain, trial.settings[key]))) for n, (key, domain) in enumerate(axes)]
         spots.append((x, at((value - low) / (high - low) if high > low else 0.5)))
         best = rank == len(valued) - 1
         strength = 1.0 if best else 0.15 + 0.55 * rank / len(valued)
@@ -65,15 +65,17 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, metric: st
     )
 
 
-def _share(draw: Draw, value: Any) -> float:
+def _share(domain: Domain, value: Any) -> float:
     """Where a value stands between the ends of its axis, 0..1."""
-    if draw.values:
+    if domain.values:
         return (
-            draw.values.index(value) / (len(draw.values) - 1) if value in draw.values and len(draw.values) > 1 else 0.5
+            domain.values.index(value) / (len(domain.values) - 1)
+            if value in domain.values and len(domain.values) > 1
+            else 0.5
         )
-    if draw.kind == "loguniform":
-        return (math.log(value) - math.log(draw.low)) / (math.log(draw.high) - math.log(draw.low))
-    return (value - draw.low) / (draw.high - draw.low)
+    if domain.kind == "loguniform":
+        return (math.log(value) - math.log(domain.low)) / (math.log(domain.high) - math.log(domain.low))
+    return (value - domain.low) / (domain.high - domain.low)
 
 
 def _tick(x: float, y: float, text: str) -> str:

@@ -15,25 +15,25 @@ from typing import Any, Protocol
 
 from smolray.config import RunConfig
 from smolray.tune.log import WORST, TrialRecord
-from smolray.tune.space import Draw, Settings, Space, combinations, total_trials
+from smolray.tune.space import Domain, Settings, Space, combinations, total_trials
 
 
-class Proposer(Protocol):
+class Searcher(Protocol):
     """Settings for a trial, and the ears for what became of it."""
 
-    def propose(self, number: int) -> Settings: ...
+    def suggest(self, number: int) -> Settings: ...
 
     def learn(self, trial: TrialRecord) -> None: ...
 
 
-def make_proposer(config: RunConfig, space: Space, known: Sequence[TrialRecord] = ()) -> Proposer:
+def make_searcher(config: RunConfig, space: Space, known: Sequence[TrialRecord] = ()) -> Searcher:
     """The algorithm of `config.search`, which has learnt from the `known` trials."""
     assert config.search is not None
-    proposer = OptunaProposer(config, space) if config.search.algorithm == "optuna" else Listed(config, space)
+    searcher = OptunaSearcher(config, space) if config.search.algorithm == "optuna" else Listed(config, space)
     for trial in known:
         if trial.ended:
-            proposer.learn(trial)
-    return proposer
+            searcher.learn(trial)
+    return searcher
 
 
 class Listed:
@@ -48,34 +48,34 @@ class Listed:
             ]
         else:
             grid = combinations(space)
-            draws = {key: draw for key, draw in space.items() if draw.kind != "grid"}
+            domains = {key: domain for key, domain in space.items() if domain.kind != "grid"}
             self.settings = []
             for number in range(total_trials(config, space)):
                 rng = random.Random(f"{config.seed}/{number // len(grid)}")
-                drawn = {key: draw.sample(rng) for key, draw in draws.items()} | grid[number % len(grid)]
+                drawn = {key: domain.sample(rng) for key, domain in domains.items()} | grid[number % len(grid)]
                 self.settings.append({key: drawn[key] for key in space})
 
-    def propose(self, number: int) -> Settings:
+    def suggest(self, number: int) -> Settings:
         return self.settings[number - 1]
 
     def learn(self, trial: TrialRecord) -> None:
         """A list does not listen."""
 
 
-class OptunaProposer:
+class OptunaSearcher:
     """Optuna's TPE sampler; with a second objective it looks for the front of both."""
 
     def __init__(self, config: RunConfig, space: Space):
         assert config.search is not None
         self.search, self.space = config.search, space
         self.study = new_study(config, total_trials(config, space))
-        self.distributions = {key: distribution(draw) for key, draw in space.items()}
+        self.distributions = {key: distribution(domain) for key, domain in space.items()}
         self.asked: dict[int, Any] = {}
         self.heaviest = 1.0
 
-    def propose(self, number: int) -> Settings:
+    def suggest(self, number: int) -> Settings:
         trial = self.asked[number] = self.study.ask(self.distributions)
-        return {key: _read(draw, trial.params[key]) for key, draw in self.space.items()}
+        return {key: _read(domain, trial.params[key]) for key, domain in self.space.items()}
 
     def learn(self, trial: TrialRecord) -> None:
         """A trial that failed counts as the worst there can be."""
@@ -115,26 +115,26 @@ def past_trial(space: Space, trial: TrialRecord, values: Sequence[float]) -> Any
 
     if set(trial.settings) != set(space):
         return None
-    params = {key: _write(draw, trial.settings[key]) for key, draw in space.items()}
+    params = {key: _write(domain, trial.settings[key]) for key, domain in space.items()}
     return optuna.trial.create_trial(
         params=params, distributions={k: distribution(d) for k, d in space.items()}, values=list(values)
     )
 
 
-def distribution(draw: Draw) -> Any:
+def distribution(domain: Domain) -> Any:
     """A Draw in Optuna's words. Lists are categories by their JSON: Optuna wants plain values."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if draw.values:
-        return CategoricalDistribution([json.dumps(value) for value in draw.values])
-    if draw.kind == "int":
-        return IntDistribution(int(draw.low), int(draw.high))
-    return FloatDistribution(draw.low, draw.high, log=draw.kind == "loguniform")
+    if domain.values:
+        return CategoricalDistribution([json.dumps(value) for value in domain.values])
+    if domain.kind == "int":
+        return IntDistribution(int(domain.low), int(domain.high))
+    return FloatDistribution(domain.low, domain.high, log=domain.kind == "loguniform")
 
 
-def _read(draw: Draw, value: Any) -> Any:
-    return json.loads(value) if draw.values else value
+def _read(domain: Domain, value: Any) -> Any:
+    return json.loads(value) if domain.values else value
 
 
-def _write(draw: Draw, value: Any) -> Any:
-    return json.dumps(value) if draw.values else value
+def _write(domain: Domain, value: Any) -> Any:
+    return json.dumps(value) if domain.values else value

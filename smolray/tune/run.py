@@ -27,17 +27,17 @@ from smolray.data.reader import Folders
 from smolray.launch import driver as launch
 from smolray.launch.data import prepare_data
 from smolray.launch.resources import ResourcesError, check_resources, use_gpu
-from smolray.planner.inventory import Card, InventoryError, find_card
+from smolray.planner.inventory import GPU, InventoryError, find_gpu
 from smolray.planner.shapes import shape_of
 from smolray.planner.statistics import DataStatistics
 from smolray.run.status import clear_stop, stop_requested
-from smolray.tune.callbacks import DRIVER_RESTARTS, Asked, Column, Pricer, Queue, Scribe
+from smolray.tune.callbacks import DRIVER_RESTARTS, Column, CostEstimator, LoggingCallback, Queue, StopRequest
 from smolray.tune.console import Board
-from smolray.tune.cost import Price, price
-from smolray.tune.log import Ledger, TrialRecord, best_trial, read_trials, search_folder
-from smolray.tune.proposals import make_proposer
+from smolray.tune.cost import CostEstimate, estimate_cost
+from smolray.tune.log import TrialLog, TrialRecord, best_trial, read_trials, search_folder
+from smolray.tune.proposals import make_searcher
 from smolray.tune.report import write_report
-from smolray.tune.space import Draw, Settings, Space, longest, read_space, total_trials, with_settings
+from smolray.tune.space import Domain, Settings, Space, longest, read_space, total_trials, with_settings
 from smolray.tune.trial import ORIGIN, RunTrial
 
 STORED = "search.yaml"
@@ -76,22 +76,22 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
     clear_stop(folder)
     base, folders = prepare_data(base)  # once, for all trials
-    ledger = Ledger(folder)
-    ledger.write("start", trials=total, slots=slots)
-    board = Board(ledger, config, space, total)
-    if unended(ledger, total):
-        run_trials(base, folders, space, ledger, board, slots, total)
-    ledger.write("over", stopped=unended(ledger, total) > 0 or stop_requested(folder))
-    return finish(config, space, ledger, total, time.time() - began)
+    trial_log = TrialLog(folder)
+    trial_log.write("start", trials=total, slots=slots)
+    board = Board(trial_log, config, space, total)
+    if unended(trial_log, total):
+        run_trials(base, folders, space, trial_log, board, slots, total)
+    trial_log.write("over", stopped=unended(trial_log, total) > 0 or stop_requested(folder))
+    return finish(config, space, trial_log, total, time.time() - began)
 
 
-def unended(ledger: Ledger, total: int) -> int:
+def unended(trial_log: TrialLog, total: int) -> int:
     """How many trials are left: those that have not ended, and those that have not begun."""
-    return sum(not t.ended for t in ledger.trials.values()) + max(0, total - len(ledger.trials))
+    return sum(not t.ended for t in trial_log.trials.values()) + max(0, total - len(trial_log.trials))
 
 
 def run_trials(
-    base: RunConfig, folders: Folders, space: Space, ledger: Ledger, board: Board, slots: int, total: int
+    base: RunConfig, folders: Folders, space: Space, trial_log: TrialLog, board: Board, slots: int, total: int
 ) -> None:
     """Run what the log does not yet have the end of."""
     search = base.search
@@ -99,13 +99,13 @@ def run_trials(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the log is ours; Tune's would stand beside it
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    known = [ledger.trials[n] for n in sorted(ledger.trials)]
-    proposer = make_proposer(base, space, known)
-    pricer = make_pricer(base, folders, ray.nodes())
+    known = [trial_log.trials[n] for n in sorted(trial_log.trials)]
+    searcher = make_searcher(base, space, known)
+    cost_estimator = make_cost_estimator(base, folders, ray.nodes())
     scheduler = make_scheduler(base, space)
     recall(scheduler, known)
-    asked = Asked(ledger, base.storage)
-    queue = Queue(proposer, known, total, pricer, ledger, asked)
+    asked = StopRequest(trial_log, base.storage)
+    queue = Queue(searcher, known, total, cost_estimator, trial_log, asked)
     settings: dict[str, Any] = {"max_concurrent_trials": slots, "search_alg": queue}
     param_space: dict[str, Any] = {}
     if search.scheduler == "pbt":  # its scheduler takes no searcher: the population is known beforehand
@@ -119,7 +119,7 @@ def run_trials(
         param_space |= {key: tune.sample_from(Column(numbered, key)) for key in keys if key != "number"}
         settings = {}
     notes, path = storage.filesystem(storage.join(base.storage, ".ray"))
-    left = unended(ledger, total)
+    left = unended(trial_log, total)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(RunTrial, base=base.model_dump(mode="json")), DRIVER),
         param_space=param_space,
@@ -136,7 +136,7 @@ def run_trials(
             storage_filesystem=notes,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS),
-            callbacks=[Scribe(ledger, board, proposer, asked)],
+            callbacks=[LoggingCallback(trial_log, board, searcher, asked)],
             stop=asked,
         ),
     )
@@ -145,34 +145,34 @@ def run_trials(
         tuner.fit()
 
 
-def make_pricer(base: RunConfig, folders: Folders, nodes: list[dict[str, Any]]) -> Pricer:
+def make_cost_estimator(base: RunConfig, folders: Folders, nodes: list[dict[str, Any]]) -> CostEstimator:
     """Prices a trial's settings on the cards of the cluster that the planner knows; None where it has no say."""
-    cards: list[Card] = []
+    gpus: list[GPU] = []
     for node in nodes:
         kinds = [
             name.removeprefix("accelerator_type:") for name in node["Resources"] if name.startswith("accelerator_type:")
         ]
         if node["Alive"] and kinds and node["Resources"].get("GPU", 0) > 0:
             try:
-                cards.append(find_card(kinds[0]))
+                gpus.append(find_gpu(kinds[0]))
             except InventoryError:
                 return lambda settings: None  # a trial might fit into the one that is not known
-    counted = DataStatistics.from_index(load_index(folders.train, base)) if cards else None
+    counted = DataStatistics.from_index(load_index(folders.train, base)) if gpus else None
 
-    def pricer(settings: Settings) -> Price | None:
-        if counted is None or not use_gpu(base, {"GPU": len(cards)}):
+    def cost_estimator(settings: Settings) -> CostEstimate | None:
+        if counted is None or not use_gpu(base, {"GPU": len(gpus)}):
             return None
         run = with_settings(base, settings)
         shape = shape_of(run.model)
         retiled = (run.image, run.data, run.model.path) != (base.image, base.data, base.model.path)
-        return price(
+        return estimate_cost(
             run,
             shape,
             replace(DataStatistics.default(run, shape), samples=counted.samples) if retiled else counted,
-            cards,
+            gpus,
         )
 
-    return pricer
+    return cost_estimator
 
 
 def trial_base(config: RunConfig) -> RunConfig:
@@ -254,7 +254,7 @@ class Bounds:
         return clipped
 
 
-def domain(draw: Draw) -> Any:
+def domain(draw: Domain) -> Any:
     """A Draw in Tune's words; a list is stepped through by neighbours."""
     if draw.values:
         return list(draw.values)
@@ -347,11 +347,11 @@ def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
     )
 
 
-def finish(config: RunConfig, space: Space, ledger: Ledger, total: int, seconds: float) -> dict[str, Any]:
+def finish(config: RunConfig, space: Space, trial_log: TrialLog, total: int, seconds: float) -> dict[str, Any]:
     """Write best.yaml, result.json and the report; train with best.yaml where the search says so and no trial is left."""
     search = config.search
     assert search is not None
-    trials = [ledger.trials[n] for n in sorted(ledger.trials)]
+    trials = [trial_log.trials[n] for n in sorted(trial_log.trials)]
     best = best_trial(trials, search.metric)
     result: dict[str, Any] = {
         "name": config.name,
@@ -361,11 +361,11 @@ def finish(config: RunConfig, space: Space, ledger: Ledger, total: int, seconds:
         "seconds": round(seconds, 1),
         "worker_minutes": round(sum(t.worker_minutes for t in trials), 2),
         "failed": {t.number: t.reason for t in trials if t.status == "failed"},
-        "left": unended(ledger, total),
+        "left": unended(trial_log, total),
     }
     if best is not None:
         value = best.value(search.metric)
-        path = storage.join(ledger.folder, "best.yaml")
+        path = storage.join(trial_log.folder, "best.yaml")
         result["best"] = {
             "number": best.number,
             "run": best.run,
@@ -380,8 +380,8 @@ def finish(config: RunConfig, space: Space, ledger: Ledger, total: int, seconds:
         )
         head = f"# Trial {best.number} of search {config.name}: {search.metric} {value:.6g} after {best.steps} steps.{changed}\n"
         storage.write_bytes(path, (head + to_yaml(best_config(config, best))).encode())
-    storage.write_bytes(storage.join(ledger.folder, "result.json"), json.dumps(result, indent=1).encode())
-    write_report(ledger.folder, config, space)
-    if best is not None and search.train_best and not result["left"] and not stop_requested(ledger.folder):
+    storage.write_bytes(storage.join(trial_log.folder, "result.json"), json.dumps(result, indent=1).encode())
+    write_report(trial_log.folder, config, space)
+    if best is not None and search.train_best and not result["left"] and not stop_requested(trial_log.folder):
         result["final"] = launch.launch_run(best_config(config, best))
     return result

@@ -42,7 +42,7 @@ Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Draw:
+class Domain:
     """How values of one key are drawn: a range for loguniform, uniform and int (`high` included), `values` for choice
     and grid.
     """
@@ -70,7 +70,7 @@ class Draw:
         return (int(self.low), int(self.high)) if self.kind == "int" else (self.low, self.high)
 
 
-Space = dict[str, Draw]
+Space = dict[str, Domain]
 
 
 def default_space(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
@@ -101,7 +101,7 @@ def read_space(config: RunConfig) -> Space:
     space: Space = {}
     for key, way in (config.search.space or default_space(config)).items():
         try:
-            space[key] = _read_draw(config, key, way)
+            space[key] = _read_domain(config, key, way)
         except ConfigError as error:
             faults.append(str(error))
     if not faults:
@@ -120,7 +120,7 @@ def with_settings(config: RunConfig, settings: Settings) -> RunConfig:
 
 def combinations(space: Space) -> list[Settings]:
     """Every combination of the keys that are lists to go through: those of kind grid."""
-    keys = [key for key, draw in space.items() if draw.kind == "grid"]
+    keys = [key for key, domain in space.items() if domain.kind == "grid"]
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*(space[key].values for key in keys))]
 
 
@@ -130,7 +130,7 @@ def total_trials(config: RunConfig, space: Space) -> int:
     """
     assert config.search is not None
     if config.search.algorithm == "grid":
-        return math.prod(len(draw.values) for draw in space.values())
+        return math.prod(len(domain.values) for domain in space.values())
     return config.search.num_samples * len(combinations(space))
 
 
@@ -141,7 +141,7 @@ def longest(config: RunConfig, space: Space) -> int:
     return math.ceil(epochs / (config.evaluate.eval_epochs or epochs))
 
 
-def _read_draw(config: RunConfig, key: str, way: dict[str, Any]) -> Draw:
+def _read_domain(config: RunConfig, key: str, way: dict[str, Any]) -> Domain:
     where = f"search.space.{key} = {way!r}"
     if len(way) != 1:
         raise ConfigError(
@@ -164,24 +164,26 @@ def _read_draw(config: RunConfig, key: str, way: dict[str, Any]) -> Draw:
         )
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{where}: expected a list, {'[low, high]' if kind in RANGES else 'with at least one value'}")
-    draw = _range(where, kind, values) if kind in RANGES else Draw(kind, values=tuple(values))
-    accepted = tuple(_accepted(config, key, where, value) for value in draw.extremes)
+    domain = _range(where, kind, values) if kind in RANGES else Domain(kind, values=tuple(values))
+    accepted = tuple(_accepted(config, key, where, value) for value in domain.extremes)
     if kind in RANGES:
         if any(isinstance(value, bool) or not isinstance(value, int | float) for value in accepted):
             raise ConfigError(f"{where}: {key} takes no range of numbers; nearest: {{choice: [...]}}")
         if kind != "int" and all(isinstance(value, int) for value in accepted):
-            raise ConfigError(f"{where}: {key} takes whole numbers; nearest: {{int: [{draw.low:g}, {draw.high:g}]}}")
-        return draw
+            raise ConfigError(
+                f"{where}: {key} takes whole numbers; nearest: {{int: [{domain.low:g}, {domain.high:g}]}}"
+            )
+        return domain
     if twice := [v for i, v in enumerate(accepted) if v in accepted[:i]]:
         raise ConfigError(f"{where}: {twice[0]!r} stands twice; expected each value once")
-    return Draw(kind, values=accepted)
+    return Domain(kind, values=accepted)
 
 
 def _within(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _range(where: str, kind: str, values: list[Any]) -> Draw:
+def _range(where: str, kind: str, values: list[Any]) -> Domain:
     try:  # YAML takes 1e-5 for text
         low, high = (float(v) for v in values if not isinstance(v, bool))
     except (TypeError, ValueError):
@@ -192,7 +194,7 @@ def _range(where: str, kind: str, values: list[Any]) -> Draw:
         raise ConfigError(f"{where}: low = {low:g} has no logarithm; expected low > 0; nearest: uniform")
     if kind == "int" and (low != int(low) or high != int(high)):
         raise ConfigError(f"{where}: expected two whole numbers; nearest: uniform")
-    return Draw(kind, low, high)
+    return Domain(kind, low, high)
 
 
 def _accepted(config: RunConfig, key: str, where: str, value: Any) -> Any:
@@ -224,12 +226,12 @@ def _validated(config: RunConfig, settings: Settings) -> RunConfig:
 def _against_algorithm(config: RunConfig, space: Space) -> Iterator[str]:
     search = config.search
     assert search is not None
-    for key, draw in space.items():
-        where = f"search.space.{key} ({draw.kind})"
-        if search.algorithm == "grid" and not draw.values:
+    for key, domain in space.items():
+        where = f"search.space.{key} ({domain.kind})"
+        if search.algorithm == "grid" and not domain.values:
             yield f"{where}: search.algorithm = grid goes through lists, a range has no end; nearest: {{choice: [...]}}, or search.algorithm=random"
-        if search.algorithm == "optuna" and draw.kind == "grid":
-            yield f"{where}: search.algorithm = optuna chooses by itself; nearest: {{choice: {list(draw.values)}}}"
+        if search.algorithm == "optuna" and domain.kind == "grid":
+            yield f"{where}: search.algorithm = optuna chooses by itself; nearest: {{choice: {list(domain.values)}}}"
         if search.scheduler == "pbt" and not key.startswith(PERTURBED):
             yield (
                 f"{where}: search.scheduler = pbt changes settings in the middle of a run, and this one fixes tensors or the order of the data; "
@@ -271,7 +273,7 @@ def _combinations(config: RunConfig, space: Space) -> Iterator[str]:
 
 
 def _corners(space: Space) -> Iterator[Settings]:
-    choices: Sequence[tuple[Any, ...]] = [draw.extremes for draw in space.values()]
+    choices: Sequence[tuple[Any, ...]] = [domain.extremes for domain in space.values()]
     if math.prod(len(c) for c in choices) <= MAX_COMBINATIONS:
         yield from (dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
         return

@@ -13,7 +13,7 @@ import yaml
 
 from jobs.easyvqa import export_easy_vqa
 from tests import s3
-from tests.boxes.lan import VENV, Box, Lan, lan, reason_not_to
+from tests.boxes.lan import VENV, InventoryNode, Lan, lan, reason_not_to
 
 ROOT = Path(__file__).parents[2]
 ETC, HOME, UNITS = "/srv/etc", "/srv/ray", "/srv/units"
@@ -36,7 +36,7 @@ class Cluster:
     token: str
 
     @property
-    def head(self) -> Box:
+    def head(self) -> InventoryNode:
         return self.lan["head"]
 
     @property

@@ -34,7 +34,7 @@ def reason_not_to() -> str | None:
 
 
 @dataclass
-class Box:
+class InventoryNode:
     name: str
     ip: str
     namespace: str
@@ -142,7 +142,7 @@ class Box:
                 )
 
 
-class Lan(dict[str, Box]):
+class Lan(dict[str, InventoryNode]):
     """The boxes by name, on one bridge."""
 
     def __init__(self, folder: Path) -> None:
@@ -152,12 +152,12 @@ class Lan(dict[str, Box]):
         _ip("-n", self.bridge, "link", "add", "br0", "type", "bridge")
         _ip("-n", self.bridge, "link", "set", "br0", "up")
 
-    def add(self, *names: str, **environment: str) -> list[Box]:
+    def add(self, *names: str, **environment: str) -> list[InventoryNode]:
         """Boxes with the next addresses from 10.77.0.11 on, all powered on and known to each other by name."""
         made = []
         for name in names:
             number = 11 + len(self)
-            box = Box(
+            box = InventoryNode(
                 name,
                 f"{NET}.{number}",
                 f"{self.tag}-{name}",

@@ -94,15 +94,15 @@ class Run:
     def reaches(self, step, seconds=240):
         self.wait(lambda: any(e["step"] >= step for e in self.events("step")), seconds, f"step {step}")
 
-    def trains_again_after(self, moment, seconds=240):
+    def trains_again_after(self, step_info, seconds=240):
         """Seconds from `moment` to the first step of a later attempt."""
         before = max(e["attempt"] for e in self.events("start"))
 
         def again():
-            return [e["time"] for e in self.events("step") if e["time"] > moment and e["attempt"] > before]
+            return [e["time"] for e in self.events("step") if e["time"] > step_info and e["attempt"] > before]
 
         self.wait(again, seconds, "training again")
-        return min(again()) - moment
+        return min(again()) - step_info
 
     def interruptions(self):
         """Seconds without a step between one attempt and the next, restarts, and what was trained twice, included."""

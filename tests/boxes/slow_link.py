@@ -18,27 +18,34 @@ import torch.distributed as dist
 from smolray.config import load_config
 from smolray.data.local import local_index, local_plan
 from smolray.planner.plan import predict, with_settings
-from smolray.planner.probe import Survey, survey
+from smolray.planner.probe import HardwareProbe, probe_hardware
 from smolray.planner.statistics import DataStatistics
 from smolray.run.checkpoint import Progress
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine
 from tests.recipes.curves import stream_of
 
 
-def steps_of(shards: str, overrides: list[str], seen: Survey) -> dict[str, object]:
+def steps_of(shards: str, overrides: list[str], seen: HardwareProbe) -> dict[str, object]:
     """What was predicted, and the seconds of each step without reading and decoding, which LocalStream does in between.
     A pipeline is cut as planned.
     """
     config = load_config(None, overrides)
     planned = predict(config, DataStatistics.from_index(local_index(shards, config)), seen.inventory())
-    if planned.cut:
-        config = with_settings(config, {"engine.cut": planned.cut})
+    if planned.partition:
+        config = with_settings(config, {"engine.partition": planned.partition})
     seconds: list[float] = []
-    hook = [lambda moment: seconds.append(moment.metrics.seconds - moment.metrics.data_wait_seconds)]
-    Loop(config, build_engine(config), [local_plan(shards, config)], stream_of(shards, config), Progress(), hook).run()
+    hook = [lambda step_info: seconds.append(step_info.metrics.seconds - step_info.metrics.data_wait_seconds)]
+    TrainLoop(
+        config, build_engine(config), [local_plan(shards, config)], stream_of(shards, config), Progress(), hook
+    ).run()
     gc.collect()
-    return {"predicted": planned.time.total, "parts": asdict(planned.time), "cut": planned.cut, "seconds": seconds}
+    return {
+        "predicted": planned.time.total,
+        "parts": asdict(planned.time),
+        "cut": planned.partition,
+        "seconds": seconds,
+    }
 
 
 def main(rank: int, head: str, own: str, shards: str, out: str, jobs: dict[str, list[str]]) -> None:
@@ -51,7 +58,7 @@ def main(rank: int, head: str, own: str, shards: str, out: str, jobs: dict[str, 
     }
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://{head}:29511", rank=rank, world_size=2)
-    seen = survey(torch.device("cpu"), "float32", (own, own))
+    seen = probe_hardware(torch.device("cpu"), "float32", (own, own))
     found = {"survey": seen.to_json()}
     for name, overrides in jobs.items():
         dist.barrier()

@@ -23,10 +23,10 @@ def test_a_worker_that_loses_power_costs_a_run_only_the_steps_since_the_last_che
     run = Run(cluster, shared, "worker-cut")
     run.reaches(SAVE_STEPS + 3)
     assert run.events("start")[-1]["workers"] == 2
-    moment, last, den = time.time(), run.events("step")[-1]["step"], cluster.lan["den"]
+    step_info, last, den = time.time(), run.events("step")[-1]["step"], cluster.lan["den"]
     den.off()
     gone = cluster.wait_alive("head", "loft", seconds=20)
-    seconds = run.trains_again_after(moment)
+    seconds = run.trains_again_after(step_info)
     [resumed] = run.events("resume")
     print(
         f"worker cut at step {last}, noticed after {gone:.1f} s; on 1 worker again from step {resumed['step']} after {seconds:.1f} s"

@@ -20,9 +20,9 @@ def test_a_cable_pulled_in_mid_epoch_costs_only_the_steps_since_the_last_checkpo
     run = Run(cluster, shared, "cable")
     run.reaches(SAVE_STEPS + 3)
     assert run.events("start")[-1]["workers"] == 2
-    moment, last = time.time(), run.events("step")[-1]["step"]
+    step_info, last = time.time(), run.events("step")[-1]["step"]
     cluster.lan["loft"].cable_out()
-    seconds = run.trains_again_after(moment)
+    seconds = run.trains_again_after(step_info)
     resumed = run.events("resume")[-1]["step"]
     print(f"cable pulled at step {last}: on 1 worker again from step {resumed} after {seconds:.1f} s")
     cluster.lan["loft"].cable_in()
@@ -37,10 +37,10 @@ def test_a_run_grows_when_a_box_returns_and_saves_first(cluster, shared):
     run = Run(cluster, shared, "returned", "train.per_device_train_batch_size=2", epochs=3)
     run.reaches(SAVE_STEPS + 3)
     assert run.events("start")[-1]["workers"] == 1
-    moment = time.time()
+    step_info = time.time()
     cluster.lan["loft"].on()
     cluster.start("loft")
-    seconds = run.trains_again_after(moment)
+    seconds = run.trains_again_after(step_info)
     [grown], resumed = run.events("resize"), run.events("resume")[-1]
     print(
         f"power on: on 2 workers from step {resumed['step']} after {seconds:.1f} s, of which {run.interruptions()[-1]} s without a step"
@@ -54,12 +54,12 @@ def test_a_run_grows_when_a_box_returns_and_saves_first(cluster, shared):
 def test_a_run_whose_head_loses_power_is_submitted_again_untouched_by_hand(cluster, shared):
     run = Run(cluster, shared, "head-cut")
     run.reaches(SAVE_STEPS + 3)
-    moment, last = time.time(), run.events("step")[-1]["step"]
+    step_info, last = time.time(), run.events("step")[-1]["step"]
     cluster.head.off()
     time.sleep(3)
     cluster.head.on()
     cluster.start("head")
-    seconds = run.trains_again_after(moment)
+    seconds = run.trains_again_after(step_info)
     resumed = run.events("resume")[-1]["step"]
     print(f"head cut at step {last}: training again from step {resumed} after {seconds:.1f} s")
     assert "was lost: submitting it again" in run.log.read_text()

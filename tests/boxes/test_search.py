@@ -73,11 +73,11 @@ def test_a_box_that_dies_costs_its_trials_only_the_steps_since_their_checkpoints
     wait(lambda: all(checkpoint.list_steps(f"{runs}/boxes-{n}") for n in (1, 2)), 300, "both first trials have saved")
     places = {n: events(n, "inventory")[0]["workers"][0]["node"] for n in (1, 2)}
     assert sorted(places.values()) == sorted(cluster.lan[name].ip for name in ("den", "loft")), "a trial on each box"
-    moment, stood = time.time(), {n: max(e["step"] for e in events(n, "step")) for n in (1, 2)}
+    step_info, stood = time.time(), {n: max(e["step"] for e in events(n, "step")) for n in (1, 2)}
     cluster.lan["loft"].off()
     dead = next(n for n, ip in places.items() if ip == cluster.lan["loft"].ip)
-    wait(lambda: any(e["time"] > moment for e in events(dead, "resume")), 300, "the trial of the dead box goes on")
-    print(f"trial {dead} trains again {events(dead, 'resume')[-1]['time'] - moment:.1f} s after its box lost power")
+    wait(lambda: any(e["time"] > step_info for e in events(dead, "resume")), 300, "the trial of the dead box goes on")
+    print(f"trial {dead} trains again {events(dead, 'resume')[-1]['time'] - step_info:.1f} s after its box lost power")
     cluster.lan["loft"].on()
     cluster.start("loft")
     try:

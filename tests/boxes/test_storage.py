@@ -63,21 +63,21 @@ def test_from_a_laptop_ray_job_submit_trains_over_two_boxes_on_the_storage_of_a_
 def test_a_full_storage_is_told_and_the_run_resumes_when_there_is_room(cluster, shared):
     run = Run(cluster, shared, "full")
     run.reaches(SAVE_STEPS + 3)
-    moment, ballast = time.time(), shared / "ballast"
+    step_info, ballast = time.time(), shared / "ballast"
     with ballast.open("wb") as file:
         room = os.statvfs(shared)
         os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
     run.ends()
     [why, *_] = re.findall(rf"no room for {run.run_dir}/\S+: No space left on device", run.log.read_text())
-    print(f"{time.time() - moment:.1f} s after the storage was full: {why}")
+    print(f"{time.time() - step_info:.1f} s after the storage was full: {why}")
     steps = checkpoint.list_steps(run.run_dir)
     for step in steps:
         checkpoint.verify(checkpoint.folder(run.run_dir, step))
     assert steps, "what was saved before is still there, and whole"
     ballast.unlink()
-    moment = time.time()
+    step_info = time.time()
     run = Run(cluster, shared, "full")
-    seconds = run.trains_again_after(moment)
+    seconds = run.trains_again_after(step_info)
     print(f"training again {seconds:.1f} s after there was room")
     assert run.events("resume")[-1]["step"] == steps[-1]
     run.finishes()

@@ -38,7 +38,7 @@ def test_a_run_is_planned_trained_stopped_and_resumed_on_fewer_workers(make_run)
     )
     assert "Chosen: " in plan["words"] and any(row["fits"] for row in plan["strategies"])
     assert len(inventory["workers"]) == start["workers"] and all(w["tflops"] > 0 for w in inventory["workers"])
-    assert "CPU" in run_status(config.run_dir).cards
+    assert "CPU" in run_status(config.run_dir).gpus
     stored = yaml.safe_load(storage.read_bytes(f"{config.run_dir}/config.yaml"))
     assert stored["engine"]["name"] == "auto", "it is planned again when it is resumed"
     assert stored["train"]["global_batch"] == plan["settings"]["train.global_batch"]
@@ -60,7 +60,7 @@ def test_a_plan_is_measured_beside_its_prediction(make_run):
     config = make_run("measured", "engine.name=auto")
     plan, measured = measure_plan(config)
     assert plan.chosen.fits and measured.seconds > 0 and measured.steps > 2
-    assert len(measured.memory) == len(plan.chosen.cards) and min(measured.memory) > 2**27
+    assert len(measured.memory) == len(plan.chosen.gpus) and min(measured.memory) > 2**27
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(beside_table(plan, measured))
     printed = console.export_text()

@@ -111,9 +111,9 @@ def test_ports_are_fixed_and_a_box_that_joins_by_hand_has_the_same(laid):
 
 
 def test_boxes_and_cards_are_labels_and_each_box_names_its_interface(laid):
-    for host, card, interface in (("tower", "rtx-4090", "enp5s0"), ("den", "rtx-3090", "eno1")):
+    for host, gpu, interface in (("tower", "rtx-4090", "enp5s0"), ("den", "rtx-3090", "eno1")):
         settings = unit(laid, host)
-        assert flags(settings)["labels"] == f"smolray.io/box={host},smolray.io/card={card}"
+        assert flags(settings)["labels"] == f"smolray.io/box={host},smolray.io/card={gpu}"
         told = environment(settings)
         assert told["GLOO_SOCKET_IFNAME"] == told["NCCL_SOCKET_IFNAME"] == interface
 
@@ -177,7 +177,7 @@ def test_ray_up_reads_its_yaml():
 
 
 def test_join_prints_one_command():
-    forever = cluster.join_command("192.168.1.12", "http://192.168.1.10:8265", "eno1", user="me", card="rtx-3090")
+    forever = cluster.join_command("192.168.1.12", "http://192.168.1.10:8265", "eno1", user="me", gpu="rtx-3090")
     assert forever == (
         "ansible-playbook cluster/site.yml -i 192.168.1.12, -u me -e smolray_head_address=192.168.1.10 -e smolray_interface=eno1 -e smolray_card=rtx-3090"
     )

@@ -61,7 +61,7 @@ def test_a_link_and_an_all_reduce_are_measured(ray_cluster):
     """Two probes of one node: what two boxes do, over the loopback."""
     [node] = doctor._named_nodes().values()
     probes = {"a": doctor._start(doctor.Probe, node), "b": doctor._start(doctor.Probe, node)}
-    link = doctor._measure("a", "b", {"a": node, "b": node}, probes, {"a": {"cards": []}, "b": {"cards": []}})
+    link = doctor._measure("a", "b", {"a": node, "b": node}, probes, {"a": {"gpus": []}, "b": {"gpus": []}})
     assert not link.error and not link.closed
     assert 0 < link.latency < 0.5 and link.bandwidth > 1e6
     assert 0 < link.all_reduce["gloo"] < 60

@@ -8,7 +8,7 @@ import pytest
 
 from smolray import storage
 from smolray.config import load_config
-from smolray.launch.elastic import ROOM_POLLS, Growth
+from smolray.launch.elastic import ROOM_POLLS, ElasticMonitor
 from smolray.run.events import EventLog, EventTail
 
 
@@ -28,11 +28,11 @@ def trained(run, workers, seconds, left):
 
 def asked(run, workers, left, each, polls=ROOM_POLLS):
     """Whether a run of `workers` with `left` steps of a second to go was asked, where one more takes `each`."""
-    growth, tail = Growth(run, each), EventTail(run.run_dir)
+    elastic_monitor, tail = ElasticMonitor(run, each), EventTail(run.run_dir)
     trained(run, workers, 1.0, left)
     for _ in range(polls):
-        growth._look(tail)
-    return Path(growth.flag).exists()
+        elastic_monitor._look(tail)
+    return Path(elastic_monitor.flag).exists()
 
 
 def test_a_run_that_could_be_larger_is_asked_to_save_and_start_anew(run):
@@ -54,11 +54,11 @@ def test_a_run_is_left_alone_where_a_restart_would_bring_nothing(run, workers, l
 
 
 def test_a_restart_that_brought_no_worker_is_not_tried_again(run):
-    growth = Growth(run, {"CPU": 1.0})
+    elastic_monitor = ElasticMonitor(run, {"CPU": 1.0})
     for expected in (True, False):
         tail = EventTail(run.run_dir, skip=True)
-        with growth.watching():  # takes the flag away
+        with elastic_monitor.watching():  # takes the flag away
             trained(run, 1, 1.0, 600)
             for _ in range(ROOM_POLLS + 2):
-                growth._look(tail)
-            assert Path(growth.flag).exists() == expected
+                elastic_monitor._look(tail)
+            assert Path(elastic_monitor.flag).exists() == expected

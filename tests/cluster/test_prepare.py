@@ -112,7 +112,7 @@ def as_hub(rows, folder):
 def test_every_row_arrives_once_from_every_format(ray_cluster, questions, tmp_path, write):
     rows = pq.read_table(questions / "train.parquet").to_pylist()
     data = SMALL.model_copy(update={"format": "hub"}) if write is as_hub else SMALL
-    manifest = prepare(str(write(rows, questions)), str(tmp_path / "out"), data, unit_bytes=30_000)
+    manifest = prepare(str(write(rows, questions)), str(tmp_path / "out"), data, task_bytes=30_000)
     assert content_of(tmp_path / "out") == Counter(
         (r["image"]["bytes"], r["question"], r["answer"], r["question_type"]) for r in rows
     )
@@ -138,7 +138,7 @@ def test_questions_about_one_image_are_one_row_and_rows_are_shuffled(shards, que
 
 def test_shards_do_not_depend_on_how_the_work_is_cut_but_on_the_seed(ray_cluster, questions, shards, tmp_path):
     source = str(questions / "train.parquet")
-    prepare(source, str(tmp_path / "cut"), SMALL, unit_bytes=1)
+    prepare(source, str(tmp_path / "cut"), SMALL, task_bytes=1)
     assert shard_bytes(tmp_path / "cut") == shard_bytes(shards) and len(shard_bytes(shards)) > 3
     prepare(source, str(tmp_path / "seed"), SMALL, seed=1)
     assert shard_bytes(tmp_path / "seed") != shard_bytes(shards)
@@ -161,18 +161,18 @@ def stopping_at(phase, piece):
 def test_an_interrupted_prepare_goes_on_where_it_was(ray_cluster, questions, shards, tmp_path, phase, piece):
     source, out = str(questions / "train.parquet"), tmp_path / "out"
     with pytest.raises(Stop):
-        prepare(source, str(out), SMALL, progress=stopping_at(phase, piece), unit_bytes=1)
+        prepare(source, str(out), SMALL, progress=stopping_at(phase, piece), task_bytes=1)
     assert not (out / "manifest.json").exists()
     time.sleep(1)  # tasks under way when the driver stopped may still finish
-    units = len(list(out.glob(".staging/*/units/*.json")))
+    tasks = len(list(out.glob(".staging/*/units/*.json")))
     whole = [out / f"{marker.stem}.parquet" for marker in out.glob(".staging/*/shards/*.json")]
     kept = {p: p.stat().st_mtime_ns for p in whole}
-    assert (units if phase == "read" else len(whole)) >= piece
+    assert (tasks if phase == "read" else len(whole)) >= piece
     seen = []
-    prepare(source, str(out), SMALL, progress=lambda *what: seen.append(what), unit_bytes=1)
+    prepare(source, str(out), SMALL, progress=lambda *what: seen.append(what), task_bytes=1)
     assert shard_bytes(out) == shard_bytes(shards)
     assert {p: p.stat().st_mtime_ns for p in whole} == kept, "a finished shard was written again"
-    assert sum(phase == "read" for phase, *_ in seen) == 2 - units, "a finished unit was read again"
+    assert sum(phase == "read" for phase, *_ in seen) == 2 - tasks, "a finished unit was read again"
     assert not (out / ".staging").exists()
 
 
@@ -238,7 +238,7 @@ def test_ids_that_stand_at_several_rows_are_told_apart_by_their_place(ray_cluste
         {"id": 7, "question": "q7", "answer": "a"}
     ]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
-    prepare(str(tmp_path / "x.jsonl"), str(tmp_path / "out"), DataConfig(), unit_bytes=16 * 100)
+    prepare(str(tmp_path / "x.jsonl"), str(tmp_path / "out"), DataConfig(), task_bytes=16 * 100)
     ids = sorted(c.id for row in rows_of(tmp_path / "out") for c in row.conversations)
     assert ids == sorted(["6", "8", "7@x.jsonl#7", "7@x.jsonl#9", *(f"{n % 3}@x.jsonl#{n}" for n in range(6))])
 

@@ -14,7 +14,7 @@ from smolray.launch.resources import ResourcesError, check_resources
 from smolray.run.events import read_events
 
 ROOT = Path(__file__).parents[2]
-GPU_BOX = {"CPU": 16.0, "GPU": 2.0, "accelerator_type:GeForce-RTX-3090": 1.0}
+GPU_NODE = {"CPU": 16.0, "GPU": 2.0, "accelerator_type:GeForce-RTX-3090": 1.0}
 LAPTOP = {"CPU": 2.0, "memory": 8e9}
 
 
@@ -35,17 +35,17 @@ def nearest(message):
 
 def test_more_gpus_than_there_are_names_what_was_asked_what_is_there_and_what_works():
     asked = ["resources.num_workers=4", "resources.use_gpu=yes"]
-    message = refusal(GPU_BOX, *asked)
+    message = refusal(GPU_NODE, *asked)
     assert "4 workers x 1 GPU" in message and "the cluster has 2 GPU" in message and "GeForce-RTX-3090" in message
     assert nearest(message) == "resources.num_workers=2"
-    check_resources(config(*asked, nearest(message)), GPU_BOX)
+    check_resources(config(*asked, nearest(message)), GPU_NODE)
 
 
 def test_two_gpus_a_worker_are_counted_as_two():
     asked = ["resources.num_workers=2", "resources.gpus_per_worker=2"]
-    message = refusal(GPU_BOX, *asked)
+    message = refusal(GPU_NODE, *asked)
     assert "2 workers x 2 GPU" in message
-    check_resources(config(*asked, nearest(message)), GPU_BOX)
+    check_resources(config(*asked, nearest(message)), GPU_NODE)
 
 
 def test_a_gpu_where_there_is_none_leads_to_the_cpu():
@@ -76,10 +76,10 @@ def test_workers_that_would_leave_no_cpu_for_their_data_are_refused_with_a_choic
 
 def test_an_elastic_run_needs_only_its_smallest_group():
     elastic = ["resources.num_workers=[1,8]", "train.global_batch=8"]
-    check_resources(config(*elastic), GPU_BOX)
-    message = refusal(GPU_BOX, *elastic, "resources.num_workers=[4,8]")
+    check_resources(config(*elastic), GPU_NODE)
+    message = refusal(GPU_NODE, *elastic, "resources.num_workers=[4,8]")
     assert "asked for 4 workers" in message
-    check_resources(config(*elastic, nearest(message)), GPU_BOX)
+    check_resources(config(*elastic, nearest(message)), GPU_NODE)
 
 
 def test_an_elastic_run_that_could_grow_until_its_data_tasks_starve_is_refused():
@@ -90,8 +90,8 @@ def test_an_elastic_run_that_could_grow_until_its_data_tasks_starve_is_refused()
 
 
 def test_the_gpu_is_taken_where_there_is_one_and_left_where_it_is_not_wanted():
-    check_resources(config("resources.num_workers=2"), GPU_BOX)
-    check_resources(config("resources.num_workers=4", "resources.use_gpu=no"), GPU_BOX)
+    check_resources(config("resources.num_workers=2"), GPU_NODE)
+    check_resources(config("resources.num_workers=4", "resources.use_gpu=no"), GPU_NODE)
 
 
 @pytest.mark.parametrize("asked", ["resources.use_gpu=yes", "resources.cpus_per_worker=64"])

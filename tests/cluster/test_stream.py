@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from smolray.config import load_config
-from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.ray_jobs import ensure_index, load_index
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.data.stream import Stream
 from smolray.model.tiny import build_model
-from smolray.train.balance import Dealer
+from smolray.train.balance import MicroBatchBalancer
 from tests.shards import write_shards
 
 ROWS = 10_007  # a prime: no number of workers, micro-batches or row groups divides it
@@ -47,7 +47,9 @@ def consume(ray, folder, plan, config, world_size):
     def worker(rank):
         starts = range(0, len(plan), config.global_batch)
         numbers = [
-            n for s in starts for n in Dealer(rank, world_size).share(range(s, min(s + config.global_batch, len(plan))))
+            n
+            for s in starts
+            for n in MicroBatchBalancer(rank, world_size).share(range(s, min(s + config.global_batch, len(plan))))
         ]
         stream = Stream(folder, plan, numbers, config, consumers=world_size)
         seen = [(batch.meta["number"], batch.meta["ids"]) for batch in stream]
@@ -60,7 +62,7 @@ def consume(ray, folder, plan, config, world_size):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_10007_rows_on_workers_that_do_not_divide_them_are_seen_exactly_once(ray_cluster, text_run, world_size):
     folder, config = text_run
-    plan = lay_epoch(load_index(folder, config), PlanLimits.of(config), config.seed, 0)
+    plan = build_epoch(load_index(folder, config), PlanLimits.of(config), config.seed, 0)
     parts = consume(ray_cluster, folder, plan, config, world_size)
     assert Counter(i for ids, *_ in parts for i in ids) == Counter(f"row-{i}" for i in range(ROWS))
 
@@ -98,7 +100,7 @@ def image_run(ray_cluster, tmp_path_factory):
 @pytest.mark.parametrize("world_size", [1, 4])
 def test_at_most_half_as_many_bytes_again_are_read_as_are_needed(ray_cluster, image_run, world_size):
     folder, config = image_run
-    plan = lay_epoch(load_index(folder, config), PlanLimits.of(config), config.seed, 0)
+    plan = build_epoch(load_index(folder, config), PlanLimits.of(config), config.seed, 0)
     parts = consume(ray_cluster, folder, plan, config, world_size)
     read, needed = sum(r for _, r, _ in parts), sum(n for *_, n in parts)
     assert needed > 301 * 20_000

@@ -13,7 +13,7 @@ from smolray.data.plan import EpochPlan
 from smolray.precompute.local import local_sidecars
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Progress
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine
 
 
@@ -33,13 +33,13 @@ def curve(
     plans = [local_plan(shards, config, epoch) for epoch in range(config.train.num_train_epochs)]
     if separate:
         plans = [unpacked(plan) for plan in plans]
-    loop = Loop(
+    loop = TrainLoop(
         config,
         engine,
         plans,
         stream_of(shards, config),
         found.progress if found else Progress(),
-        [lambda moment: out.append((moment.metrics.loss, moment.metrics.grad_norm))],
+        [lambda step_info: out.append((step_info.metrics.loss, step_info.metrics.grad_norm))],
     )
     progress = loop.run()
     if run_dir and not resume:
@@ -66,15 +66,16 @@ def step_metrics(shards: str, jobs: dict[str, list[str]], steps: int) -> dict[st
     for name, overrides in jobs.items():
         config = load_config(None, [*overrides, f"train.max_steps={steps}"])
         kept = out.setdefault(name, [])
-        Loop(
+        TrainLoop(
             config,
             build_engine(config),
             [local_plan(shards, config)],
             stream_of(shards, config),
             Progress(),
             [
-                lambda moment, kept=kept: kept.append(
-                    {"loss": moment.metrics.loss, "grad_norm": moment.metrics.grad_norm} | moment.metrics.metrics
+                lambda step_info, kept=kept: kept.append(
+                    {"loss": step_info.metrics.loss, "grad_norm": step_info.metrics.grad_norm}
+                    | step_info.metrics.metrics
                 )
             ],
         ).run()
@@ -88,7 +89,7 @@ def first_gradients(shards: str, jobs: dict[str, list[str]], folder: str) -> Non
     for name, overrides in jobs.items():
         config = load_config(None, [*overrides, "train.max_steps=1", "optimizer.max_grad_norm=0"])
         engine = build_engine(config)
-        Loop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress()).run()
+        TrainLoop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress()).run()
         state = engine.state()
         if dist.get_rank() == 0:
             save_file(

@@ -7,7 +7,7 @@ from smolray.data.local import local_plan
 from smolray.engine import zero
 from smolray.model.load import base_model
 from smolray.run.checkpoint import Progress
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine
 from tests.recipes.curves import curve, stream_of
 
@@ -82,7 +82,7 @@ def whole_parts(shards: str, overrides: list[str]) -> list[dict[str, bool]]:
         parts = {"vision": inner.vision_model, "connector": inner.connector, "text": inner.text_model}
         found.append({name: all(p.numel() for p in part.parameters()) for name, part in parts.items()})
 
-    Loop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress()).run()
+    TrainLoop(config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress()).run()
     look()
     with engine.gathered():
         look()

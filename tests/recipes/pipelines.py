@@ -12,7 +12,7 @@ from smolray.config import load_config
 from smolray.data.local import local_plan
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Progress
-from smolray.train.loop import Loop, Moment
+from smolray.train.loop import StepInfo, TrainLoop
 from tests.gloo import build_engine
 from tests.losses import sft_sum
 from tests.recipes.curves import stream_of
@@ -28,8 +28,8 @@ class Record:
     gradients: str = ""
     curve: Curve = field(default_factory=list)
 
-    def __call__(self, moment: Moment) -> None:
-        self.curve.append((moment.metrics.loss, moment.metrics.grad_norm))
+    def __call__(self, step_info: StepInfo) -> None:
+        self.curve.append((step_info.metrics.loss, step_info.metrics.grad_norm))
         if self.gradients and len(self.curve) == 1:
             state = self.engine.state()
             if dist.get_rank() == 0:
@@ -45,7 +45,7 @@ def measure(jobs: dict[str, tuple[str, list[str], int]], folder: str) -> dict[st
         config = load_config(None, [*overrides, f"train.max_steps={steps}"])
         engine, plan, open_stream = build_engine(config), local_plan(shards, config), stream_of(shards, config)
         record = Record(engine, f"{folder}/{name}.safetensors")
-        progress = Loop(config, engine, [plan], open_stream, Progress(), [record]).run()
+        progress = TrainLoop(config, engine, [plan], open_stream, Progress(), [record]).run()
         out[name] = {"curve": record.curve, "samples": progress.samples, "tokens": progress.tokens}
         if config.method == "sft" and config.model.vision_features == "compute":
             with engine.gathered(), torch.no_grad():
@@ -63,7 +63,7 @@ def leg(shards: str, overrides: list[str], steps: int, run_dir: str) -> Curve:
     engine = build_engine(config, checkpoint.load_state(found) if found else None)
     record = Record(engine)
     plans = [local_plan(shards, config)]
-    progress = Loop(
+    progress = TrainLoop(
         config, engine, plans, stream_of(shards, config), found.progress if found else Progress(), [record]
     ).run()
     state = engine.state()

@@ -19,7 +19,7 @@ from smolray.model.decoding import greedy
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
 from smolray.run.checkpoint import Progress
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -72,7 +72,7 @@ def train_and_caption(folder: str) -> dict[str, float]:
     engine = build_engine(config)
     began = time.process_time()
     plans = [local_plan(shards, config, epoch) for epoch in range(config.train.num_train_epochs)]
-    Loop(config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()).run()
+    TrainLoop(config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()).run()
     seconds = time.process_time() - began
     engine.model.eval()
     exact = 0

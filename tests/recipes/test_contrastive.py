@@ -17,7 +17,7 @@ from smolray.model.tiny import build_model
 from smolray.model.trained import trained_model
 from smolray.objectives.contrastive import embeddings, info_nce
 from smolray.run.checkpoint import Progress, canonical_name
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
 from tests.offline import untied
 from tests.recipes.curves import curve, curves, first_gradients
@@ -181,7 +181,7 @@ def train_and_search(shards: str, tested: str, overrides: list[str]) -> list[flo
 
     before = precision()
     plans = [local_plan(shards, config, epoch) for epoch in range(config.train.num_train_epochs)]
-    Loop(config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()).run()
+    TrainLoop(config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()).run()
     return [before, precision()]
 
 

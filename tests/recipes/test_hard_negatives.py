@@ -16,7 +16,7 @@ from smolray.model.tiny import build_model
 from smolray.model.trained import trained_model
 from smolray.run.checkpoint import Progress, chosen_checkpoint, save
 from smolray.storage import write_bytes
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
 from tests.shards import vqa_rows, write_shards
 
@@ -45,7 +45,7 @@ def train(config: RunConfig, shards: str):
     """Train a run to its end and keep its checkpoint. Collective; returns the engine."""
     engine = build_engine(config)
     plans = [local_plan(shards, config, epoch) for epoch in range(config.train.num_train_epochs)]
-    done = Loop(
+    done = TrainLoop(
         config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()
     ).run()
     state = engine.state()

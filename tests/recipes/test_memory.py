@@ -20,7 +20,7 @@ from smolray.planner.memory import Work, Zero, zero_memory
 from smolray.planner.shapes import ModelShape, Training
 from smolray.planner.statistics import DataStatistics
 from smolray.run.checkpoint import Progress
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -49,7 +49,9 @@ def train(shards, config, steps):
     engine = build_engine(config)
     config = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
     plans = [local_plan(shards, config, epoch) for epoch in range(2)]
-    loop = Loop(config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress())
+    loop = TrainLoop(
+        config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()
+    )
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     loop.run()
     return loop

@@ -12,7 +12,7 @@ from smolray.data.answers import count_answers
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import cached_encoder
 from smolray.data.local import LocalStream, local_index
-from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.sample import ShardRow
 from smolray.evaluate.baseline import blind_baseline
 from smolray.evaluate.evaluator import evaluate
@@ -20,7 +20,7 @@ from smolray.export import export_run
 from smolray.model.tiny import build_model
 from smolray.run.checkpoint import Progress, save
 from smolray.storage import write_bytes
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
 from tests.shards import captioned, vqa_rows, write_shards
 
@@ -52,16 +52,16 @@ def trained(config: RunConfig, shards: str, tested: list[ShardRow]) -> dict[str,
     engine, encoder = build_engine(config), cached_encoder(config.model, config.data, config.image)
     index = local_index(shards, config)
     plans = [
-        lay_epoch(index, PlanLimits.of(config), config.seed, epoch) for epoch in range(config.train.num_train_epochs)
+        build_epoch(index, PlanLimits.of(config), config.seed, epoch) for epoch in range(config.train.num_train_epochs)
     ]
     losses: list[float] = []
-    done = Loop(
+    done = TrainLoop(
         config,
         engine,
         plans,
         lambda plan, numbers: LocalStream(shards, plan, numbers, config),
         Progress(),
-        [lambda moment: losses.append(moment.metrics.loss)],
+        [lambda step_info: losses.append(step_info.metrics.loss)],
     ).run()
     state, seconds = engine.state(), time.process_time() - began
     if rank == 0:

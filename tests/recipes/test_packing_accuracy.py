@@ -15,7 +15,7 @@ from smolray.data.shards import write_shards
 from smolray.model.decoding import greedy
 from smolray.model.tiny import build_model
 from smolray.run.checkpoint import Progress
-from smolray.train.loop import Loop
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
 
 IMAGES, HELD_OUT, EPOCHS, SEEDS = 1200, 250, 4, (0, 1, 2)
@@ -52,7 +52,7 @@ def accuracies(folder: str) -> dict[str, list[list[float]]]:
             engine = build_engine(config)
             plans = [local_plan(shards, config, epoch) for epoch in range(EPOCHS)]
             began = time.process_time()
-            Loop(
+            TrainLoop(
                 config,
                 engine,
                 plans,

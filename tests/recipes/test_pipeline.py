@@ -35,7 +35,7 @@ METHODS = {
     "8-bit Adam": ["optimizer.name=adamw_8bit"],
 }
 DPO = {"dpo, adapters off": ["lora={r: 4}", "model.train=[]"], "dpo, precomputed": ["dpo.reference=precompute"]}
-CUTS = {
+PARTITIONS = {
     "tower | text": "[4,5]",
     "in the tower": "[2,7]",
     "in the text": "[6,3]",
@@ -86,11 +86,11 @@ def two(data, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("two"))
     wanted = jobs(data, ALL, PIPELINE)
     wanted |= {
-        f"{name}, {cut}": (data[name][0], [*data[name][1], PIPELINE, f"engine.cut={sizes}"], STEPS)
-        for cut, sizes in CUTS.items()
+        f"{name}, {partition}": (data[name][0], [*data[name][1], PIPELINE, f"engine.partition={sizes}"], STEPS)
+        for partition, sizes in PARTITIONS.items()
         for name in ("full", "text alone")
     }
-    wanted["backwards"] = (data["full"][0], [*data["full"][1], PIPELINE, "engine.cards=['1','0']"], STEPS)
+    wanted["backwards"] = (data["full"][0], [*data["full"][1], PIPELINE, "engine.gpus=['1','0']"], STEPS)
     wanted["bf16"] = (data["full"][0], [*data["full"][1], PIPELINE, "model.dtype=bfloat16"], STEPS)
     return run_workers(measure, 2, wanted, folder), folder
 
@@ -107,7 +107,7 @@ def four(data, tmp_path_factory):
     meshes = {f"{name}, 2 x 2": job for name, job in jobs(data, ALL, PIPELINE, "engine.pipeline_stages=2").items()}
     meshes["crosswise"] = (
         data["full"][0],
-        [*data["full"][1], PIPELINE, "engine.pipeline_stages=2", "engine.cards=['3','1','0','2']"],
+        [*data["full"][1], PIPELINE, "engine.pipeline_stages=2", "engine.gpus=['3','1','0','2']"],
         STEPS,
     )
     return run_workers(measure, 4, jobs(data, ALL, PIPELINE) | meshes, folder), folder
@@ -139,10 +139,10 @@ def test_two_stages_give_the_losses_and_gradients_of_one_process(alone, two, nam
     assert_same(two, alone, name, name)
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("cut", PARTITIONS)
 @pytest.mark.parametrize("name", ["full", "text alone"])
-def test_wherever_it_is_cut(alone, two, name, cut):
-    assert_same(two, alone, f"{name}, {cut}", name)
+def test_wherever_it_is_cut(alone, two, name, partition):
+    assert_same(two, alone, f"{name}, {partition}", name)
 
 
 def test_whichever_worker_runs_which_stage(alone, two):

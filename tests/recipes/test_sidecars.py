@@ -8,7 +8,7 @@ from smolray.config import load_config
 from smolray.data.local import local_plan
 from smolray.data.shards import write_shards
 from smolray.precompute.local import local_sidecars
-from smolray.train.balance import Dealer
+from smolray.train.balance import MicroBatchBalancer
 from tests.gloo import run_workers
 from tests.offline import asked, picture, shard_row
 from tests.recipes.curves import curves, step_metrics
@@ -94,7 +94,9 @@ def test_in_these_curves_a_worker_has_text_alone_while_the_other_has_images(mixe
             step = range(start, min(start + config.global_batch, len(plan)))
             pairs |= {
                 (has_image[a], has_image[b])
-                for a, b in zip(Dealer(0, WORLD).share(step), Dealer(1, WORLD).share(step), strict=False)
+                for a, b in zip(
+                    MicroBatchBalancer(0, WORLD).share(step), MicroBatchBalancer(1, WORLD).share(step), strict=False
+                )
             }
     assert {(True, False), (False, True)} <= pairs
 

@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from smolray.config import load_config
 from smolray.data.local import local_plan
-from smolray.planner.probe import Survey, survey
+from smolray.planner.probe import HardwareProbe, probe_hardware
 from smolray.run.checkpoint import Progress
-from smolray.train.balance import MEASURED, WARM_UP, Dealer
-from smolray.train.loop import Loop
+from smolray.train.balance import MEASURED, WARM_UP, MicroBatchBalancer
+from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
 from tests.recipes.curves import stream_of
 
@@ -34,16 +34,22 @@ def train_unequal(shards: str, overrides: list[str], names: list[str]) -> dict[s
         engine.engine.register_forward_hook(lambda *_: time.sleep(BREAKS[dist.get_rank()]))
         heard, losses, seconds, done = [], [], [], []
 
-        def note(moment, losses=losses, seconds=seconds, done=done):
-            losses.append(moment.metrics.loss)
-            seconds.append(moment.metrics.seconds - moment.metrics.data_wait_seconds)
-            done.append(len(moment.local.ids))
+        def note(step_info, losses=losses, seconds=seconds, done=done):
+            losses.append(step_info.metrics.loss)
+            seconds.append(step_info.metrics.seconds - step_info.metrics.data_wait_seconds)
+            done.append(len(step_info.local.ids))
 
-        dealer = Dealer(
+        balancer = MicroBatchBalancer(
             *engine.data_parallel, measure=name == "speed", heard=lambda *told, heard=heard: heard.extend(told)
         )
-        Loop(
-            config, engine, [local_plan(shards, config)], stream_of(shards, config), Progress(), [note], dealer=dealer
+        TrainLoop(
+            config,
+            engine,
+            [local_plan(shards, config)],
+            stream_of(shards, config),
+            Progress(),
+            [note],
+            balancer=balancer,
         ).run()
         found[name] = {"losses": losses, "seconds": seconds, "heard": heard, "done": done}
     return found
@@ -51,7 +57,7 @@ def train_unequal(shards: str, overrides: list[str], names: list[str]) -> dict[s
 
 def look_around() -> dict[str, object]:
     began = time.perf_counter()
-    found = survey(torch.device("cpu"), "float32", (f"10.0.0.{dist.get_rank()}", "id"))
+    found = probe_hardware(torch.device("cpu"), "float32", (f"10.0.0.{dist.get_rank()}", "id"))
     return {"survey": found.to_json(), "seconds": time.perf_counter() - began}
 
 
@@ -91,13 +97,13 @@ def test_in_a_contrastive_step_waiting_for_the_others_is_no_work(recipe):
 
 def test_workers_see_cards_and_links_within_seconds():
     found = run_workers(look_around, 3)
-    seen = Survey.from_json(found["survey"])
+    seen = HardwareProbe.from_json(found["survey"])
     assert found["seconds"] < 10
     assert seen.nodes == ("10.0.0.0", "10.0.0.1", "10.0.0.2") and set(seen.links) == {(0, 1), (0, 2), (1, 2)}
     for one in seen.workers:
         assert (
-            one.card.startswith("CPU") and one.memory > 2**20 and 1e-3 < one.tflops < 100 and 1e8 < one.bandwidth < 1e13
+            one.gpu.startswith("CPU") and one.memory > 2**20 and 1e-3 < one.tflops < 100 and 1e8 < one.bandwidth < 1e13
         )
     for link in seen.links.values():
         assert 1e6 < link.bandwidth < 1e12 and 0 < link.latency < 0.1
-    assert not seen.unequal and seen.inventory().cards[0].measured
+    assert not seen.unequal and seen.inventory().gpus[0].measured

@@ -8,7 +8,7 @@ from smolray.config import load_config
 from smolray.planner.auto import NothingFitsError, bounded, choose
 from smolray.planner.inventory import Link
 from smolray.planner.plan import with_settings
-from smolray.planner.probe import Standing, Survey
+from smolray.planner.probe import HardwareProbe, WorkerHardware
 from smolray.planner.shapes import known_shape
 from smolray.planner.statistics import DataStatistics
 
@@ -16,13 +16,13 @@ SHAPE = known_shape("random-2.2b")
 GBIT = Link(117e6, 1e-4)
 
 
-def boxes(*cards, link=GBIT):
+def boxes(*gpus, link=GBIT):
     """A Survey of boxes with one card each: (name, GB, TFLOP/s)."""
     workers = [
-        Standing(f"10.0.0.{i}", f"id{i}", name, int(gb * 1e9), tflops, tflops / 2, 9e11, True, 16)
-        for i, (name, gb, tflops) in enumerate(cards)
+        WorkerHardware(f"10.0.0.{i}", f"id{i}", name, int(gb * 1e9), tflops, tflops / 2, 9e11, True, 16)
+        for i, (name, gb, tflops) in enumerate(gpus)
     ]
-    return Survey(tuple(workers), {(a, b): link for a in range(len(cards)) for b in range(a + 1, len(cards))})
+    return HardwareProbe(tuple(workers), {(a, b): link for a in range(len(gpus)) for b in range(a + 1, len(gpus))})
 
 
 def auto_run(*overrides):
@@ -44,12 +44,13 @@ THREE = [("RTX 3090", 24, 60.0), ("RTX 4090", 24, 150.0), ("RTX 3090", 24, 60.0)
 def test_over_a_slow_network_it_is_a_pipeline_whose_stages_are_bound_to_the_cards_that_were_planned():
     chosen = plan(auto_run(), boxes(*THREE))
     run = chosen.run
-    assert run.engine.name == "pipeline" and sum(run.engine.cut) == len(SHAPE.units)
-    assert len(chosen.nodes) == run.resources.num_workers == len(run.engine.cards) > 1
+    assert run.engine.name == "pipeline" and sum(run.engine.partition) == len(SHAPE.units)
+    assert len(chosen.nodes) == run.resources.num_workers == len(run.engine.gpus) > 1
     seen = boxes(*THREE)
-    assert [seen.workers[rank].node_id for rank in seen.ranks(run.engine.cards)] == list(chosen.nodes)
+    assert [seen.workers[rank].node_id for rank in seen.ranks(run.engine.gpus)] == list(chosen.nodes)
     assert (
-        chosen.told["settings"]["engine.cut"] == list(run.engine.cut) and "Chosen: a pipeline" in chosen.told["words"]
+        chosen.told["settings"]["engine.partition"] == list(run.engine.partition)
+        and "Chosen: a pipeline" in chosen.told["words"]
     )
     assert chosen.kept.engine.name == "auto", "it is planned again when it is resumed"
 
@@ -67,7 +68,7 @@ def test_where_two_are_too_small_it_says_so_and_what_would_fit():
     """8-bit Adam, which ZeRO cannot cut or offload: three cards hold the model as a pipeline, two do not."""
     small = [("RTX 4080", 17, 90.0)] * 3
     first = plan(auto_run("optimizer.name=adamw_8bit"), boxes(*small))
-    assert len(first.run.engine.cut) == 3
+    assert len(first.run.engine.partition) == 3
     with pytest.raises(NothingFitsError, match=r"Nothing fits on .*lacks .* GB(.|\n)*It fits with"):
         plan(first.kept, boxes(*small[:2]), begun=True)
 
@@ -79,7 +80,7 @@ def test_fast_links_and_small_models_take_data_parallelism_or_one_card_and_bind_
     )
     seen = boxes(*[("A100", 80, 250.0)] * 4, link=Link(2e10, 1e-5))
     chosen = choose(config, DataStatistics.default(config, shape), seen, False, shape)
-    assert chosen.run.engine.name == "zero" and chosen.run.engine.cards is None
+    assert chosen.run.engine.name == "zero" and chosen.run.engine.gpus is None
     assert len(chosen.nodes) == chosen.run.resources.num_workers
 
 
@@ -92,13 +93,13 @@ def test_what_the_run_cannot_have_is_not_chosen():
     assert full_dpo.run.engine.name == "zero" and full_dpo.run.engine.stage < 3, (
         "a frozen copy is neither piped nor sharded"
     )
-    speed = plan(auto_run("train.deal=speed", "lora.r=8", "model.train=[]"), slow)
+    speed = plan(auto_run("train.load_balancing=speed", "lora.r=8", "model.train=[]"), slow)
     assert speed.run.engine.name == "zero" and speed.run.engine.stage < 3
 
 
 def test_a_processor_has_nowhere_to_offload_to():
-    here = Survey(
-        tuple(Standing("10.0.0.1", "id", "CPU Xeon", 4 * 10**9, 0.05, 0.05, 1e10, True, 2) for _ in range(2)), {}
+    here = HardwareProbe(
+        tuple(WorkerHardware("10.0.0.1", "id", "CPU Xeon", 4 * 10**9, 0.05, 0.05, 1e10, True, 2) for _ in range(2)), {}
     )
     config = with_settings(auto_run("model.dtype=float32"), {"model.gradient_checkpointing": True})
     with pytest.raises(NothingFitsError) as told:

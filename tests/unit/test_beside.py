@@ -22,7 +22,7 @@ from smolray.data.shards import ShardError, read_manifest, write_shards
 from smolray.data.sidecar import complete, is_whole, unfinished, write_table
 from smolray.model.forward import hidden_states
 from smolray.model.load import load_model
-from smolray.model.parts import frozen_front, leave_out
+from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.precompute.features import FeatureWriter, features_bytes, features_sidecar
 from smolray.precompute.local import local_sidecars
 from tests.offline import asked, picture, shard_row, tiny_path  # noqa: F401
@@ -79,7 +79,10 @@ def batches(folder, config, sidecars=ALONE, plan=None):
 @pytest.mark.parametrize(("train", "tokens"), [("[text]", 16), ("[text,connector]", 64)])
 def test_features_read_in_place_of_images_give_the_same_hidden_states(shards, make_config, train, tokens, dtype):
     config = make_config(f"model.train={train}", f"model.dtype={dtype}", "train.per_device_train_batch_size=3")
-    model, without = load_model(config.model).eval(), leave_out(load_model(config.model), frozen_front(config)).eval()
+    model, without = (
+        load_model(config.model).eval(),
+        drop_submodules(load_model(config.model), frozen_prefix(config)).eval(),
+    )
     counts = []
     for want, sent in zip(
         batches(shards, config), batches(shards, config, local_sidecars(shards, config)), strict=True
@@ -238,7 +241,7 @@ def test_tables_of_other_rows_are_not_read(shards, make_config, tmp_path):
 def test_features_of_one_kind_are_not_taken_for_another(shards, make_config):
     behind, before = make_config(), make_config("model.train=[text,connector]")
     batch = batches(shards, before, local_sidecars(shards, before))[0]
-    for model in (leave_out(load_model(behind.model), frozen_front(behind)), load_model(behind.model)):
+    for model in (drop_submodules(load_model(behind.model), frozen_prefix(behind)), load_model(behind.model)):
         with pytest.raises(ValueError, match="features of \\(64, 64\\) a tile"):
             hidden_states(model, batch)
 

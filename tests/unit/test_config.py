@@ -73,10 +73,10 @@ def test_a_wrong_setting_is_named_in_one_line(override, told):
             ["train.global_batch = 5", "= 4"],
         ),
         (
-            ["train.deal=speed", "engine.stage=3"],
-            ["train.deal = speed", "slowest card rules", "nearest: train.deal=equal"],
+            ["train.load_balancing=speed", "engine.stage=3"],
+            ["train.load_balancing = speed", "slowest card rules", "nearest: train.load_balancing=equal"],
         ),
-        (["engine.cards=[a,b]"], ["engine.cards", "engine = zero", "nearest: engine=pipeline"]),
+        (["engine.gpus=[a,b]"], ["engine.gpus", "engine = zero", "nearest: engine=pipeline"]),
         (
             ["resources.num_workers=4", "train.global_batch=3"],
             ["train.global_batch = 3", "below the 4 workers", "nearest: train.global_batch=4"],
@@ -180,3 +180,24 @@ def test_the_global_batch_is_said_or_follows_from_the_workers(overrides, global_
 def test_a_fingerprint_changes_with_its_sections_alone():
     plain, seeded, longer = load_config(), load_config(None, ["seed=1"]), load_config(None, ["data.max_length=99"])
     assert plain.fingerprint("data") == seeded.fingerprint("data") != longer.fingerprint("data")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("train.deal", "train.load_balancing", "equal"),
+        ("engine.cut", "engine.partition", "[2,7]"),
+        ("engine.cards", "engine.gpus", "[a,b]"),
+    ],
+)
+def test_a_key_is_understood_by_its_earlier_name(old, new, value, tmp_path):
+    section, key = old.split(".")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"{section}: {{name: pipeline, {key}: {value}}}" if section == "engine" else f"{section}: {{{key}: {value}}}"
+    )
+    now = load_config(None, ["engine=pipeline", f"{new}={value}"])
+    assert load_config(None, ["engine=pipeline", f"{old}={value}"]) == now
+    assert load_config(str(file), ["engine=pipeline"]) == now
+    with pytest.raises(ConfigError, match=f"{old} is the earlier name of {new}, and both are given"):
+        load_config(None, [], base={section: {key: 1, new.split(".")[1]: 1}})

@@ -6,7 +6,7 @@ import pytest
 
 from smolray.cluster.checks import Finding, Link, diagnose, public_dashboard, ring_all_reduce_seconds, token_check
 
-CARD = {"name": "NVIDIA GeForce RTX 3090", "used": 1e9, "total": 24e9, "processes": []}
+GPU_FACTS = {"name": "NVIDIA GeForce RTX 3090", "used": 1e9, "total": 24e9, "processes": []}
 HEALTHY = {
     "python": "3.11.7",
     "ray": "2.60.0",
@@ -14,7 +14,7 @@ HEALTHY = {
     "cuda": "12.8",
     "driver": "570.1",
     "packages": {"torch": "2.13.0", "ray": "2.60.0"},
-    "cards": [CARD],
+    "gpus": [GPU_FACTS],
     "ray_gpus": 1,
     "host": "den",
     "host_address": "192.168.1.11",
@@ -127,18 +127,18 @@ def test_a_healthy_cluster_has_nothing_to_mend():
         ({"locks": [("/c/shm_comm/lock", 3720.0)]}, "build lock", "fail", "1h02m", "rm /c/shm_comm/lock"),
         ({"builds": {"C++ compiler": True, "Python.h": False}}, "compiler", "fail", "no Python.h", "python3-dev"),
         (
-            {"builds": {"C++ compiler": False, "Python.h": True}, "cards": [], "ray_gpus": 0},
+            {"builds": {"C++ compiler": False, "Python.h": True}, "gpus": [], "ray_gpus": 0},
             "compiler",
             "warn",
             "no C++ compiler",
             "apt install g++",
         ),
-        ({"ray_gpus": 0}, "cards", "warn", "told of 0, the driver knows 1", "CUDA_VISIBLE_DEVICES"),
+        ({"ray_gpus": 0}, "gpus", "warn", "told of 0, the driver knows 1", "CUDA_VISIBLE_DEVICES"),
         ({"storage": ("s3://bucket/runs", "Access Denied", 0.0)}, "storage", "fail", "Access Denied", "credentials"),
         ({"paths": {"/data/model": None}}, "files", "fail", "/data/model is missing", "copy it"),
         ({"paths": {"/data/model": "other"}}, "files", "fail", "/data/model differs", "copy it"),
         (
-            {"cards": [CARD | {"processes": [{"pid": 7, "name": "blender", "memory": 6e9}]}]},
+            {"gpus": [GPU_FACTS | {"processes": [{"pid": 7, "name": "blender", "memory": 6e9}]}]},
             "card 0",
             "warn",
             "blender (pid 7, 5.6 GiB)",
@@ -158,7 +158,7 @@ def test_one_box_alone_needs_no_interface_and_may_be_called_localhost():
 
 
 def test_boxes_without_cards_are_not_compared_by_cuda():
-    assert not ills(diagnose(boxes(cards=[], ray_gpus=0, cuda=None, driver=None)))
+    assert not ills(diagnose(boxes(gpus=[], ray_gpus=0, cuda=None, driver=None)))
 
 
 def test_a_running_build_is_no_stale_lock():

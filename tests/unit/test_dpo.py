@@ -15,7 +15,7 @@ from smolray.data.tiles import image_size
 from smolray.model.adapters import prepare_for_training
 from smolray.model.forward import target_states
 from smolray.model.load import base_model, load_model
-from smolray.objectives.base import Totals
+from smolray.objectives.base import Normalisers
 from smolray.objectives.dpo import DPO_METRICS, dpo
 from smolray.objectives.reference import reference_of
 from smolray.objectives.registry import objective_of
@@ -145,9 +145,9 @@ def by_the_papers(policy, reference, settings):
     return loss, dict(zip(DPO_METRICS, torch.tensor(rewards).mean(0).tolist(), strict=True))
 
 
-def totals(batch):
+def normalisers(batch):
     chosen = int((batch.target_completion % 2 == 0).sum())
-    return Totals(batch.samples, batch.label_tokens, chosen)
+    return Normalisers(batch.samples, batch.label_tokens, chosen)
 
 
 def gradients(model, loss):
@@ -172,7 +172,7 @@ def test_packed_pairs_equal_answers_alone_in_loss_metrics_and_gradients(models, 
     run = RunConfig(method="dpo", dpo=settings)
     ask = reference_of(reference, run)
     batch = type(batch)(**(batch.__dict__ | {"reference_logps": ask(model, batch)}))
-    loss, metrics = objective_of(run).loss(model.lm_head, target_states(model, batch), batch, totals(batch))
+    loss, metrics = objective_of(run).loss(model.lm_head, target_states(model, batch), batch, normalisers(batch))
     assert loss.item() == pytest.approx(want.item(), rel=1e-6)
     for name in DPO_METRICS:
         assert metrics[name].item() == pytest.approx(want_metrics[name], rel=1e-5, abs=1e-5), name
@@ -203,17 +203,17 @@ def test_shares_of_micro_batches_add_up_to_the_whole(models, processor):  # noqa
     model, _ = models
     encoder, rows = encoder_of(processor, {"longest_edge": 128}, max_length=4096), CASES["mixed"]
     batch = whole(rows, encoder)
-    assert totals(batch).chosen_tokens < totals(batch).label_tokens
+    assert normalisers(batch).chosen_tokens < normalisers(batch).label_tokens
     parts = [whole([r], encoder) for r in rows]
     with torch.no_grad():
-        shares = []
+        contributions = []
         for b in (batch, *parts):
             b = type(b)(**(b.__dict__ | {"reference_logps": torch.arange(len(b.ends)) % 2 * -1.0}))
-            shares.append(dpo(model.lm_head, target_states(model, b), b, totals(batch), LOSSES["mixed"]))
-    assert sum(loss for loss, _ in shares[1:]).item() == pytest.approx(shares[0][0].item(), rel=1e-6)
+            contributions.append(dpo(model.lm_head, target_states(model, b), b, normalisers(batch), LOSSES["mixed"]))
+    assert sum(loss for loss, _ in contributions[1:]).item() == pytest.approx(contributions[0][0].item(), rel=1e-6)
     for name in DPO_METRICS:
-        assert sum(m[name] for _, m in shares[1:]).item() == pytest.approx(
-            shares[0][1][name].item(), rel=1e-5, abs=1e-6
+        assert sum(m[name] for _, m in contributions[1:]).item() == pytest.approx(
+            contributions[0][1][name].item(), rel=1e-5, abs=1e-6
         )
 
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from smolray.config import DataConfig
-from smolray.data.formats.discover import list_units, resolve
+from smolray.data.formats.discover import list_read_tasks, resolve
 from smolray.data.formats.source import SourceError
 from smolray.data.prepare import check_layout
 from smolray.data.shards import decode_rows
-from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_unit, write_shard
+from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_read_task, write_shard
 from tests.hostile import CLASSES
 
 DATA = DataConfig(max_image_pixels=1_000_000)
@@ -27,16 +27,16 @@ DATA = DataConfig(max_image_pixels=1_000_000)
 
 def through(folder: Path, staging: Staging) -> tuple[int, list, Counter]:
     """Rows in, shard rows out, quarantined by reason: all that prepare does with a source, in this process."""
-    units = list_units(resolve(str(folder), DATA), unit_bytes=3000)
-    check_layout(units, DATA)
-    results = [run_unit(unit, n, staging, DATA, seed=0) for n, unit in enumerate(units)]
+    tasks = list_read_tasks(resolve(str(folder), DATA), task_bytes=3000)
+    check_layout(tasks, DATA)
+    results = [run_read_task(task, n, staging, DATA, seed=0) for n, task in enumerate(tasks)]
     rows, bad = sum(r.rows for r in results), Counter()
     for result in results:
         bad.update(result.quarantined)
-    if not units:
+    if not tasks:
         return 0, [], bad
-    blocks = np.concatenate([read_blocks(staging, n) for n in range(len(units))])
-    record = write_shard(0, 1, blocks, repeated_ids(staging, len(units)), staging)
+    blocks = np.concatenate([read_blocks(staging, n) for n in range(len(tasks))])
+    record = write_shard(0, 1, blocks, repeated_ids(staging, len(tasks)), staging)
     kept = decode_rows(pq.read_table(f"{staging.out}/{record['file']['name']}")) if record["file"] else []
     quarantine = Path(staging.out) / "quarantine"
     listed = [r for file in sorted(quarantine.glob("*.parquet")) for r in pq.read_table(file).to_pylist()]

@@ -71,10 +71,10 @@ def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, 
 )
 def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_them(
     photos,
-    tiny_path,
+    tiny_path,  # noqa: F811
     tmp_path,
     overrides,
-    prompt,  # noqa: F811
+    prompt,
 ):
     (tmp_path / "photos").mkdir()
     pictures = [(photos / f"{number}.png").read_bytes() for number in range(3)]
@@ -104,9 +104,9 @@ def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_t
 
 def test_without_faiss_the_way_to_install_it_is_said_before_anything_is_embedded(
     photos,
-    tiny_path,
+    tiny_path,  # noqa: F811
     tmp_path,
-    monkeypatch,  # noqa: F811
+    monkeypatch,
 ):
     monkeypatch.setitem(sys.modules, "faiss", None)
     for command in (

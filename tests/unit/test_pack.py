@@ -17,7 +17,7 @@ from smolray.data.encode import Encoded
 from smolray.data.index import index_shard
 from smolray.data.local import local_index
 from smolray.data.pack import common_prefix, pack, packed_length
-from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.sample import Conversation
 from smolray.data.shards import read_manifest
 from smolray.model.attention import Layout
@@ -194,7 +194,7 @@ def test_many_prompts_on_one_image_are_embedded_as_alone_and_place_its_tiles_onc
     assert len(many.tile_order) == len(told.tiler.tiles(rows[0].images[0])) == len(many.pixel_values)
     folder = write_shards(str(tmp_path), rows[:1])
     index = index_shard(folder, read_manifest(folder).files[0].name, 0, told)
-    planned = int(lay_epoch(index, PlanLimits(8, None, 8), 0, 0).tokens[0])
+    planned = int(build_epoch(index, PlanLimits(8, None, 8), 0, 0).tokens[0])
     assert many.meta["tokens"] <= planned + 4 * frame, "four texts in turns of their own"
 
 
@@ -292,7 +292,7 @@ def test_nothing_is_packed_where_packing_is_none(tmp_path, tiny_path):  # noqa: 
         config = RunConfig(
             model={"path": tiny_path}, data={"packing": packing}, train={"per_device_train_batch_size": 9}
         )
-        plan = lay_epoch(local_index(folder, config), PlanLimits.of(config), 0, 0)
+        plan = build_epoch(local_index(folder, config), PlanLimits.of(config), 0, 0)
         sizes = np.diff(plan.group_start)
         assert sizes.max() == most and sizes.sum() == plan.samples == sum(
             len(r.conversations) for r in vqa_rows("train", 4)

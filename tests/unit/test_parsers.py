@@ -11,7 +11,7 @@ from PIL import Image
 
 from smolray.config import ColumnsConfig, DataConfig
 from smolray.data.formats import layouts as parsers
-from smolray.data.formats.discover import list_units, read_unit, resolve
+from smolray.data.formats.discover import list_read_tasks, read_rows, resolve
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.source import SourceError
 from smolray.data.sample import SampleError
@@ -42,13 +42,13 @@ def turns(messages):
     return [(m.role, [None if p.type == "image" else p.text for p in m.content]) for m in messages]
 
 
-def read_all(source, data=DATA, unit_bytes=2**28):
+def read_all(source, data=DATA, task_bytes=2**28):
     rows = []
-    for unit in list_units(resolve(str(source), data), unit_bytes):
-        images = ImageReader(folder_of(unit.uri), unit.root, data.max_image_pixels)
-        for raw in read_unit(unit):
+    for task in list_read_tasks(resolve(str(source), data), task_bytes):
+        images = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
+        for raw in read_rows(task):
             assert not raw.reason, raw.message
-            rows += parsers.parse(raw.record, f"{unit.name}#{raw.name or raw.row}", data, images)
+            rows += parsers.parse(raw.record, f"{task.name}#{raw.name or raw.row}", data, images)
     return rows
 
 
@@ -238,8 +238,8 @@ def test_parquet_cut_anywhere_gives_the_same_rows(tmp_path):
         for n in range(23)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=3)
-    whole, cut = read_all(tmp_path / "x.parquet"), read_all(tmp_path, unit_bytes=1)
-    assert len(list_units(resolve(str(tmp_path), DATA), 1)) == 8
+    whole, cut = read_all(tmp_path / "x.parquet"), read_all(tmp_path, task_bytes=1)
+    assert len(list_read_tasks(resolve(str(tmp_path), DATA), 1)) == 8
     assert whole == cut and [s.conversation.id for s in whole] == [f"x.parquet#{n}" for n in range(23)]
 
 
@@ -292,8 +292,8 @@ def test_json_lines_and_json_lists_read_images_beside_them(tmp_path, form):
         else json.dumps(records, ensure_ascii=False, indent=2 if form == "indented" else None)
     )
     (tmp_path / f"x.{form if form == 'jsonl' else 'json'}").write_text(text, encoding="utf-8")
-    whole, cut = read_all(tmp_path), read_all(tmp_path, unit_bytes=16 * 300)
-    assert len(list_units(resolve(str(tmp_path), DATA), 16 * 300)) > 5
+    whole, cut = read_all(tmp_path), read_all(tmp_path, task_bytes=16 * 300)
+    assert len(list_read_tasks(resolve(str(tmp_path), DATA), 16 * 300)) > 5
     assert whole == cut and [s.images[0] for s in whole] == [png(size=(1, n + 1)) for n in range(40)]
     assert len({s.conversation.id for s in whole}) == 40
 

@@ -9,9 +9,9 @@ import torch
 from smolray.config import ConfigError, load_config
 from smolray.engine.pipeline.engine import check_pipeline
 from smolray.engine.pipeline.load import empty_model, fill
-from smolray.engine.pipeline.parameters import slots_of
+from smolray.engine.pipeline.parameters import placements_of
 from smolray.engine.pipeline.schedule import Pipe
-from smolray.engine.pipeline.split import Split, even_cut, split_of, unit_costs, unit_names, unit_of
+from smolray.engine.pipeline.split import Split, even_partition, split_of, unit_costs, unit_names, unit_of
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
@@ -64,38 +64,40 @@ def test_the_empty_model_is_the_loaded_one_without_its_weights(path):
 
 
 def test_tied_embedding_and_head_have_two_owners(path):
-    model, config = prepared(path, "engine.cut=[4,4,1]")
-    owners = {slot.name: slot.stages for slot in slots_of(model, split_of(model, config, 3))}
+    model, config = prepared(path, "engine.partition=[4,4,1]")
+    owners = {placement.name: placement.stages for placement in placements_of(model, split_of(model, config, 3))}
     assert owners.pop("model.text_model.embed_tokens.weight") == (1, 2)
     assert set(owners.values()) == {(0,), (1,), (2,)}
 
 
 def test_a_dropped_weight_comes_back_in_both_its_places(path):
     model, _ = prepared(path)
-    slot = next(s for s in slots_of(model, Split(unit_names(model), (9,))) if s.name.endswith("embed_tokens.weight"))
-    slot.put(torch.ones(slot.parameter.shape))
+    placement = next(
+        s for s in placements_of(model, Split(unit_names(model), (9,))) if s.name.endswith("embed_tokens.weight")
+    )
+    placement.put(torch.ones(placement.parameter.shape))
     assert model.lm_head.weight is model.model.text_model.embed_tokens.weight and not model.lm_head.weight.is_meta
-    slot.drop()
+    placement.drop()
     assert model.lm_head.weight is model.model.text_model.embed_tokens.weight and model.lm_head.weight.is_meta
-    assert slot.parameter.requires_grad
+    assert placement.parameter.requires_grad
 
 
 def test_the_even_cut_is_the_best_of_all_cuts():
     rng = random.Random(0)
     for _ in range(200):
         costs, stages = tuple(rng.random() for _ in range(rng.randint(3, 9))), rng.randint(1, 3)
-        found = even_cut(costs, stages)
+        found = even_partition(costs, stages)
         assert sum(found) == len(costs) and len(found) == stages and min(found) >= 1
 
-        def worst(cut, costs=costs):
-            ends = list(itertools.accumulate(cut))
-            return max(sum(costs[end - size : end]) for end, size in zip(ends, cut, strict=True))
+        def worst(partition, costs=costs):
+            ends = list(itertools.accumulate(partition))
+            return max(sum(costs[end - size : end]) for end, size in zip(ends, partition, strict=True))
 
-        cuts = (
+        partitions = (
             tuple(b - a for a, b in itertools.pairwise((0, *ends, len(costs))))
             for ends in itertools.combinations(range(1, len(costs)), stages - 1)
         )
-        assert worst(found) == pytest.approx(min(worst(cut) for cut in cuts))
+        assert worst(found) == pytest.approx(min(worst(partition) for partition in partitions))
 
 
 def test_frozen_units_cost_their_forward_pass_alone(path):
@@ -108,9 +110,9 @@ def test_frozen_units_cost_their_forward_pass_alone(path):
 @pytest.mark.parametrize(
     ("overrides", "workers", "said"),
     [
-        (["engine.cut=[4,4]"], 2, "add up to 9 units"),
-        (["engine.cut=[4,5]"], 3, "engine.pipeline_stages = 2 on 3 workers"),
-        (["engine.pipeline_stages=3", "engine.cut=[4,5]"], 3, "expected 3 numbers"),
+        (["engine.partition=[4,4]"], 2, "add up to 9 units"),
+        (["engine.partition=[4,5]"], 3, "engine.pipeline_stages = 2 on 3 workers"),
+        (["engine.pipeline_stages=3", "engine.partition=[4,5]"], 3, "expected 3 numbers"),
         ([], 10, "the model has 9 units"),
     ],
 )
@@ -123,7 +125,7 @@ def test_a_cut_that_does_not_fit_is_refused_with_the_numbers(path, overrides, wo
 def test_a_stage_for_each_worker_unless_the_cut_says_otherwise(path):
     model, config = prepared(path)
     assert split_of(model, config, 4).stages == 4
-    model, config = prepared(path, "engine.cut=[4,5]")
+    model, config = prepared(path, "engine.partition=[4,5]")
     assert split_of(model, config, 4).stages == 2
 
 
@@ -150,12 +152,12 @@ def test_a_stage_reads_its_own_tensors_alone_from_several_files(path, tmp_path):
         tmp_path, max_shard_size="500KB"
     )
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    model, config = prepared(str(tmp_path), "engine.cut=[2,7]")
-    mine = [slot for slot in slots_of(model, split_of(model, config, 2)) if 0 in slot.stages]
+    model, config = prepared(str(tmp_path), "engine.partition=[2,7]")
+    mine = [placement for placement in placements_of(model, split_of(model, config, 2)) if 0 in placement.stages]
     fill(mine, config.model)
     whole = dict(load_model(config.model).named_parameters())
     real = {name: p for name, p in model.named_parameters() if not p.is_meta}
     assert {unit_of(name) for name in real} == {"vision_embeddings", "vision.0"} and real.keys() == {
-        slot.name for slot in mine
+        placement.name for placement in mine
     }
     assert all(torch.equal(p, whole[name]) for name, p in real.items())

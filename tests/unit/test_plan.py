@@ -14,11 +14,11 @@ from smolray.data.collate import collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.index import SCHEMA
 from smolray.data.local import local_index
-from smolray.data.plan import EpochPlan, PlanError, PlanLimits, check_kind, lay_epoch
+from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch, check_kind
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.stream import BATCHES_PER_TASK
-from smolray.train.balance import Dealer
+from smolray.train.balance import MicroBatchBalancer
 from tests.offline import asked, picture, processor, shard_row, tiny_path  # noqa: F401
 from tests.shards import vqa_rows, write_shards
 
@@ -54,7 +54,7 @@ def index():
 
 @pytest.fixture(scope="module")
 def plan(index):
-    return lay_epoch(index, LIMITS, 0, 0)
+    return build_epoch(index, LIMITS, 0, 0)
 
 
 def seen(plan: EpochPlan, numbers) -> list[tuple[int, ...]]:
@@ -74,7 +74,7 @@ def runs(plan: EpochPlan, global_batch: int, first: int = 0):
 
 
 def worker_numbers(plan, rank, world, global_batch, first=0):
-    return [n for run in runs(plan, global_batch, first) for n in Dealer(rank, world).share(run)]
+    return [n for run in runs(plan, global_batch, first) for n in MicroBatchBalancer(rank, world).share(run)]
 
 
 def test_every_conversation_exactly_once_on_any_number_of_workers(index, plan):
@@ -91,13 +91,13 @@ def test_every_conversation_exactly_once_on_any_number_of_workers(index, plan):
 def test_the_order_of_steps_does_not_depend_on_the_number_of_workers(plan):
     for world in (1, 2, 3, 4, 5):
         for run in runs(plan, 7):
-            assert [n for rank in range(world) for n in Dealer(rank, world).share(run)] == list(run)
+            assert [n for rank in range(world) for n in MicroBatchBalancer(rank, world).share(run)] == list(run)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 64])
 def test_shares_are_contiguous_and_differ_by_at_most_one(count):
     for world in range(1, 9):
-        shares = [Dealer(rank, world).share(range(10, 10 + count)) for rank in range(world)]
+        shares = [MicroBatchBalancer(rank, world).share(range(10, 10 + count)) for rank in range(world)]
         assert [n for s in shares for n in s] == list(range(10, 10 + count))
         sizes = [len(s) for s in shares]
         assert max(sizes) - min(sizes) <= 1 and all(s.step == 1 for s in shares)
@@ -105,7 +105,7 @@ def test_shares_are_contiguous_and_differ_by_at_most_one(count):
 
 def test_a_resume_sees_the_rest_exactly_once_with_any_number_of_workers(index, plan):
     order, whole = seen(plan, range(len(plan))), every(index)
-    again = lay_epoch(synthetic_index(), LIMITS, 0, 0)  # laid anew after the restart
+    again = build_epoch(synthetic_index(), LIMITS, 0, 0)  # laid anew after the restart
     for consumed in (0, 13, len(plan) // 2, len(plan) - 1):
         before = seen(plan, range(consumed))
         for world, global_batch in ((1, 4), (3, 7)):
@@ -118,8 +118,8 @@ def test_epochs_differ_and_the_same_seed_repeats(index, plan):
     def key(p):
         return p.lines.tobytes(), p.group_start.tobytes(), p.batch_start.tobytes()
 
-    assert key(lay_epoch(index, LIMITS, 0, 0)) == key(plan)
-    others = {key(lay_epoch(index, LIMITS, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))}
+    assert key(build_epoch(index, LIMITS, 0, 0)) == key(plan)
+    others = {key(build_epoch(index, LIMITS, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))}
     assert len(others) == 5
 
 
@@ -132,7 +132,7 @@ def test_neighbours_of_the_shards_are_not_neighbours_of_the_epoch(index, plan):
 
 
 def test_without_shuffling_the_order_is_that_of_the_shards(index):
-    unshuffled = lay_epoch(index, LIMITS, 5, 3, shuffle=False)
+    unshuffled = build_epoch(index, LIMITS, 5, 3, shuffle=False)
     assert unshuffled.lines.tolist() == list(range(len(index)))
 
 
@@ -150,7 +150,7 @@ def test_without_shuffling_the_order_is_that_of_the_shards(index):
 )
 def test_limits_hold_and_micro_batches_are_filled(limits):
     index = synthetic_index(600, seed=3)
-    plan = lay_epoch(index, limits, 0, 0)
+    plan = build_epoch(index, limits, 0, 0)
     column = {name: index[name].to_numpy() for name in index.column_names}
     assert plan.samples == len(index)
     lengths = []
@@ -184,7 +184,7 @@ def test_micro_batches_are_full(index):
     is well used.
     """
     for size in (8, 16, 64):
-        plan = lay_epoch(synthetic_index(2000, most=9), PlanLimits(size, None, size), 0, 0)
+        plan = build_epoch(synthetic_index(2000, most=9), PlanLimits(size, None, size), 0, 0)
         assert plan.samples / len(plan) > 0.93 * size
 
 
@@ -193,11 +193,11 @@ def test_overlong_and_answerless_lines_are_left_out_and_nothing_left_is_an_error
     tokens, labels = index["tokens"].to_numpy().copy(), index["label_tokens"].to_numpy().copy()
     tokens[::3], labels[1::3] = 0, 0
     changed = index.set_column(4, "tokens", pa.array(tokens)).set_column(6, "label_tokens", pa.array(labels))
-    plan = lay_epoch(changed, LIMITS, 0, 0)
+    plan = build_epoch(changed, LIMITS, 0, 0)
     assert sorted(plan.lines.tolist()) == [i for i in range(len(index)) if i % 3 == 2]
     none = index.set_column(4, "tokens", pa.array(np.zeros(len(index), np.int32)))
     with pytest.raises(PlanError, match=rf"none of {len(index)} conversations fits data.max_length"):
-        lay_epoch(none, LIMITS, 0, 0)
+        build_epoch(none, LIMITS, 0, 0)
 
 
 def test_data_of_another_kind_than_the_method_compares_are_refused():
@@ -217,7 +217,7 @@ def test_laying_200k_conversations_takes_less_than_two_seconds():
     index = synthetic_index(31_000, most=12)
     assert len(index) > 200_000
     began = time.process_time()
-    plan = lay_epoch(index, PlanLimits(64, 8192, 16, 2048), 0, 0)
+    plan = build_epoch(index, PlanLimits(64, 8192, 16, 2048), 0, 0)
     assert time.process_time() - began < 2 and plan.samples == len(index)
 
 
@@ -235,7 +235,7 @@ def test_label_tokens_of_the_plan_are_those_that_collate_yields(tmp_path, tiny_p
         shard_row([picture(60, 60)] * 2, asked("same?", "yes", 2)),
     ]
     folder, config = write_shards(str(tmp_path), rows, rows_per_file=9), run_config(tiny_path, 12, packing=packing)
-    plan = lay_epoch(local_index(folder, config), PlanLimits.of(config), 0, 0)
+    plan = build_epoch(local_index(folder, config), PlanLimits.of(config), 0, 0)
     reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
     encoder = cached_encoder(config.model, config.data, config.image)
     ids = []
@@ -253,7 +253,7 @@ def read_ratio(shards, config, world):
     worker.
     """
     folder, index = shards
-    plan = lay_epoch(index, PlanLimits.of(config), 0, 0)
+    plan = build_epoch(index, PlanLimits.of(config), 0, 0)
     files = tuple(f.name for f in read_manifest(folder).files)
     read = needed = 0
     for rank in range(world):

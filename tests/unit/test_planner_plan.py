@@ -11,7 +11,7 @@ from rich.console import Console
 from smolray.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, load_config
 from smolray.planner.candidates import Search
 from smolray.planner.describe import strategies_table, to_json, words
-from smolray.planner.inventory import CARDS, Box, Inventory, Link, parse
+from smolray.planner.inventory import CARDS, Inventory, InventoryNode, Link, parse
 from smolray.planner.memory import Work, Zero, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.plan import choose, make_plan, predict, with_settings
 from smolray.planner.schedule import in_flight
@@ -89,10 +89,10 @@ def test_retrieval_has_no_logits_trains_no_head_and_runs_forward_twice():
             config, SHAPES["random-256m"], DataStatistics.default(config, SHAPES["random-256m"]), parse("rtx3090")
         ).works(8)[0][0]
 
-    shape, card, sft, found = SHAPES["random-256m"], CARDS["rtx3090"], work(), work("method=retrieval")
+    shape, gpu, sft, found = SHAPES["random-256m"], CARDS["rtx3090"], work(), work("method=retrieval")
     assert sum(sft.trained) - sum(found.trained) == shape.groups["head"] > 0
     assert sft.kept[-1].saved > 0 == found.kept[-1].saved
-    (once, back), (twice, same) = unit_table(sft, card)[1], unit_table(found, card)[1]
+    (once, back), (twice, same) = unit_table(sft, gpu)[1], unit_table(found, gpu)[1]
     assert twice == 2 * once and same == back
 
 
@@ -110,10 +110,12 @@ def test_stages_of_a_pipeline_hold_what_one_card_would_and_a_tied_head_its_table
     work, units = work_of(shape), len(SHAPES[shape].units)
     flying = [in_flight(p, 3, 6) for p in range(3)]
     table = pipeline_memory(work, flying, 6)
-    cut = (units // 3, units // 3, units - 2 * (units // 3))
-    ends = [sum(cut[: i + 1]) for i in range(3)]
-    totals = [float(table[p, end - size, end]) for p, (size, end) in enumerate(zip(cut, ends, strict=True))]
-    stages = [stage_memory(work, end - size, end, total) for size, end, total in zip(cut, ends, totals, strict=True)]
+    partition = (units // 3, units // 3, units - 2 * (units // 3))
+    ends = [sum(partition[: i + 1]) for i in range(3)]
+    totals = [float(table[p, end - size, end]) for p, (size, end) in enumerate(zip(partition, ends, strict=True))]
+    stages = [
+        stage_memory(work, end - size, end, total) for size, end, total in zip(partition, ends, totals, strict=True)
+    ]
     for stage, total in zip(stages, totals, strict=True):
         assert stage.total == pytest.approx(total)
         assert stage.activations > 0 and stage.workspace > 0
@@ -138,10 +140,10 @@ def test_quantised_weights_are_whole_on_every_stage():
 
 
 def random_case(rng: random.Random):
-    boxes = []
+    nodes = []
     for b in range(rng.randint(1, 4)):
-        cards = tuple(rng.choice(list(CARDS.values())) for _ in range(rng.choice((1, 1, 2, 4))))
-        boxes.append(Box(f"b{b}", cards, Link(rng.choice((1e8, 1e9, 1e10)) / 8, 1e-4)))
+        gpus = tuple(rng.choice(list(CARDS.values())) for _ in range(rng.choice((1, 1, 2, 4))))
+        nodes.append(InventoryNode(f"b{b}", gpus, Link(rng.choice((1e8, 1e9, 1e10)) / 8, 1e-4)))
     shape = rng.choice(list(SHAPES))
     lora = rng.random() < 0.5
     bits = rng.choice((None, "model.load_in_4bit", "model.load_in_8bit")) if lora else None
@@ -156,7 +158,7 @@ def random_case(rng: random.Random):
     overrides += (
         ["lora.r=8", "model.train=[]"] if lora else [f"model.train={rng.choice(('[text]', '[vision,connector,text]'))}"]
     )
-    return Inventory(tuple(boxes)), shape, [*overrides, *([f"{bits}=true"] if bits else [])]
+    return Inventory(tuple(nodes)), shape, [*overrides, *([f"{bits}=true"] if bits else [])]
 
 
 def test_no_plan_is_over_the_memory_of_a_card():
@@ -169,10 +171,10 @@ def test_no_plan_is_over_the_memory_of_a_card():
             assert not any(row.fits for row in plan.rows), case
             continue
         chosen += 1
-        for place, memory in zip(final.cards, final.memory, strict=True):
-            card = inventory.boxes[place[0]].cards[place[1]]
-            assert memory.total <= card.memory, (case, card.name)
-        assert len(set(final.cards)) == len(final.cards)
+        for place, memory in zip(final.gpus, final.memory, strict=True):
+            gpu = inventory.nodes[place[0]].gpus[place[1]]
+            assert memory.total <= gpu.memory, (case, gpu.name)
+        assert len(set(final.gpus)) == len(final.gpus)
         assert sum(final.shares) in (0, final.micro_batches)
         fastest = max(
             row.samples_per_second for row in (plan.changed if plan.chosen is None else plan).rows if row.fits
@@ -236,7 +238,7 @@ def test_a_faster_card_is_dealt_more_on_stage_2_and_not_on_stage_3():
 def test_unequal_cards_get_unequal_stages():
     plan = plan_of("1x rtx4090 @ 10GbE, 1x rtx3060 @ 10GbE", "random-2.2b", "lora.r=8", "model.train=[]")
     pipeline = next(row for row in plan.rows if row.strategy == "pipeline")
-    held = dict(zip(pipeline.names, [sum(t for t in pipeline.cut[i : i + 1]) for i in range(2)], strict=True))
+    held = dict(zip(pipeline.names, [sum(t for t in pipeline.partition[i : i + 1]) for i in range(2)], strict=True))
     assert pipeline.fits and sum(held.values()) == len(SHAPES["random-2.2b"].units)
     busy = {name: m.weights for name, m in zip(pipeline.names, pipeline.memory, strict=True)}
     assert busy["rtx4090"] > busy["rtx3060"]
@@ -252,7 +254,7 @@ def test_where_nothing_fits_the_nearest_change_is_said_and_fits():
 
 def test_where_no_change_helps_that_is_said():
     tiny = replace(CARDS["t4"], name="toy", memory=10**9)
-    plan = plan_of(Inventory((Box("b", (tiny,), Link(1e8, 1e-4)),)), "random-2.2b")
+    plan = plan_of(Inventory((InventoryNode("b", (tiny,), Link(1e8, 1e-4)),)), "random-2.2b")
     assert plan.chosen is None and plan.change is None and plan.settings() == {}
     assert "smaller model or a larger card" in words(plan)
 
@@ -276,7 +278,7 @@ def test_precomputed_features_leave_the_tower_out():
         plan_of("2x rtx3090", "random-256m", "model.train=[text]"),
     )
     pipeline = next(row for row in plan.rows if row.strategy == "pipeline")
-    assert sum(pipeline.cut) == 32, "merge, 30 text layers and the head"
+    assert sum(pipeline.partition) == 32, "merge, 30 text layers and the head"
     assert plan.chosen.samples_per_second > 1.5 * with_tower.chosen.samples_per_second
 
 
@@ -284,14 +286,14 @@ def test_the_run_as_written_is_predicted_for_comparison():
     config = config_of(
         "random-256m",
         "engine=pipeline",
-        "engine.cut=[20,27]",
+        "engine.partition=[20,27]",
         "resources.num_workers=2",
         "train.per_device_train_batch_size=4",
     )
-    config = with_settings(config, {"engine.cut": (10, 35)})
+    config = with_settings(config, {"engine.partition": (10, 35)})
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
     found = predict(config, statistics, parse("2x rtx3090"), SHAPES["random-256m"])
-    assert found.cut == (10, 35) and found.micro_batch == 4 and found.strategy == "pipeline"
+    assert found.partition == (10, 35) and found.micro_batch == 4 and found.strategy == "pipeline"
     zero = predict(
         with_settings(config, {"engine.name": "zero", "engine.stage": 3}),
         statistics,

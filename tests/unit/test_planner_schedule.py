@@ -10,15 +10,15 @@ import pytest
 from torch.distributed.pipelining import ScheduleInterleaved1F1B
 
 from smolray.planner.inventory import Link
-from smolray.planner.schedule import StageTimes, accepted, deal, in_flight, operations, simulate
+from smolray.planner.schedule import StageTimes, accepted, balance, in_flight, operations, simulate
 from smolray.planner.time import ring_seconds
 
 
 def test_a_4090_takes_three_where_a_3090_takes_two():
-    assert deal([3.0, 2.0], 5) == (3, 2)
-    assert deal([3.0, 2.0], 10) == (6, 4)
-    assert deal([1.0, 1.0, 1.0], 7) == (3, 2, 2)
-    assert deal([100.0, 1.0], 4) == (4, 0), "a card that would only be waited for gets none"
+    assert balance([3.0, 2.0], 5) == (3, 2)
+    assert balance([3.0, 2.0], 10) == (6, 4)
+    assert balance([1.0, 1.0, 1.0], 7) == (3, 2, 2)
+    assert balance([100.0, 1.0], 4) == (4, 0), "a card that would only be waited for gets none"
 
 
 def test_no_other_shares_are_done_sooner():
@@ -26,7 +26,7 @@ def test_no_other_shares_are_done_sooner():
     for _ in range(300):
         speeds = [rng.uniform(0.2, 5) for _ in range(rng.randint(1, 4))]
         count = rng.randint(1, 7)
-        shares = deal(speeds, count)
+        shares = balance(speeds, count)
         assert sum(shares) == count
         every = (s for s in itertools.product(range(count + 1), repeat=len(speeds)) if sum(s) == count)
         best = min(max(n / speed for n, speed in zip(s, speeds, strict=True)) for s in every)

@@ -7,7 +7,7 @@ import pytest
 from smolray.config import DataConfig, ImageConfig, RunConfig, TrainConfig
 from smolray.data import plan
 from smolray.data.index import index_shard
-from smolray.data.plan import PlanLimits, lay_epoch
+from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.shards import read_manifest
 from smolray.planner.shapes import known_shape
 from smolray.planner.statistics import WINDOW, DataStatistics, Row, assumed_tiles, packed_tokens
@@ -37,7 +37,7 @@ def config_of(packing: str, micro_batch: int, tokens: int | None = None) -> RunC
 def test_mean_and_largest_micro_batch_are_those_of_the_epoch(index, packing, micro_batch):
     config = config_of(packing, micro_batch)
     mean, largest = DataStatistics.from_index(index).loads(config, micro_batch)
-    plans = [lay_epoch(index, PlanLimits.of(config), seed=0, epoch=e) for e in range(3)]
+    plans = [build_epoch(index, PlanLimits.of(config), seed=0, epoch=e) for e in range(3)]
     tokens, labels = np.concatenate([p.tokens for p in plans]), np.concatenate([p.label_tokens for p in plans])
     assert mean.samples == pytest.approx(sum(p.samples for p in plans) / sum(map(len, plans)), rel=0.1)
     assert mean.tokens == pytest.approx(tokens.mean(), rel=0.1)

@@ -201,7 +201,7 @@ def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F81
     """From chance to near perfect on the images that were trained on."""
     from smolray.model.forward import target_states
     from smolray.model.load import base_model
-    from smolray.objectives.base import Totals
+    from smolray.objectives.base import Normalisers
     from smolray.objectives.sft import sft
     from tests.offline import asked
 
@@ -216,7 +216,9 @@ def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F81
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        sft(base_model(model).lm_head, target_states(model, batch), batch, Totals(4, batch.label_tokens))[0].backward()
+        sft(base_model(model).lm_head, target_states(model, batch), batch, Normalisers(4, batch.label_tokens))[
+            0
+        ].backward()
         optimizer.step()
     after = measure_retrieval(
         caption_scores(images, captions, encoder, mean_log_probabilities(model.eval()), "what?"), np.eye(4), ks=(1,)

@@ -11,11 +11,11 @@ from PIL import Image
 
 from smolray.config import DataConfig
 from smolray.data import shuffle as shuffle
-from smolray.data.formats.discover import list_units, resolve
+from smolray.data.formats.discover import list_read_tasks, resolve
 from smolray.data.prepare import prepare
 from smolray.data.sample import Conversation, Message, Part, Sample
 from smolray.data.shards import decode_rows
-from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_unit, total_bytes, write_shard
+from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_read_task, total_bytes, write_shard
 
 DATA = DataConfig()
 
@@ -29,24 +29,24 @@ def write_source(folder, pictures, questions):
     return str(folder)
 
 
-def staged(source, out, unit_bytes=2**28):
+def staged(source, out, task_bytes=2**28):
     staging = Staging(str(out / "staging"), str(out / "out"))
-    units = list_units(resolve(source, DATA), unit_bytes)
-    for n, unit in enumerate(units):
-        run_unit(unit, n, staging, DATA, seed=0)
-    return staging, len(units)
+    tasks = list_read_tasks(resolve(source, DATA), task_bytes)
+    for n, task in enumerate(tasks):
+        run_read_task(task, n, staging, DATA, seed=0)
+    return staging, len(tasks)
 
 
-def written(staging, units, shards=1):
-    blocks = np.concatenate([read_blocks(staging, n) for n in range(units)])
-    files = [write_shard(n, shards, blocks, repeated_ids(staging, units), staging)["file"] for n in range(shards)]
+def written(staging, tasks, shards=1):
+    blocks = np.concatenate([read_blocks(staging, n) for n in range(tasks)])
+    files = [write_shard(n, shards, blocks, repeated_ids(staging, tasks), staging)["file"] for n in range(shards)]
     return [decode_rows(pq.read_table(f"{staging.out}/{f['name']}")) for f in files if f]
 
 
 def test_at_most_64_conversations_share_a_row_and_stay_in_the_order_of_the_source(tmp_path):
-    staging, units = staged(write_source(tmp_path / "s", 1, 150), tmp_path, unit_bytes=16 * 500)
-    assert units > 5
-    ((*rows,),) = written(staging, units)
+    staging, tasks = staged(write_source(tmp_path / "s", 1, 150), tmp_path, task_bytes=16 * 500)
+    assert tasks > 5
+    ((*rows,),) = written(staging, tasks)
     assert [len(row.conversations) for row in rows] == [64, 64, 22]
     assert len({(row.key, row.images) for row in rows}) == 1 and rows[0].images
     assert [c.id for row in rows for c in row.conversations] == [str(n) for n in range(150)]
@@ -57,10 +57,10 @@ def test_small_runs_and_blocks_give_the_same_shards_as_one_of_each(tmp_path, mon
     whole = written(*staged(source, tmp_path / "a"), shards=3)
     monkeypatch.setattr(shuffle, "RUN_BYTES", 4000)
     monkeypatch.setattr(shuffle, "BLOCK_BYTES", 500)
-    staging, units = staged(source, tmp_path / "b", unit_bytes=16 * 900)
-    blocks = np.concatenate([read_blocks(staging, n) for n in range(units)])
+    staging, tasks = staged(source, tmp_path / "b", task_bytes=16 * 900)
+    blocks = np.concatenate([read_blocks(staging, n) for n in range(tasks)])
     assert len(np.unique(blocks[["unit", "run"]])) > 10 and len(blocks) > 40
-    assert written(staging, units, shards=3) == whole
+    assert written(staging, tasks, shards=3) == whole
     assert sum(len(rows) for rows in whole) == 40
 
 

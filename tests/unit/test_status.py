@@ -73,7 +73,7 @@ def test_the_state_follows_from_the_last_events(tmp_path, events, age, state):
     run = write(tmp_path / "r", *[e | {"time": NOW + e["time"]} for e in events])
     found = status.run_status(run, now=NOW + age)
     assert found.state == state
-    assert (found.silent_seconds is not None) == (state == "silent")
+    assert (found.stalled_seconds is not None) == (state == "silent")
     assert found.error == ("out of memory" if state == "failed" else None)
 
 

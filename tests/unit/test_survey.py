@@ -7,15 +7,15 @@ import pytest
 
 from smolray.planner.assumptions import CUDA_CONTEXT, NCCL_BUFFERS
 from smolray.planner.inventory import PCIE, Link
-from smolray.planner.probe import Standing, Survey, SurveyError, rounds
+from smolray.planner.probe import HardwareProbe, HardwareProbeError, WorkerHardware, rounds
 from smolray.run.progress import event_line
 
 
-def worker(node, card="NVIDIA GeForce RTX 3090", tflops=60.0):
-    return Standing(node, f"id-{node}", card, 23 * 2**30, tflops, tflops / 2, 8e11, True, 16)
+def worker(node, gpu="NVIDIA GeForce RTX 3090", tflops=60.0):
+    return WorkerHardware(node, f"id-{node}", gpu, 23 * 2**30, tflops, tflops / 2, 8e11, True, 16)
 
 
-FOUR = Survey(
+FOUR = HardwareProbe(
     (worker("a"), worker("a", "NVIDIA GeForce RTX 4090", 150.0), worker("b"), worker("b")),
     {(0, 0): Link(2e10, 1e-5), (0, 1): Link(1e8, 1e-4)},
 )
@@ -30,12 +30,12 @@ def test_every_pair_of_nodes_meets_once_and_no_node_twice_at_a_time(number):
 
 def test_a_survey_is_the_inventory_of_the_planner():
     inventory = FOUR.inventory()
-    assert [(box.name, [card.name for card in box.cards]) for box in inventory.boxes] == [
+    assert [(box.name, [gpu.name for gpu in box.gpus]) for box in inventory.nodes] == [
         ("a", ["NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"]),
         ("b", ["NVIDIA GeForce RTX 3090"] * 2),
     ]
     held = CUDA_CONTEXT + NCCL_BUFFERS  # by the worker that looked: the planner counts them once
-    assert all(card.measured and card.memory == 23 * 2**30 + held for card in inventory.cards)
+    assert all(gpu.measured and gpu.memory == 23 * 2**30 + held for gpu in inventory.gpus)
     assert inventory.between(0, 1) == inventory.between(1, 0) == Link(1e8, 1e-4)
     assert inventory.between(0, 0) == Link(2e10, 1e-5) and inventory.between(1, 1) == PCIE
     assert [FOUR.rank_of(b, c) for b, c in ((0, 0), (0, 1), (1, 0), (1, 1))] == [0, 1, 2, 3]
@@ -48,16 +48,16 @@ def test_cards_of_a_plan_are_found_among_the_workers():
         3,
     )
     with pytest.raises(
-        SurveyError,
-        match=r"engine.cards wants a NVIDIA GeForce RTX 3090, a NVIDIA GeForce RTX 3090; the workers are on .*4090",
+        HardwareProbeError,
+        match=r"engine.gpus wants a NVIDIA GeForce RTX 3090, a NVIDIA GeForce RTX 3090; the workers are on .*4090",
     ):
         FOUR.ranks(["a NVIDIA GeForce RTX 3090"] * 2)
 
 
 def test_it_goes_through_the_log_and_reads_as_a_line():
     record = json.loads(json.dumps(FOUR.to_json()))
-    assert Survey.from_json(record) == FOUR
+    assert HardwareProbe.from_json(record) == FOUR
     line = event_line({"event": "inventory", **record})
     assert "a: 1x NVIDIA GeForce RTX 4090 (23.0 GiB free, 150 TFLOP/s)" in line and "b: 2x" in line
     assert "a - b: 0.8 Gbit/s, 0.1 ms" in line and "inside a: 160 Gbit/s" in line
-    assert FOUR.unequal and not Survey((worker("a"), worker("b")), {}).unequal
+    assert FOUR.unequal and not HardwareProbe((worker("a"), worker("b")), {}).unequal

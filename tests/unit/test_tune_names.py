@@ -10,8 +10,8 @@ import pytest
 from smolray import storage
 from smolray.config import ConfigError, load_config, to_yaml
 from smolray.run.status import stop_requested
-from smolray.tune.callbacks import Asked
-from smolray.tune.log import Ledger, TrialRecord, search_folder
+from smolray.tune.callbacks import StopRequest
+from smolray.tune.log import TrialLog, TrialRecord, search_folder
 from smolray.tune.run import STORED, best_config, finish, refuse_other_search, refuse_strays
 from smolray.tune.space import read_space
 
@@ -40,9 +40,9 @@ def test_a_run_that_is_called_like_a_trial_is_not_taken_for_it(make_config):
     write_run(config, "find-4", "control/stop")
     with pytest.raises(ConfigError, match=r"find-2, find-3-g2; choose another name .* or move them away"):
         refuse_strays(config, folder, 12)
-    ledger = Ledger(folder)
+    trial_log = TrialLog(folder)
     for number in (2, 3):
-        ledger.write("trial", number=number, run=f"find-{number}", settings={RATE: 0.1})
+        trial_log.write("trial", number=number, run=f"find-{number}", settings={RATE: 0.1})
     refuse_strays(config, folder, 12)
     with pytest.raises(ConfigError, match="find-13"):
         refuse_strays(config, folder, 13)
@@ -85,24 +85,24 @@ def test_a_search_goes_on_with_other_workers_only_where_they_make_the_same_batch
 def half(make_config):
     """A search with train_best and the log of its two of three trials, of which one has ended."""
     config = make_config(num_samples=3, train_best=True)
-    ledger = Ledger(search_folder(config.storage, config.name))
+    trial_log = TrialLog(search_folder(config.storage, config.name))
     for number in (1, 2):
         write_run(config, f"find-{number}", "config.yaml", to_yaml(config))
-        ledger.write("trial", number=number, run=f"find-{number}", settings={RATE: 0.1})
-    ledger.write("report", number=1, report=1, run="find-1", step=8, accuracy=0.5, loss=1.0, seconds=2.0)
-    ledger.write("end", number=1, status="finished", reason="")
-    return config, ledger
+        trial_log.write("trial", number=number, run=f"find-{number}", settings={RATE: 0.1})
+    trial_log.write("report", number=1, report=1, run="find-1", step=8, accuracy=0.5, loss=1.0, seconds=2.0)
+    trial_log.write("end", number=1, status="finished", reason="")
+    return config, trial_log
 
 
 def test_an_interrupted_search_does_not_train_its_best(half):
-    config, ledger = half
-    result = finish(config, read_space(config), ledger, total=3, seconds=1.0)
+    config, trial_log = half
+    result = finish(config, read_space(config), trial_log, total=3, seconds=1.0)
     assert result["left"] == 2 and result["best"]["number"] == 1 and "final" not in result
 
 
 def test_ctrl_c_lets_the_trials_save_and_a_second_one_interrupts(half):
-    config, ledger = half
-    asked, former = Asked(ledger, config.storage), signal.default_int_handler
+    config, trial_log = half
+    asked, former = StopRequest(trial_log, config.storage), signal.default_int_handler
     before = signal.signal(signal.SIGINT, former)  # a shell's background jobs begin with Ctrl-C ignored
     with asked.hearing_interrupts():
         os.kill(os.getpid(), signal.SIGINT)

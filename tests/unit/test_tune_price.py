@@ -3,17 +3,17 @@
 from dataclasses import replace
 
 from smolray.config import load_config
-from smolray.planner.inventory import find_card
+from smolray.planner.inventory import find_gpu
 from smolray.planner.shapes import shape_of
 from smolray.planner.statistics import DataStatistics
-from smolray.tune.cost import price
+from smolray.tune.cost import estimate_cost
 
 
-def priced(cards, *overrides):
+def priced(gpus, *overrides):
     config = load_config(None, ["model.path=random-2.2b", *overrides])
     shape = shape_of(config.model)
-    return price(
-        config, shape, replace(DataStatistics.default(config, shape), samples=10_000), [find_card(c) for c in cards]
+    return estimate_cost(
+        config, shape, replace(DataStatistics.default(config, shape), samples=10_000), [find_gpu(c) for c in gpus]
     )
 
 

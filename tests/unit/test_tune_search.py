@@ -7,8 +7,8 @@ import pytest
 from smolray.config import load_config, to_yaml
 from smolray.run.events import read_events
 from smolray.tune.console import result_lines, trials_table
-from smolray.tune.log import FILE, Ledger, best_trial, read_trials
-from smolray.tune.proposals import make_proposer
+from smolray.tune.log import FILE, TrialLog, best_trial, read_trials
+from smolray.tune.proposals import make_searcher
 from smolray.tune.report import importances, render
 from smolray.tune.space import read_space
 
@@ -40,23 +40,23 @@ def report(number, n, accuracy, step=None, **fields):
 
 
 @pytest.fixture
-def ledger(tmp_path):
+def trial_log(tmp_path):
     """Eight trials: the better the learning rate, the better the trial; the sixth failed, the eighth is still running."""
-    ledger = Ledger(str(tmp_path))
-    ledger.write("start", trials=9, slots=2)
+    trial_log = TrialLog(str(tmp_path))
+    trial_log.write("start", trials=9, slots=2)
     for number in range(1, 9):
         rate = 1e-5 * 2.2**number
         settings = {"optimizer.learning_rate": rate, "train.per_device_train_batch_size": (4, 8, 16)[number % 3]}
-        ledger.write("trial", number=number, run=f"find-{number}", settings=settings)
+        trial_log.write("trial", number=number, run=f"find-{number}", settings=settings)
         for n in range(1, 3 if number % 2 else 4):
-            ledger.write("report", **report(number, n, 0.1 * number + 0.01 * n))
+            trial_log.write("report", **report(number, n, 0.1 * number + 0.01 * n))
         if number < 8:
             status = "failed" if number == 6 else "stopped" if number % 2 else "finished"
-            ledger.write("end", number=number, status=status, reason="out of memory: <b>" if number == 6 else "")
-    return ledger
+            trial_log.write("end", number=number, status=status, reason="out of memory: <b>" if number == 6 else "")
+    return trial_log
 
 
-def test_the_log_tells_what_the_search_knew(ledger, tmp_path):
+def test_the_log_tells_what_the_search_knew(trial_log, tmp_path):
     trials = read_trials(str(tmp_path))
     assert [t.status for t in trials] == [
         "stopped",
@@ -69,7 +69,7 @@ def test_the_log_tells_what_the_search_knew(ledger, tmp_path):
         "running",
     ]
     assert [(t.settings, t.steps, t.reason) for t in trials] == [
-        (t.settings, t.steps, t.reason) for t in ledger.trials.values()
+        (t.settings, t.steps, t.reason) for t in trial_log.trials.values()
     ]
     assert trials[5].value("accuracy") is None and trials[5].reason.startswith("out of memory")
     assert (
@@ -78,24 +78,24 @@ def test_the_log_tells_what_the_search_knew(ledger, tmp_path):
     assert best_trial(trials, "accuracy").number == best_trial(trials, "loss").number == 8
 
 
-def test_a_report_is_written_once(ledger, tmp_path):
+def test_a_report_is_written_once(trial_log, tmp_path):
     before = read_events(str(tmp_path), FILE)
-    Ledger(str(tmp_path)).write("report", **report(8, 2, 0.9))
+    TrialLog(str(tmp_path)).write("report", **report(8, 2, 0.9))
     assert read_events(str(tmp_path), FILE) == before
-    Ledger(str(tmp_path)).write("report", **report(8, 4, 0.9))
+    TrialLog(str(tmp_path)).write("report", **report(8, 4, 0.9))
     assert len(read_events(str(tmp_path), FILE)) == len(before) + 1
 
 
 def test_the_end_of_the_log_reaches_a_remote_storage_at_once(tmp_path):
     folder = f"local://{tmp_path}"  # any scheme but file is remote to smolray: without append
-    ledger = Ledger(folder)
-    ledger.write("start", trials=1, slots=1)
-    ledger.write("over", stopped=False)
+    trial_log = TrialLog(folder)
+    trial_log.write("start", trials=1, slots=1)
+    trial_log.write("over", stopped=False)
     assert [e["event"] for e in read_events(folder, FILE)] == ["start", "over"]
 
 
-def test_after_an_exploit_the_reports_go_on_from_the_other_trial(ledger, tmp_path):
-    ledger.write(
+def test_after_an_exploit_the_reports_go_on_from_the_other_trial(trial_log, tmp_path):
+    trial_log.write(
         "exploit",
         number=8,
         run="find-8-g2",
@@ -104,7 +104,7 @@ def test_after_an_exploit_the_reports_go_on_from_the_other_trial(ledger, tmp_pat
         step=10,
         settings={"optimizer.learning_rate": 1e-4},
     )
-    ledger.write("report", **report(8, 2, 0.95, run="find-8-g2"))
+    trial_log.write("report", **report(8, 2, 0.95, run="find-8-g2"))
     trial = read_trials(str(tmp_path))[7]
     assert (
         trial.value("accuracy") == 0.95 and trial.reported == 2 and trial.settings == {"optimizer.learning_rate": 1e-4}
@@ -113,36 +113,36 @@ def test_after_an_exploit_the_reports_go_on_from_the_other_trial(ledger, tmp_pat
 
 def test_random_draws_are_the_same_in_every_session():
     config = searched(algorithm="random", num_samples=6)
-    first, again = (make_proposer(config, read_space(config)) for _ in range(2))
-    drawn = [first.propose(n) for n in range(1, 7)]
-    assert drawn[3:] == [again.propose(n) for n in range(4, 7)]
+    first, again = (make_searcher(config, read_space(config)) for _ in range(2))
+    drawn = [first.suggest(n) for n in range(1, 7)]
+    assert drawn[3:] == [again.suggest(n) for n in range(4, 7)]
     assert len({d["optimizer.learning_rate"] for d in drawn}) == 6
 
 
-def test_optuna_goes_where_the_trials_were_good(ledger):
+def test_optuna_goes_where_the_trials_were_good(trial_log):
     config = searched(num_samples=30)
     fresh, told = (
-        make_proposer(config, read_space(config)),
-        make_proposer(config, read_space(config), [*ledger.trials.values()] * 3),
+        make_searcher(config, read_space(config)),
+        make_searcher(config, read_space(config), [*trial_log.trials.values()] * 3),
     )
     assert len(told.study.trials) == 21, "the running trial is not in it, the failed one is"
     assert min(t.value for t in told.study.trials) == 0.0
 
-    def mean_rate(proposer):
-        return sum(proposer.propose(n)["optimizer.learning_rate"] for n in range(100, 120)) / 20
+    def mean_rate(searcher):
+        return sum(searcher.suggest(n)["optimizer.learning_rate"] for n in range(100, 120)) / 20
 
     assert mean_rate(told) > 1.5 * mean_rate(fresh)
 
 
-def test_two_objectives_are_weighed(ledger):
+def test_two_objectives_are_weighed(trial_log):
     config = searched(second_objective="seconds")
-    proposer = make_proposer(config, read_space(config), list(ledger.trials.values()))
-    assert {len(t.values) for t in proposer.study.trials} == {2} and "learning_rate" in str(proposer.propose(9))
-    page = render(config, read_space(config), list(ledger.trials.values()), [])
+    searcher = make_searcher(config, read_space(config), list(trial_log.trials.values()))
+    assert {len(t.values) for t in searcher.study.trials} == {2} and "learning_rate" in str(searcher.suggest(9))
+    page = render(config, read_space(config), list(trial_log.trials.values()), [])
     assert "on the front of accuracy and seconds" in page
 
 
-def test_the_report_shows_the_best_the_cost_and_why_a_trial_failed(ledger, tmp_path):
+def test_the_report_shows_the_best_the_cost_and_why_a_trial_failed(trial_log, tmp_path):
     config = searched(num_samples=9)
     page = render(config, read_space(config), read_trials(str(tmp_path)), read_events(str(tmp_path), FILE))
     for part in (
@@ -160,9 +160,9 @@ def test_the_report_shows_the_best_the_cost_and_why_a_trial_failed(ledger, tmp_p
     assert set(shown) == set(SPACE) and sum(shown.values()) == pytest.approx(1.0)
 
 
-def test_the_table_has_a_line_a_trial(ledger):
+def test_the_table_has_a_line_a_trial(trial_log):
     config = searched(num_samples=9)
-    table = trials_table(list(ledger.trials.values()), config, read_space(config), 9)
+    table = trials_table(list(trial_log.trials.values()), config, read_space(config), 9)
     assert table.row_count == 8 and "7 of 9 trials ended" in str(table.title)
 
 

@@ -29,7 +29,7 @@ def test_what_is_drawn_is_a_run_that_validates():
         "the published recipe"
     )
     for _ in range(50):
-        settings = {key: draw.sample(rng) for key, draw in space.items()}
+        settings = {key: domain.sample(rng) for key, domain in space.items()}
         run = with_settings(config, settings)
         assert run.search is None and 2e-5 <= run.optimizer.learning_rate <= 5e-4
         assert run.lora.r == settings["lora.r"] and run.train.num_train_epochs in (3, 4, 5)

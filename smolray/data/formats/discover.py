@@ -14,11 +14,11 @@ import pyarrow.fs as pafs
 
 from smolray import storage
 from smolray.config import DataConfig
-from smolray.data.formats.hub import hub_units, read_hub, resolve_hub
+from smolray.data.formats.hub import hub_read_tasks, read_hub, resolve_hub
 from smolray.data.formats.images import folder_of
 from smolray.data.formats.jsonl import cut_json, read_json, read_jsonl
 from smolray.data.formats.parquet import cut_parquet, read_parquet
-from smolray.data.formats.source import IMAGE_PARTS, UNIT_BYTES, Raw, Source, SourceError, Unit
+from smolray.data.formats.source import IMAGE_PARTS, READ_TASK_BYTES, Raw, ReadTask, Source, SourceError
 from smolray.data.formats.webdataset import cut_tar, read_tar
 
 SUFFIXES = {
@@ -26,7 +26,7 @@ SUFFIXES = {
     "webdataset": (".tar", ".tar.gz", ".tgz"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
 }
-READERS: dict[str, Callable[[Unit], Iterator[Raw]]] = {
+READERS: dict[str, Callable[[ReadTask], Iterator[Raw]]] = {
     "parquet": read_parquet,
     "tar": read_tar,
     "jsonl": read_jsonl,
@@ -93,34 +93,34 @@ def image_files(source: str) -> tuple[list[str], str]:
     return [name[len(root) :].strip("/") for name in images], root
 
 
-def list_units(source: Source, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
+def list_read_tasks(source: Source, task_bytes: int = READ_TASK_BYTES) -> list[ReadTask]:
     """Cut a source into units.
 
     Reads Parquet footers, and JSON files once from end to end for their line numbers; no image is read.
     """
     if source.format == "hub":
-        return hub_units(source)
-    cut: Callable[[Unit, int, int], Iterator[Unit]]
+        return hub_read_tasks(source)
+    cut: Callable[[ReadTask, int, int], Iterator[ReadTask]]
     cut = {"parquet": cut_parquet, "webdataset": cut_tar, "jsonl": cut_json}[source.format]
-    units: list[Unit] = []
+    tasks: list[ReadTask] = []
     for number, (uri, size) in enumerate(source.files):
-        whole = Unit(source.format, uri, uri[len(source.root) :].strip("/"), source.root, number)
-        units += cut(whole, size, unit_bytes)
-    return units
+        whole = ReadTask(source.format, uri, uri[len(source.root) :].strip("/"), source.root, number)
+        tasks += cut(whole, size, task_bytes)
+    return tasks
 
 
-def read_unit(unit: Unit) -> Iterator[Raw]:
+def read_rows(task: ReadTask) -> Iterator[Raw]:
     """Stream the raw rows of a unit; a row that cannot be read comes as a Raw with a reason.
 
     Memory does not grow with the unit.
     """
-    if unit.reader == "hub":
-        return read_hub(unit)
-    return READERS[unit.reader](unit)
+    if task.reader == "hub":
+        return read_hub(task)
+    return READERS[task.reader](task)
 
 
-def units_fingerprint(units: list[Unit]) -> str:
-    return hashlib.blake2b(repr([asdict(u) for u in units]).encode(), digest_size=8).hexdigest()
+def read_tasks_fingerprint(tasks: list[ReadTask]) -> str:
+    return hashlib.blake2b(repr([asdict(u) for u in tasks]).encode(), digest_size=8).hexdigest()
 
 
 def is_hub(source: str, data: DataConfig) -> bool:

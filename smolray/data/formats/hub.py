@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from smolray import storage
-from smolray.data.formats.source import Raw, Source, SourceError, Unit
+from smolray.data.formats.source import Raw, ReadTask, Source, SourceError
 
 
 def resolve_hub(name: str, split: str, revision: str | None) -> Source:
@@ -32,13 +32,13 @@ def resolve_hub(name: str, split: str, revision: str | None) -> Source:
     return Source("hub", (), name, identity, split, commit)
 
 
-def hub_units(source: Source) -> list[Unit]:
+def hub_read_tasks(source: Source) -> list[ReadTask]:
     """One unit a shard (file) of the split."""
     shards = _load(source.root, source.split, source.revision).num_shards
-    base = Unit("hub", source.root, "", source.root, 0, split=source.split, revision=source.revision)
+    base = ReadTask("hub", source.root, "", source.root, 0, split=source.split, revision=source.revision)
     name = source.root.rstrip("/").rsplit("/", 1)[-1]
     return [
-        Unit(
+        ReadTask(
             **{
                 **base.__dict__,
                 "name": f"{name}/{source.split}-{shard:05d}",
@@ -51,16 +51,16 @@ def hub_units(source: Source) -> list[Unit]:
     ]
 
 
-def read_hub(unit: Unit) -> Iterator[Raw]:
+def read_hub(task: ReadTask) -> Iterator[Raw]:
     """The rows of one shard, images still encoded, class labels by their names. Raises SourceError."""
-    data_set = _load(unit.uri, unit.split, unit.revision)
+    data_set = _load(task.uri, task.split, task.revision)
     labels = {
         name: feature for name, feature in (data_set.features or {}).items() if type(feature).__name__ == "ClassLabel"
     }
     row = -1
     try:
         # Images stay encoded: prepare keeps the bytes as they came.
-        for row, record in enumerate(data_set.decode(False).shard(data_set.num_shards, unit.start)):
+        for row, record in enumerate(data_set.decode(False).shard(data_set.num_shards, task.start)):
             named = {
                 name: feature.int2str(record[name])
                 for name, feature in labels.items()
@@ -69,7 +69,7 @@ def read_hub(unit: Unit) -> Iterator[Raw]:
             yield Raw(row, {**record, **named})
     except Exception as error:  # builders raise anything; the message must name the place
         raise SourceError(
-            f"hub data set {unit.name} cannot be read behind row {row}: {error}; start prepare again to go on"
+            f"hub data set {task.name} cannot be read behind row {row}: {error}; start prepare again to go on"
         ) from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from smolray.data.formats.source import SCAN_BYTES, Raw, SourceError, Unit, open_source
+from smolray.data.formats.source import SCAN_BYTES, Raw, ReadTask, SourceError, open_source
 
 MAX_LINE = 64 * 2**20  # bytes of one JSON record or of one member of a tar that is not an image
 _GAP = re.compile(r"[ \t\r\n,]*")
@@ -17,11 +17,11 @@ _OPENING = re.compile(r"[ \t\r\n,\ufeff]*\[?[ \t\r\n,]*")
 # JSON
 
 
-def cut_json(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
+def cut_json(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
     """Byte ranges of about `unit_bytes / 16` (images come on top) that end where a record ends, with the number of
     their first row.
     """
-    limit = max(unit_bytes // 16, 1)
+    limit = max(task_bytes // 16, 1)
     with open_source(whole.uri) as file:
         head = file.read(SCAN_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
     if head[:1] == b"[":
@@ -41,19 +41,19 @@ def cut_json(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
         yield replace(whole, reader="jsonl", start=start, stop=place, first_row=first_row)
 
 
-def read_jsonl(unit: Unit) -> Iterator[Raw]:
+def read_jsonl(task: ReadTask) -> Iterator[Raw]:
     """One record a line, numbered from 0; blank lines are no rows."""
-    row, place = unit.first_row, unit.start
-    with open_source(unit.uri) as file:
-        file.seek(unit.start)
-        while place < unit.stop:
-            line = file.readline(min(MAX_LINE, unit.stop - place))
+    row, place = task.first_row, task.start
+    with open_source(task.uri) as file:
+        file.seek(task.start)
+        while place < task.stop:
+            line = file.readline(min(MAX_LINE, task.stop - place))
             if not line:
                 break
             place += len(line)
-            whole = line.endswith(b"\n") or place >= unit.stop
-            while not line.endswith(b"\n") and place < unit.stop:
-                line = file.readline(min(MAX_LINE, unit.stop - place))
+            whole = line.endswith(b"\n") or place >= task.stop
+            while not line.endswith(b"\n") and place < task.stop:
+                line = file.readline(min(MAX_LINE, task.stop - place))
                 place += len(line)
             if not whole:
                 yield Raw(row, {}, reason="text_too_long", message=f"the line is longer than {MAX_LINE} bytes")
@@ -76,7 +76,7 @@ def _json_row(row: int, line: bytes) -> Raw:
     return Raw(row, record)
 
 
-def _cut_list(whole: Unit, limit: int) -> Iterator[Unit]:
+def _cut_list(whole: ReadTask, limit: int) -> Iterator[ReadTask]:
     start = stop = first_row = rows = 0
     for stop, _ in _elements(whole):
         rows += 1
@@ -87,39 +87,39 @@ def _cut_list(whole: Unit, limit: int) -> Iterator[Unit]:
         yield replace(whole, start=start, stop=stop, first_row=first_row)
 
 
-def read_json(unit: Unit) -> Iterator[Raw]:
+def read_json(task: ReadTask) -> Iterator[Raw]:
     """The elements of the unit's part of a JSON list, numbered through the file."""
-    for number, (_, value) in enumerate(_elements(unit)):
+    for number, (_, value) in enumerate(_elements(task)):
         if isinstance(value, dict):
-            yield Raw(unit.first_row + number, value)
+            yield Raw(task.first_row + number, value)
         else:
             yield Raw(
-                unit.first_row + number,
+                task.first_row + number,
                 {},
                 reason="wrong_type",
                 message=f"a {type(value).__name__}; expected an object",
             )
 
 
-def _elements(unit: Unit) -> Iterator[tuple[int, Any]]:
+def _elements(task: ReadTask) -> Iterator[tuple[int, Any]]:
     """(byte behind it, value) of each element of a JSON list, or of its bytes `start` to `stop`.
 
     Raises SourceError where it is torn.
     """
-    decoder, text, at, place, ended = json.JSONDecoder(), "", 0, unit.start, False
+    decoder, text, at, place, ended = json.JSONDecoder(), "", 0, task.start, False
     # Bytes that are no UTF-8 become surrogates, which the parser refuses row by row.
     utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    with open_source(unit.uri) as file:
-        file.seek(unit.start)
+    with open_source(task.uri) as file:
+        file.seek(task.start)
         while True:
-            gap = _GAP.match(text, at, len(text)) if place > unit.start else _OPENING.match(text, at, len(text))
+            gap = _GAP.match(text, at, len(text)) if place > task.start else _OPENING.match(text, at, len(text))
             behind = gap.end() if gap else at
             place, at = place + len(text[at:behind].encode(errors="surrogateescape")), behind
             fault = "it ends without a closing ]"
             if text[at : at + 1] == "]":
                 if text[at + 1 :].strip() or file.read(SCAN_BYTES).strip():
                     raise SourceError(
-                        f"{unit.uri}: more follows behind the end of the JSON list at byte {place}; expected one list, or JSON lines"
+                        f"{task.uri}: more follows behind the end of the JSON list at byte {place}; expected one list, or JSON lines"
                     )
                 return
             # A number at the end of the text may go on in the next chunk.
@@ -131,13 +131,13 @@ def _elements(unit: Unit) -> Iterator[tuple[int, Any]]:
                     continue
                 except (ValueError, RecursionError) as error:
                     fault = str(error)
-            if ended and at == len(text) and unit.stop:  # the end of a unit inside the list
+            if ended and at == len(text) and task.stop:  # the end of a unit inside the list
                 return
             if ended or len(text) - at > MAX_LINE:
                 raise SourceError(
-                    f"{unit.uri} is not a whole JSON list: at byte {place} {fault}; download it again or mend it"
+                    f"{task.uri} is not a whole JSON list: at byte {place} {fault}; download it again or mend it"
                 )
             wanted = max(SCAN_BYTES, len(text) - at)
-            chunk = file.read(min(wanted, unit.stop - file.tell()) if unit.stop else wanted)
+            chunk = file.read(min(wanted, task.stop - file.tell()) if task.stop else wanted)
             ended = not chunk
             text, at = text[at:] + utf8.decode(chunk, final=ended), 0

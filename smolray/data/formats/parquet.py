@@ -7,7 +7,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smolray.data.formats.source import SCAN_BYTES, Raw, SourceError, Unit, open_source
+from smolray.data.formats.source import SCAN_BYTES, Raw, ReadTask, SourceError, open_source
 
 BATCH_ROWS = 16
 
@@ -15,7 +15,7 @@ BATCH_ROWS = 16
 # Parquet
 
 
-def cut_parquet(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
+def cut_parquet(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
     """Runs of row groups of about `unit_bytes`. Raises SourceError where the footer cannot be read."""
     try:
         with open_source(whole.uri) as file:
@@ -28,24 +28,24 @@ def cut_parquet(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
     for group in range(footer.num_row_groups):
         row += footer.row_group(group).num_rows
         held += sum(footer.row_group(group).column(c).total_compressed_size for c in range(footer.num_columns))
-        if held >= unit_bytes or group == footer.num_row_groups - 1:
+        if held >= task_bytes or group == footer.num_row_groups - 1:
             yield replace(whole, reader="parquet", start=start, stop=group + 1, first_row=first_row)
             start, first_row, held = group + 1, row, 0
 
 
-def read_parquet(unit: Unit) -> Iterator[Raw]:
+def read_parquet(task: ReadTask) -> Iterator[Raw]:
     """Rows of the unit's row groups, numbered through the file; where pages are damaged every lost row is a Raw of its
     own.
     """
-    row = unit.first_row
-    with open_source(unit.uri) as stream:
+    row = task.first_row
+    with open_source(task.uri) as stream:
         # pre_buffer would hold whole row groups; without it pages come as they are needed.
         file = pq.ParquetFile(stream, buffer_size=SCAN_BYTES, pre_buffer=False)
-        stop = row + sum(file.metadata.row_group(g).num_rows for g in range(unit.start, unit.stop))
+        stop = row + sum(file.metadata.row_group(g).num_rows for g in range(task.start, task.stop))
         labels = _label_names(file.schema_arrow)
         try:
             for batch in file.iter_batches(
-                batch_size=BATCH_ROWS, row_groups=range(unit.start, unit.stop), use_threads=False
+                batch_size=BATCH_ROWS, row_groups=range(task.start, task.stop), use_threads=False
             ):
                 for raw in _batch_rows(batch, row):
                     yield _with_labels(raw, labels)
@@ -53,7 +53,7 @@ def read_parquet(unit: Unit) -> Iterator[Raw]:
         except (pa.ArrowException, OSError) as error:
             for lost in range(row, stop):
                 yield Raw(
-                    lost, {}, reason="torn_file", message=f"{unit.uri} cannot be read from about row {row} on: {error}"
+                    lost, {}, reason="torn_file", message=f"{task.uri} cannot be read from about row {row} on: {error}"
                 )
 
 

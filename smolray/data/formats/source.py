@@ -8,7 +8,7 @@ from typing import Any
 
 from smolray import storage
 
-UNIT_BYTES = 256 * 2**20
+READ_TASK_BYTES = 256 * 2**20
 
 
 class SourceError(ValueError):
@@ -16,7 +16,7 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True)
-class Unit:
+class ReadTask:
     """A piece of the source: `start` to `stop` are row groups (parquet), bytes (jsonl, json) or a shard number of the
     hub split.
     """

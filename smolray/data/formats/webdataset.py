@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from smolray.data.formats.source import IMAGE_PARTS, Raw, Unit, open_source
+from smolray.data.formats.source import IMAGE_PARTS, Raw, ReadTask, open_source
 
 MAX_MEMBER = 256 * 2**20
 TEXT_PARTS = ("txt", "json", "cls", "text", "caption")
@@ -16,18 +16,18 @@ TEXT_PARTS = ("txt", "json", "cls", "text", "caption")
 # WebDataset
 
 
-def cut_tar(whole: Unit, size: int, unit_bytes: int) -> Iterator[Unit]:
+def cut_tar(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
     """A tar can only be read from its beginning, so it is one unit."""
     yield replace(whole, reader="tar")
 
 
-def read_tar(unit: Unit) -> Iterator[Raw]:
+def read_tar(task: ReadTask) -> Iterator[Raw]:
     """Members are streamed in order and never touch the disk; those of one key (the name up to the first dot) must be
     neighbours.
     """
     row, key, parts, faults = 0, None, dict[str, bytes](), list[str]()
     try:
-        with open_source(unit.uri) as stream, tarfile.open(fileobj=stream, mode="r|*", errors="surrogateescape") as tar:
+        with open_source(task.uri) as stream, tarfile.open(fileobj=stream, mode="r|*", errors="surrogateescape") as tar:
             for member in tar:
                 if not member.isfile() or posixpath.basename(member.name).startswith("."):
                     continue
@@ -50,11 +50,11 @@ def read_tar(unit: Unit) -> Iterator[Raw]:
                 tar.members = []  # type: ignore[attr-defined]  # the list of members would grow with the archive
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         found = f" (key {key!r})" if key is not None else ""
-        message = f"{unit.uri} cannot be read beyond row {row}{found}: {error}; the rows behind it are lost: download it again"
+        message = f"{task.uri} cannot be read beyond row {row}{found}: {error}; the rows behind it are lost: download it again"
         yield Raw(row, {}, reason="torn_file", message=message)
         return
     except Exception as error:  # decompressors raise errors of their own (zlib, lzma)
-        yield Raw(row, {}, reason="torn_file", message=f"{unit.uri} cannot be read beyond row {row}: {error}")
+        yield Raw(row, {}, reason="torn_file", message=f"{task.uri} cannot be read beyond row {row}: {error}")
         return
     if key is not None:
         yield _tar_row(row, key, parts, faults)

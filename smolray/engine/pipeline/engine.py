@@ -19,11 +19,11 @@ from smolray.data.batch import Batch
 from smolray.engine.base import LocalSums, StepResult
 from smolray.engine.optim import build_optimizer, moments, set_learning_rate, set_moments
 from smolray.engine.pipeline.mesh import Mesh
-from smolray.engine.pipeline.parameters import slots_of
+from smolray.engine.pipeline.parameters import placements_of
 from smolray.engine.pipeline.schedule import Pipe
 from smolray.engine.pipeline.split import split_of
 from smolray.engine.pipeline.stage import Bucket, Stage
-from smolray.objectives.base import Objective, Totals
+from smolray.objectives.base import Normalisers, Objective
 from smolray.pretrained import DTYPES
 from smolray.run.checkpoint import EngineState, canonical_name, load_weights
 
@@ -52,15 +52,17 @@ class PipelineEngine:
         self.sees_images = self.index == 0  # precomputed features enter there too
         self.pipeline, self.data = mesh.own_pipeline(), mesh.own_replicas()
 
-        self.slots = slots_of(model, split)
-        self.trained = [slot for slot in self.slots if slot.parameter.requires_grad]
+        self.placements = placements_of(model, split)
+        self.trained = [placement for placement in self.placements if placement.parameter.requires_grad]
         if state is not None:
-            load_weights({canonical_name(slot.name): slot.parameter for slot in self.trained}, state.weights)
+            load_weights(
+                {canonical_name(placement.name): placement.parameter for placement in self.trained}, state.weights
+            )
         self._move_to_device()
-        own = [slot for slot in self.trained if self.index in slot.stages]
-        self.parameters = {canonical_name(slot.name): slot.parameter for slot in own}
-        self.counted = {canonical_name(slot.name) for slot in own if slot.stages[0] == self.index}
-        self.tied = self._tied_pair([slot.stages for slot in self.trained if len(slot.stages) > 1])
+        own = [placement for placement in self.trained if self.index in placement.stages]
+        self.parameters = {canonical_name(placement.name): placement.parameter for placement in own}
+        self.counted = {canonical_name(placement.name) for placement in own if placement.stages[0] == self.index}
+        self.tied = self._tied_pair([placement.stages for placement in self.trained if len(placement.stages) > 1])
         self.masters = {
             name: self._master(p, state.weights[name] if state else None) for name, p in self.parameters.items()
         }
@@ -73,7 +75,7 @@ class PipelineEngine:
         stage = Stage(
             model, split.of_stage(self.index), self.index, objective, config.seed, DTYPES[config.model.dtype], device
         )
-        first = min(stage for slot in self.trained for stage in slot.stages)
+        first = min(stage for placement in self.trained for stage in placement.stages)
         flows = tuple(boundary > first for boundary in range(split.stages + 1))
         self.pipe = Pipe(stage, split.stages, flows, config.engine.schedule, self.pipeline)
         self._unchecked = True
@@ -82,20 +84,23 @@ class PipelineEngine:
     def last(self) -> bool:
         return self.index == self.split.stages - 1
 
-    def accumulate(self, batches: Iterable[Batch], forwards: int, totals: Totals) -> LocalSums:
+    def accumulate(self, batches: Iterable[Batch], forwards: int, normalisers: Normalisers) -> LocalSums:
         stage, names = self.pipe.stage, self.objective.metrics
         step = [batch.held() for batch in batches]
         loss, metrics = (torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in ((), (len(names),)))
         if step:
             count = self.pipe.micro_batches(len(step))
             bucket = Bucket.of(step, count)
-            stage.begin(step + [None] * (count - len(step)), totals, bucket, self.epoch)
+            stage.begin(step + [None] * (count - len(step)), normalisers, bucket, self.epoch)
             if self.objective.pairs and not len(step[0].reference_logps):
                 with self.model.disable_adapter():  # type: ignore[operator]  # a PeftModel: check_pipeline
                     self.pipe.score()
             loss = self.pipe.train()
             metrics += sum(
-                (torch.stack([shares[name] for name in names]).double() for shares in stage.shares),
+                (
+                    torch.stack([contributions[name] for name in names]).double()
+                    for contributions in stage.contributions
+                ),
                 torch.zeros_like(metrics),
             )
         self._sync_gradients(images=any(len(batch.tile_order) for batch in step))
@@ -128,24 +133,24 @@ class PipelineEngine:
     @contextmanager
     def gathered(self) -> Iterator[None]:
         borrowed = []
-        for slot in self.slots:
-            if not slot.plain:
+        for placement in self.placements:
+            if not placement.plain:
                 continue  # every worker has quantised weights whole
-            mine = self.index in slot.stages
-            value = slot.parameter.detach() if mine else torch.empty_like(slot.parameter, device=self.device)
-            dist.broadcast(value, src=self.mesh.rank(slot.stages[0]))
+            mine = self.index in placement.stages
+            value = placement.parameter.detach() if mine else torch.empty_like(placement.parameter, device=self.device)
+            dist.broadcast(value, src=self.mesh.rank(placement.stages[0]))
             if not mine:
-                borrowed.append(slot)
-                slot.put(value)
+                borrowed.append(placement)
+                placement.put(value)
         yield
-        for slot in borrowed:
-            slot.drop()
+        for placement in borrowed:
+            placement.drop()
 
     def state(self) -> EngineState:
         """One parameter at a time from the first pipeline's stages to rank 0."""
         state, rank = EngineState(optimizer_step=self.steps), dist.get_rank()
-        for slot in self.trained:
-            name, owner = canonical_name(slot.name), self.mesh.rank(slot.stages[0])
+        for placement in self.trained:
+            name, owner = canonical_name(placement.name), self.mesh.rank(placement.stages[0])
             held: list[Any] = [None]
             if rank == owner:
                 assert self.optimizer is not None
@@ -166,9 +171,9 @@ class PipelineEngine:
 
     def _move_to_device(self) -> None:
         """This stage's weights, all quantised ones and the buffers; the rest stays on the meta device."""
-        for slot in self.slots:
-            if slot.plain and self.index in slot.stages:
-                slot.put(slot.parameter.detach().to(self.device))
+        for placement in self.placements:
+            if placement.plain and self.index in placement.stages:
+                placement.put(placement.parameter.detach().to(self.device))
         for module in self.model.modules():
             if any(type(p) is not nn.Parameter for p in module._parameters.values() if p is not None):
                 module.to(self.device)
@@ -219,9 +224,9 @@ class PipelineEngine:
             for work in [dist.all_reduce(gradient, group=self.data, async_op=True) for gradient in gradients]:
                 work.wait()
         if self.tied is not None:
-            for slot in self.trained:
-                if len(slot.stages) > 1:
-                    dist.all_reduce(self.masters[canonical_name(slot.name)].grad, group=self.tied)
+            for placement in self.trained:
+                if len(placement.stages) > 1:
+                    dist.all_reduce(self.masters[canonical_name(placement.name)].grad, group=self.tied)
 
 
 def check_pipeline(config: RunConfig) -> None:

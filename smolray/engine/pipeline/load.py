@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from smolray.config import ModelConfig, RunConfig
 from smolray.engine.pipeline.mesh import Mesh
-from smolray.engine.pipeline.parameters import Slot, slots_of
+from smolray.engine.pipeline.parameters import ParameterPlacement, placements_of
 from smolray.engine.pipeline.split import split_of
 from smolray.model import attention
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
-from smolray.model.parts import frozen_front, leave_out
+from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.pretrained import DTYPES, resolve, tensor_files
 
 
@@ -32,15 +32,15 @@ def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Modu
     whole = config.lora is not None
     model = prepare_for_training(load_model(config.model) if whole else empty_model(config.model), config)
     if config.model.vision_features == "precompute":
-        leave_out(model, frozen_front(config))
+        drop_submodules(model, frozen_prefix(config))
     split = split_of(model, config, dist.get_world_size())
-    stage, slots = Mesh.of(split.stages, order).place(dist.get_rank())[1], slots_of(model, split)
+    stage, placements = Mesh.of(split.stages, order).place(dist.get_rank())[1], placements_of(model, split)
     if whole:
-        for slot in slots:
-            if stage not in slot.stages and slot.plain:
-                slot.drop()
+        for placement in placements:
+            if stage not in placement.stages and placement.plain:
+                placement.drop()
     else:
-        fill([slot for slot in slots if stage in slot.stages], config.model)
+        fill([placement for placement in placements if stage in placement.stages], config.model)
     return model
 
 
@@ -58,17 +58,17 @@ def empty_model(model: ModelConfig) -> PreTrainedModel:
     return made
 
 
-def fill(slots: list[Slot], model: ModelConfig) -> None:
+def fill(placements: list[ParameterPlacement], model: ModelConfig) -> None:
     """Read the tensors of `slots` and no others; a folder whose tensors have other names than the model's is read whole
     first.
     """
     files = tensor_files(model)
-    if any(slot.name not in files for slot in slots):
+    if any(placement.name not in files for placement in placements):
         named = dict(load_model(model).named_parameters())
-        for slot in slots:
-            slot.put(named[slot.name].detach().clone())
+        for placement in placements:
+            placement.put(named[placement.name].detach().clone())
         return
-    for file in {files[slot.name] for slot in slots}:
+    for file in {files[placement.name] for placement in placements}:
         with safe_open(file, framework="pt") as tensors:
-            for slot in (s for s in slots if files[s.name] == file):
-                slot.put(tensors.get_tensor(slot.name).to(DTYPES[model.dtype]))
+            for placement in (s for s in placements if files[s.name] == file):
+                placement.put(tensors.get_tensor(placement.name).to(DTYPES[model.dtype]))

@@ -13,7 +13,7 @@ from smolray.engine.pipeline.split import Split
 
 
 @dataclass(frozen=True)
-class Slot:
+class ParameterPlacement:
     """A parameter, wherever the model holds it: two places where embedding and head are tied. `stages`: who owns it."""
 
     name: str
@@ -40,7 +40,7 @@ class Slot:
         self.put(torch.empty_like(self.parameter, device="meta"))
 
 
-def slots_of(model: nn.Module, split: Split) -> list[Slot]:
+def placements_of(model: nn.Module, split: Split) -> list[ParameterPlacement]:
     """The parameters of a model in its own order, tied ones once."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[int, list[str]] = {}
@@ -49,4 +49,4 @@ def slots_of(model: nn.Module, split: Split) -> list[Slot]:
             if parameter is not None:
                 places.setdefault(id(parameter), []).append((module, leaf))
                 names.setdefault(id(parameter), []).append(f"{prefix}.{leaf}")
-    return [Slot(names[key][0], tuple(places[key]), split.owners(tuple(names[key]))) for key in places]
+    return [ParameterPlacement(names[key][0], tuple(places[key]), split.owners(tuple(names[key]))) for key in places]

@@ -33,15 +33,15 @@ class Split:
     """`units` in the order of the forward pass; `cut`: how many of them each stage runs."""
 
     units: tuple[str, ...]
-    cut: tuple[int, ...]
+    partition: tuple[int, ...]
 
     @property
     def stages(self) -> int:
-        return len(self.cut)
+        return len(self.partition)
 
     def of_stage(self, stage: int) -> tuple[str, ...]:
-        first = sum(self.cut[:stage])
-        return self.units[first : first + self.cut[stage]]
+        first = sum(self.partition[:stage])
+        return self.units[first : first + self.partition[stage]]
 
     def stage_of(self, unit: str) -> int:
         return next(stage for stage in range(self.stages) if unit in self.of_stage(stage))
@@ -76,7 +76,7 @@ def split_of(model: nn.Module, config: RunConfig, workers: int) -> Split:
     Raises ConfigError where stages, cut, units and workers do not fit each other.
     """
     engine, units = config.engine, unit_names(model)
-    stages = engine.pipeline_stages or (len(engine.cut) if engine.cut else workers)
+    stages = engine.pipeline_stages or (len(engine.partition) if engine.partition else workers)
     if workers % stages:
         raise ConfigError(
             f"engine.pipeline_stages = {stages} on {workers} workers: every pipeline needs {stages} of them; "
@@ -86,12 +86,12 @@ def split_of(model: nn.Module, config: RunConfig, workers: int) -> Split:
         raise ConfigError(
             f"engine.pipeline_stages = {stages}: the model has {len(units)} units to cut; nearest: engine.pipeline_stages={len(units)}"
         )
-    cut = engine.cut or even_cut(unit_costs(model, units), stages)
-    if len(cut) != stages or sum(cut) != len(units):
+    partition = engine.partition or even_partition(unit_costs(model, units), stages)
+    if len(partition) != stages or sum(partition) != len(units):
         raise ConfigError(
-            f"engine.cut = {list(cut)}: expected {stages} numbers, one a stage, that add up to {len(units)} units ({units[0]} … {units[-1]})"
+            f"engine.partition = {list(partition)}: expected {stages} numbers, one a stage, that add up to {len(units)} units ({units[0]} … {units[-1]})"
         )
-    return Split(units, cut)
+    return Split(units, partition)
 
 
 def unit_costs(model: nn.Module, units: tuple[str, ...]) -> tuple[float, ...]:
@@ -119,7 +119,7 @@ def unit_costs(model: nn.Module, units: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(costs)
 
 
-def even_cut(costs: tuple[float, ...], stages: int) -> tuple[int, ...]:
+def even_partition(costs: tuple[float, ...], stages: int) -> tuple[int, ...]:
     """The contiguous cut whose most expensive stage is the cheapest; every stage gets at least one unit."""
 
     @cache

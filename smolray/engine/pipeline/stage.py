@@ -20,7 +20,7 @@ from smolray.engine.base import micro_batch_seed
 from smolray.engine.pipeline.split import EMBEDDINGS, HEAD, MERGE
 from smolray.model.forward import patch_embeddings, through_layers
 from smolray.model.load import base_model
-from smolray.objectives.base import Objective, Shares, Totals, completion_logps
+from smolray.objectives.base import Contributions, Normalisers, Objective, completion_logps
 
 TOKENS_ROUNDED_TO, TILES_ROUNDED_TO = 64, 2  # so that neighbouring steps share a bucket
 
@@ -76,14 +76,14 @@ class Stage(nn.Module):
         self.receives_tiles = units[0].startswith("vision.") or units[0] == MERGE
         self.sends_tiles = units[-1].startswith("vision")
         self.batches: Sequence[Batch | None] = ()
-        self.shares: list[Shares] = []  # of the objective's metrics, in the last stage
+        self.contributions: list[Contributions] = []  # of the objective's metrics, in the last stage
         self.reference: dict[int, torch.Tensor] = {}  # log-probabilities by micro-batch, in the last stage
         self.scoring = False
 
-    def begin(self, batches: Sequence[Batch | None], totals: Totals, bucket: Bucket, epoch: int) -> None:
+    def begin(self, batches: Sequence[Batch | None], normalisers: Normalisers, bucket: Bucket, epoch: int) -> None:
         """Take the micro-batches of a step."""
-        self.batches, self.totals, self.bucket, self.epoch = batches, totals, bucket, epoch
-        self.shares, self.reference = [], {}
+        self.batches, self.normalisers, self.bucket, self.epoch = batches, normalisers, bucket, epoch
+        self.contributions, self.reference = [], {}
 
     def boundary(self, tiles: bool) -> tuple[int, ...]:
         """Shape of what travels where tiles do, or tokens."""
@@ -167,8 +167,8 @@ class Stage(nn.Module):
             return hidden.new_zeros(())
         if number in self.reference:
             batch = replace(batch, reference_logps=self.reference[number])
-        share, shares = self.objective.loss(head, hidden, batch, self.totals)
-        self.shares.append(shares)
+        share, contributions = self.objective.loss(head, hidden, batch, self.normalisers)
+        self.contributions.append(contributions)
         return share
 
 

@@ -15,30 +15,30 @@ MOST_STATES = 400  # boxes and cards used so far; beyond it the boxes are tried 
 
 
 @dataclass(frozen=True)
-class CutProblem:
+class PartitionProblem:
     """U units on the P cards of all boxes, one stage each. Every stage holds at least one unit."""
 
     seconds: np.ndarray  # (kinds, U): forward and backward of a unit on a card of a kind
     memory: np.ndarray  # (P, U + 1, U + 1): bytes of units[start:end] as stage p
     capacity: Sequence[float]  # (kinds,): bytes
-    boxes: tuple[tuple[int, ...], ...]  # the kinds of the cards of each box
+    nodes: tuple[tuple[int, ...], ...]  # the kinds of the cards of each box
     crossing: np.ndarray  # (U + 1,): bytes of a micro-batch across the boundary before a unit, one way
     seconds_per_byte: np.ndarray  # (boxes, boxes): of a link; the diagonal is inside a box
 
     @property
     def stages(self) -> int:
-        return sum(map(len, self.boxes))
+        return sum(map(len, self.nodes))
 
 
 @dataclass(frozen=True)
-class Cut:
+class Partition:
     """`units`: how many each stage holds.
 
     `cards`: (box, card in the box) of each stage. `bottleneck`: seconds of the slowest stage or link.
     """
 
     units: tuple[int, ...]
-    cards: tuple[tuple[int, int], ...]
+    gpus: tuple[tuple[int, int], ...]
     bottleneck: float
 
 
@@ -46,20 +46,22 @@ class Cut:
 State = tuple[tuple[int, ...], int, tuple[int, ...]]
 
 
-def find_cut(problem: CutProblem) -> Cut | None:
+def find_partition(problem: PartitionProblem) -> Partition | None:
     """The cut and order with the smallest bottleneck; None where no cut in any order tried fits into memory."""
     sorts = _sorts(problem)
     counts = [len(members) for members in sorts]
-    inside = max(math.prod(box.count(kind) + 1 for kind in set(box)) for box in problem.boxes)
+    inside = max(math.prod(node.count(kind) + 1 for kind in set(node)) for node in problem.nodes)
     if math.prod(n + 1 for n in counts) * len(sorts) * inside <= MOST_STATES:
         return _search(problem, sorts)
     found = [
-        cut for order in _orders(problem) if (cut := _search(problem, [[b] for b in order], ordered=True)) is not None
+        partition
+        for order in _orders(problem)
+        if (partition := _search(problem, [[b] for b in order], ordered=True)) is not None
     ]
-    return min(found, key=lambda cut: cut.bottleneck) if found else None
+    return min(found, key=lambda partition: partition.bottleneck) if found else None
 
 
-def _search(problem: CutProblem, sorts: list[list[int]], ordered: bool = False) -> Cut | None:
+def _search(problem: PartitionProblem, sorts: list[list[int]], ordered: bool = False) -> Partition | None:
     """Best bottleneck for every state and number of units placed, card by card; then back along it.
 
     `ordered`: boxes as they are listed.
@@ -91,8 +93,8 @@ def _search(problem: CutProblem, sorts: list[list[int]], ordered: bool = False) 
 
 
 def _back(
-    problem: CutProblem, sorts: list[list[int]], costs: np.ndarray, layers: list, state: State, best: float
-) -> Cut:
+    problem: PartitionProblem, sorts: list[list[int]], costs: np.ndarray, layers: list, state: State, best: float
+) -> Partition:
     """The cut that reaches `state` with all units placed, found by asking each layer which source gave its value."""
     end, sizes, taken = problem.seconds.shape[1], [], []
     for position in reversed(range(problem.stages)):
@@ -105,26 +107,28 @@ def _back(
                 taken.append((sort, kind))
                 state, end = source, begin
                 break
-    return Cut(tuple(reversed(sizes)), _cards(problem, sorts, list(reversed(taken))), best)
+    return Partition(tuple(reversed(sizes)), _gpus(problem, sorts, list(reversed(taken))), best)
 
 
-def _cards(problem: CutProblem, sorts: list[list[int]], taken: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _gpus(
+    problem: PartitionProblem, sorts: list[list[int]], taken: list[tuple[int, int]]
+) -> tuple[tuple[int, int], ...]:
     """Real boxes and cards for the sorts and kinds on the way, each used once."""
     waiting = [list(members) for members in sorts]
-    cards: list[tuple[int, int]] = []
-    box, left = -1, list[int]()
+    gpus: list[tuple[int, int]] = []
+    node, left = -1, list[int]()
     for sort, kind in taken:
         if not left:
-            box = waiting[sort].pop(0)
-            left = list(range(len(problem.boxes[box])))
-        card = next(c for c in left if problem.boxes[box][c] == kind)
-        left.remove(card)
-        cards.append((box, card))
-    return tuple(cards)
+            node = waiting[sort].pop(0)
+            left = list(range(len(problem.nodes[node])))
+        gpu = next(c for c in left if problem.nodes[node][c] == kind)
+        left.remove(gpu)
+        gpus.append((node, gpu))
+    return tuple(gpus)
 
 
 def _followers(
-    problem: CutProblem, sorts: list[list[int]], state: State, ordered: bool
+    problem: PartitionProblem, sorts: list[list[int]], state: State, ordered: bool
 ) -> list[tuple[State, int, int]]:
     """(next state, kind of the card placed, sort of its box): a card of the box at hand, or the first card of another
     box.
@@ -136,14 +140,14 @@ def _followers(
     for new, members in enumerate(sorts):
         if used[new] < len(members):
             counts = (*used[:new], used[new] + 1, *used[new + 1 :])
-            cards = tuple(sorted(problem.boxes[members[0]]))
-            found += [((counts, new, _without(cards, kind)), kind, new) for kind in dict.fromkeys(cards)]
+            gpus = tuple(sorted(problem.nodes[members[0]]))
+            found += [((counts, new, _without(gpus, kind)), kind, new) for kind in dict.fromkeys(gpus)]
             if ordered:
                 break
     return found
 
 
-def _costs(problem: CutProblem) -> np.ndarray:
+def _costs(problem: PartitionProblem) -> np.ndarray:
     """(kinds, P, U + 1, U + 1): seconds of units[start:end] as stage p on a card of a kind; infinite where it is empty
     or does not fit.
     """
@@ -154,7 +158,7 @@ def _costs(problem: CutProblem) -> np.ndarray:
     return np.where(fits, seconds[:, None], np.inf)
 
 
-def _link(problem: CutProblem, sorts: list[list[int]], state: State, sort: int) -> np.ndarray:
+def _link(problem: PartitionProblem, sorts: list[list[int]], state: State, sort: int) -> np.ndarray:
     """(U + 1,) seconds that a micro-batch keeps the link from the card placed last to the next, which stands in a box
     of `sort`.
     """
@@ -166,34 +170,34 @@ def _link(problem: CutProblem, sorts: list[list[int]], state: State, sort: int) 
     return problem.crossing * problem.seconds_per_byte[a, b]
 
 
-def _sorts(problem: CutProblem) -> list[list[int]]:
+def _sorts(problem: PartitionProblem) -> list[list[int]]:
     """Boxes that can stand for each other: the same cards, and the same links to all others."""
     found: list[list[int]] = []
     speed = problem.seconds_per_byte
-    for box, cards in enumerate(problem.boxes):
+    for node, gpus in enumerate(problem.nodes):
         for members in found:
             other = members[0]
-            rest = [b for b in range(len(problem.boxes)) if b not in (box, other)]
-            alike = sorted(problem.boxes[other]) == sorted(cards) and speed[box, box] == speed[other, other]
-            if alike and all(speed[box, b] == speed[other, b] for b in rest):
-                members.append(box)
+            rest = [b for b in range(len(problem.nodes)) if b not in (node, other)]
+            alike = sorted(problem.nodes[other]) == sorted(gpus) and speed[node, node] == speed[other, other]
+            if alike and all(speed[node, b] == speed[other, b] for b in rest):
+                members.append(node)
                 break
         else:
-            found.append([box])
+            found.append([node])
     return found
 
 
-def _orders(problem: CutProblem) -> list[list[int]]:
+def _orders(problem: PartitionProblem) -> list[list[int]]:
     """A few orders of many boxes: by speed and by memory, up and down."""
-    speed = [min(float(problem.seconds[k].sum()) for k in box) for box in problem.boxes]
-    memory = [max(problem.capacity[k] for k in box) for box in problem.boxes]
-    numbers = list(range(len(problem.boxes)))
+    speed = [min(float(problem.seconds[k].sum()) for k in node) for node in problem.nodes]
+    memory = [max(problem.capacity[k] for k in node) for node in problem.nodes]
+    numbers = list(range(len(problem.nodes)))
     orders = [
         sorted(numbers, key=lambda b: (by[b], b), reverse=down) for by in (speed, memory) for down in (False, True)
     ]
     return [list(order) for order in dict.fromkeys(map(tuple, orders))]
 
 
-def _without(cards: tuple[int, ...], kind: int) -> tuple[int, ...]:
-    at = cards.index(kind)
-    return cards[:at] + cards[at + 1 :]
+def _without(gpus: tuple[int, ...], kind: int) -> tuple[int, ...]:
+    at = gpus.index(kind)
+    return gpus[:at] + gpus[at + 1 :]
