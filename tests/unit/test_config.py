@@ -196,8 +196,8 @@ def test_a_key_is_understood_by_its_earlier_name(old, new, value, tmp_path):
     file.write_text(
         f"{section}: {{name: pipeline, {key}: {value}}}" if section == "engine" else f"{section}: {{{key}: {value}}}"
     )
-    now = load_config(None, ["engine=pipeline", f"{new}={value}"])
-    assert load_config(None, ["engine=pipeline", f"{old}={value}"]) == now
-    assert load_config(str(file), ["engine=pipeline"]) == now
+    now = load_config(None, ["engine.name=pipeline", f"{new}={value}"])
+    assert load_config(None, ["engine.name=pipeline", f"{old}={value}"]) == now
+    assert load_config(str(file), ["engine.name=pipeline"]) == now
     with pytest.raises(ConfigError, match=f"{old} is the earlier name of {new}, and both are given"):
         load_config(None, [], base={section: {key: 1, new.split(".")[1]: 1}})
