@@ -5,7 +5,7 @@ import torch
 from smolray import storage
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Progress
-from tests.unit.test_checkpoint import state_of
+from tests.unit.run.test_checkpoint import state_of
 
 RUN = "s3://bucket/runs/one"
 

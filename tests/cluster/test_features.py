@@ -18,7 +18,7 @@ from smolray.precompute.jobs import ensure_features, ensure_sidecars, found_feat
 from smolray.precompute.local import local_sidecars
 from smolray.run.events import read_events, surviving
 from tests.shards import preference_rows, vqa_rows, write_shards
-from tests.unit.test_beside import blind
+from tests.unit.data.test_sidecar import blind
 
 ONCE = "model.vision_features=precompute"
 

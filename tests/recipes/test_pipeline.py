@@ -139,7 +139,7 @@ def test_two_stages_give_the_losses_and_gradients_of_one_process(alone, two, nam
     assert_same(two, alone, name, name)
 
 
-@pytest.mark.parametrize("cut", PARTITIONS)
+@pytest.mark.parametrize("partition", PARTITIONS)
 @pytest.mark.parametrize("name", ["full", "text alone"])
 def test_wherever_it_is_cut(alone, two, name, partition):
     assert_same(two, alone, f"{name}, {partition}", name)

@@ -112,12 +112,6 @@ def test_there_are_at_most_12_levels():
     )
 
 
-def test_no_two_test_modules_have_one_name():
-    """pytest collects them as top-level modules: of two it refuses one, and only when both are asked for."""
-    names = sorted(path.name for path in TESTS if path.name.startswith("test_"))
-    assert not {name for name in names if names.count(name) > 1}
-
-
 def test_imports_have_no_circle():
     edges = {name_of(path): set(own_imports(path)) - {name_of(path)} for path in MODULES}
     while edges:

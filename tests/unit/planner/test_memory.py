@@ -14,7 +14,7 @@ from smolray.model.adapters import prepare_for_training
 from smolray.planner.memory import Work, activation_peak
 from smolray.planner.shapes import ModelShape, Training
 from smolray.planner.statistics import Load
-from tests.unit.test_planner_shapes import config_of
+from tests.unit.planner.test_shapes import config_of
 
 TILES, TOKENS, LABELS, DTYPE = 13, 1000, 16, torch.bfloat16
 

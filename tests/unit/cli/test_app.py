@@ -14,7 +14,7 @@ from smolray.cluster.jobs import EXCLUDES, JobsError, check_submission
 from smolray.config import ConfigError, load_config, to_yaml
 from smolray.run.events import FILE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def smolray(*arguments, env=None):

@@ -25,7 +25,7 @@ from smolray.cluster.kubernetes import (
 from smolray.config import load_config
 from tests.kubernetes import faults, operator_faults
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 K8S = ROOT / "k8s"
 OVERLAYS = ["autoscale", "cpu", "home", "kueue", "pool"]
 S3 = ("storage=s3://bucket/runs", "data.train=s3://bucket/shards")
