@@ -44,3 +44,21 @@ def easy_vqa(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("easy_vqa")
     export_easy_vqa(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> str:
+    """Folder of a tiny model with its processor."""
+    from smolray.model.tiny import build_model
+    from tests.offline import TEXTS
+
+    return str(build_model("tiny", TEXTS, tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_path):
+    """The processor of the tiny model."""
+    from smolray.config import ModelConfig
+    from smolray.data.processor import load_processor
+
+    return load_processor(ModelConfig(path=tiny_path))

@@ -1,15 +1,13 @@
 """Models and data made on the spot: tiny models in a temp folder, pictures of any size and mode, conversations in one
 line.
 
-def test_x(tiny_path): ...   # import the fixtures: from tests.offline import tiny_path
-"""
+def test_x(tiny_path): ...   # import the fixtures:"""
 
 import io
 import random
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
@@ -18,7 +16,6 @@ from smolray.config import DataConfig, ImageConfig, ModelConfig
 from smolray.data.encode import Encoder
 from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
-from smolray.model.tiny import build_model
 
 TEXTS = [
     "what shape is in the image? circle",
@@ -29,17 +26,6 @@ TEXTS = [
 ]
 
 WORDS = ["what", "is", "the", "red", "blue", "box", "?", "image", "of", "a", "Zebra,", "naïve", "—", "漢字", "🙂", "42"]
-
-
-@pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory) -> str:
-    """Folder of a tiny model with its processor."""
-    return str(build_model("tiny", TEXTS, tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="session")
-def processor(tiny_path):
-    return load_processor(ModelConfig(path=tiny_path))
 
 
 def untied(source: str | Path, folder: Path) -> Path:

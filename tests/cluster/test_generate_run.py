@@ -15,7 +15,7 @@ from smolray.config import load_config
 from smolray.inference import generate
 from smolray.inference.predictor import Decoding, ModelSource, find_model
 from smolray.inference.questions import Asking, find_pieces
-from tests.offline import picture, tiny_path  # noqa: F401
+from tests.offline import picture
 
 DECODING = Decoding(max_new_tokens=5, temperature=0.7, seed=1)
 
@@ -38,7 +38,7 @@ def rows(tmp_path_factory):
     return folder, [r["id"] for r in records]
 
 
-def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows, tiny_path, tmp_path):  # noqa: F811
+def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows, tiny_path, tmp_path):
     folder, ids = rows
     source = find_model(tiny_path, "runs", ["model.dtype=float32", "resources.use_gpu=no"])
     pieces, asking = find_pieces(str(folder), Asking(source.config.data), 4)
@@ -62,7 +62,7 @@ def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows
     assert len({row["text"] for row in got}) > 5, "the answers do not vary: this test would show nothing"
 
 
-def test_photos_in_a_bucket_are_answered_into_the_bucket(s3_server, tiny_path):  # noqa: F811
+def test_photos_in_a_bucket_are_answered_into_the_bucket(s3_server, tiny_path):
     for number in range(3):
         storage.write_bytes(f"s3://bucket/photos/{number}.png", picture(64, 64, number) if number != 1 else b"broken")
     command = [
@@ -81,7 +81,7 @@ def test_photos_in_a_bucket_are_answered_into_the_bucket(s3_server, tiny_path): 
     assert [bool(row["text"]) for row in rows] == [True, False, True]
 
 
-def test_what_an_actor_is_told_holds_no_weights(tiny_path):  # noqa: F811
+def test_what_an_actor_is_told_holds_no_weights(tiny_path):
     import cloudpickle
 
     config = load_config(None, [f"model.path={tiny_path}"])

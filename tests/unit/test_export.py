@@ -20,7 +20,7 @@ from smolray.model.trained import merged_model, trained_model
 from smolray.run import checkpoint
 from smolray.run.checkpoint import CheckpointError, EngineState, Progress, canonical_name
 from tests.losses import sft_sum
-from tests.offline import files_under, tiny_path  # noqa: F401
+from tests.offline import files_under
 from tests.shards import vqa_rows, write_shards
 
 
@@ -41,7 +41,7 @@ def write_run(folder: Path, config: RunConfig, step: int = 3, **metrics: float) 
     return config.run_dir
 
 
-def run_config(tmp_path, tiny_path, shards, model=None, **sections) -> RunConfig:  # noqa: F811
+def run_config(tmp_path, tiny_path, shards, model=None, **sections) -> RunConfig:
     settings = {"path": tiny_path, "dtype": "float32"} | (model or {})
     return RunConfig(
         name="my-run", storage=str(tmp_path), model=settings, data={"train": shards, "max_length": 1024}, **sections
@@ -77,7 +77,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_an_exported_folder_is_the_trained_model_for_transformers(tmp_path, tiny_path, shards, kind):  # noqa: F811
+def test_an_exported_folder_is_the_trained_model_for_transformers(tmp_path, tiny_path, shards, kind):
     config = run_config(tmp_path, tiny_path, shards, **RUNS[kind])
     run = write_run(tmp_path, config)
     folder = export_run(run)
@@ -107,14 +107,14 @@ def test_an_exported_folder_is_the_trained_model_for_transformers(tmp_path, tiny
     assert loaded.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
 
 
-def test_files_hold_no_pickle(tmp_path, tiny_path, shards):  # noqa: F811
+def test_files_hold_no_pickle(tmp_path, tiny_path, shards):
     files = files_under(export_run(write_run(tmp_path, run_config(tmp_path, tiny_path, shards))))
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
     assert {Path(f).suffix for f in files} <= {".json", ".safetensors", ".md", ".jinja"}
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_a_tampered_weight_stops_the_export_and_leaves_no_folder(tmp_path, tiny_path, shards, kind, monkeypatch):  # noqa: F811
+def test_a_tampered_weight_stops_the_export_and_leaves_no_folder(tmp_path, tiny_path, shards, kind, monkeypatch):
     config = run_config(tmp_path, tiny_path, shards, **RUNS[kind])
     run = write_run(tmp_path, config)
 
@@ -130,7 +130,7 @@ def test_a_tampered_weight_stops_the_export_and_leaves_no_folder(tmp_path, tiny_
     assert not (tmp_path / "out").exists() and not (Path(run) / "export").exists()
 
 
-def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, tiny_path, shards):  # noqa: F811
+def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, tiny_path, shards):
     run = write_run(tmp_path, run_config(tmp_path, tiny_path, shards))
     mine = tmp_path / "home"
     mine.mkdir()
@@ -142,7 +142,7 @@ def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, tiny_path, shard
     assert export_run(run, folder) == folder  # an earlier export is replaced
 
 
-def test_a_model_that_says_nothing_but_nan_is_not_exported(tmp_path, tiny_path, shards):  # noqa: F811
+def test_a_model_that_says_nothing_but_nan_is_not_exported(tmp_path, tiny_path, shards):
     config = run_config(tmp_path, tiny_path, shards)
     weights = {
         canonical_name(n): p.detach() * float("nan")
@@ -155,7 +155,7 @@ def test_a_model_that_says_nothing_but_nan_is_not_exported(tmp_path, tiny_path, 
     assert not (Path(run) / "export").exists()
 
 
-def test_the_best_checkpoint_is_taken_and_another_by_name(tmp_path, tiny_path, shards):  # noqa: F811
+def test_the_best_checkpoint_is_taken_and_another_by_name(tmp_path, tiny_path, shards):
     config = run_config(tmp_path, tiny_path, shards)
     run = write_run(tmp_path, config, step=1, accuracy=0.9)
     write_run(tmp_path, config, step=2, accuracy=0.4)
@@ -170,14 +170,14 @@ def test_the_best_checkpoint_is_taken_and_another_by_name(tmp_path, tiny_path, s
         export_run(run, name="step-00000009")
 
 
-def test_a_run_without_a_whole_checkpoint_says_so(tmp_path, tiny_path, shards):  # noqa: F811
+def test_a_run_without_a_whole_checkpoint_says_so(tmp_path, tiny_path, shards):
     run = write_run(tmp_path, run_config(tmp_path, tiny_path, shards))
     (Path(run) / "checkpoints" / "step-00000003" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         export_run(run)
 
 
-def test_a_checkpoint_of_other_parameters_is_refused(tmp_path, tiny_path, shards):  # noqa: F811
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path, tiny_path, shards):
     run = write_run(tmp_path, run_config(tmp_path, tiny_path, shards))
     other = run_config(tmp_path, tiny_path, shards, **RUNS["lora"])
     (Path(run) / "config.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path, tiny_path, shards
         export_run(run)
 
 
-def test_the_model_card_has_data_settings_and_accuracy(tmp_path, tiny_path, shards):  # noqa: F811
+def test_the_model_card_has_data_settings_and_accuracy(tmp_path, tiny_path, shards):
     config = run_config(tmp_path, tiny_path, shards, **RUNS["lora"], seed=77)
     run = write_run(tmp_path, config, accuracy=0.875)
     result = {"accuracy": {"overall": 0.875, "shape": 0.5}, "accuracy_counts": {"overall": 800, "shape": 200}}
@@ -198,7 +198,7 @@ def test_the_model_card_has_data_settings_and_accuracy(tmp_path, tiny_path, shar
     assert RunConfig.model_validate(settings) == config
 
 
-def test_the_model_card_of_a_search_tells_what_was_found(tmp_path, tiny_path, shards):  # noqa: F811
+def test_the_model_card_of_a_search_tells_what_was_found(tmp_path, tiny_path, shards):
     config = run_config(tmp_path, tiny_path, shards, method="retrieval", engine={"stage": 0})
     run = write_run(tmp_path, config)
     (Path(run) / "result.json").write_text(
@@ -210,7 +210,7 @@ def test_the_model_card_of_a_search_tells_what_was_found(tmp_path, tiny_path, sh
 
 
 @pytest.mark.parametrize("quantised", ["load_in_4bit", "load_in_8bit"])
-def test_adapters_are_never_merged_into_quantised_weights(tmp_path, tiny_path, shards, quantised):  # noqa: F811
+def test_adapters_are_never_merged_into_quantised_weights(tmp_path, tiny_path, shards, quantised):
     import bitsandbytes as bnb
 
     config = run_config(
@@ -237,7 +237,7 @@ def test_adapters_are_never_merged_into_quantised_weights(tmp_path, tiny_path, s
     torch.testing.assert_close(tensors[f"{name}.weight"].float(), base + b @ a * (16 / 4), atol=2e-2, rtol=2e-2)
 
 
-def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_path, tiny_path, shards, monkeypatch):  # noqa: F811
+def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_path, tiny_path, shards, monkeypatch):
     config = run_config(
         tmp_path, tiny_path, shards, model={"train": [], "load_in_4bit": True}, lora=LORA | {"groups": ["text"]}
     )
@@ -254,7 +254,7 @@ def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_of_a_quantised_run_are_exported_for_peft_and_give_its_logits(tmp_path, tiny_path, shards):  # noqa: F811
+def test_adapters_of_a_quantised_run_are_exported_for_peft_and_give_its_logits(tmp_path, tiny_path, shards):
     from peft import PeftModel
 
     config = run_config(
@@ -273,12 +273,12 @@ def test_adapters_of_a_quantised_run_are_exported_for_peft_and_give_its_logits(t
 
 
 @pytest.mark.parametrize("kind", ["full", "lora and connector"])
-def test_adapters_alone_are_refused_where_more_was_trained(tmp_path, tiny_path, shards, kind):  # noqa: F811
+def test_adapters_alone_are_refused_where_more_was_trained(tmp_path, tiny_path, shards, kind):
     run = write_run(tmp_path, run_config(tmp_path, tiny_path, shards, **RUNS[kind]))
     with pytest.raises(ExportError, match="more than adapters"):
         export_adapter(run)
 
 
-def test_the_samples_compared_hold_pictures_and_several_questions(tmp_path, tiny_path, shards):  # noqa: F811
+def test_the_samples_compared_hold_pictures_and_several_questions(tmp_path, tiny_path, shards):
     batch = few_samples(run_config(tmp_path, tiny_path, shards))
     assert len(batch.pixel_values) >= 4 and batch.samples >= 8

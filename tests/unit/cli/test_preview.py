@@ -19,7 +19,7 @@ from smolray.data.index import index_uri, write_index
 from smolray.data.local import local_index
 from smolray.data.sample import Conversation
 from smolray.data.shards import ShardError
-from tests.offline import asked, files_under, message, picture, processor, shard_row, tiny_path  # noqa: F401
+from tests.offline import asked, files_under, message, picture, shard_row
 from tests.shards import vqa_rows, write_shards
 
 LONG = "word " * 300
@@ -63,7 +63,7 @@ def printed(renderable, **options):
     return out.get()
 
 
-def test_items_are_what_training_gets(shards, rows, tiny_path):  # noqa: F811
+def test_items_are_what_training_gets(shards, rows, tiny_path):
     config = config_of(tiny_path, shards, data={"max_length": 4096})
     encoder, items = cached_encoder(config.model, config.data, config.image), list(preview(config, 10))
     assert [item.id for item in items] == [row.conversations[0].id for row in rows]
@@ -77,7 +77,7 @@ def test_items_are_what_training_gets(shards, rows, tiny_path):  # noqa: F811
         assert [p.image for p in item.pieces].count(True) == len(row.images) == len(item.images)
 
 
-def test_pictures_are_told_with_their_size_tiles_and_tokens(shards, tiny_path):  # noqa: F811
+def test_pictures_are_told_with_their_size_tiles_and_tokens(shards, tiny_path):
     item = list(preview(config_of(tiny_path, shards), 2))[1]
     assert item.images == (
         "120 x 60 PNG: 1 x 2 tiles and the whole, 48 image tokens",
@@ -87,7 +87,7 @@ def test_pictures_are_told_with_their_size_tiles_and_tokens(shards, tiny_path): 
     assert shapes == ["text", "image", "text", "trained", "text", "image", "text", "trained"]
 
 
-def test_print_marks_the_trained_tokens_also_without_colours(shards, tiny_path):  # noqa: F811
+def test_print_marks_the_trained_tokens_also_without_colours(shards, tiny_path):
     items = list(preview(config_of(tiny_path, shards), 4))
     out = printed(item_text(items[0]))
     assert "<|im_start|>User:<image 1: 19 tokens>what is it?<end_of_utterance>" in out
@@ -105,7 +105,7 @@ def test_print_marks_the_trained_tokens_also_without_colours(shards, tiny_path):
         ("error", "too-long: [0-9]+ tokens, data.max_length = 100"),
     ],
 )
-def test_overlong_samples_are_shown_with_what_becomes_of_them(shards, tiny_path, overlong, note):  # noqa: F811
+def test_overlong_samples_are_shown_with_what_becomes_of_them(shards, tiny_path, overlong, note):
     import re
 
     item = list(preview(config_of(tiny_path, shards, data={"max_length": 100, "overlong": overlong}), 10))[4]
@@ -113,7 +113,7 @@ def test_overlong_samples_are_shown_with_what_becomes_of_them(shards, tiny_path,
     assert (item.tokens == 100) == (overlong == "truncate_text")
 
 
-def test_of_preference_data_both_endings_are_shown(tmp_path, tiny_path):  # noqa: F811
+def test_of_preference_data_both_endings_are_shown(tmp_path, tiny_path):
     pair = Conversation(
         "p-1", (message("user", None, "?"),), chosen=(message("assistant", "a"),), rejected=(message("assistant", "b"),)
     )
@@ -123,7 +123,7 @@ def test_of_preference_data_both_endings_are_shown(tmp_path, tiny_path):  # noqa
     assert "rejected: " in printed(item_text(item))
 
 
-def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, tiny_path):  # noqa: F811
+def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, tiny_path):
     folder = write_shards(str(tmp_path), vqa_rows("train", 20), rows_per_file=10)
     config = config_of(tiny_path, folder)
     index = local_index(folder, config)
@@ -139,7 +139,7 @@ def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, tiny_
     assert sum(counts) == len(index) and f"longest {whole.tokens.max()}" in "".join(lines)
 
 
-def test_what_is_left_out_is_counted(shards, tiny_path):  # noqa: F811
+def test_what_is_left_out_is_counted(shards, tiny_path):
     summary = lengths(config_of(tiny_path, shards))
     assert summary.left_out == 1 and len(summary.tokens) == 5 and "left out" in printed(lengths_table(summary))
 
@@ -166,7 +166,7 @@ def test_an_offline_models_tokens_are_those_of_the_model_that_training_builds(sh
     assert mine.backend_tokenizer.to_str() == build_tokenizer(texts).backend_tokenizer.to_str()
 
 
-def test_raw_data_without_shards_says_prepare_first(tmp_path, tiny_path):  # noqa: F811
+def test_raw_data_without_shards_says_prepare_first(tmp_path, tiny_path):
     raw = tmp_path / "rows.jsonl"
     raw.write_text('{"question": "a?", "answer": "b"}\n')
     with pytest.raises(ShardError, match=r"run `smolray prepare` first"):
@@ -175,7 +175,7 @@ def test_raw_data_without_shards_says_prepare_first(tmp_path, tiny_path):  # noq
         list(preview(config_of(tiny_path, ""), 1))
 
 
-def test_the_command_prints_samples_and_the_histogram(shards, tiny_path):  # noqa: F811
+def test_the_command_prints_samples_and_the_histogram(shards, tiny_path):
     arguments = ["preview", f"model.path={tiny_path}", f"data.train={shards}", "data.max_length=300", "-n", "2"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

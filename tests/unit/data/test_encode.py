@@ -13,7 +13,7 @@ from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation
 from smolray.data.tiles import image_size
 from smolray.model.tiny import CHAT_TEMPLATE, ROW_COL_TOKENS, SPECIAL_TOKENS
-from tests.offline import asked, encoder_of, hf_messages, message, picture, processor, tiny_path, words  # noqa: F401
+from tests.offline import asked, encoder_of, hf_messages, message, picture, words
 
 SIZES = [(64, 64), (40, 20), (256, 256), (256, 100), (70, 250), (130, 129), (1, 1), (250, 3)]
 
@@ -22,7 +22,7 @@ def grids_of(encoder, images):
     return [encoder.tiler.grid(*image_size(image)) for image in images]
 
 
-def oracle(processor, conversation, images, generation_prompt=False):  # noqa: F811
+def oracle(processor, conversation, images, generation_prompt=False):
     """What the stock processor makes of the conversation: template, then text and pictures together."""
     text = processor.apply_chat_template(hf_messages(conversation), add_generation_prompt=generation_prompt)
     pictures = [[Image.open(io.BytesIO(i)) for i in images]] if images else None
@@ -30,7 +30,7 @@ def oracle(processor, conversation, images, generation_prompt=False):  # noqa: F
 
 
 @pytest.fixture(scope="module", params=[64, 256], ids=["one tile", "split"])
-def both(request, tiny_path):  # noqa: F811
+def both(request, tiny_path):
     """(stock processor, encoder) that enlarge every image alike to one tile or cut it into up to 17."""
     stock = load_processor(ModelConfig(path=tiny_path))
     stock.image_processor.size = {"longest_edge": request.param}
@@ -140,7 +140,7 @@ def images_before(conversation, turn, images):
     return images[: sum(p.type == "image" for m in conversation.messages[: turn + 1] for p in m.content)]
 
 
-def test_the_header_of_a_turn_is_not_trained_where_the_assistant_begins(processor):  # noqa: F811
+def test_the_header_of_a_turn_is_not_trained_where_the_assistant_begins(processor):
     encoder = encoder_of(processor)
     alone = Conversation("caption", (message("assistant", "a box"),))
     encoded = only(encoder, alone, [])
@@ -163,7 +163,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_of_a_person_never_becomes_a_special_token(processor, text):  # noqa: F811
+def test_text_of_a_person_never_becomes_a_special_token(processor, text):
     encoder = encoder_of(processor)
     grids = grids_of(encoder, [picture(64, 64)])
     special = set(processor.tokenizer.added_tokens_decoder)
@@ -185,7 +185,7 @@ def test_text_of_a_person_never_becomes_a_special_token(processor, text):  # noq
         )
 
 
-def test_added_tokens_that_are_not_special_stay_text_too(tiny_path):  # noqa: F811
+def test_added_tokens_that_are_not_special_stay_text_too(tiny_path):
     own = load_processor(ModelConfig(path=tiny_path))
     own.tokenizer.add_tokens(["<think>", "<box>"])
     encoder = encoder_of(own)
@@ -200,7 +200,7 @@ LONG = "word " * 200
 @pytest.mark.parametrize(
     ("max_length", "keeps"), [(24, 1), (60, 1), (150, 3), (180, 3), (250, 4), (450, 4), (10_000, 6)]
 )
-def test_truncating_never_cuts_image_tokens_and_keeps_a_trained_one(processor, max_length, keeps):  # noqa: F811
+def test_truncating_never_cuts_image_tokens_and_keeps_a_trained_one(processor, max_length, keeps):
     encoder = encoder_of(processor, {"longest_edge": 128}, max_length=max_length, overlong="truncate_text")
     whole = encoder_of(processor, {"longest_edge": 128}, max_length=100_000)
     markers = [
@@ -234,7 +234,7 @@ def test_truncating_never_cuts_image_tokens_and_keeps_a_trained_one(processor, m
     assert kept == keeps
 
 
-def test_drop_drops_and_error_names_the_sample_the_length_and_the_remedy(processor):  # noqa: F811
+def test_drop_drops_and_error_names_the_sample_the_length_and_the_remedy(processor):
     grids = grids_of(encoder_of(processor), [picture(64, 64)])
     exact = len(only(encoder_of(processor), asked("?", "yes"), grids).input_ids)
     assert only(encoder_of(processor, max_length=exact, overlong="error"), asked("?", "yes"), grids) is not None
@@ -243,7 +243,7 @@ def test_drop_drops_and_error_names_the_sample_the_length_and_the_remedy(process
         only(encoder_of(processor, max_length=exact - 1, overlong="error"), asked("?", "yes", name="row-7"), grids)
 
 
-def test_of_preference_data_only_the_two_endings_are_trained(processor):  # noqa: F811
+def test_of_preference_data_only_the_two_endings_are_trained(processor):
     asked_before = (message("user", "?"), message("assistant", "a box"), message("user", "sure?"))
     pair = Conversation(
         "p-1", asked_before, chosen=(message("assistant", "yes"),), rejected=(message("assistant", "no no"),)
@@ -256,7 +256,7 @@ def test_of_preference_data_only_the_two_endings_are_trained(processor):  # noqa
     assert processor.tokenizer.decode(encoder.prompt(pair, [])).endswith("sure?<end_of_utterance>\nAssistant:")
 
 
-def test_a_pair_of_which_one_ending_is_too_long_is_left_out_whole(processor):  # noqa: F811
+def test_a_pair_of_which_one_ending_is_too_long_is_left_out_whole(processor):
     pair = Conversation(
         "p",
         (message("user", "?"),),
@@ -270,14 +270,14 @@ def test_a_pair_of_which_one_ending_is_too_long_is_left_out_whole(processor):  #
     "change",
     ["line['text'] | trim", "line['text'] | escape", "line['text'] | lower", "line['text'] | replace('\\n', ' ')"],
 )
-def test_a_template_that_changes_text_is_refused_even_where_the_first_text_would_pass(tiny_path, change):  # noqa: F811
+def test_a_template_that_changes_text_is_refused_even_where_the_first_text_would_pass(tiny_path, change):
     own = load_processor(ModelConfig(path=tiny_path))
     own.chat_template = CHAT_TEMPLATE.replace("line['text']", change).replace(f"{change}['type']", "line['type']")
     with pytest.raises(EncodeError, match="changes the text"):
         only(encoder_of(own), asked("plain", "plain", images=0), [])
 
 
-def test_a_template_whose_turns_depend_on_later_ones_is_refused(tiny_path):  # noqa: F811
+def test_a_template_whose_turns_depend_on_later_ones_is_refused(tiny_path):
     own = load_processor(ModelConfig(path=tiny_path))
     own.chat_template = "{{ messages | length }}" + CHAT_TEMPLATE
     with pytest.raises(EncodeError, match="prefix-preserving"):

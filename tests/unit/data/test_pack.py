@@ -25,23 +25,23 @@ from smolray.model.forward import attention
 from smolray.model.load import load_model
 from smolray.objectives.contrastive import embeddings
 from tests.losses import sft_sum
-from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path, words  # noqa: F401
+from tests.offline import asked, encoder_of, message, picture, shard_row
 from tests.shards import vqa_rows, write_shards
 
 
 @pytest.fixture(scope="module")
-def model(tiny_path):  # noqa: F811
+def model(tiny_path):
     torch.manual_seed(0)
     return load_model(ModelConfig(path=tiny_path, dtype="float32")).train()
 
 
 @pytest.fixture(scope="module", params=["image", "full"])
-def encoder(processor, request):  # noqa: F811
+def encoder(processor, request):
     return encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing=request.param)
 
 
 @pytest.fixture(scope="module")
-def plain(processor):  # noqa: F811
+def plain(processor):
     """Each conversation alone, by transformers' own causal attention."""
     return encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing="none")
 
@@ -174,7 +174,7 @@ def test_a_branch_sees_the_prefix_and_itself_and_no_neighbour(encoder):
 
 
 @pytest.mark.parametrize("packing", ["full", "image", "none"])
-def test_many_prompts_on_one_image_are_embedded_as_alone_and_place_its_tiles_once(model, processor, packing, tmp_path):  # noqa: F811
+def test_many_prompts_on_one_image_are_embedded_as_alone_and_place_its_tiles_once(model, processor, packing, tmp_path):
     rows = [
         row([WIDE], *(asked(f"what about {n}?", f"it is {n % 4}") for n in range(8))),
         row([SQUARE], asked("what?", "a box"), LATE),
@@ -198,12 +198,12 @@ def test_many_prompts_on_one_image_are_embedded_as_alone_and_place_its_tiles_onc
     assert many.meta["tokens"] <= planned + 4 * frame, "four texts in turns of their own"
 
 
-def test_groups_that_lie_end_to_end_leave_no_padding(processor):  # noqa: F811
+def test_groups_that_lie_end_to_end_leave_no_padding(processor):
     batch = whole(CASES["mixed"], encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing="full"))
     assert batch.input_ids.shape == (1, int(batch.lengths.sum())) and (batch.branch >= 0).all()
 
 
-def test_the_block_mask_of_flex_attention_is_that_of_the_pieces(processor):  # noqa: F811
+def test_the_block_mask_of_flex_attention_is_that_of_the_pieces(processor):
     """FlexAttention itself is compiled on a GPU; its mask is the same function everywhere."""
     batch = whole(CASES["mixed"], encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing="full"))
     padded = replace(batch, branch=torch.nn.functional.pad(batch.branch, (0, 5), value=-1))
@@ -286,7 +286,7 @@ def test_packing_keeps_every_token_its_context_and_its_targets(seed):
     assert next(pairs, None) is None
 
 
-def test_nothing_is_packed_where_packing_is_none(tmp_path, tiny_path):  # noqa: F811
+def test_nothing_is_packed_where_packing_is_none(tmp_path, tiny_path):
     folder = write_shards(str(tmp_path), vqa_rows("train", 4))
     for packing, most in (("none", 1), ("image", 9)):
         config = RunConfig(

@@ -19,7 +19,7 @@ from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.stream import BATCHES_PER_TASK
 from smolray.train.balance import MicroBatchBalancer
-from tests.offline import asked, picture, processor, shard_row, tiny_path  # noqa: F401
+from tests.offline import asked, picture, shard_row
 from tests.shards import vqa_rows, write_shards
 
 LIMITS = PlanLimits(samples=8, tokens=None, group=8)
@@ -221,14 +221,14 @@ def test_laying_200k_conversations_takes_less_than_two_seconds():
     assert time.process_time() - began < 2 and plan.samples == len(index)
 
 
-def run_config(tiny_path, size, **data):  # noqa: F811
+def run_config(tiny_path, size, **data):
     return RunConfig(
         model={"path": tiny_path}, data={"max_length": 1024, **data}, train={"per_device_train_batch_size": size}
     )
 
 
 @pytest.mark.parametrize("packing", ["none", "image", "full"])
-def test_label_tokens_of_the_plan_are_those_that_collate_yields(tmp_path, tiny_path, packing):  # noqa: F811
+def test_label_tokens_of_the_plan_are_those_that_collate_yields(tmp_path, tiny_path, packing):
     rows = [
         *vqa_rows("train", 20),
         shard_row([], asked("two and two?", "four", 0)),
@@ -265,7 +265,7 @@ def read_ratio(shards, config, world):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, tiny_path):  # noqa: F811
+def photos(tmp_path_factory, tiny_path):
     """400 rows of JPEGs of 20 to 60 kB, one to nine questions each: (folder, index)."""
     rng = np.random.default_rng(0)
     rows = []
@@ -281,20 +281,20 @@ def photos(tmp_path_factory, tiny_path):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def thumbnails(tmp_path_factory, tiny_path):  # noqa: F811
+def thumbnails(tmp_path_factory, tiny_path):
     """200 pictures of half a kilobyte, eight in a row group, ten questions each: (folder, index)."""
     folder = write_shards(str(tmp_path_factory.mktemp("thumbnails")), vqa_rows("train", 200), rows_per_file=100)
     return folder, local_index(folder, run_config(tiny_path, 8))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_photos_are_read_little_more_than_once(photos, tiny_path, world):  # noqa: F811
+def test_photos_are_read_little_more_than_once(photos, tiny_path, world):
     for size in (4, 8, 32):
         assert read_ratio(photos, run_config(tiny_path, size), world) <= 1.5, size  # measured: 1.01 to 1.23
 
 
 @pytest.mark.parametrize(("world", "size", "most"), [(1, 64, 1.5), (1, 8, 3.6), (4, 64, 2.4), (4, 8, 3.8)])
-def test_thumbnails_are_read_in_whole_row_groups(thumbnails, tiny_path, world, size, most):  # noqa: F811
+def test_thumbnails_are_read_in_whole_row_groups(thumbnails, tiny_path, world, size, most):
     """A row group of eight is 4 kB: read for the sake of one of them it costs less than the request, so the share may
     be larger.
     """

@@ -25,7 +25,7 @@ from smolray.model.load import load_model
 from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.precompute.features import FeatureWriter, features_bytes, features_sidecar
 from smolray.precompute.local import local_sidecars
-from tests.offline import asked, picture, shard_row, tiny_path  # noqa: F401
+from tests.offline import asked, picture, shard_row
 
 SQUARE, WIDE, SPLIT = (60, 60), (120, 60), (150, 100)
 
@@ -52,7 +52,7 @@ def shards(tmp_path) -> str:
 
 
 @pytest.fixture
-def make_config(tiny_path):  # noqa: F811
+def make_config(tiny_path):
     def make(*overrides):
         return load_config(
             None,

@@ -12,11 +12,11 @@ from PIL import ExifTags, Image
 from smolray.config import ImageConfig, ModelConfig
 from smolray.data.processor import load_processor
 from smolray.data.tiles import Tiler, decode, image_size
-from tests.offline import picture, processor, tiny_path  # noqa: F401
+from tests.offline import picture
 
 
 @pytest.fixture
-def stock(tiny_path):  # noqa: F811
+def stock(tiny_path):
     """A processor of its own, so that a test may set its size."""
     return load_processor(ModelConfig(path=tiny_path)).image_processor
 

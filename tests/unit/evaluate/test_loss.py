@@ -11,7 +11,7 @@ from smolray.data.collate import Group, collate_training
 from smolray.data.tiles import image_size
 from smolray.evaluate.loss import mean_loss
 from smolray.model.load import load_model
-from tests.offline import asked, encoder_of, picture, processor, shard_row, tiny_path  # noqa: F401
+from tests.offline import asked, encoder_of, picture, shard_row
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def alone(tmp_path):
 
 
 @pytest.mark.parametrize("packing", ["none", "full"])
-def test_the_loss_is_that_of_each_answer_alone(alone, tiny_path, processor, packing):  # noqa: F811
+def test_the_loss_is_that_of_each_answer_alone(alone, tiny_path, processor, packing):
     model = load_model(ModelConfig(path=tiny_path, dtype="float32")).train()
     encoder = encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing=packing)
     rows = [

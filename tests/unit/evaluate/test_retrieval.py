@@ -23,7 +23,7 @@ from smolray.evaluate.retrieval import (
     recall_at,
 )
 from smolray.model.load import load_model
-from tests.offline import encoder_of, picture, processor, shard_row, tiny_path  # noqa: F401
+from tests.offline import encoder_of, picture, shard_row
 
 
 def test_average_precision_is_scikit_learns_with_ties_too():
@@ -144,12 +144,12 @@ CAPTIONS = ["a red box", "a blue circle in the picture", "yes", "a small grey bo
 
 
 @pytest.fixture(scope="module")
-def encoder(processor):  # noqa: F811
+def encoder(processor):
     return encoder_of(processor, {"longest_edge": 128}, max_length=4096)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_path):  # noqa: F811
+def model(tiny_path):
     torch.manual_seed(0)
     return load_model(ModelConfig(path=tiny_path, dtype="float32")).eval()
 
@@ -191,13 +191,13 @@ def test_the_vision_tower_sees_each_image_once(model, encoder):
     assert seen == [len(encoder.tiler.tiles(image)) for image in images]
 
 
-def test_captions_that_do_not_fit_are_refused(processor):  # noqa: F811
+def test_captions_that_do_not_fit_are_refused(processor):
     short = encoder_of(processor, {"longest_edge": 128}, max_length=200)
     with pytest.raises(MetricError, match="1 of 2 captions do not fit"):
         list(caption_batches([picture(64, 64, 1)], ["a box", "a box " * 300], short, "what?"))
 
 
-def test_training_on_captions_finds_the_images(tiny_path, encoder):  # noqa: F811
+def test_training_on_captions_finds_the_images(tiny_path, encoder):
     """From chance to near perfect on the images that were trained on."""
     from smolray.model.forward import target_states
     from smolray.model.load import base_model

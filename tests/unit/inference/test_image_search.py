@@ -19,7 +19,7 @@ from smolray.data.formats.layouts import parse
 from smolray.inference.image_search import ImageSearch
 from smolray.inference.predictor import find_model
 from smolray.objectives.contrastive import embeddings
-from tests.offline import asked, picture, shard_row, tiny_path  # noqa: F401
+from tests.offline import asked, picture, shard_row
 
 TEXTS = ["a red box", "what shape is it?", "blue"]
 SETTINGS = ["model.dtype=float32", "resources.use_gpu=no"]
@@ -36,7 +36,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def index(photos, tiny_path, tmp_path_factory):  # noqa: F811
+def index(photos, tiny_path, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("index") / "photos")
     done = CliRunner().invoke(
         cli.app, ["search", "build", tiny_path, str(photos), *SETTINGS, "--out", out, "--prompt", "find this"]
@@ -46,7 +46,7 @@ def index(photos, tiny_path, tmp_path_factory):  # noqa: F811
     return out
 
 
-def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, tiny_path):  # noqa: F811
+def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, tiny_path):
     source = find_model(tiny_path, "runs", SETTINGS)
     model, encoder = ImageSearch(index).embed.answerer.model, source.encoder()
     names = sorted(p.name for p in photos.iterdir() if p.name != "broken.png")
@@ -71,7 +71,7 @@ def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, 
 )
 def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_them(
     photos,
-    tiny_path,  # noqa: F811
+    tiny_path,
     tmp_path,
     overrides,
     prompt,
@@ -104,7 +104,7 @@ def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_t
 
 def test_without_faiss_the_way_to_install_it_is_said_before_anything_is_embedded(
     photos,
-    tiny_path,  # noqa: F811
+    tiny_path,
     tmp_path,
     monkeypatch,
 ):
@@ -134,7 +134,7 @@ def test_a_folder_without_an_index_is_told_apart(tmp_path):
     assert "smolray search build" in done.output + (done.stderr or "")
 
 
-def test_an_index_names_the_model_it_was_made_with(index, tiny_path):  # noqa: F811
+def test_an_index_names_the_model_it_was_made_with(index, tiny_path):
     about = json.loads(Path(index, "index.json").read_text())
     assert about["images"] == 6 and about["config"]["model"]["path"] == tiny_path
     assert about["prompt"] == "find this"

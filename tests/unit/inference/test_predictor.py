@@ -19,7 +19,7 @@ from smolray.inference.predictor import Decoding, find_model
 from smolray.inference.questions import Asking, find_pieces
 from smolray.model.sampling import Sampler, probabilities
 from smolray.run.status import RunNotFoundError
-from tests.offline import picture, tiny_path  # noqa: F401
+from tests.offline import picture
 from tests.shards import vqa_rows, write_shards
 from tests.unit.test_export import write_run
 
@@ -27,7 +27,7 @@ PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_path):  # noqa: F811
+def run(tmp_path_factory, tiny_path):
     """A run with LoRA beside its whole weights, and its export."""
     folder = tmp_path_factory.mktemp("runs")
     shards = write_shards(str(folder / "shards"), vqa_rows("train", 12))

@@ -15,7 +15,7 @@ from smolray.config import ColumnsConfig, ConfigError, DataConfig
 from smolray.data.formats.source import SourceError
 from smolray.inference.questions import Asking, check_pieces, collate_questions, find_pieces, read_questions
 from tests.hostile import CLASSES
-from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path  # noqa: F401
+from tests.offline import asked, encoder_of, message, picture, shard_row
 from tests.shards import write_shards
 
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_asked_is_an_error_in_its_place(photos, tmp_path):
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("make", CLASSES, ids=lambda f: f.__name__)
-def test_hostile_input_is_asked_told_or_refused_and_no_row_is_lost(make, seed, tmp_path, processor):  # noqa: F811
+def test_hostile_input_is_asked_told_or_refused_and_no_row_is_lost(make, seed, tmp_path, processor):
     case = make(random.Random(f"{make.__name__} {seed}"), tmp_path)
     try:
         found = questions_of(tmp_path, max_image_pixels=1_000_000)
@@ -196,7 +196,7 @@ def test_data_without_anything_to_ask_are_refused_before_a_model_is_loaded(photo
         questions_of(tmp_path / "empty")
 
 
-def test_questions_about_one_image_share_its_tokens_and_keep_their_places(processor, tmp_path):  # noqa: F811
+def test_questions_about_one_image_share_its_tokens_and_keep_their_places(processor, tmp_path):
     other = picture(40, 40, 5)
     records = [
         {"image": IMAGE, "question": "a?"},
@@ -209,7 +209,7 @@ def test_questions_about_one_image_share_its_tokens_and_keep_their_places(proces
     assert [a.place for a in places] == [0, 2, -1, 1] and places[2].error.startswith("empty_image")
 
 
-def test_a_prompt_that_leaves_no_room_for_the_answer_is_an_error(processor, tmp_path):  # noqa: F811
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_an_error(processor, tmp_path):
     questions = questions_of(table(tmp_path, [{"prompt": "short"}, {"prompt": "long " * 400}]))
     batch, places = collate_questions(questions, encoder_of(processor, max_length=300), 100)
     assert len(batch.ends) == 1 and [a.place for a in places] == [0, -1]

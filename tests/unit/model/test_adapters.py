@@ -10,7 +10,7 @@ from smolray.model.forward import hidden_states
 from smolray.model.load import base_model, group_of, load_model
 from smolray.model.tiny import build_config, build_processor
 from tests.losses import sft_sum
-from tests.offline import TEXTS, asked, encoder_of, picture, shard_row, tiny_path  # noqa: F401
+from tests.offline import TEXTS, asked, encoder_of, picture, shard_row
 
 RECIPE = "jobs/configs/vqav2_qlora.yaml"
 
@@ -52,7 +52,7 @@ def test_our_default_targets_in_the_text_model_are_those_of_the_recipe(shape_2b)
     assert set(lora_config(shape_2b, ours).target_modules) == set(lora_config(shape_2b, recipe).target_modules)
 
 
-def test_every_group_has_its_rank_and_all_the_same_scale(tiny_path):  # noqa: F811
+def test_every_group_has_its_rank_and_all_the_same_scale(tiny_path):
     lora = "lora={r: 4, lora_alpha: 8, groups: [vision, connector, text], ranks: {vision: 2, connector: 6}%s}"
     for rs, scales in (("", {2: 2.0, 4: 2.0, 6: 2.0}), (", use_rslora: true", {2: 8 / 2**0.5, 4: 4.0, 6: 8 / 6**0.5})):
         model = adapted(tiny_path, lora % rs)
@@ -67,7 +67,7 @@ def test_every_group_has_its_rank_and_all_the_same_scale(tiny_path):  # noqa: F8
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("bits", "kind"), [("", "Linear"), ("4", "Linear4bit"), ("8", "Linear8bitLt")])
-def test_adapters_are_fp32_over_weights_of_any_kind_and_only_the_text_model_is_quantised(tiny_path, dtype, bits, kind):  # noqa: F811
+def test_adapters_are_fp32_over_weights_of_any_kind_and_only_the_text_model_is_quantised(tiny_path, dtype, bits, kind):
     model = adapted(
         tiny_path,
         "lora.r=2",
@@ -91,7 +91,7 @@ def test_adapters_are_fp32_over_weights_of_any_kind_and_only_the_text_model_is_q
         assert state.quant_type == "nf4" and state.nested, "nf4 with double quantisation"
 
 
-def test_dora_begins_as_the_base_model_and_trains_magnitudes(tiny_path):  # noqa: F811
+def test_dora_begins_as_the_base_model_and_trains_magnitudes(tiny_path):
     model = adapted(tiny_path, "lora={r: 2, use_dora: true}")
     assert any("lora_magnitude_vector" in name for name in trainable(model))
     batch = training_batch(tiny_path)
@@ -100,7 +100,7 @@ def test_dora_begins_as_the_base_model_and_trains_magnitudes(tiny_path):  # noqa
         torch.testing.assert_close(sft_sum(model.eval(), batch), sft_sum(base.eval(), batch))
 
 
-def test_a_group_without_targets_and_a_tied_head_are_refused(tiny_path):  # noqa: F811
+def test_a_group_without_targets_and_a_tied_head_are_refused(tiny_path):
     with pytest.raises(ConfigError, match="'connector'"):
         adapted(tiny_path, "lora={groups: [text, connector], target_modules: [q_proj]}")
     with pytest.raises(ConfigError, match="token embedding"):
@@ -108,13 +108,13 @@ def test_a_group_without_targets_and_a_tied_head_are_refused(tiny_path):  # noqa
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])
-def test_merging_into_quantised_weights_is_refused(tiny_path, bits):  # noqa: F811
+def test_merging_into_quantised_weights_is_refused(tiny_path, bits):
     with pytest.raises(ConfigError, match="not merged into 4- or 8-bit weights"):
         merge(adapted(tiny_path, "lora.r=2", f"model.load_in_{bits}bit=true"))
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])
-def test_a_quantised_model_trains_on_after_it_was_evaluated(tiny_path, bits):  # noqa: F811
+def test_a_quantised_model_trains_on_after_it_was_evaluated(tiny_path, bits):
     """bitsandbytes repacks 4-bit weights for inference on some CPUs: with rounding, and without gradients."""
     model, batch = adapted(tiny_path, "lora.r=2", f"model.load_in_{bits}bit=true"), training_batch(tiny_path)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def saved_bytes(model, batch):
     return loss.item(), sum(kept.values()), {n: p.grad for n, p in trainable(model).items()}
 
 
-def test_the_first_layers_alone_are_recomputed_with_the_same_loss_and_gradients(tiny_path):  # noqa: F811
+def test_the_first_layers_alone_are_recomputed_with_the_same_loss_and_gradients(tiny_path):
     batch, found = training_batch(tiny_path), {}
     for layers in ("false", "1", "2", "true"):
         config = load_config(
@@ -173,7 +173,7 @@ def test_the_first_layers_alone_are_recomputed_with_the_same_loss_and_gradients(
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_updates_too_small_for_bf16_survive_the_merge(tiny_path, use_dora):  # noqa: F811
+def test_updates_too_small_for_bf16_survive_the_merge(tiny_path, use_dora):
     """Each changes a weight by less than half a step of bf16; together they must move the outputs as far as they do
     unmerged.
     """

@@ -12,7 +12,7 @@ from smolray.evaluate.evaluator import score, summarize
 from smolray.model.decoding import greedy
 from smolray.model.load import load_model
 from tests.losses import sft_sum
-from tests.offline import asked, encoder_of, message, picture, processor, shard_row, tiny_path, words  # noqa: F401
+from tests.offline import asked, encoder_of, message, picture, shard_row, words
 
 NEW_TOKENS = 6
 
@@ -49,12 +49,12 @@ def rows_of(seed, count=6):
 
 
 @pytest.fixture(scope="module")
-def encoder(processor):  # noqa: F811
+def encoder(processor):
     return encoder_of(processor, {"longest_edge": 128}, max_length=4096)
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_path, encoder):  # noqa: F811
+def trained(tiny_path, encoder):
     """A few seconds of training, so that answers and their lengths vary from prompt to prompt."""
     torch.manual_seed(0)
     model = load_model(ModelConfig(path=tiny_path, dtype="float32")).train()
@@ -119,7 +119,7 @@ def test_decoding_does_not_depend_on_the_company(trained, encoder):
     assert [ids for piece in pieces[::-1] for ids in piece] == together
 
 
-def test_the_same_question_twice_is_decoded_as_once(tiny_path, encoder):  # noqa: F811
+def test_the_same_question_twice_is_decoded_as_once(tiny_path, encoder):
     """The prompts are all prefix, and yet what is decoded for one is not seen by the other; untrained, the model is
     easily swayed.
     """

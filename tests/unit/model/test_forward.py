@@ -10,7 +10,7 @@ from smolray.data.collate import Group, collate_training
 from smolray.model.forward import TILES_AT_ONCE, hidden_states, target_states, tower_features
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
-from tests.offline import asked, encoder_of, picture, processor, shard_row, tiny_path  # noqa: F401
+from tests.offline import asked, encoder_of, picture, shard_row
 
 
 def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_path):
@@ -34,7 +34,7 @@ def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_pat
 
 
 @pytest.mark.parametrize("packing", ["none", "image", "full"])
-def test_the_last_mlp_runs_for_trained_tokens_alone_with_the_same_states_and_gradients(processor, tiny_path, packing):  # noqa: F811
+def test_the_last_mlp_runs_for_trained_tokens_alone_with_the_same_states_and_gradients(processor, tiny_path, packing):
     model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
     rows = [
         shard_row(

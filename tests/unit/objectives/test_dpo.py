@@ -19,7 +19,7 @@ from smolray.objectives.base import Normalisers
 from smolray.objectives.dpo import DPO_METRICS, dpo
 from smolray.objectives.reference import reference_of
 from smolray.objectives.registry import objective_of
-from tests.offline import encoder_of, message, picture, processor, shard_row, tiny_path  # noqa: F401
+from tests.offline import encoder_of, message, picture, shard_row
 
 SQUARE, WIDE = (64, 64), (120, 60)
 LOSSES = {
@@ -68,7 +68,7 @@ CASES["mixed"] = [
 
 
 @pytest.fixture(scope="module")
-def models(tiny_path):  # noqa: F811
+def models(tiny_path):
     """(the model in training, its reference): apart by noise, as after some steps."""
     reference = load_model(ModelConfig(path=tiny_path, dtype="float32")).train()
     model = copy.deepcopy(reference)
@@ -80,7 +80,7 @@ def models(tiny_path):  # noqa: F811
 
 
 @pytest.fixture(scope="module", params=["none", "image", "full"])
-def encoder(processor, request):  # noqa: F811
+def encoder(processor, request):
     return encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing=request.param)
 
 
@@ -199,7 +199,7 @@ def test_a_pair_shares_its_prompt_and_its_pictures(encoder, case):
     assert batch.meta["tokens"] < 0.75 * apart
 
 
-def test_shares_of_micro_batches_add_up_to_the_whole(models, processor):  # noqa: F811
+def test_shares_of_micro_batches_add_up_to_the_whole(models, processor):
     model, _ = models
     encoder, rows = encoder_of(processor, {"longest_edge": 128}, max_length=4096), CASES["mixed"]
     batch = whole(rows, encoder)
@@ -218,7 +218,7 @@ def test_shares_of_micro_batches_add_up_to_the_whole(models, processor):  # noqa
 
 
 @pytest.mark.parametrize("reference", ["auto", "adapter", "copy"])
-def test_the_reference_stays_the_model_that_training_began_with(tiny_path, processor, reference):  # noqa: F811
+def test_the_reference_stays_the_model_that_training_began_with(tiny_path, processor, reference):
     lora = {"lora": {"r": 4}, "model": {"path": tiny_path, "dtype": "float32", "train": []}}
     config = RunConfig(method="dpo", dpo={"reference": reference}, **lora)
     model = prepare_for_training(load_model(config.model), config)
@@ -238,7 +238,7 @@ def test_the_reference_stays_the_model_that_training_began_with(tiny_path, proce
     )
 
 
-def test_a_frozen_copy_is_taken_where_weights_train_in_full(tiny_path, processor):  # noqa: F811
+def test_a_frozen_copy_is_taken_where_weights_train_in_full(tiny_path, processor):
     config = RunConfig(method="dpo", model={"path": tiny_path, "dtype": "float32"})
     model = prepare_for_training(load_model(config.model), config)
     ask = reference_of(model, config)
@@ -250,7 +250,7 @@ def test_a_frozen_copy_is_taken_where_weights_train_in_full(tiny_path, processor
     assert reference_of(model, RunConfig(method="dpo", dpo={"reference": "precompute"})) is None
 
 
-def test_the_reference_answer_of_a_pair_is_the_chosen_one(processor):  # noqa: F811
+def test_the_reference_answer_of_a_pair_is_the_chosen_one(processor):
     record = question_record(SHAPE)
     assert record["question"] == "what shape?" and record["answer"] == "a circle" and record["answers"] == ["a circle"]
     assert question_record(TURNS)["answer"] == "yes it is" and question_record(TURNS)["question"] == "sure?"

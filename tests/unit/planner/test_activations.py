@@ -19,7 +19,7 @@ from smolray.planner.activations import Gradients, gradients, kept_bytes
 from smolray.planner.shapes import Training, known_shape, shape_of
 from smolray.planner.statistics import Load
 from tests.losses import sft_sum
-from tests.offline import asked, encoder_of, picture, processor, shard_row, tiny_path  # noqa: F401
+from tests.offline import asked, encoder_of, picture, shard_row
 
 ALL = ("vision", "connector", "text")
 
@@ -49,7 +49,7 @@ def load_of(batch) -> Load:
 
 
 @pytest.fixture(scope="module")
-def batches(processor):  # noqa: F811
+def batches(processor):
     """One micro-batch of single questions (no mask) and one of packed ones."""
     rows = [
         shard_row(
@@ -79,7 +79,7 @@ def batches(processor):  # noqa: F811
     ],
     ids=str,
 )
-def test_bytes_of_the_whole_tiny_model_are_those_autograd_keeps(tiny_path, batches, packing, train, lora):  # noqa: F811
+def test_bytes_of_the_whole_tiny_model_are_those_autograd_keeps(tiny_path, batches, packing, train, lora):
     config = RunConfig(
         model=ModelConfig(path=tiny_path, dtype="float32", train=train), lora=LoraConfig(r=4, **lora) if lora else None
     )

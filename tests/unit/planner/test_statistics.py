@@ -11,12 +11,12 @@ from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.shards import read_manifest
 from smolray.planner.shapes import known_shape
 from smolray.planner.statistics import WINDOW, DataStatistics, Row, assumed_tiles, packed_tokens
-from tests.offline import encoder_of, processor, tiny_path  # noqa: F401
+from tests.offline import encoder_of
 from tests.shards import vqa_rows, write_shards
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory, processor):  # noqa: F811
+def index(tmp_path_factory, processor):
     folder = str(tmp_path_factory.mktemp("shards"))
     write_shards(folder, vqa_rows("train", 120))
     encoder = encoder_of(processor, {"longest_edge": 128}, max_length=4096)
