@@ -113,7 +113,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = trained_model(config, chosen_checkpoint(run_dir, options.checkpoint)).to(device)
     # all answers of all questions about an image, in one sequence
-    data = config.data.model_copy(update={"packing": "full", "max_length": 10**6})
+    data = config.data.replace({"packing": "full", "max_length": 10**6})
     encoder = cached_encoder(config.model, data, config.image)
     answers = answers_by_type(shard_rows(config.data.train))
     for part in ("train", "validation"):

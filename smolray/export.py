@@ -162,7 +162,7 @@ def few_samples(config: RunConfig) -> Batch:
     sequences laid end to end.
     """
     folder = config.data.train
-    encoder = cached_encoder(config.model, config.data.model_copy(update={"packing": "image"}), config.image)
+    encoder = cached_encoder(config.model, config.data.replace({"packing": "image"}), config.image)
     reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
     groups: list[Group] = []
     for shard in range(len(reader.files)):

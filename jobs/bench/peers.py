@@ -120,7 +120,7 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
         if sidecars.features:
             drop_submodules(model, frozen_prefix(config))
         engine = ZeroEngine(model, objective_of(config), config, device)
-        run = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": task.steps})})
+        run = config.replace({"train.max_steps": task.steps})
         TrainLoop(
             run,
             engine,

@@ -4,15 +4,47 @@ Every wrong key, value or combination is named in a single ConfigError. Settings
 where they have one.
 """
 
-import hashlib
-import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from smolray.config.errors import ConfigError, explain
 
 
 class Section(BaseModel):
+    """Base of all settings: frozen, checked, no unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def replace(self, settings: Mapping[str, Any]) -> Self:
+        """A copy with other values for some dotted keys, such as `{"engine.stage": 3, "lora": None}`.
+
+        Each value is checked against its type and limits; `check_run` checks how they go together. A section that is
+        null, such as `lora`, is created when one of its keys is set. Raises ConfigError.
+        """
+        record: dict[str, Any] = dict(self)
+        for key, value in settings.items():
+            *parents, last = key.split(".")
+            section = record
+            for name in parents:
+                below = section.get(name)
+                section[name] = dict(below) if isinstance(below, BaseModel | dict) else {}
+                section = section[name]
+            section[last] = value
+
+        try:
+            return self.model_validate(record)
+        except ValidationError as error:
+            raise ConfigError(explain(type(self), error)) from None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -362,8 +394,3 @@ class RunConfig(Section):
         if self.engine.name == "pipeline" and accumulation == 1:
             accumulation = PIPELINE_ACCUMULATION
         return self.train.global_batch or self.resources.workers[1] * accumulation
-
-    def fingerprint(self, *sections: str) -> str:
-        """A hash of the named sections: equal means the same data, plan or model."""
-        dumped = self.model_dump(mode="json", include=set(sections))
-        return hashlib.blake2b(json.dumps(dumped, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -137,7 +137,7 @@ def _data_of(config: RunConfig, part: str) -> DataConfig:
     if part == "train":
         return config.data
     split = "validation" if is_hub(config.data.validation, config.data) else ""
-    return config.data.model_copy(update={"split": split})
+    return config.data.replace({"split": split})
 
 
 def _whole(out: str, fingerprint: str) -> Manifest | None:

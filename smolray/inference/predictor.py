@@ -137,10 +137,10 @@ def _in_context(config: RunConfig, chosen: Checkpoint | None = None) -> ModelSou
 
     Raises OSError where there is no model.
     """
-    model = config.model.model_copy(update={"path": _absolute(config.model.path)})
-    shape = AutoConfig.from_pretrained(resolve(model.path), revision=model.revision, trust_remote_code=False)
-    data = config.data.model_copy(update={"max_length": int(shape.text_config.max_position_embeddings)})
-    return ModelSource(config.model_copy(update={"model": model, "data": data}), chosen)
+    path = _absolute(config.model.path)
+    shape = AutoConfig.from_pretrained(resolve(path), revision=config.model.revision, trust_remote_code=False)
+    longest = int(shape.text_config.max_position_embeddings)
+    return ModelSource(config.replace({"model.path": path, "data.max_length": longest}), chosen)
 
 
 def _dtype_of(path: str, storage_uri: str) -> str:

@@ -24,9 +24,7 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
         shard_folder(config, "train"), shard_folder(config, "validation") if config.data.validation else ""
     )
     # From here on the run names its shards: a source that has moved or changed does not touch a run that has begun.
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"train": folders.train, "validation": folders.validation})}
-    )
+    config = config.replace({"data.train": folders.train, "data.validation": folders.validation})
     config = with_offline_model(config, folders.train)
     for folder in (folders.train, folders.validation):
         if folder:
@@ -55,4 +53,4 @@ def with_offline_model(config: RunConfig, train_folder: str) -> RunConfig:
             # the file that is looked for comes last
             for file in sorted(Path(local).iterdir(), key=lambda f: f.name == "config.json"):
                 storage.write_bytes(storage.join(target, file.name), file.read_bytes())
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": target})})
+    return config.replace({"model.path": target})

@@ -26,7 +26,6 @@ from smolray.launch.ray_train import fit
 from smolray.launch.resources import check_resources, most_workers
 from smolray.launch.result import finish, finished_result
 from smolray.planner import auto
-from smolray.planner.plan import with_settings
 from smolray.planner.probe import HardwareProbe
 from smolray.planner.statistics import DataStatistics
 from smolray.precompute.jobs import found_features
@@ -113,28 +112,32 @@ def with_fixed_batch(config: RunConfig) -> RunConfig:
     A run that began keeps the one it has, whatever the number of workers now.
     """
     stored = storage.join(config.run_dir, "config.yaml")
-    fixed: dict[str, Any] = {"global_batch": config.global_batch, "gradient_accumulation_steps": 1}
+    fixed = {"train.global_batch": config.global_batch, "train.gradient_accumulation_steps": 1}
     if storage.exists(stored):
         kept = load_config(stored)
         if config.train.global_batch is None:
-            fixed["global_batch"] = kept.global_batch
+            fixed["train.global_batch"] = kept.global_batch
         if config.engine.name == "auto":  # and the size of a micro-batch that was chosen then
             fixed |= {
-                "global_batch": kept.global_batch,
-                "per_device_train_batch_size": kept.train.per_device_train_batch_size,
+                "train.global_batch": kept.global_batch,
+                "train.per_device_train_batch_size": kept.train.per_device_train_batch_size,
             }
-    config = config.model_copy(update={"train": config.train.model_copy(update=fixed)})
+    config = config.replace(fixed)
     check_run(config)
     return config
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Local paths made absolute: a worker's current folder is not the driver's."""
-    data = config.data.model_copy(
-        update={k: _absolute(getattr(config.data, k)) for k in ("train", "validation", "shards")}
+    return config.replace(
+        {
+            "storage": storage.absolute(config.storage),
+            "model.path": _absolute(config.model.path),
+            "data.train": _absolute(config.data.train),
+            "data.validation": _absolute(config.data.validation),
+            "data.shards": _absolute(config.data.shards),
+        }
     )
-    model = config.model.model_copy(update={"path": _absolute(config.model.path)})
-    return config.model_copy(update={"storage": storage.absolute(config.storage), "data": data, "model": model})
 
 
 def _absolute(path: str) -> str:
@@ -168,7 +171,7 @@ def fit_planned(config: RunConfig, folders: Folders, begun: bool) -> dict[str, A
 def look(config: RunConfig) -> HardwareProbe:
     """The cards of the cluster, as many as there may be workers."""
     most = most_workers(config, ray.cluster_resources())
-    everywhere = with_settings(with_absolute_paths(config), {"resources.num_workers": (1, most)})
+    everywhere = with_absolute_paths(config).replace({"resources.num_workers": (1, most)})
     return HardwareProbe.from_json(fit(everywhere, Folders(""), {"survey": True}))
 
 

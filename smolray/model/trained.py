@@ -18,9 +18,7 @@ def trained_model(config: RunConfig, chosen: Checkpoint) -> Any:
 
 def unquantised(config: RunConfig) -> RunConfig:
     """The run with 16-bit weights in place of 4- or 8-bit ones: adapters are merged into those only."""
-    return config.model_copy(
-        update={"model": config.model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})}
-    )
+    return config.replace({"model.load_in_4bit": False, "model.load_in_8bit": False})
 
 
 def merged_model(config: RunConfig, chosen: Checkpoint) -> Any:

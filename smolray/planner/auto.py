@@ -11,7 +11,7 @@ from typing import Any
 from smolray.config import ConfigError, RunConfig, check_run
 from smolray.planner.candidates import Candidate
 from smolray.planner.describe import candidate_json, words
-from smolray.planner.plan import make_plan, with_settings
+from smolray.planner.plan import make_plan
 from smolray.planner.probe import HardwareProbe
 from smolray.planner.shapes import ModelShape
 from smolray.planner.statistics import DataStatistics
@@ -39,7 +39,7 @@ def bounded(config: RunConfig) -> RunConfig:
     """The run with the range of workers that `engine: auto` may take: at most resources.num_workers."""
     if config.engine.name != "auto" or isinstance(config.resources.num_workers, tuple):
         return config
-    return with_settings(config, {"resources.num_workers": (1, config.resources.num_workers)})
+    return config.replace({"resources.num_workers": (1, config.resources.num_workers)})
 
 
 def choose(
@@ -52,10 +52,10 @@ def choose(
         raise NothingFitsError(words(plan))
     run, nodes = bind(config, plan.chosen, plan.settings(), seen)
     if begun:
-        run = with_settings(run, {"train.global_batch": config.global_batch})
+        run = run.replace({"train.global_batch": config.global_batch})
     check_run(run)
     sizes = ("per_device_train_batch_size", "global_batch", "gradient_accumulation_steps")
-    kept = with_settings(config, {f"train.{name}": getattr(run.train, name) for name in sizes})
+    kept = config.replace({f"train.{name}": getattr(run.train, name) for name in sizes})
     settings = plan.settings() | {"train.global_batch": run.global_batch}
     told = {"words": words(plan), "settings": settings, "strategies": [candidate_json(row) for row in plan.rows]}
     return Choice(run, kept, nodes, told)
@@ -74,4 +74,4 @@ def bind(
         if chosen.partition
         else {"engine.gpus": None}
     )
-    return with_settings(config, {**settings, **bound}), tuple(w.node_id for w in workers)
+    return config.replace({**settings, **bound}), tuple(w.node_id for w in workers)

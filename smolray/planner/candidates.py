@@ -160,8 +160,8 @@ class Search:
         """Whether the run may have such an engine (config_rules.py)."""
         key = tuple(engine.items())
         if key not in self._allowed:
-            section = self.config.engine.model_copy(update={"gpus": None, "partition": None, **engine})
-            told = faults(self.config.model_copy(update={"engine": section}))
+            settings = {"gpus": None, "partition": None, **engine}
+            told = faults(self.config.replace({f"engine.{name}": value for name, value in settings.items()}))
             self._allowed[key] = not any("engine" in fault for fault in told)
         return self._allowed[key]
 

@@ -178,17 +178,7 @@ def changes(
             whole = settings if limit is None else {**settings, "image.max_tiles": limit}
             if whole:
                 said = " and ".join(w for w in (words, f"at most {limit} tiles an image" if limit else "") if w)
-                yield Change({k: _plain(v) for k, v in whole.items()}, said), with_settings(config, whole), counted
-
-
-def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
-    """A copy with dotted settings laid over it; the values are taken as they are."""
-    for key, value in settings.items():
-        section, _, name = key.partition(".")
-        config = config.model_copy(
-            update={section: getattr(config, section).model_copy(update={name: value}) if name else value}
-        )
-    return config
+                yield Change({k: _plain(v) for k, v in whole.items()}, said), config.replace(whole), counted
 
 
 def _rows(candidates: Sequence[Candidate], config: RunConfig) -> tuple[Candidate, ...]:

@@ -79,7 +79,7 @@ class FeatureWriter:
 
     def __init__(self, sidecar: Sidecar, config: RunConfig, device: torch.device, threads: int = 1):
         # the front is never quantised
-        plain = config.model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})
+        plain = config.model.replace({"load_in_4bit": False, "load_in_8bit": False})
         self.model = drop_submodules(load_model(plain), ["text"]).to(device).eval()
         self.tiler = cached_encoder(config.model, config.data, config.image).tiler
         self.sidecar, self.device, self.threads = sidecar, device, threads

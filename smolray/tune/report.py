@@ -60,15 +60,14 @@ def importances(trials: Sequence[TrialRecord], config: RunConfig, space: Space) 
     import optuna
 
     assert config.search is not None
-    search = config.search.model_copy(update={"second_objective": None})
-    valued = [(v, t) for t in trials if (v := t.value(search.metric)) is not None and not t.exploits]
+    valued = [(v, t) for t in trials if (v := t.value(config.search.metric)) is not None and not t.exploits]
     if (
         len(valued) < FEWEST_FOR_IMPORTANCE
         or len({v for v, _ in valued}) == 1
         or any(set(t.settings) != set(space) for _, t in valued)
     ):
         return {}
-    study = new_study(config.model_copy(update={"search": search}), len(valued))
+    study = new_study(config.replace({"search.second_objective": None}), len(valued))
     study.add_trials([past_trial(space, trial, [value]) for value, trial in valued])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

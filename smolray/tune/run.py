@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray
-import yaml
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
@@ -37,7 +36,7 @@ from smolray.tune.cost import CostEstimate, estimate_cost
 from smolray.tune.log import TrialLog, TrialRecord, best_trial, read_trials, search_folder
 from smolray.tune.proposals import make_searcher
 from smolray.tune.report import write_report
-from smolray.tune.space import Domain, Settings, Space, longest, read_space, total_trials, with_settings
+from smolray.tune.space import Domain, Settings, Space, longest, read_space, total_trials, trial_run
 from smolray.tune.trial import ORIGIN, RunTrial
 
 STORED = "search.yaml"
@@ -162,7 +161,7 @@ def make_cost_estimator(base: RunConfig, folders: Folders, nodes: list[dict[str,
     def cost_estimator(settings: Settings) -> CostEstimate | None:
         if counted is None or not use_gpu(base, {"GPU": len(gpus)}):
             return None
-        run = with_settings(base, settings)
+        run = trial_run(base, settings)
         shape = shape_of(run.model)
         retiled = (run.image, run.data, run.model.path) != (base.image, base.data, base.model.path)
         return estimate_cost(
@@ -180,19 +179,14 @@ def trial_base(config: RunConfig) -> RunConfig:
     side by side.
     """
     low, high = config.resources.workers
-    resources = config.resources.model_copy(update={"num_workers": low})
-    train = (
-        config.train.model_copy(update={"global_batch": config.global_batch, "gradient_accumulation_steps": 1})
-        if low != high
-        else config.train
-    )
-    # what others may still want to copy
-    keep = max(config.checkpoint.save_total_limit, 4 if config.search and config.search.scheduler == "pbt" else 1)
-    kept = config.checkpoint.model_copy(update={"save_total_limit": keep})
-    asked = config.evaluate.model_copy(
-        update={"loss": config.evaluate.loss or bool(config.search and config.search.metric == "loss")}
-    )
-    return config.model_copy(update={"resources": resources, "train": train, "checkpoint": kept, "evaluate": asked})
+    settings: Settings = {"resources.num_workers": low}
+    if low != high:
+        settings |= {"train.global_batch": config.global_batch, "train.gradient_accumulation_steps": 1}
+    if config.search and config.search.scheduler == "pbt":  # what others may still want to copy
+        settings["checkpoint.save_total_limit"] = max(config.checkpoint.save_total_limit, 4)
+    if config.search and config.search.metric == "loss":
+        settings["evaluate.loss"] = True
+    return config.replace(settings)
 
 
 def concurrency(base: RunConfig, nodes: list[dict[str, Any]]) -> int:
@@ -285,8 +279,10 @@ def refuse_other_search(config: RunConfig, folder: str) -> None:
                 f"name = {config.name!r} is a run under {config.storage}; choose another name for the search"
             )
         return
-    stored, now = yaml.safe_load(storage.read_bytes(path)), config.model_dump(mode="json")
-    for record, run in ((stored, load_config(path)), (now, config)):
+    # Read as a run: a setting that is newer than the stored file has its default there.
+    before = load_config(path)
+    stored, now = before.model_dump(mode="json"), config.model_dump(mode="json")
+    for record, run in ((stored, before), (now, config)):
         record.pop("resources")  # these follow the cluster; what they make of the batch may not change
         record["train"]["global_batch"] = run.global_batch
         for key in CHANGEABLE:
@@ -334,17 +330,15 @@ def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
     """The run of a trial under a name of its own, on the workers of `config` and with the batch that the trial had,
     whatever their number.
     """
-    run = with_settings(trial_base(config), trial.settings)
+    run = trial_run(trial_base(config), trial.settings)
     had = load_config(storage.join(config.storage, trial.run, "config.yaml"))
     batch = {
-        "global_batch": had.global_batch,
-        "gradient_accumulation_steps": 1,
-        "per_device_train_batch_size": had.train.per_device_train_batch_size,
+        "train.global_batch": had.global_batch,
+        "train.gradient_accumulation_steps": 1,
+        "train.per_device_train_batch_size": had.train.per_device_train_batch_size,
     }
     name = f"{config.name}-best{trial.run.removeprefix(config.name)}"  # of this trial: another best is another run
-    return run.model_copy(
-        update={"name": name, "train": run.train.model_copy(update=batch), "resources": config.resources}
-    )
+    return run.replace({"name": name, "resources": config.resources, **batch})
 
 
 def finish(config: RunConfig, space: Space, trial_log: TrialLog, total: int, seconds: float) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from smolray.config import ConfigError, RunConfig, check_run, explain
+from smolray.config import ConfigError, RunConfig, check_run
 
 RANGES, LISTS = ("loguniform", "uniform", "int"), ("choice", "grid")
 KINDS = (*RANGES, *LISTS)
@@ -111,11 +109,11 @@ def read_space(config: RunConfig) -> Space:
     return space
 
 
-def with_settings(config: RunConfig, settings: Settings) -> RunConfig:
-    """The run with dotted settings laid over it, validated; without its search section. Raises ConfigError."""
-    checked = _validated(config, settings)
-    check_run(checked)
-    return checked
+def trial_run(base: RunConfig, settings: Settings) -> RunConfig:
+    """The run of a trial: `base` with the trial's settings, without the search section. Raises ConfigError."""
+    run = base.replace({**settings, "search": None})
+    check_run(run)
+    return run
 
 
 def combinations(space: Space) -> list[Settings]:
@@ -200,27 +198,12 @@ def _range(where: str, kind: str, values: list[Any]) -> Domain:
 def _accepted(config: RunConfig, key: str, where: str, value: Any) -> Any:
     """The value as the run's own model reads it. Raises ConfigError where it refuses it."""
     try:
-        record = _validated(config, {key: value}).model_dump(mode="json")
+        record = config.replace({key: value}).model_dump(mode="json")
     except ConfigError as error:
         raise ConfigError(f"{where}: the run refuses {error}") from None
     for part in key.split("."):
         record = record[part]
     return record
-
-
-def _validated(config: RunConfig, settings: Settings) -> RunConfig:
-    record: dict[str, Any] = config.model_dump(mode="json") | {"search": None}
-    for key, value in settings.items():
-        *sections, last = key.split(".")
-        section = record
-        for name in sections:
-            section[name] = dict(section[name]) if isinstance(section.get(name), dict) else {}
-            section = section[name]
-        section[last] = value
-    try:
-        return RunConfig.model_validate(record)
-    except ValidationError as error:
-        raise ConfigError(explain(RunConfig, error)) from None
 
 
 def _against_algorithm(config: RunConfig, space: Space) -> Iterator[str]:
@@ -264,7 +247,7 @@ def _combinations(config: RunConfig, space: Space) -> Iterator[str]:
     told: set[str] = set()
     for settings in _corners(space):
         try:
-            with_settings(config, settings)
+            trial_run(config, settings)
         except ConfigError as error:
             for line in str(error).splitlines():
                 if line.split(":")[0] not in told:

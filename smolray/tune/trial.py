@@ -22,7 +22,7 @@ from smolray.run.checkpoint import CheckpointError
 from smolray.run.events import Event, EventTail, read_events
 from smolray.run.status import request_stop, run_status, stop_requested
 from smolray.tune.log import WORST
-from smolray.tune.space import Settings, with_settings
+from smolray.tune.space import Settings, trial_run
 
 POINTER, ORIGIN = "pointer.json", "origin.json"
 STOP_SECONDS = 300.0  # a run that was asked to stop saves first
@@ -196,10 +196,10 @@ def choose_run(
         steps = [e for e in read_events(storage.join(base.storage, newest)) if e["event"] == "step"]
         spent = origin.get("seconds", 0) + sum(e["seconds"] for e in steps)  # what the trial has cost until now
         newest = f"{name}-g{generations[-1] + 1 if generations else 2}"
-        run = with_settings(base, settings).model_copy(update={"name": newest})
+        run = trial_run(base, {**settings, "name": newest})
         origin = {"settings": settings, "seconds": spent, **adopt(pointer, run)}
         storage.write_bytes(storage.join(run.run_dir, ORIGIN), json.dumps(origin, indent=1).encode())
-    run = with_settings(base, origin.get("settings", settings)).model_copy(update={"name": newest})
+    run = trial_run(base, {**origin.get("settings", settings), "name": newest})
     return run, origin
 
 

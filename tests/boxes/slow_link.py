@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from smolray.config import load_config
 from smolray.data.local import local_index, local_plan
-from smolray.planner.plan import predict, with_settings
+from smolray.planner.plan import predict
 from smolray.planner.probe import HardwareProbe, probe_hardware
 from smolray.planner.statistics import DataStatistics
 from smolray.run.checkpoint import Progress
@@ -33,7 +33,7 @@ def steps_of(shards: str, overrides: list[str], seen: HardwareProbe) -> dict[str
     config = load_config(None, overrides)
     planned = predict(config, DataStatistics.from_index(local_index(shards, config)), seen.inventory())
     if planned.partition:
-        config = with_settings(config, {"engine.partition": planned.partition})
+        config = config.replace({"engine.partition": planned.partition})
     seconds: list[float] = []
     hook = [lambda step_info: seconds.append(step_info.metrics.seconds - step_info.metrics.data_wait_seconds)]
     TrainLoop(

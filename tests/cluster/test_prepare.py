@@ -111,7 +111,7 @@ def as_hub(rows, folder):
 @pytest.mark.parametrize("write", [as_parquet, as_tars, as_llava, as_hub])
 def test_every_row_arrives_once_from_every_format(ray_cluster, questions, tmp_path, write):
     rows = pq.read_table(questions / "train.parquet").to_pylist()
-    data = SMALL.model_copy(update={"format": "hub"}) if write is as_hub else SMALL
+    data = SMALL.replace({"format": "hub"}) if write is as_hub else SMALL
     manifest = prepare(str(write(rows, questions)), str(tmp_path / "out"), data, task_bytes=30_000)
     assert content_of(tmp_path / "out") == Counter(
         (r["image"]["bytes"], r["question"], r["answer"], r["question_type"]) for r in rows
@@ -245,9 +245,7 @@ def test_ids_that_stand_at_several_rows_are_told_apart_by_their_place(ray_cluste
 
 def test_a_run_finds_its_shards_and_reads_a_shard_folder_in_place(ray_cluster, questions, shards, tmp_path):
     def config(**data):
-        return RunConfig(
-            storage=str(tmp_path / "runs"), data=SMALL.model_copy(update={k: str(v) for k, v in data.items()})
-        )
+        return RunConfig(storage=str(tmp_path / "runs"), data=SMALL.replace({k: str(v) for k, v in data.items()}))
 
     raw = config(train=questions / "train.parquet", validation=questions / "test.parquet")
     manifests = prepare_run(raw)

@@ -106,7 +106,7 @@ def pairs_of(folder: str, rows):
     """`rows` with the second choices of the base."""
     config = load_config(f"{folder}/base/config.yaml")
     model = trained_model(config, chosen_checkpoint(config.run_dir))
-    encoder = cached_encoder(config.model, config.data.model_copy(update={"max_length": 10**6}), config.image)
+    encoder = cached_encoder(config.model, config.data.replace({"max_length": 10**6}), config.image)
     return list(hard_negatives(model, rows, answers_by_type(rows), encoder, torch.device("cpu")))
 
 

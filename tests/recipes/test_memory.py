@@ -47,7 +47,7 @@ def resident(kind):
 def train(shards, config, steps):
     """So many steps from a new engine, and the loop that made them: as long as it is kept, so is the model."""
     engine = build_engine(config)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
+    config = config.replace({"train.max_steps": steps})
     plans = [local_plan(shards, config, epoch) for epoch in range(2)]
     loop = TrainLoop(
         config, engine, plans, lambda plan, numbers: LocalStream(shards, plan, numbers, config), Progress()

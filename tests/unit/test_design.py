@@ -222,6 +222,12 @@ def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_settings_are_changed_by_replace_alone(path):
+    copied = [n.lineno for n in ast.walk(tree_of(path)) if isinstance(n, ast.Attribute) and n.attr == "model_copy"]
+    assert not copied, f"{relative(path)}:{copied}: model_copy checks nothing; use config.replace"
+
+
 def test_what_the_workers_are_told_is_unpickled_without_importing_anything(tmp_path):
     from smolray.config import RunConfig
     from smolray.data.reader import Folders, Sidecars

@@ -61,7 +61,7 @@ def one_sample(config):
     from smolray.data.encode import cached_encoder
 
     row = random.Random(0).choice(vqa_rows("train", 12))
-    alone = config.data.model_copy(update={"packing": "none"})
+    alone = config.data.replace({"packing": "none"})
     return collate_training([Group(row, (0,))], cached_encoder(config.model, alone, config.image))
 
 
@@ -232,7 +232,7 @@ def test_adapters_are_never_merged_into_quantised_weights(tmp_path, tiny_path, s
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16} and not any("lora" in name for name in tensors)
     # Exactly the unquantised base plus the adapter, and not what quantisation has left of it.
     name, weights = "model.text_model.layers.0.self_attn.q_proj", checkpoint.load_state(checkpoint.latest(run)).weights
-    base = load_model(config.model.model_copy(update={quantised: False})).state_dict()[f"{name}.weight"].float()
+    base = load_model(config.model.replace({quantised: False})).state_dict()[f"{name}.weight"].float()
     a, b = (next(t for key, t in weights.items() if key.startswith(name) and f"lora_{x}" in key) for x in "AB")
     torch.testing.assert_close(tensors[f"{name}.weight"].float(), base + b @ a * (16 / 4), atol=2e-2, rtol=2e-2)
 

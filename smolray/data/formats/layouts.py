@@ -87,7 +87,7 @@ def parse_questions(
     else:
         conversations, embedded = [], []
         for prompt in asked or (data.prompt,):
-            found, embedded = _questions(record, data.model_copy(update={"prompt": prompt}))
+            found, embedded = _questions(record, data.replace({"prompt": prompt}))
             conversations += found
     own = own_id(record, data) or row_id
     pictures = tuple(images.read(value) for value in _image_values(record, data, embedded))

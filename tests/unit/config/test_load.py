@@ -3,6 +3,7 @@ choice.
 """
 
 import json
+import re
 
 import jsonschema
 import pytest
@@ -177,9 +178,27 @@ def test_the_global_batch_is_said_or_follows_from_the_workers(overrides, global_
     assert load_config(None, overrides).global_batch == global_batch
 
 
-def test_a_fingerprint_changes_with_its_sections_alone():
-    plain, seeded, longer = load_config(), load_config(None, ["seed=1"]), load_config(None, ["data.max_length=99"])
-    assert plain.fingerprint("data") == seeded.fingerprint("data") != longer.fingerprint("data")
+def test_replace_sets_dotted_keys_and_leaves_the_rest():
+    config = load_config(None, ["seed=3", "engine.stage=1"])
+    changed = config.replace({"engine.offload_optimizer": "cpu", "lora.r": 4, "data.columns.id": "key", "search": None})
+    assert changed == load_config(
+        None, ["seed=3", "engine={stage: 1, offload_optimizer: cpu}", "lora={r: 4}", "data.columns={id: key}"]
+    )
+    assert config == load_config(None, ["seed=3", "engine.stage=1"]), "the original is not changed"
+    assert config.replace({}) == config and config.data.replace({"prompt": "Why?"}).prompt == "Why?"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"engine.stage": 7}, "engine.stage = 7: input should be 0, 1, 2 or 3; nearest: 3"),
+        ({"engine.stge": 3}, "engine.stge = 3: not a setting"),
+        ({"train.max_steps": True}, "train.max_steps = True"),
+    ],
+)
+def test_replace_refuses_a_wrong_value_by_its_key(settings, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_config().replace(settings)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 from smolray.config import load_config
 from smolray.planner.auto import NothingFitsError, bounded, choose
 from smolray.planner.inventory import Link
-from smolray.planner.plan import with_settings
 from smolray.planner.probe import HardwareProbe, WorkerHardware
 from smolray.planner.shapes import known_shape
 from smolray.planner.statistics import DataStatistics
@@ -101,7 +100,7 @@ def test_a_processor_has_nowhere_to_offload_to():
     here = HardwareProbe(
         tuple(WorkerHardware("10.0.0.1", "id", "CPU Xeon", 4 * 10**9, 0.05, 0.05, 1e10, True, 2) for _ in range(2)), {}
     )
-    config = with_settings(auto_run("model.dtype=float32"), {"model.gradient_checkpointing": True})
+    config = auto_run("model.dtype=float32").replace({"model.gradient_checkpointing": True})
     with pytest.raises(NothingFitsError) as told:
         plan(config, here)
     assert "offload" not in str(told.value)

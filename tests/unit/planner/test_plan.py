@@ -13,7 +13,7 @@ from smolray.planner.candidates import Search
 from smolray.planner.describe import strategies_table, to_json, words
 from smolray.planner.inventory import CARDS, Inventory, InventoryNode, Link, parse
 from smolray.planner.memory import Work, Zero, pipeline_memory, stage_memory, zero_memory
-from smolray.planner.plan import choose, make_plan, predict, with_settings
+from smolray.planner.plan import choose, make_plan, predict
 from smolray.planner.schedule import in_flight
 from smolray.planner.shapes import Training, known_shape
 from smolray.planner.statistics import DataStatistics, Load
@@ -228,8 +228,7 @@ def test_a_faster_card_is_dealt_more_on_stage_2_and_not_on_stage_3():
     )
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
     by_stage = {
-        s: predict(with_settings(config, {"engine.stage": s}), statistics, inventory, SHAPES["random-256m"])
-        for s in (2, 3)
+        s: predict(config.replace({"engine.stage": s}), statistics, inventory, SHAPES["random-256m"]) for s in (2, 3)
     }
     assert by_stage[2].shares[0] > by_stage[2].shares[1]
     assert by_stage[3].shares == (5, 5)
@@ -290,12 +289,12 @@ def test_the_run_as_written_is_predicted_for_comparison():
         "resources.num_workers=2",
         "train.per_device_train_batch_size=4",
     )
-    config = with_settings(config, {"engine.partition": (10, 35)})
+    config = config.replace({"engine.partition": (10, 35)})
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
     found = predict(config, statistics, parse("2x rtx3090"), SHAPES["random-256m"])
     assert found.partition == (10, 35) and found.micro_batch == 4 and found.strategy == "pipeline"
     zero = predict(
-        with_settings(config, {"engine.name": "zero", "engine.stage": 3}),
+        config.replace({"engine.name": "zero", "engine.stage": 3}),
         statistics,
         parse("2x rtx3090"),
         SHAPES["random-256m"],

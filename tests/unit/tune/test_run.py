@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+import yaml
 
 from smolray import storage
 from smolray.config import ConfigError, load_config, to_yaml
@@ -79,6 +80,16 @@ def test_a_search_goes_on_with_other_workers_only_where_they_make_the_same_batch
     refuse_other_search(make_config("resources.num_workers=4", num_samples=99), folder)
     with pytest.raises(ConfigError, match=r"train\.global_batch"):
         refuse_other_search(make_config("resources.num_workers=2"), folder)
+
+
+def test_a_search_from_before_a_setting_existed_resumes(make_config):
+    config = make_config()
+    folder = search_folder(config.storage, config.name)
+    older = yaml.safe_load(to_yaml(config))
+    older["train"]["deal"] = older["train"].pop("load_balancing")  # its earlier name
+    del older["dpo"]
+    storage.write_bytes(storage.join(folder, STORED), yaml.safe_dump(older).encode())
+    refuse_other_search(config, folder)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from smolray.config import ConfigError, load_config
-from smolray.tune.space import combinations, longest, read_space, total_trials, with_settings
+from smolray.tune.space import combinations, longest, read_space, total_trials, trial_run
 
 BASE = {"data": {"train": "a", "validation": "b"}, "lora": {"r": 8}, "model": {"train": []}}
 
@@ -30,7 +30,7 @@ def test_what_is_drawn_is_a_run_that_validates():
     )
     for _ in range(50):
         settings = {key: domain.sample(rng) for key, domain in space.items()}
-        run = with_settings(config, settings)
+        run = trial_run(config, settings)
         assert run.search is None and 2e-5 <= run.optimizer.learning_rate <= 5e-4
         assert run.lora.r == settings["lora.r"] and run.train.num_train_epochs in (3, 4, 5)
 
