@@ -105,7 +105,7 @@ def _fields_at(root: Model, location: Sequence[str]) -> list[str]:
 def _describe(root: Model, location: Sequence[str]) -> str:
     section = _section_at(root, location[:-1])
     field = section.model_fields.get(location[-1]) if section else None
-    return field.description if field and field.description else "another type"
+    return " ".join(field.description.split()) if field and field.description else "another type"
 
 
 def _elsewhere(root: Model, name: str) -> list[str]:

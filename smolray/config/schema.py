@@ -1,98 +1,15 @@
-"""One run as frozen models: a YAML file plus dotted overrides in, one validated RunConfig out.
+"""Every setting of a run, with its type, default and meaning, as frozen models.
 
-Every wrong key, value or combination is named in a single ConfigError. Settings carry the names of TRL / transformers
-where they have one.
+Settings have the names of TRL and transformers where these have one. `python -m smolray.config.docs` writes the
+settings into README.md.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field
 
-from smolray.config.errors import ConfigError, explain
-
-
-class Section(BaseModel):
-    """Base of all settings: frozen, checked, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    def replace(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with other values for some dotted keys, such as `{"engine.stage": 3, "lora": None}`.
-
-        Each value is checked against its type and limits; `check_run` checks how they go together. A section that is
-        null, such as `lora`, is created when one of its keys is set. Raises ConfigError.
-        """
-        record: dict[str, Any] = dict(self)
-        for key, value in settings.items():
-            *parents, last = key.split(".")
-            section = record
-            for name in parents:
-                below = section.get(name)
-                section[name] = dict(below) if isinstance(below, BaseModel | dict) else {}
-                section = section[name]
-            section[last] = value
-
-        try:
-            return self.model_validate(record)
-        except ValidationError as error:
-            raise ConfigError(explain(type(self), error)) from None
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes true for 1, YAML takes yes for true: neither is what was meant."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if not isinstance(value, bool) or annotation is bool or bool in getattr(annotation, "__args__", ()):
-            return value
-        if {"yes", "no"} <= set(getattr(annotation, "__args__", ())):
-            return "yes" if value else "no"
-        raise ValueError("true and false are not allowed here")
-
-
-class SearchConfig(Section):
-    space: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description="dotted key of the run -> {loguniform | uniform | int: [low, high]} or {choice | grid: [values]}; default: the published recipe's ranges",
-    )
-    num_samples: int = Field(default=12, ge=1, description="trials; with grid keys: times each combination")
-    algorithm: Literal["random", "grid", "optuna"] = Field(
-        default="optuna", description="grid: every combination of choice and grid keys"
-    )
-    scheduler: Literal["none", "asha", "hyperband", "pbt"] = Field(
-        default="asha",
-        description="asha: stop the worse early; hyperband: asha with several first rungs; pbt: the worse take over the weights of the better",
-    )
-    metric: Literal["accuracy", "loss"] = Field(
-        default="accuracy",
-        description="at the checkpoints. accuracy: what the best checkpoint of a run is chosen by; "
-        "loss: of the validation answers, without data.validation (and for dpo) of the training steps since the checkpoint before",
-    )
-    second_objective: Literal["memory", "seconds"] | None = Field(
-        default=None, description="optuna: accuracy or loss against peak memory or training time"
-    )
-    grace_period: int = Field(
-        default=1,
-        ge=1,
-        description="reports (epochs, unless evaluate.eval_epochs says otherwise) before a trial may be stopped",
-    )
-    reduction_factor: float = Field(
-        default=3.0, gt=1, description="asha, hyperband: one of so many goes on from each rung"
-    )
-    perturbation_interval: int = Field(default=1, ge=1, description="pbt: reports between two looks at who is better")
-    max_concurrent: int | None = Field(
-        default=None, ge=1, description="trials at a time; default: as many as the cluster holds"
-    )
-    train_best: bool = Field(default=False, description="train with best.yaml when the search is over")
-
+from smolray.config.search import SearchConfig
+from smolray.config.section import Section
 
 Group = Literal["vision", "connector", "text"]
 PIPELINE_ACCUMULATION = 4  # with fewer micro-batches a stage, filling and emptying a pipeline takes most of a step
@@ -100,41 +17,50 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 class ModelConfig(Section):
-    path: str = Field(
-        default="HuggingFaceTB/SmolVLM-256M-Instruct",
-        description="hub id, folder, or tiny | random-256m | random-500m | random-2.2b",
-    )
-    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
-    dtype: DType = Field(default="bfloat16", description="compute type; optimizer states and master weights stay fp32")
-    attn_implementation: Literal["sdpa"] = "sdpa"  # eager attention adds a boolean mask instead of applying it
-    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
-        default=False,
-        description="true: every layer (the text model's last, whose MLP runs for trained tokens only, keeps what is left of it); "
-        "a number: so many layers of the vision tower and of the text model each",
-    )
-    vision_features: Literal["compute", "precompute"] = Field(
-        default="compute",
-        description="precompute: the output of a frozen vision tower is written beside the shards once and read in place of images",
-    )
-    load_in_4bit: bool = Field(default=False, description="nf4 with double quantisation (bitsandbytes)")
-    load_in_8bit: bool = Field(default=False, description="int8 (bitsandbytes)")
-    train: tuple[Group, ...] = Field(
-        default=("vision", "connector", "text"), description="groups trained in full; with lora: in addition to it"
-    )
+    """The pretrained model, its precision and which of its parts are trained."""
+
+    path: str = "HuggingFaceTB/SmolVLM-256M-Instruct"
+    """hub id, folder or URI; `tiny`, `random-256m`, `random-500m` and `random-2.2b` have random weights and need no
+    hub"""
+    revision: str | None = None
+    """branch, tag or commit of a hub id"""
+    dtype: DType = "bfloat16"
+    """compute type; float16 needs CUDA and scales the loss; optimizer states and master weights stay fp32"""
+    # Eager attention adds a boolean mask instead of applying it.
+    attn_implementation: Literal["sdpa"] = "sdpa"
+    """the only supported implementation"""
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
+    """true: recompute the activations of every layer in the backward pass (the text model's last layer, whose MLP runs
+    for trained tokens only, keeps the activations that are left); a number: only of that many layers of the vision
+    tower and that many of the text model"""
+    vision_features: Literal["compute", "precompute"] = "compute"
+    """precompute: write the output of a frozen vision tower to sidecar files of the shards once, and read it in place
+    of the images"""
+    load_in_4bit: bool = False
+    """QLoRA: nf4 weights with double quantisation (bitsandbytes); merged into 16-bit weights only"""
+    load_in_8bit: bool = False
+    """QLoRA: int8 weights (bitsandbytes); merged into 16-bit weights only"""
+    train: tuple[Group, ...] = ("vision", "connector", "text")
+    """parts of the model that are trained in full; with lora: in addition to the adapters"""
 
 
 class LoraConfig(Section):
-    """Names as in peft.LoraConfig; `groups` limits `target_modules` to the part of the model that is meant."""
+    """Adapters. Names as in peft.LoraConfig; `groups` limits `target_modules` to parts of the model."""
 
     r: int = Field(default=8, ge=1)
-    ranks: dict[Group, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="rank of a group, where it is not `r`"
-    )
+    """rank of the adapters"""
+    ranks: dict[Group, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """rank of a part of the model, where it differs from `r`"""
     use_dora: bool = False
+    """weight-decomposed LoRA (DoRA)"""
     use_rslora: bool = False
+    """rank-stabilised LoRA: scale by lora_alpha / sqrt(r)"""
     lora_alpha: float = Field(default=8, gt=0)
+    """the adapters' output is scaled by lora_alpha / r"""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """dropout on the adapters' input"""
     groups: tuple[Group, ...] = Field(default=("text",), min_length=1)
+    """parts of the model that get adapters"""
     target_modules: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -148,71 +74,96 @@ class LoraConfig(Section):
         "fc2",
         "proj",
     )
+    """names of the linear layers that get adapters, inside `groups` only"""
     init_lora_weights: Literal["default", "gaussian"] = "default"
+    """default: PEFT's (Kaiming uniform); gaussian: normal, scaled by the rank"""
 
 
 class ColumnsConfig(Section):
-    """Column names of the source; empty means: recognise the usual ones."""
+    """Column names of the source. An empty name means that the usual names are recognised."""
 
     image: str = ""
+    """column with the image or images"""
     question: str = ""
+    """column with the question"""
     answer: str = ""
-    type: str = Field(default="", description="column with the question type, for tables by type")
+    """column with the answer or answers"""
+    type: str = ""
+    """column with the question type; accuracy is also reported by type"""
     id: str = ""
+    """column with the id of the row"""
 
 
 class DataConfig(Section):
-    train: str = Field(default="", description="raw data or prepared shards: a path, URI or hub data set id")
+    """The data, and how conversations become sequences of tokens."""
+
+    train: str = ""
+    """raw data or prepared shards for training: a file, folder, glob, URI or hub data set id"""
     validation: str = ""
-    shards: str = Field(default="", description="where prepared shards are kept; default: <storage>/shards")
+    """raw data or prepared shards for evaluation; empty: no evaluation"""
+    shards: str = ""
+    """where prepared shards are kept; default: STORAGE/shards"""
     format: Literal["auto", "parquet", "webdataset", "jsonl", "hub"] = "auto"
+    """auto: recognised by file names; `hub` must be given for a hub data set id"""
     columns: ColumnsConfig = ColumnsConfig()
-    prompt: str = Field(
-        default="", description="instruction put before a question, or the whole question for caption data"
-    )
-    split: str = Field(default="", description="split of a hub data set")
+    prompt: str = ""
+    """instruction put before each question; for caption data the whole question"""
+    split: str = ""
+    """split of a hub data set"""
     revision: str | None = None
-    max_bad_fraction: float = Field(
-        default=0.01, ge=0, le=1, description="share of quarantined rows above which prepare stops"
-    )
-    max_image_pixels: int = Field(
-        default=50_000_000, ge=1, description="larger images are refused as decompression bombs"
-    )
+    """branch, tag or commit of a hub data set"""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """prepare stops when a larger fraction of the rows is quarantined"""
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    """larger images are quarantined as decompression bombs"""
     shard_bytes: int = Field(default=64 * 2**20, ge=2**16)
-    max_length: int = Field(default=2048, ge=8, description="longest packed sequence in tokens")
+    """size of a prepared shard, about"""
+    max_length: int = Field(default=2048, ge=8)
+    """longest sequence in tokens, packed or not"""
     overlong: Literal["drop", "truncate_text", "error"] = "drop"
-    packing: Literal["none", "image", "full"] = Field(
-        default="full",
-        description="image: all questions about one image share its tokens, exactly; full: and sequences lie end to end, without padding",
-    )
+    """what happens to a longer conversation: leave it out, cut the end of its text, or stop the run; image tokens are
+    never cut"""
+    packing: Literal["none", "image", "full"] = "full"
+    """image: all questions about an image share its tokens, with exactly the same loss; full: also place sequences end
+    to end, without padding; none: one conversation a sequence"""
     max_questions_per_image: int = Field(default=16, ge=1)
+    """most questions that share the tokens of one image"""
     num_cpus_per_task: float = Field(default=0.25, gt=0)
+    """CPUs that Ray reserves for each data task"""
     prefetch_batches: int = Field(default=4, ge=0)
+    """micro-batches that each worker fetches ahead"""
 
 
 class ImageConfig(Section):
-    longest_edge: int | None = Field(default=None, ge=1, description="default: the processor's")
-    max_tiles: int | None = Field(
-        default=None, ge=1, description="upper limit of tiles an image, the global one included"
-    )
-    upscale: bool = Field(
-        default=False, description="true: enlarge small images to longest_edge first, as the stock processor does"
-    )
+    """How images are scaled and cut into tiles."""
+
+    longest_edge: int | None = Field(default=None, ge=1)
+    """images are scaled so that their longest edge has this many pixels; default: the processor's"""
+    max_tiles: int | None = Field(default=None, ge=1)
+    """most tiles of an image, its global view included; default: the processor's"""
+    upscale: bool = False
+    """true: enlarge small images to longest_edge first, as the stock processor does"""
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
-        default="adamw", description="*_8bit: bitsandbytes"
-    )
+    """AdamW, its learning rates and their schedule."""
+
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """adamw_8bit and paged_adamw_8bit are from bitsandbytes and need engine.stage=0 or the pipeline"""
     learning_rate: float = Field(default=1e-4, ge=0)
-    learning_rates: dict[Group, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="learning rate of a group, where it is not `learning_rate`"
-    )
+    """highest learning rate of the schedule"""
+    learning_rates: dict[Group, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """learning rate of a part of the model, where it differs from `learning_rate`"""
     weight_decay: float = Field(default=0.0, ge=0)
+    """decoupled weight decay; biases and norms are not decayed"""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """decay of the first moment"""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """decay of the second moment"""
     adam_epsilon: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
+    """added to the denominator of the update"""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """gradients are clipped to this norm; 0: no clipping"""
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -224,129 +175,153 @@ class OptimizerConfig(Section):
         "cosine_with_min_lr",
         "warmup_stable_decay",
     ] = "cosine"
+    """as in transformers.get_scheduler"""
     lr_scheduler_kwargs: dict[str, Annotated[int | float | str, Field(union_mode="left_to_right")]] = Field(
-        default_factory=dict, description="as transformers.get_scheduler takes them"
+        default_factory=dict
     )
+    """arguments for transformers.get_scheduler"""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
-    warmup_steps: int = Field(default=0, ge=0, description="above 0: takes the place of warmup_ratio")
+    """fraction of the steps in which the learning rate rises from 0"""
+    warmup_steps: int = Field(default=0, ge=0)
+    """above 0: replaces warmup_ratio"""
 
 
 class TrainConfig(Section):
+    """How long a run is and how large its steps are."""
+
     num_train_epochs: int = Field(default=1, ge=1)
-    max_steps: int = Field(default=-1, ge=-1, description="-1: as many as the epochs have")
-    per_device_train_batch_size: int = Field(default=8, ge=1, description="conversations in a micro-batch, at most")
-    micro_batch_tokens: int | None = Field(
-        default=None, ge=8, description="padded tokens in a micro-batch, at most; default: no limit but the count"
-    )
-    gradient_accumulation_steps: int = Field(
-        default=1, ge=1, description="with a fixed number of workers: global_batch / workers"
-    )
-    global_batch: int | None = Field(
-        default=None,
-        ge=1,
-        description="micro-batches in an optimizer step, over all workers; default: workers x accumulation, 4 a worker for a pipeline",
-    )
-    load_balancing: Literal["auto", "speed", "equal"] = Field(
-        default="auto",
-        description="ZeRO 0-2: speed: micro-batches are dealt by the speed that workers have in the first steps; auto: where their cards differ",
-    )
+    """passes over the training data"""
+    max_steps: int = Field(default=-1, ge=-1)
+    """stop after this many optimizer steps; -1: no such limit"""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """most conversations in a micro-batch"""
+    micro_batch_tokens: int | None = Field(default=None, ge=8)
+    """most tokens in a micro-batch, padding included; default: only the count limits it"""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """micro-batches in an optimizer step per worker; with a fixed number of workers: global_batch / workers"""
+    global_batch: int | None = Field(default=None, ge=1)
+    """micro-batches in an optimizer step over all workers; a run keeps it when the number of workers changes; default:
+    workers x accumulation, and 4 per worker for a pipeline"""
+    load_balancing: Literal["auto", "speed", "equal"] = "auto"
+    """ZeRO 0-2: how micro-batches are assigned; speed: by the speed of each worker in the first steps; equal: the same
+    number each; auto: speed where the GPUs differ"""
     logging_steps: int = Field(default=10, ge=1)
-    audit: bool = Field(default=False, description="write the ids of the consumed samples per step")
+    """steps between two lines of progress"""
+    audit: bool = False
+    """write the ids of the samples of each step"""
 
 
 class DPOConfig(Section):
-    """Names and defaults as in trl.DPOConfig; `reference` says where the reference model's log-probabilities come from."""
+    """Names and defaults as in trl.DPOConfig. `reference`: the source of the reference model's log-probabilities."""
 
     beta: float = Field(default=0.1, gt=0)
+    """how strongly the policy is held to the reference model"""
     loss_type: tuple[Literal["sigmoid", "ipo", "hinge", "robust", "sft"], ...] = Field(
         default=("sigmoid",), min_length=1
     )
-    loss_weights: tuple[float, ...] | None = Field(default=None, description="one for each loss_type; default: 1 each")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=0.5, description="robust: probability that a pair is the wrong way round"
-    )
-    reference: Literal["auto", "adapter", "copy", "precompute"] = Field(
-        default="auto",
-        description="adapter: LoRA switched off; copy: a frozen copy; precompute: once, beside the shards; auto: adapter, else copy",
-    )
+    """one loss, or several that are summed with loss_weights"""
+    loss_weights: tuple[float, ...] | None = None
+    """one weight for each loss_type; default: 1 each"""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """robust: probability that the two answers of a pair are swapped"""
+    reference: Literal["auto", "adapter", "copy", "precompute"] = "auto"
+    """adapter: the model with LoRA switched off; copy: a frozen copy; precompute: log-probabilities written to sidecar
+    files of the shards once; auto: adapter with LoRA and model.train=[], else copy"""
 
 
 class RetrievalConfig(Section):
-    """Contrastive training of image search by text."""
+    """Contrastive training on images and captions, for image search by text."""
 
-    temperature: float = Field(
-        default=0.05, gt=0, description="divides the cosine similarities; smaller: the hardest negatives count for more"
-    )
+    temperature: float = Field(default=0.05, gt=0)
+    """divides the cosine similarities; a smaller value gives the hardest negatives more weight"""
 
 
 class EngineConfig(Section):
-    name: Literal["zero", "pipeline", "trl", "auto"] = Field(
-        default="zero",
-        description="trl: TRL's own trainers over the same shards; not elastic, no packing, an interrupted run begins again; "
-        "auto: the planner chooses, on at most resources.num_workers",
-    )
-    stage: Literal[0, 1, 2, 3] = Field(default=2, description="of ZeRO")
-    pipeline_stages: int | None = Field(
-        default=None, ge=1, description="pipeline: stages; default: one for each worker"
-    )
-    partition: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        default=None, description="pipeline: units in each stage; default: even by cost"
-    )
-    gpus: tuple[str, ...] | None = Field(
-        default=None,
-        description="pipeline: node address and card of each stage, pipeline after pipeline, as the log's inventory names them; auto sets it",
-    )
-    schedule: Literal["interleaved_1f1b", "gpipe"] = Field(
-        default="interleaved_1f1b",
-        description="zero-bubble schedules are not offered: they lose the gradients of a stage whose input needs none",
-    )
+    """How the workers share the model."""
+
+    name: Literal["zero", "pipeline", "trl", "auto"] = "zero"
+    """zero: DeepSpeed ZeRO; pipeline: the model's layers over the workers; auto: the planner chooses, with at most
+    resources.num_workers GPUs; trl: TRL's own trainers over the same shards (not elastic, no packing, no exactly-once,
+    an interrupted run begins again)"""
+    stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage; 0: replicated with fp32 master weights, not with float16"""
+    pipeline_stages: int | None = Field(default=None, ge=1)
+    """pipeline: number of stages; default: one for each worker"""
+    partition: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """pipeline: number of layers in each stage; default: even by cost"""
+    gpus: tuple[str, ...] | None = None
+    """pipeline: node address and GPU of each stage, one pipeline after the other, as the inventory in the log names
+    them; set by auto"""
+    schedule: Literal["interleaved_1f1b", "gpipe"] = "interleaved_1f1b"
+    """pipeline: order of forward and backward passes. Zero-bubble schedules are not offered: they lose the gradients of
+    a stage whose input needs none"""
     offload_optimizer: Literal["none", "cpu"] = "none"
+    """cpu: keep optimizer states in CPU memory (ZeRO 1-3)"""
     offload_param: Literal["none", "cpu"] = "none"
+    """cpu: keep parameters in CPU memory (ZeRO 3)"""
 
 
 class CheckpointConfig(Section):
-    save_steps: int = Field(default=500, ge=0, description="0: only at the end and on stop")
-    save_total_limit: int = Field(default=2, ge=1, description="newest checkpoints kept")
-    keep_best: bool = Field(default=True, description="keep the checkpoint of the best evaluation as well")
+    """When a run is saved, and which checkpoints are kept."""
+
+    save_steps: int = Field(default=500, ge=0)
+    """steps between two checkpoints; also saved at the end of an epoch, at the end and on stop; 0: only at the end and
+    on stop"""
+    save_total_limit: int = Field(default=2, ge=1)
+    """newest checkpoints kept"""
+    keep_best: bool = True
+    """keep the checkpoint of the best evaluation as well"""
 
 
 Metric = Literal["exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "bleu", "rouge_l", "cider"]
 
 
 class EvalConfig(Section):
-    eval_epochs: int = Field(default=1, ge=0, description="evaluate after every so many epochs; 0: at the end only")
+    """When and how the validation questions are answered and scored."""
+
+    eval_epochs: int = Field(default=1, ge=0)
+    """epochs between two evaluations; 0: only at the end"""
     max_samples: int | None = Field(default=None, ge=1)
-    metrics: tuple[Metric, ...] = Field(
-        default=("exact_match",), description="figures to compute, each with its interval"
-    )
-    loss: bool = Field(
-        default=False, description="sft: also the mean loss of the validation answers, at each evaluated checkpoint"
-    )
+    """evaluate only the first of the validation questions; default: all"""
+    metrics: tuple[Metric, ...] = ("exact_match",)
+    """figures to compute, each with a bootstrap 95 % interval; `pip install 'smolray[eval]'` for anls, bleu, rouge_l
+    and cider"""
+    loss: bool = False
+    """sft: also the mean loss of the validation answers, at each evaluated checkpoint"""
     max_new_tokens: int = Field(default=16, ge=1)
-    batch_size: int = Field(default=64, ge=1, description="questions decoded together")
+    """longest generated answer in tokens"""
+    batch_size: int = Field(default=64, ge=1)
+    """questions decoded together"""
     samples_in_report: int = Field(default=24, ge=0)
+    """validation questions shown in report.html"""
 
 
 class ResourcesConfig(Section):
-    num_workers: int | Annotated[tuple[int, int], Field(min_length=2, max_length=2)] = Field(
-        default=1, description="a number, or [min, max] for elastic"
-    )
+    """Workers, and what each takes from the cluster."""
+
+    num_workers: int | Annotated[tuple[int, int], Field(min_length=2, max_length=2)] = 1
+    """a number, or [min, max] for elastic"""
     use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """auto: where the cluster has GPUs"""
     cpus_per_worker: float = Field(default=1.0, ge=0)
+    """CPUs that Ray reserves for each worker; leave some for the data tasks (data.num_cpus_per_task each)"""
     gpus_per_worker: float = Field(default=1.0, gt=0)
-    max_failures: int = Field(default=3, ge=-1, description="restarts after a lost worker; -1: no limit")
+    """GPUs that Ray reserves for each worker"""
+    max_failures: int = Field(default=3, ge=-1)
+    """restarts after a lost worker; -1: no limit"""
     label_selector: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that a worker's node must have"""
     omp_num_threads: int = Field(default=1, ge=1)
+    """threads of each worker on the CPU"""
 
     @property
     def workers(self) -> tuple[int, int]:
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
 
-# Earlier names of keys, which old files and habits still write.
+# Earlier names of keys. Files that use them still work.
 RENAMED = {"train.deal": "train.load_balancing", "engine.cut": "engine.partition", "engine.cards": "engine.gpus"}
-# Sections that may be written as one word, and the key that the word stands for: `engine: zero` is `engine: {name:
-# zero}`.
+# Sections that may be written as one word, and the key of that word: `engine: zero` is `engine: {name: zero}`.
 SHORTHANDS = {"engine": "name"}
 
 
@@ -358,11 +333,14 @@ class RunConfig(Section):
     """A whole run. `name` identifies it: submitting the same name again resumes it."""
 
     name: str = Field(default="run", pattern=r"^[a-z0-9]([a-z0-9._-]{0,60}[a-z0-9])?$")
-    storage: str = Field(default="runs", description="folder or URI under which runs live")
+    """identifies the run: submitting the same name again resumes it"""
+    storage: str = "runs"
+    """folder or URI (s3://, gs://) that holds the runs; on several nodes all of them must reach it"""
     seed: int = Field(default=0, ge=0)
-    method: Literal["sft", "dpo", "retrieval"] = Field(
-        default="sft", description="retrieval: images beside their captions, for `smolray search`"
-    )
+    """seed of the shuffle, of the initial weights of adapters and of dropout"""
+    method: Literal["sft", "dpo", "retrieval"] = "sft"
+    """sft: supervised fine-tuning; dpo: preference data with `chosen` and `rejected`; retrieval: contrastive training
+    on images and captions, all pairs of a step against each other, for `smolray search`"""
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
     data: DataConfig = DataConfig()
@@ -375,9 +353,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvalConfig = EvalConfig()
     resources: ResourcesConfig = ResourcesConfig()
-    search: SearchConfig | None = Field(
-        default=None, description="hyperparameters to search for with `smolray tune`; left aside by `smolray train`"
-    )
+    search: SearchConfig | None = None
 
     @property
     def run_dir(self) -> str:
