@@ -1,9 +1,8 @@
-# venv: install · demo: the whole flow on a real data set · test: lint, types, fast tests · slow, faults: the long tests · bench: numbers
-
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+SUITES := $(wildcard tests/unit tests/docs tests/recipes tests/boxes tests/cluster)
 LOCK   := $(if $(shell command -v flock),flock .cache/venv.lock)
 TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 
@@ -13,12 +12,16 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 test slow faults demo bench: export HF_HUB_OFFLINE ?= 1
 
-.PHONY: venv demo test slow faults lint types bench audit clean
+.PHONY: venv help demo test slow faults lint types bench audit clean
 
-venv: $(STAMP)
+venv: $(STAMP)  ## install smolray and its tools into .venv (the default)
 
-# Installed again only when the requirements changed. The lock lets two makes start at once; the stamp comes last, so a broken install is repeated.
-# Torch first and by its range: a CPU build that an index offers is taken, a GPU machine gets CUDA.
+help:  ## list the targets
+	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Installed again only when the requirements changed. The lock lets two makes start at once; the stamp comes last, so
+# a broken install is repeated. Torch first and by its range: a CPU build that an index offers is taken, a GPU machine
+# gets CUDA.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "smolray needs Python 3.11 or newer, found " + sys.version)'
 	@mkdir -p .cache
@@ -29,31 +32,32 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[demo,dev]"; \
 	  touch $@'
 
-demo: venv
+demo: venv  ## the whole flow on a real data set: prepare, train, evaluate, export
 	$(BIN)/python -m jobs.demo
 
-test: lint types
-	$(BIN)/python -m pytest -m "not slow and not faults" $(wildcard tests/unit tests/recipes tests/boxes tests/cluster) $(ARGS)
+test: lint types  ## lint, types and the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not faults" $(SUITES) $(ARGS)
 
-slow: venv
+slow: venv  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)
 
-faults: venv
+faults: venv  ## the tests that kill processes and nodes (root)
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
-lint: venv
+lint: venv  ## style of the code: ruff check and ruff format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
-types: venv
+types: venv  ## mypy
 	$(BIN)/mypy
 
-bench: venv
+bench: venv  ## the benchmarks of jobs/README.md
 	$(BIN)/python jobs/benchmark.py $(ARGS)
 
-# Known faults of the pinned packages; asks pypi.org. A package that it could not ask about fails it: a mirror without advisories audits nothing.
-audit: venv
+# A package without an answer fails the audit: a mirror without advisories audits nothing.
+audit: venv  ## known faults of the pinned packages (asks pypi.org)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt pip-audit
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip --strict
 
-clean:
+clean:  ## remove what was installed and cached here
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist

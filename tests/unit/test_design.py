@@ -257,7 +257,7 @@ def test_the_top_level_is_as_designed():
         "Makefile",
         "LICENSE",
     }
-    allowed |= {".ci", ".gitignore", ".rayignore"}
+    allowed |= {".ci", ".github", ".gitignore", ".rayignore", ".editorconfig", ".pre-commit-config.yaml"}
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout: what is tracked cannot be told from what was built here")
