@@ -3,4 +3,4 @@
 from smolray.cli.app import app
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="smolray")

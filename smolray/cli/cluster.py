@@ -1,17 +1,13 @@
-"""Commands for the boxes: examine them, add one, give one back, and a run as manifests for KubeRay."""
+"""Commands for the nodes of a cluster: `smolray doctor`, `smolray cluster join` and `smolray cluster drain`."""
 
 from typing import Annotated
 
 import typer
 
-from smolray.cli.options import Overrides, Storage, console, jobs, plain
-from smolray.config import load_config
+from smolray.cli.options import Storage, console, job_client, plain
 from smolray.storage import absolute
 
-cluster_app = typer.Typer(
-    no_args_is_help=True, help="Boxes that join a cluster, and boxes whose owner wants them back."
-)
-k8s_app = typer.Typer(no_args_is_help=True, help="Runs on Kubernetes with KubeRay.")
+cluster_app = typer.Typer(no_args_is_help=True, help="Add a node to a cluster, or give one back to its owner.")
 
 
 def doctor(
@@ -24,11 +20,11 @@ def doctor(
     path: Annotated[
         list[str] | None, typer.Option(help="a model or data folder that must be the same on every node")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON, for programs")] = False,
 ) -> None:
-    """Examine every box of a cluster and each link between them; what is wrong comes with its remedy.
+    """Check the nodes of a cluster and the links between them.
 
-    Exit code 1 if anything fails.
+    Each fault comes with its remedy. Exit code 1 where anything fails.
     """
     from smolray.cluster import doctor as doctors
 
@@ -42,56 +38,38 @@ def doctor(
 
 
 @cluster_app.command("join")
-def cluster_join(
-    node: Annotated[str, typer.Argument(help="host name or address of the new box")],
+def join(
+    node: Annotated[str, typer.Argument(help="host name or address of the new node")],
     head: Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="address of the head, or its job server")],
-    interface: Annotated[str, typer.Option(help="the box's interface to the others, as `ip -br addr` shows it")],
+    interface: Annotated[
+        str, typer.Option(help="the node's network interface to the others, as `ip -br addr` shows it")
+    ],
     user: Annotated[str, typer.Option(help="account for ssh")] = "",
     card: Annotated[str, typer.Option(help="label for resources.label_selector, such as rtx-3090")] = "",
     once: Annotated[
-        bool, typer.Option("--once", help="a command for the box itself, until it is switched off")
+        bool, typer.Option("--once", help="a command for the node itself, until it is switched off")
     ] = False,
 ) -> None:
-    """Print the one command that adds a box to a cluster."""
+    """Print the one command that adds a node to a cluster."""
     from smolray.cluster.nodes import join_command
 
     typer.echo(join_command(node, head, interface, user, card, once))
 
 
 @cluster_app.command("drain")
-def cluster_drain(
-    node: Annotated[str, typer.Argument(help="name, address or node id of the box")],
+def drain(
+    node: Annotated[str, typer.Argument(help="name, address or node id of the node")],
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="job server of the cluster, such as http://head:8265")
     ],
     wait: Annotated[float, typer.Option(min=1, help="seconds a run may take to save, and to train again")] = 300.0,
     storage: Storage = "runs",
 ) -> None:
-    """Give a box back to its owner: its runs save, leave it and go on without it.
+    """Give a node back to its owner: its runs save, leave it and continue on the others.
 
-    Run it in the checkout that submitted them.
+    Run it where the runs were submitted: in a checkout, whose code they then continue with, or anywhere else.
     """
-    from smolray.cluster.nodes import drain
+    from smolray.cluster import nodes
 
-    for line in drain(jobs(address), address, node, absolute(storage), wait):
+    for line in nodes.drain(job_client(address), address, node, absolute(storage), wait):
         console.print(plain(line), soft_wrap=True)
-
-
-@k8s_app.command("render")
-def k8s_render(
-    config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the run")],
-    overrides: Overrides = None,
-    overlay: Annotated[str, typer.Option(help="folder of the cluster's overlay")] = "k8s/overlays/home",
-    tune: Annotated[bool, typer.Option("--tune", help="a search: jobs/tune.py instead of jobs/train.py")] = False,
-    image: Annotated[str | None, typer.Option(help="default: the overlay's")] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="a run a day at this time in cron's format, such as '0 1 * * *'")
-    ] = None,
-) -> None:
-    """The manifests of a run: smolray k8s render --config run.yaml | kubectl replace --force -f -"""
-    from smolray.cluster.kubernetes import overlay_objects, render, to_manifests
-
-    run = load_config(config, overrides or ())
-    typer.echo(
-        to_manifests(render(run, overlay_objects(overlay), "tune" if tune else "train", image, schedule)), nl=False
-    )

@@ -1,10 +1,10 @@
-"""The commands `smolray search build` and `smolray search query`: images found by text."""
+"""The commands `smolray search build` and `smolray search query`: find images by text."""
 
 from typing import Annotated
 
 import typer
 
-from smolray.cli.options import Overrides, Storage, console, errors, plain
+from smolray.cli.options import Checkpoint, Overrides, Storage, console, errors, plain
 
 search_app = typer.Typer(no_args_is_help=True, help="Find images by text, with a run of method=retrieval.")
 
@@ -21,14 +21,14 @@ def build(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", help="beside each image, as in training; default: data.prompt, else that of captions"
+            "--prompt", "-p", help="text beside each image, as in training; default: data.prompt, else that of captions"
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images embedded together")] = 16,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="models held at a time; default: one a GPU, else one a core")
+        int | None, typer.Option(min=1, help="models loaded at a time; default: one a GPU, else one a core")
     ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="of a run; default: the best, else the newest")] = None,
+    checkpoint: Checkpoint = None,
     storage: Storage = "runs",
 ) -> None:
     """Embed images and write their index."""
@@ -38,18 +38,19 @@ def build(
     from smolray.inference.questions import Asking, check_pieces, find_pieces
 
     found = find_model(model, storage, overrides or (), checkpoint)
-    beside = prompt if prompt is not None else found.config.data.prompt or CAPTION_PROMPT
-    pieces, asking = find_pieces(source, Asking(found.config.data, (beside,)), batch_size)
+    text = prompt if prompt is not None else found.config.data.prompt or CAPTION_PROMPT
+    pieces, asking = find_pieces(source, Asking(found.config.data, (text,)), batch_size)
     check_pieces(source, pieces, asking)
     errors.print(
-        f"beside each image: {plain(repr(beside))}; the vectors are those of training where it stood there too (--prompt)",
+        f"beside each image: {plain(repr(text))}. "
+        "The vectors match those of training where training had the same text there (--prompt)",
         soft_wrap=True,
     )
+
     failed = build_index(found, pieces, asking, out, batch_size, workers)
     reasons = ", ".join(f"{reason} {count}" for reason, count in failed.most_common())
-    errors.print(
-        f"index in {plain(out)}" + (f"; left out: {failed.total():,} ({reasons})" if failed else ""), soft_wrap=True
-    )
+    left_out = f"; left out: {failed.total():,} ({reasons})" if failed else ""
+    errors.print(f"index in {plain(out)}{left_out}", soft_wrap=True)
 
 
 @search_app.command("query")
@@ -58,7 +59,7 @@ def query(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT…")],
     top: Annotated[int, typer.Option(min=1, help="images for each text")] = 10,
 ) -> None:
-    """The images that are nearest to a text, the best first: score, path."""
+    """Print the images nearest to a text, best first: score, path."""
     from smolray.inference.image_search import ImageSearch
 
     for text, hits in zip(texts, ImageSearch(index).find(texts, top), strict=True):

@@ -94,19 +94,24 @@ def image_files(source: str) -> tuple[list[str], str]:
 
 
 def list_read_tasks(source: Source, task_bytes: int = READ_TASK_BYTES) -> list[ReadTask]:
-    """Cut a source into units.
+    """Cut a source into read tasks.
 
     Reads Parquet footers, and JSON files once from end to end for their line numbers; no image is read.
     """
+    return list(iter_read_tasks(source, task_bytes))
+
+
+def iter_read_tasks(source: Source, task_bytes: int = READ_TASK_BYTES) -> Iterator[ReadTask]:
+    """The same read tasks one after another: the first is there before the rest of the source has been looked at."""
     if source.format == "hub":
-        return hub_read_tasks(source)
+        yield from hub_read_tasks(source)
+        return
+
     cut: Callable[[ReadTask, int, int], Iterator[ReadTask]]
     cut = {"parquet": cut_parquet, "webdataset": cut_tar, "jsonl": cut_json}[source.format]
-    tasks: list[ReadTask] = []
     for number, (uri, size) in enumerate(source.files):
         whole = ReadTask(source.format, uri, uri[len(source.root) :].strip("/"), source.root, number)
-        tasks += cut(whole, size, task_bytes)
-    return tasks
+        yield from cut(whole, size, task_bytes)
 
 
 def read_rows(task: ReadTask) -> Iterator[Raw]:

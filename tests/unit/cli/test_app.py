@@ -10,6 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from smolray.cli import app as cli
+from smolray.cli import config as config_commands
+from smolray.cli import train as train_commands
 from smolray.cluster.jobs import EXCLUDES, JobsError, check_submission
 from smolray.config import ConfigError, load_config, to_yaml
 from smolray.run.events import FILE
@@ -70,7 +72,7 @@ def test_config_schema_is_json():
         (["train", "model.train=[]"], "nothing would be trained"),
         (["prepare", "out=/tmp/x"], "data.train = ''"),
         (["plan", "--inventory", "2x rtx4091", "model.path=random-256m"], "rtx4090"),
-        (["plan", "--measure", "--inventory", "2x rtx4090", "model.path=random-256m"], "leave one of them out"),
+        (["plan", "--measure", "--inventory", "2x rtx4090", "model.path=random-256m"], "give one of them"),
         (["tune", "name=x"], "search"),
         (["k8s", "render", "-c", "absent.yaml"], "absent.yaml"),
         (["status", "nope", "--storage", "{storage}"], "no run 'nope'"),
@@ -112,7 +114,7 @@ def test_markup_in_a_value_is_printed_as_it_is():
 
 def test_debug_keeps_the_traceback_and_a_fault_of_ours_is_not_hidden(monkeypatch):
     assert isinstance(smolray("--debug", "config", "show", "seed=-1").exception, ConfigError)
-    monkeypatch.setattr(cli.configs, "to_yaml", lambda run: {}["a fault"])
+    monkeypatch.setattr(config_commands, "to_yaml", lambda run: {}["a fault"])
     assert isinstance(smolray("config", "show").exception, KeyError)
 
 
@@ -186,7 +188,7 @@ def test_report_and_tensorboard_are_written(run):
 
 def test_a_run_resumes_from_its_own_config_where_it_lies_now(run, monkeypatch):
     launched = []
-    monkeypatch.setattr(cli, "_launch", launched.append)
+    monkeypatch.setattr(train_commands, "launch", launched.append)
     (run / "control").mkdir()
     (run / "control" / "stop").touch()
     done = smolray("resume", "demo", "train.max_steps=7", "--storage", str(run.parent))

@@ -1,0 +1,54 @@
+"""Commands for training data: `smolray prepare` and `smolray preview`."""
+
+from typing import Annotated
+
+import typer
+
+from smolray.cli.options import ConfigFile, Overrides, console, plain
+from smolray.config import ConfigError, load_config
+
+
+def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Turn raw data into shards, which training reads fast.
+
+    Example: smolray prepare data.train=/data/vqav2 out=s3://bucket/shards
+    """
+    settings = [f"data.shards={o.removeprefix('out=')}" if o.startswith("out=") else o for o in overrides or ()]
+    run = load_config(config, settings)
+    if not run.data.train:
+        raise ConfigError("data.train = '': nothing to prepare; give data.train=PATH, a URI or a hub data set id")
+
+    from smolray.cli.tables import manifests_table
+    from smolray.cluster.connect import connect
+    from smolray.data.prepare import prepare_run
+
+    connect()
+    manifests = prepare_run(run)
+    console.print(manifests_table(manifests))
+    console.print(f"shards: {plain(run.shards_dir)}")
+
+
+def preview(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="samples shown")] = 5,
+) -> None:
+    """Show samples as the model sees them, and their lengths.
+
+    The «trained tokens» are marked. Of data that is not prepared yet, the first rows are read. Needs no GPU.
+    """
+    run = load_config(config, overrides or ())
+
+    from itertools import islice
+
+    from smolray.cli.preview import open_preview, raw_text
+    from smolray.cli.preview_lengths import lengths, lengths_table
+    from smolray.cli.preview_samples import item_text, preview_item
+
+    with open_preview(run, count) as data:
+        for row in islice(data.rows(), count):
+            console.print(item_text(preview_item(row, row.conversations[0], data.encoder)), soft_wrap=True)
+            console.print()
+        console.print(lengths_table(lengths(data, run)))
+        if data.raw is not None:
+            console.print(raw_text(data.raw), soft_wrap=True)

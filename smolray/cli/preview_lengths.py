@@ -1,0 +1,114 @@
+"""Lengths of the training data in tokens, and what the plan of an epoch makes of them.
+
+In: PreviewData. Out: a LengthSummary, and how it is printed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from rich.table import Table
+
+from smolray import storage
+from smolray.cli.preview import PreviewData
+from smolray.config import RunConfig
+from smolray.data.index import index_shard, index_uri, read_index
+from smolray.data.plan import PlanLimits, build_epoch
+
+BINS, BAR = 12, 40
+
+
+@dataclass(frozen=True)
+class LengthSummary:
+    """Token counts of the data. `sample` says which part of it was counted; empty: all of it."""
+
+    tokens: np.ndarray  # of each conversation that is trained
+    label_tokens: int
+    tiles: int
+    rows: int
+    left_out: int
+    micro_batches: int
+    padding: float  # fraction of the tokens of micro-batches that is padding
+    sample: str = ""
+
+
+def lengths(data: PreviewData, config: RunConfig) -> LengthSummary:
+    """Lengths of the training data by its index.
+
+    Without an index, those of the first shard, which is a fair sample as rows are shuffled. Of raw data, those of the
+    rows that were read.
+
+    Raises PlanError where no conversation is left to train on.
+    """
+    first, uri = data.manifest.files[0].name, index_uri(data.folder, data.encoder)
+    if storage.exists(uri):
+        return summarize(read_index(uri), config)
+
+    index = index_shard(data.folder, first, 0, data.encoder)
+    if data.raw is not None:
+        return summarize(index, config, "" if data.raw.whole else f"the first {data.raw.read:,} rows")
+    return summarize(index, config, "" if len(data.manifest.files) == 1 else "the first shard: there is no index yet")
+
+
+def summarize(index: pa.Table, config: RunConfig, sample: str = "") -> LengthSummary:
+    """The lengths in an index, and the micro-batches and padding of the epoch that is planned from it."""
+    plan = build_epoch(index, PlanLimits.of(config), config.seed, 0)
+    column = {name: index[name].to_numpy() for name in index.column_names}
+    kept = (column["tokens"] > 0) & (column["label_tokens"] > 0)
+
+    place = np.stack([column[name] for name in ("shard", "row_group", "row")])
+    first = np.ones(len(index), bool)
+    first[1:] = (place[:, 1:] != place[:, :-1]).any(0)
+
+    used = int(column["tokens"][plan.lines].sum())
+    # the conversations of a group share their prefix
+    used -= int((column["prefix"][plan.lines[plan.group_start[:-1]]] * (np.diff(plan.group_start) - 1)).sum())
+    return LengthSummary(
+        tokens=column["tokens"][kept],
+        label_tokens=int(column["label_tokens"][kept].sum()),
+        tiles=int(column["tiles"][first].sum()),
+        rows=int(first.sum()),
+        left_out=int((~kept).sum()),
+        micro_batches=len(plan),
+        padding=1 - used / int(plan.tokens.sum()),
+        sample=sample,
+    )
+
+
+def lengths_table(summary: LengthSummary) -> Table:
+    """A histogram of the lengths, with the totals below it."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("tokens", justify="right")
+    table.add_column("conversations", justify="right")
+    table.add_column("")
+    for low, high, number, bar in _bins(summary.tokens):
+        table.add_row(f"{low} to {high}" if high > low else f"{low}", f"{number:,}", bar)
+
+    tokens = summary.tokens
+    percentiles = ", ".join(
+        f"{name} {np.percentile(tokens, p):.0f}" for name, p in (("median", 50), ("95 %", 95), ("longest", 100))
+    )
+    about = (
+        f"{summary.label_tokens / tokens.sum():.1%} of the tokens trained; "
+        f"{summary.tiles / summary.rows:.1f} tiles a row; "
+        f"{summary.micro_batches:,} micro-batches an epoch, {summary.padding:.1%} of them padding"
+    )
+    table.add_row("", f"{len(tokens):,}", percentiles, style="dim")
+    table.add_row("", "", about, style="dim")
+    if summary.left_out:
+        why = "left out: longer than data.max_length, or no token to train on"
+        table.add_row("", f"{summary.left_out:,}", why, style="yellow")
+    if summary.sample:
+        table.add_row("", "", f"counted: {summary.sample}", style="dim")
+    return table
+
+
+def _bins(tokens: np.ndarray) -> list[tuple[int, int, int, str]]:
+    """Shortest length, longest length, conversations and bar of each bin of the histogram."""
+    wanted = np.linspace(tokens.min(), tokens.max() + 1, BINS + 1).round().astype(int)
+    counts, edges = np.histogram(tokens, bins=np.unique(wanted))
+    most = counts.max()
+    return [
+        (int(low), int(high) - 1, int(number), "█" * -(-BAR * int(number) // int(most)))
+        for low, high, number in zip(edges, edges[1:], counts, strict=False)
+    ]

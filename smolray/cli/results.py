@@ -1,0 +1,83 @@
+"""Commands for what a run has produced: `smolray evaluate`, `compare`, `report`, `tensorboard` and `export`."""
+
+from typing import Annotated
+
+import typer
+
+from smolray.cli.options import Checkpoint, Name, Storage, console, plain, stored_config
+from smolray.run.status import export_tensorboard, require_run
+
+
+def evaluate(name: Name, checkpoint: Checkpoint = None, storage: Storage = "runs") -> None:
+    """Answer the validation questions with a trained run; print its accuracy."""
+    run, _ = stored_config(name, storage)
+
+    from smolray.cli.tables import accuracy_table, metrics_table
+    from smolray.launch.driver import evaluate_run
+
+    result = evaluate_run(run, checkpoint)
+    console.print(accuracy_table(result))
+    console.print(metrics_table(result.get("metrics") or {}))
+
+
+def compare(
+    name: Name,
+    other: Annotated[str | None, typer.Argument(help="a second run; without: two evaluations of the first")] = None,
+    a: Annotated[
+        int | None, typer.Option("--a", help="step of the first; default: the newest, within one run the one before b")
+    ] = None,
+    b: Annotated[int | None, typer.Option("--b", help="step of the second; default: the newest")] = None,
+    metric: Annotated[str, typer.Option(help="one of those of evaluate.metrics")] = "exact_match",
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="questions shown of those gained, and of those lost")
+    ] = 10,
+    storage: Storage = "runs",
+) -> None:
+    """Compare two evaluations question by question.
+
+    Examples: smolray compare RUN --a 500 --b 1000, or smolray compare RUN OTHER
+    """
+    first = require_run(storage, name)
+    second = require_run(storage, other) if other else first
+
+    from smolray.cli.tables import changes_table, comparison_table
+    from smolray.evaluate.compare import compare_runs
+
+    found = compare_runs(first, second, a, b, metric)
+    console.print(comparison_table(found))
+    console.print(changes_table(found, limit))
+    if found.only_a or found.only_b:
+        console.print(f"left out: {found.only_a:,} questions that only a has, {found.only_b:,} that only b has")
+
+
+def report(name: Name, storage: Storage = "runs") -> None:
+    """Write the HTML report of a run again."""
+    run_dir = require_run(storage, name)
+
+    from smolray.report.run import write_report
+
+    console.print(plain(write_report(run_dir)), soft_wrap=True)
+
+
+def tensorboard(
+    name: Name, out: Annotated[str, typer.Option(help="a new local folder")], storage: Storage = "runs"
+) -> None:
+    """Export the curves of a run for TensorBoard."""
+    points = export_tensorboard(require_run(storage, name), out)
+    console.print(f"{points:,} points in {plain(out)}", soft_wrap=True)
+
+
+def export(
+    name: Name,
+    out: Annotated[str | None, typer.Option(help="default: <run>/export, with --adapter <run>/adapter")] = None,
+    checkpoint: Checkpoint = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="the adapters alone, for PEFT")] = False,
+    storage: Storage = "runs",
+) -> None:
+    """Write the trained model as a folder that transformers or PEFT loads."""
+    run_dir = require_run(storage, name)
+
+    from smolray.export import export_adapter, export_run
+
+    write = export_adapter if adapter else export_run
+    console.print(plain(write(run_dir, out, checkpoint)), soft_wrap=True)

@@ -1,0 +1,66 @@
+"""The command `smolray submit`: a run as a job on a Ray cluster."""
+
+from typing import Annotated, Any
+
+import typer
+
+from smolray.cli.options import Overrides, console, job_client, plain
+from smolray.config import RunConfig, load_config
+from smolray.run.status import clear_stop, run_status
+
+
+def submit(
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="YAML file of the run, or a recipe of `smolray config list`")
+    ],
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="job server of a cluster, such as http://head:8265")
+    ],
+    overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option("--follow", help="print the job's output until it ends")] = False,
+    keep_alive: Annotated[
+        bool, typer.Option("--keep-alive", help="stay, and submit it again when its driver is lost with the head")
+    ] = False,
+) -> None:
+    """Submit a run to a cluster as a Ray job.
+
+    Example: smolray submit --address http://head:8265 --config run.yaml
+    """
+    run = load_config(config, overrides or ())
+
+    from smolray.cluster.jobs import check_submission
+
+    arguments = ["--config", config, *(overrides or ())]
+    check_submission(run, arguments)
+    if not keep_alive:
+        submit_run(job_client(address), run, arguments, follow)
+        return
+
+    from smolray.cluster import resubmit
+
+    client = job_client(address)
+    clear_stop(run.run_dir)
+    for text in resubmit.keep_alive(client, run, arguments):
+        typer.echo(text, nl=False)
+    raise typer.Exit(int(run_status(run.run_dir).state == "failed"))
+
+
+def submit_run(client: Any, run: RunConfig, arguments: list[str], follow: bool) -> None:
+    """Submit the run and say so; with `follow` print the job's output, and exit with code 1 where it fails."""
+    from smolray.cluster import jobs
+
+    job_id = jobs.submit(client, run, arguments)
+    clear_stop(run.run_dir)  # after the cluster took the job: a refused one leaves the request to its run
+    console.print(
+        f"submitted {job_id}; see `smolray status {run.name} --storage {plain(run.storage)}`",
+        soft_wrap=True,
+    )
+    if not follow:
+        return
+
+    for text in jobs.follow(client, job_id):
+        typer.echo(text, nl=False)
+    final = client.get_job_status(job_id).value
+    console.print(f"{job_id} {final}")
+    if final != "SUCCEEDED":
+        raise typer.Exit(1)

@@ -1,0 +1,76 @@
+"""The first rows of raw data, parsed as `prepare` parses them, in this process and without Ray.
+
+In: a source (path, URI, glob, hub id) and a number of rows. Out: FirstRows: shard rows in the order of the source, and
+each row that `prepare` would quarantine, with the reason.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+
+from smolray.config import DataConfig
+from smolray.data.formats.discover import iter_read_tasks, read_rows, resolve
+from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.layouts import parse
+from smolray.data.formats.source import SourceError
+from smolray.data.sample import Sample, SampleError, ShardRow, image_key
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A raw row that cannot become a sample: its place in the source, the class of the fault, and what is wrong."""
+
+    id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """The first rows of a source. `read`: how many raw rows were looked at; `whole`: whether those were all of them."""
+
+    rows: list[ShardRow]
+    read: int
+    left_out: list[LeftOut]
+    whole: bool
+
+
+def first_rows(source: str, data: DataConfig, limit: int) -> FirstRows:
+    """Read at most `limit` raw rows of `source`; conversations about the same images are gathered into one row.
+
+    Raises SourceError where the source cannot be read, is empty, or none of these rows can be used.
+    """
+    tasks = iter_read_tasks(resolve(source, data))
+    raw_rows = ((task, raw) for task in tasks for raw in read_rows(task))
+    readers: dict[str, ImageReader] = {}
+    samples: list[Sample] = []
+    left_out: list[LeftOut] = []
+
+    read = 0
+    for task, raw in islice(raw_rows, limit):
+        read += 1
+        row_id = f"{task.name}#{raw.name or raw.row}"
+        if task.uri not in readers:
+            readers[task.uri] = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
+        try:
+            if raw.reason:
+                raise SampleError(raw.reason, raw.message)
+            samples += parse(raw.record, row_id, data, readers[task.uri])
+        except SampleError as error:
+            left_out.append(LeftOut(row_id, error.reason, str(error)))
+
+    if not read:
+        raise SourceError(f"{source} holds no rows")
+    if not samples:
+        examples = "\n".join(f"  {bad.id}: {bad.reason}: {bad.message}" for bad in left_out[:EXAMPLES])
+        raise SourceError(f"none of the first {read} rows of {source} can be used:\n{examples}")
+    return FirstRows(_gathered(samples), read, left_out, whole=next(raw_rows, None) is None)
+
+
+def _gathered(samples: list[Sample]) -> list[ShardRow]:
+    """One row for each set of images, in the order in which they first appear."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(image_key(sample.images, sample.conversation), []).append(sample)
+    return [ShardRow(key, same[0].images, tuple(s.conversation for s in same)) for key, same in found.items()]
