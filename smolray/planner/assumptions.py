@@ -32,7 +32,7 @@ GRADIENT_TRAFFIC = 4.0  # a gradient is written, read, and added to the sum, whi
 # measured on a CPU: bytes a second of large tensors in memory that the allocator gets anew each time; a GPU's is kept
 HOST_FRESH_BYTES = 2e9
 ATTENTION_BACKWARD = 2.5  # flash attention's backward computes the scores again: five products for the forward's two
-# estimate: host time of a unit's forward
+# estimate: host time of a layer's forward
 LAUNCH_SECONDS = {"vision_embeddings": 2e-4, "vision": 2e-4, "merge": 4e-4, "text": 3.5e-4, "head": 4e-4}
 LORA_LAUNCHES = 2.0  # estimate: adapters double the kernels of a layer
 LINK_SHARE = 0.85  # measured with gloo at 1 Gbit/s and 100 Mbit/s between namespaces: 0.87 to 0.91, 0.79 to 0.83
@@ -40,9 +40,9 @@ PCIE_BYTES = 10e9  # estimate: bytes a second between a card and its host
 # bytes a parameter: master, two moments read and written, gradient read and converted, weight written
 OPTIMIZER_TRAFFIC = 44.0
 CPU_ADAM_PARAMETERS = 2.5e8  # estimate: parameters a second of torch's AdamW on the CPU, one thread
-ZERO3_UNIT_SECONDS = 1e-3  # estimate: DeepSpeed's hooks around the modules of one layer, a pass
+ZERO3_LAYER_SECONDS = 1e-3  # estimate: DeepSpeed's hooks around the modules of one layer, a pass
 # measured with gloo on CPUs that compute beside it: the same, and a layer's small collectives
-ZERO3_HOST_UNIT_SECONDS = 1e-2
+ZERO3_HOST_LAYER_SECONDS = 1e-2
 PIPELINE_STEP_SECONDS = 5e-2  # estimate: a schedule made anew for another bucket, messages of the host
 STEP_OVERHEAD = 5e-3  # estimate: norm, finite checks, logging
 TILE_SECONDS = 8e-3  # estimate: decoding, scaling and cutting one tile on one core

@@ -13,13 +13,13 @@ import numpy as np
 
 from smolray.config import RunConfig
 from smolray.config.rules import faults
-from smolray.planner.inventory import GPU, Inventory, Link
-from smolray.planner.memory import Memory, Work, Zero, boundary_bytes, pipeline_memory, stage_memory, zero_memory
+from smolray.planner.inventory import GPU, Interconnect, Inventory
+from smolray.planner.memory import Memory, Workload, Zero, boundary_bytes, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.partition import Partition, PartitionProblem, find_partition
 from smolray.planner.schedule import Schedule, accepted, in_flight
 from smolray.planner.shapes import ModelShape, Training, left_out
 from smolray.planner.statistics import DataStatistics, Load
-from smolray.planner.time import StepTime, data_seconds, pipeline_seconds, slowest_hop, unit_table, zero_seconds
+from smolray.planner.time import StepTime, data_seconds, layer_table, pipeline_seconds, slowest_hop, zero_seconds
 
 Place = tuple[int, int]  # (box, card in the box)
 MOST_PIPELINE_SETS, MICRO_BATCHES_IN_PIPELINE = 4, 3
@@ -45,7 +45,7 @@ class Candidate:
     samples: float  # conversations in a step, on average
     zero: Zero | None = None
     shares: tuple[int, ...] = ()  # micro-batches dealt to each rank
-    partition: tuple[int, ...] = ()  # units of each stage
+    partition: tuple[int, ...] = ()  # layers of each stage
     replicas: int = 1
 
     @property
@@ -83,8 +83,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Search:
-    """The settings of one search. `sizes` of micro-batches, `checkpointing`: the choices; None: the planner's own."""
+class CandidateGenerator:
+    """The settings of one enumeration. `sizes` of micro-batches, `checkpointing`: the choices; None: the planner's own."""
 
     config: RunConfig
     shape: ModelShape
@@ -94,7 +94,7 @@ class Search:
     checkpointing: tuple[bool | int, ...] | None = None
     _allowed: dict[tuple[tuple[str, object], ...], bool] = field(default_factory=dict, init=False)
     _loads: dict[int, tuple[Load, Load]] = field(default_factory=dict, init=False)
-    _works: dict[int, list[tuple[Work, Work]]] = field(default_factory=dict, init=False)
+    _workloads: dict[int, list[tuple[Workload, Workload]]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", replace(self.shape, left_out=left_out(self.config)))
@@ -133,10 +133,10 @@ class Search:
         mean = self.load(micro_batch)[0]
         return self.count(mean) * mean.samples
 
-    def works(self, micro_batch: int) -> list[tuple[Work, Work]]:
+    def workloads(self, micro_batch: int) -> list[tuple[Workload, Workload]]:
         """(of the mean, of the largest micro-batch) with each choice of checkpointing."""
-        if micro_batch in self._works:
-            return self._works[micro_batch]
+        if micro_batch in self._workloads:
+            return self._workloads[micro_batch]
         config, found = self.config, []
         retrieval = config.method == "retrieval"
         # no logits
@@ -145,11 +145,11 @@ class Search:
         reference = config.method == "dpo" and config.dpo.reference != "precompute"
         copy = reference and (config.dpo.reference == "copy" or config.lora is None or bool(config.model.train))
         for checkpointing in self.checkpointing or tuple(dict.fromkeys((False, True, own))):
-            work = Work(
+            work = Workload(
                 self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference, retrieval
             )
             found.append((work, replace(work, load=largest)))
-        self._works[micro_batch] = found
+        self._workloads[micro_batch] = found
         return found
 
     def count(self, mean: Load) -> int:
@@ -172,16 +172,16 @@ class Search:
         """All of them, those that do not fit included."""
         sets = gpu_sets(self.inventory)
         for micro_batch in self.micro_batch_sizes:
-            for mean, largest in self.works(micro_batch):
+            for mean, largest in self.workloads(micro_batch):
                 known: dict[Zero, Memory] = {}
                 for places in sets:
                     yield from self.data_parallel(micro_batch, mean, largest, places, known)
-        pipelines = [places for places in sets if 2 <= len(places) <= len(self.shape.units)]
+        pipelines = [places for places in sets if 2 <= len(places) <= len(self.shape.layers)]
         for places in _spread(sorted(pipelines, key=len, reverse=True), MOST_PIPELINE_SETS):
             yield from self.pipelines(places)
 
     def data_parallel(
-        self, micro_batch: int, mean: Work, largest: Work, places: tuple[Place, ...], known: dict[Zero, Memory]
+        self, micro_batch: int, mean: Workload, largest: Workload, places: tuple[Place, ...], known: dict[Zero, Memory]
     ) -> Iterator[Candidate]:
         """Every ZeRO stage and offload on these cards."""
         world, count = len(places), self.count(mean.load)
@@ -219,97 +219,97 @@ class Search:
         """One stage on each card, and, where boxes are alike in number of cards, replicas by box or inside boxes."""
         if not self.allowed(name="pipeline"):
             return
-        for grid in grids(places):
-            stages = sum(map(len, grid.nodes))
-            sizes = [b for b in self.micro_batch_sizes if self.count(self.load(b)[0]) >= grid.replicas * 2]
-            ample = [b for b in sizes if self.count(self.load(b)[0]) >= 2 * stages * grid.replicas]
+        for mesh in gpu_meshes(places):
+            stages = sum(map(len, mesh.nodes))
+            sizes = [b for b in self.micro_batch_sizes if self.count(self.load(b)[0]) >= mesh.replicas * 2]
+            ample = [b for b in sizes if self.count(self.load(b)[0]) >= 2 * stages * mesh.replicas]
             tried = (
                 [b for b in self.micro_batch_sizes if b not in ample][-1:]
                 + ample[:MICRO_BATCHES_IN_PIPELINE]
                 + ample[-1:]
             )
             for micro_batch in dict.fromkeys(tried or self.micro_batch_sizes[-1:]):
-                for mean, largest in self.works(micro_batch):
-                    if (found := self.pipeline(micro_batch, mean, largest, grid)) is not None:
+                for mean, largest in self.workloads(micro_batch):
+                    if (found := self.pipeline(micro_batch, mean, largest, mesh)) is not None:
                         yield found
 
     def pipeline(
-        self, micro_batch: int, mean: Work, largest: Work, grid: "Grid", given: tuple[int, ...] | None = None
+        self, micro_batch: int, mean: Workload, largest: Workload, mesh: "GPUMesh", given: tuple[int, ...] | None = None
     ) -> Candidate | None:
-        """The best cut over a grid of cards; where none fits, the cut by time alone, which says what is missing.
+        """The best cut over a mesh of cards; where none fits, the cut by time alone, which says what is missing.
 
         `given`: a cut, on the cards in order.
         """
         schedule: Schedule = self.config.engine.schedule
-        count = -(-self.count(mean.load) // grid.replicas)
-        stages = sum(map(len, grid.nodes))
+        count = -(-self.count(mean.load) // mesh.replicas)
+        stages = sum(map(len, mesh.nodes))
         count = accepted(count, stages) if schedule == "interleaved_1f1b" else count
         flying = [in_flight(p, stages, count, schedule) for p in range(stages)]
-        groups = [[self.gpu(p) for p in group] for node in grid.nodes for group in node]
+        groups = [[self.gpu(p) for p in group] for node in mesh.nodes for group in node]
         kinds = list(dict.fromkeys(tuple(group) for group in groups))
-        tables = {gpu: [f + b for f, b in unit_table(mean, gpu)] for group in kinds for gpu in group}
+        tables = {gpu: [f + b for f, b in layer_table(mean, gpu)] for group in kinds for gpu in group}
         memory = pipeline_memory(largest, flying, count)
         problem = PartitionProblem(
             seconds=np.array([np.max([tables[gpu] for gpu in group], axis=0) for group in kinds]),
             memory=memory,
             capacity=[min(gpu.usable for gpu in group) for group in kinds],
-            nodes=tuple(tuple(kinds.index(tuple(self.gpu(p) for p in group)) for group in node) for node in grid.nodes),
+            nodes=tuple(tuple(kinds.index(tuple(self.gpu(p) for p in group)) for group in node) for node in mesh.nodes),
             crossing=boundary_bytes(self.travelling(mean, largest)),
-            seconds_per_byte=self._seconds_per_byte(grid),
+            seconds_per_byte=self._seconds_per_byte(mesh),
         )
         if given is not None:
             partition: Partition | None = Partition(
-                given, tuple((b, c) for b, node in enumerate(grid.nodes) for c in range(len(node))), np.inf
+                given, tuple((b, c) for b, node in enumerate(mesh.nodes) for c in range(len(node))), np.inf
             )
         else:
             partition = find_partition(problem) or find_partition(replace(problem, capacity=[np.inf] * len(kinds)))
         if partition is None:
             return None
-        chain = [grid.nodes[node][gpu] for node, gpu in partition.gpus]
+        chain = [mesh.nodes[node][gpu] for node, gpu in partition.gpus]
         slow = [max((self.gpu(p) for p in group), key=lambda c: sum(tables[c])) for group in chain]
         links = [self._slowest(a, b) for a, b in pairwise(chain)]
         hops = (
-            [slowest_hop(self.inventory, [node for node, _ in group]) for group in chain] if grid.replicas > 1 else []
+            [slowest_hop(self.inventory, [node for node, _ in group]) for group in chain] if mesh.replicas > 1 else []
         )
         hop = min(hops, key=lambda link: link.bandwidth) if hops else None
         cores = sum(self.inventory.nodes[node].cpus for node in {node for node, _ in chain[0]})
-        data = data_seconds(mean, count * grid.replicas, cores)
+        data = data_seconds(mean, count * mesh.replicas, cores)
         time = pipeline_seconds(
             mean,
             boundary_bytes(self.travelling(mean, largest)),
-            partition.units,
+            partition.sizes,
             slow,
             links,
             count,
             data,
             schedule,
-            grid.replicas,
+            mesh.replicas,
             hop,
         )
-        ends = np.cumsum(partition.units).tolist()
-        starts = [end - size for size, end in zip(partition.units, ends, strict=True)]
+        ends = np.cumsum(partition.sizes).tolist()
+        starts = [end - size for size, end in zip(partition.sizes, ends, strict=True)]
         parts = [
             stage_memory(largest, a, b, float(memory[p, a, b]))
             for p, (a, b) in enumerate(zip(starts, ends, strict=True))
         ]
-        places = tuple(chain[s][r] for r in range(grid.replicas) for s in range(stages))
+        places = tuple(chain[s][r] for r in range(mesh.replicas) for s in range(stages))
         return Candidate(
-            "pipeline" if grid.replicas == 1 else "pipeline x data",
+            "pipeline" if mesh.replicas == 1 else "pipeline x data",
             places,
             tuple(self.gpu(p).name for p in places),
             micro_batch,
-            count * grid.replicas,
+            count * mesh.replicas,
             mean.checkpointing,
-            tuple(parts) * grid.replicas,
+            tuple(parts) * mesh.replicas,
             tuple(self.gpu(p).usable for p in places),
             time,
             self.count(mean.load) * mean.load.samples,
-            partition=partition.units,
-            replicas=grid.replicas,
+            partition=partition.sizes,
+            replicas=mesh.replicas,
         )
 
     @staticmethod
-    def travelling(mean: Work, largest: Work) -> Work:
+    def travelling(mean: Workload, largest: Workload) -> Workload:
         """What crosses a boundary: all micro-batches of a step in the size of its largest, taken to lie halfway between
         the mean and the epoch's largest.
         """
@@ -320,35 +320,35 @@ class Search:
         )
         return replace(mean, load=half)
 
-    def _seconds_per_byte(self, grid: "Grid") -> np.ndarray:
-        firsts = [node[0] for node in grid.nodes]
+    def _seconds_per_byte(self, mesh: "GPUMesh") -> np.ndarray:
+        firsts = [node[0] for node in mesh.nodes]
         return np.array([[1 / self._slowest(a, b, inside=a is b).bandwidth for b in firsts] for a in firsts])
 
-    def _slowest(self, a: Sequence[Place], b: Sequence[Place], inside: bool = False) -> Link:
+    def _slowest(self, a: Sequence[Place], b: Sequence[Place], inside: bool = False) -> Interconnect:
         """Of the links between the cards of two stages, replica by replica."""
         links = [self.inventory.between(x[0], x[0] if inside else y[0]) for x, y in zip(a, b, strict=True)]
         return min(links, key=lambda link: link.bandwidth)
 
 
 @dataclass(frozen=True)
-class Grid:
+class GPUMesh:
     """Cards as a mesh: boxes of groups, a group being the replicas of one stage."""
 
     nodes: tuple[tuple[tuple[Place, ...], ...], ...]
     replicas: int
 
 
-def grids(places: Sequence[Place]) -> Iterator[Grid]:
+def gpu_meshes(places: Sequence[Place]) -> Iterator[GPUMesh]:
     """One long pipeline; a pipeline in each box with replicas over boxes; a stage a box with replicas inside it."""
     by_node: dict[int, list[Place]] = {}
     for place in places:
         by_node.setdefault(place[0], []).append(place)
     nodes = list(by_node.values())
-    yield Grid(tuple(tuple((place,) for place in node) for node in nodes), 1)
+    yield GPUMesh(tuple(tuple((place,) for place in node) for node in nodes), 1)
     each = len(nodes[0])
     if len(nodes) > 1 and each > 1 and all(len(node) == each for node in nodes):
-        yield Grid((tuple(zip(*nodes, strict=True)),), len(nodes))
-        yield Grid(tuple((tuple(node),) for node in nodes), each)
+        yield GPUMesh((tuple(zip(*nodes, strict=True)),), len(nodes))
+        yield GPUMesh(tuple((tuple(node),) for node in nodes), each)
 
 
 def zero_choices(config: RunConfig, world: int) -> Iterator[Zero]:

@@ -156,19 +156,19 @@ def _choice(plan: Plan, chosen: Candidate) -> list[str]:
 
 
 def _stages(plan: Plan, chosen: Candidate) -> list[str]:
-    """Which units each stage holds, and on which card."""
+    """Which layers each stage holds, and on which card."""
     lines, start = [], 0
-    units = [unit.name for unit in plan.shape.units]
+    layers = [layer.name for layer in plan.shape.layers]
     for stage, size in enumerate(chosen.partition):
         end = start + size
-        held = units[start] if size == 1 else f"{units[start]} to {units[end - 1]}"
+        held = layers[start] if size == 1 else f"{layers[start]} to {layers[end - 1]}"
         stages = len(chosen.partition)
         gpus = [
             f"{chosen.names[r * stages + stage]} in {plan.inventory.nodes[chosen.gpus[r * stages + stage][0]].name}"
             for r in range(chosen.replicas)
         ]
         memory = chosen.memory[stage].total
-        lines.append(f"  stage {stage}: {held} ({size} units, {memory / 1e9:.1f} GB) on {', '.join(gpus)}")
+        lines.append(f"  stage {stage}: {held} ({size} layers, {memory / 1e9:.1f} GB) on {', '.join(gpus)}")
         start = end
     return lines
 

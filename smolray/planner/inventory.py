@@ -125,17 +125,17 @@ ALIASES = {
 
 
 @dataclass(frozen=True)
-class Link:
+class Interconnect:
     """A way between two cards: one direction's bytes/s and seconds until the first byte."""
 
     bandwidth: float
     latency: float
 
-    def slower(self, other: "Link") -> "Link":
-        return Link(min(self.bandwidth, other.bandwidth), max(self.latency, other.latency))
+    def slower(self, other: "Interconnect") -> "Interconnect":
+        return Interconnect(min(self.bandwidth, other.bandwidth), max(self.latency, other.latency))
 
 
-PCIE = Link(10e9, 20e-6)  # cards of one box without NVLink, staged through the host: an estimate until measured
+PCIE = Interconnect(10e9, 20e-6)  # cards of one box without NVLink, staged through the host: an estimate until measured
 ETHERNET_LATENCY = 100e-6  # a TCP round through two kernels: an estimate until measured
 DEFAULT_NETWORK = "1GbE"
 
@@ -146,8 +146,8 @@ class InventoryNode:
 
     name: str
     gpus: tuple[GPU, ...]
-    network: Link
-    internal: Link = PCIE
+    network: Interconnect
+    internal: Interconnect = PCIE
     cpus: int = 8
 
 
@@ -159,13 +159,13 @@ class Inventory:
     """
 
     nodes: tuple[InventoryNode, ...]
-    links: Mapping[tuple[int, int], Link] = field(default_factory=dict)
+    links: Mapping[tuple[int, int], Interconnect] = field(default_factory=dict)
 
     @property
     def gpus(self) -> tuple[GPU, ...]:
         return tuple(gpu for node in self.nodes for gpu in node.gpus)
 
-    def between(self, a: int, b: int) -> Link:
+    def between(self, a: int, b: int) -> Interconnect:
         """The link between a card of box `a` and another of box `b`."""
         if a == b:
             return self.nodes[a].internal
@@ -248,14 +248,14 @@ def find_gpu(name: str) -> GPU:
     )
 
 
-def find_network(text: str) -> Link:
+def find_network(text: str) -> Interconnect:
     """`10GbE`, `2.5 Gbit/s`, `100Mbit`. Raises InventoryError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([gm])(?:be|bit|bit/s|bits|bps)?", text.strip().lower())
     if not match or not float(match[1]):
         raise InventoryError(
             f"network {text!r} is not a speed; expected one such as 1GbE, 2.5GbE, 10GbE, 100Mbit/s; nearest: 10GbE"
         )
-    return Link(float(match[1]) * {"g": 1e9, "m": 1e6}[match[2]] / 8, ETHERNET_LATENCY)
+    return Interconnect(float(match[1]) * {"g": 1e9, "m": 1e6}[match[2]] / 8, ETHERNET_LATENCY)
 
 
 def measured_gpu(
@@ -308,13 +308,13 @@ def _node(number: int, entry: Any) -> InventoryNode:
     return replace(node, cpus=int(_number(entry["cpus"], f"nodes[{number}].cpus"))) if "cpus" in entry else node
 
 
-def _link(entry: Any, latency: float) -> Link:
+def _link(entry: Any, latency: float) -> Interconnect:
     if not isinstance(entry, dict):
         return replace(find_network(str(entry)), latency=latency)
     if "bandwidth_gbit" not in entry or set(entry) - {"bandwidth_gbit", "latency_us"}:
         raise InventoryError(f"link {entry!r}: expected 10GbE or {{bandwidth_gbit: 10, latency_us: 50}}")
     seconds = _number(entry["latency_us"], "latency_us") / 1e6 if "latency_us" in entry else latency
-    return Link(_number(entry["bandwidth_gbit"], "bandwidth_gbit") * 1e9 / 8, seconds)
+    return Interconnect(_number(entry["bandwidth_gbit"], "bandwidth_gbit") * 1e9 / 8, seconds)
 
 
 def _gpus(parts: list[Any]) -> tuple[GPU, ...]:

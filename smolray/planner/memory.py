@@ -51,7 +51,7 @@ class Zero:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A model, what of it is trained, how, and what autograd keeps of one micro-batch."""
 
     shape: ModelShape
@@ -69,26 +69,26 @@ class Work:
 
     @cached_property
     def trained(self) -> tuple[int, ...]:
-        """Trained parameters of every unit."""
-        return tuple(self.training.trained_parameters(unit) for unit in self.shape.units)
+        """Trained parameters of every layer."""
+        return tuple(self.training.trained_parameters(layer) for layer in self.shape.layers)
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
-        """Bytes of every unit's weights."""
-        return tuple(self.training.weight_bytes(unit) for unit in self.shape.units)
+        """Bytes of every layer's weights."""
+        return tuple(self.training.weight_bytes(layer) for layer in self.shape.layers)
 
     @cached_property
     def frozen_groups(self) -> float:
         """Bytes of the groups in which nothing trains: ZeRO-3 keeps them whole (engine/zero.py)."""
         lora = self.training.lora.groups if self.training.lora else ()
         frozen = {"vision", "connector", "text"} - self.training.full - set(lora)
-        return sum(n for u in self.shape.units for g, n in u.by_group.items() if g in frozen) * float(
+        return sum(n for u in self.shape.layers for g, n in u.by_group.items() if g in frozen) * float(
             self.training.bytes
         )
 
     @cached_property
     def seconds(self) -> dict[object, list[tuple[float, float]]]:
-        """Filled by time.unit_table: what was worked out once for a card."""
+        """Filled by time.layer_table: what was worked out once for a card."""
         return {}
 
     @cached_property
@@ -98,38 +98,43 @@ class Work:
 
     @cached_property
     def kept(self) -> tuple[Kept, ...]:
-        """Of every unit, checkpointing applied: a checkpointed layer keeps its entry, and the rest only while it runs
+        """Of every layer, checkpointing applied: a checkpointed layer keeps its entry, and the rest only while it runs
         again.
         """
         known: dict[tuple[str, Gradients, bool], Kept] = {}  # layers of one kind are alike, but for the last
         found = []
-        for unit, gradient in zip(self.shape.units, self.gradients, strict=True):
-            key = (unit.kind, gradient, unit.name == self.shape.last_layer)
+        for layer, gradient in zip(self.shape.layers, self.gradients, strict=True):
+            key = (layer.kind, gradient, layer.name == self.shape.last_text_layer)
             if (kept := known.get(key)) is None:
-                kept = known[key] = kept_bytes(self.shape, unit, self.training, gradient, self.load)
+                kept = known[key] = kept_bytes(self.shape, layer, self.training, gradient, self.load)
             found.append(
-                Kept(kept.entry, kept.entry, kept.saved + kept.transient) if self.checkpoints(unit.name) else kept
+                Kept(kept.entry, kept.entry, kept.saved + kept.transient) if self.checkpoints(layer.name) else kept
             )
         return tuple(found)
 
-    def checkpoints(self, unit: str) -> bool:
-        """Whether a unit is checkpointed: every layer but the text model's last, or the first so many of the tower and
+    def checkpoints(self, layer: str) -> bool:
+        """Whether a layer is checkpointed: every layer but the text model's last, or the first so many of the tower and
         of the text model.
         """
-        kind, _, number = unit.partition(".")
-        if kind not in ("vision", "text") or not number or not self.checkpointing or unit == self.shape.last_layer:
+        kind, _, number = layer.partition(".")
+        if (
+            kind not in ("vision", "text")
+            or not number
+            or not self.checkpointing
+            or layer == self.shape.last_text_layer
+        ):
             return False
         return self.checkpointing is True or int(number) < self.checkpointing
 
     @cached_property
     def moments(self) -> tuple[float, ...]:
-        """Bytes of Adam's two moments of every unit. Under 8-bit Adam those of embeddings stay fp32 (optim.py)."""
+        """Bytes of Adam's two moments of every layer. Under 8-bit Adam those of embeddings stay fp32 (optim.py)."""
         if "8bit" not in self.optimizer:
             return tuple(a.ADAM_MOMENTS * n for n in self.trained)
         v, full, found = self.shape.vision, self.training.full, []
-        for unit, trained in zip(self.shape.units, self.trained, strict=True):
-            table = v.patches * v.hidden if unit.kind == "vision_embeddings" and "vision" in full else 0
-            table = self.table if unit.kind == "merge" and "text" in full else table
+        for layer, trained in zip(self.shape.layers, self.trained, strict=True):
+            table = v.patches * v.hidden if layer.kind == "vision_embeddings" and "vision" in full else 0
+            table = self.table if layer.kind == "merge" and "text" in full else table
             found.append(a.ADAM_MOMENTS * table + a.ADAM_8BIT_MOMENTS * (trained - table))
         return tuple(found)
 
@@ -139,18 +144,18 @@ class Work:
         return self.shape.text.vocab * self.shape.text.hidden
 
 
-def activation_peak(work: Work, several: bool, gradient_bytes: int) -> float:
+def activation_peak(work: Workload, several: bool, gradient_bytes: int) -> float:
     """Bytes of activations at the fullest moment of a backward pass, beside all gradients.
 
-    At unit u everything saved up to it is there, and what it needs while it runs. Of a step's only micro-batch the
-    gradients of units before u do not exist yet; with `several`, those of the micro-batches before do.
+    At layer u everything saved up to it is there, and what it needs while it runs. Of a step's only micro-batch the
+    gradients of layers before u do not exist yet; with `several`, those of the micro-batches before do.
     """
     saved = np.cumsum([k.saved for k in work.kept]) + [k.transient for k in work.kept]
     absent = np.concatenate([[0.0], np.cumsum(work.trained)[:-1]]) * (0 if several else gradient_bytes)
     return max(float((saved - absent).max()), 0.0)
 
 
-def zero_memory(work: Work, zero: Zero, several: bool = True) -> Memory:
+def zero_memory(work: Workload, zero: Zero, several: bool = True) -> Memory:
     """On one card of a data-parallel run.
 
     Gradients stay whole until the step's one reduction, whatever the stage (engine/zero.py).
@@ -185,31 +190,31 @@ def zero_memory(work: Work, zero: Zero, several: bool = True) -> Memory:
     return Memory(*memory, _workspace(work, sum(memory[:3]) + max(memory[3:]), world > 1))
 
 
-def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) -> np.ndarray:
-    """(stages, units + 1, units + 1) bytes of stage p when it holds units[start:end]; `in_flight`: micro-batches it
+def pipeline_memory(work: Workload, in_flight: Sequence[int], micro_batches: int) -> np.ndarray:
+    """(stages, layers + 1, layers + 1) bytes of stage p when it holds layers[start:end]; `in_flight`: micro-batches it
     keeps at once.
 
     torch.distributed.pipelining allocates the buffers that receive activations and gradients for every micro-batch of a
     step. Quantised weights cannot be left out: every stage has them whole. For evaluation every stage borrows the other
     stages' weights (engine/pipeline/engine.py).
     """
-    shape, training, units = work.shape, work.training, work.shape.units
+    shape, training, layers = work.shape, work.training, work.shape.layers
     each = a.PIPELINE_GRADIENT + (a.MASTER if training.trained_bytes < 4 else 0.0)
-    quantised = [training.quantised_bytes(u) for u in units]
+    quantised = [training.quantised_bytes(u) for u in layers]
     plain = [w - q for w, q in zip(work.weights, quantised, strict=True)]
     static = [w + n * each + m for w, n, m in zip(plain, work.trained, work.moments, strict=True)]
     if work.reference_copy:
-        static = [s + u.parameters * training.bytes for s, u in zip(static, units, strict=True)]
+        static = [s + u.parameters * training.bytes for s, u in zip(static, layers, strict=True)]
     kept = work.kept
     crossing = boundary_bytes(work)
-    number = len(units)
+    number = len(layers)
     saved, states = _ranges([k.saved for k in kept]), _ranges(static)
     running = np.zeros((number + 1, number + 1))  # one micro-batch in its backward pass, at its fullest
     for start in range(number):
         running[start, start + 1 :] = np.maximum.accumulate(
             saved[start, start + 1 :] + [k.transient for k in kept[start:]]
         )
-    if units[-3].kind == units[-2].kind:  # without the head beside it the last layer runs whole, as the one before it
+    if layers[-3].kind == layers[-2].kind:  # without the head beside it the last layer runs whole, as the one before it
         for table in (saved, running):
             table[:-2, -2] += kept[-3].saved - kept[-2].saved
     received = crossing[:, None] + np.where(np.arange(number + 1) < number, crossing * _returns(work), 0.0)[None, :]
@@ -224,13 +229,13 @@ def pipeline_memory(work: Work, in_flight: Sequence[int], micro_batches: int) ->
     return np.stack([_workspace_array(work, stage) for stage in stages])
 
 
-def stage_memory(work: Work, start: int, end: int, total: float) -> Memory:
-    """The bytes of a stage of units[start:end] by part; `total`: its entry in the table of `pipeline_memory`."""
-    copied = work.table if work.shape.tied and end == len(work.shape.units) and start > work.shape.merge else 0
+def stage_memory(work: Workload, start: int, end: int, total: float) -> Memory:
+    """The bytes of a stage of layers[start:end] by part; `total`: its entry in the table of `pipeline_memory`."""
+    copied = work.table if work.shape.tied and end == len(work.shape.layers) and start > work.shape.merge else 0
     again = copied if "text" in work.training.full else 0
     trained = sum(work.trained[start:end]) + again
     master = a.MASTER if work.training.trained_bytes < 4 else 0.0
-    quantised = sum(work.training.quantised_bytes(u) for n, u in enumerate(work.shape.units) if not start <= n < end)
+    quantised = sum(work.training.quantised_bytes(u) for n, u in enumerate(work.shape.layers) if not start <= n < end)
     weights = sum(work.weights[start:end]) + copied * work.training.bytes + quantised
     optimizer = trained * master + sum(work.moments[start:end]) + again * a.ADAM_MOMENTS
     states = (weights, trained * a.PIPELINE_GRADIENT, optimizer)
@@ -240,17 +245,17 @@ def stage_memory(work: Work, start: int, end: int, total: float) -> Memory:
     return Memory(*states, total - sum(states) - workspace, 0.0, workspace)
 
 
-def boundary_bytes(work: Work) -> np.ndarray:
-    """(units + 1,) bytes of what a micro-batch sends across the boundary before each unit; 0 at both ends of the model."""
+def boundary_bytes(work: Workload) -> np.ndarray:
+    """(layers + 1,) bytes of what a micro-batch sends across the boundary before each layer; 0 at both ends of the model."""
     shape, size, load = work.shape, work.training.bytes, work.load
     vision = load.tiles * shape.vision.patches * shape.vision.hidden * float(size)
     text = load.tokens * shape.text.hidden * float(size)
-    inside = [vision if u.kind in ("vision", "merge") else text for u in shape.units[1:]]
+    inside = [vision if u.kind in ("vision", "merge") else text for u in shape.layers[1:]]
     return np.array([0.0, *inside, 0.0])
 
 
-def _returns(work: Work) -> np.ndarray:
-    """(units + 1,) whether a gradient comes back across the boundary before each unit."""
+def _returns(work: Workload) -> np.ndarray:
+    """(layers + 1,) whether a gradient comes back across the boundary before each layer."""
     return np.array([*(1.0 if g.input else 0.0 for g in work.gradients), 0.0])
 
 
@@ -260,7 +265,7 @@ def _ranges(values: Sequence[float]) -> np.ndarray:
     return sums[None, :] - sums[:, None]
 
 
-def _workspace(work: Work, used: float, several: bool) -> float:
+def _workspace(work: Workload, used: float, several: bool) -> float:
     return (
         a.CUDA_CONTEXT
         + (a.NCCL_BUFFERS if several else 0.0)
@@ -269,5 +274,5 @@ def _workspace(work: Work, used: float, several: bool) -> float:
     )
 
 
-def _workspace_array(work: Work, used: np.ndarray) -> np.ndarray:
+def _workspace_array(work: Workload, used: np.ndarray) -> np.ndarray:
     return used * (1 + a.FRAGMENTATION) + a.CUDA_CONTEXT + a.NCCL_BUFFERS + weight_workspace(work.shape, work.training)

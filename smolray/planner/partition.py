@@ -1,7 +1,7 @@
 """Where to cut a model into pipeline stages, and which card takes which: the smallest bottleneck that memory allows.
 
-In: seconds of each unit on each kind of card, bytes of each contiguous piece, and the boxes. Out: a Cut, or None where
-nothing fits. Dynamic programming over (cards placed, units placed); cards of a box stay adjacent, boxes and the cards
+In: seconds of each layer on each kind of card, bytes of each contiguous piece, and the boxes. Out: a Cut, or None where
+nothing fits. Dynamic programming over (cards placed, layers placed); cards of a box stay adjacent, boxes and the cards
 in them are tried in every order.
 """
 
@@ -16,13 +16,13 @@ MOST_STATES = 400  # boxes and cards used so far; beyond it the boxes are tried 
 
 @dataclass(frozen=True)
 class PartitionProblem:
-    """U units on the P cards of all boxes, one stage each. Every stage holds at least one unit."""
+    """U layers on the P cards of all boxes, one stage each. Every stage holds at least one layer."""
 
-    seconds: np.ndarray  # (kinds, U): forward and backward of a unit on a card of a kind
-    memory: np.ndarray  # (P, U + 1, U + 1): bytes of units[start:end] as stage p
+    seconds: np.ndarray  # (kinds, U): forward and backward of a layer on a card of a kind
+    memory: np.ndarray  # (P, U + 1, U + 1): bytes of layers[start:end] as stage p
     capacity: Sequence[float]  # (kinds,): bytes
     nodes: tuple[tuple[int, ...], ...]  # the kinds of the cards of each box
-    crossing: np.ndarray  # (U + 1,): bytes of a micro-batch across the boundary before a unit, one way
+    crossing: np.ndarray  # (U + 1,): bytes of a micro-batch across the boundary before a layer, one way
     seconds_per_byte: np.ndarray  # (boxes, boxes): of a link; the diagonal is inside a box
 
     @property
@@ -32,18 +32,18 @@ class PartitionProblem:
 
 @dataclass(frozen=True)
 class Partition:
-    """`units`: how many each stage holds.
+    """`sizes`: how many each stage holds.
 
     `cards`: (box, card in the box) of each stage. `bottleneck`: seconds of the slowest stage or link.
     """
 
-    units: tuple[int, ...]
+    sizes: tuple[int, ...]
     gpus: tuple[tuple[int, int], ...]
     bottleneck: float
 
 
 # boxes used of each sort, sort at hand (-1: none), kinds left of it
-State = tuple[tuple[int, ...], int, tuple[int, ...]]
+SearchState = tuple[tuple[int, ...], int, tuple[int, ...]]
 
 
 def find_partition(problem: PartitionProblem) -> Partition | None:
@@ -62,44 +62,44 @@ def find_partition(problem: PartitionProblem) -> Partition | None:
 
 
 def _search(problem: PartitionProblem, sorts: list[list[int]], ordered: bool = False) -> Partition | None:
-    """Best bottleneck for every state and number of units placed, card by card; then back along it.
+    """Best bottleneck for every state and number of layers placed, card by card; then back along it.
 
     `ordered`: boxes as they are listed.
     """
-    units = problem.seconds.shape[1]
+    layers = problem.seconds.shape[1]
     costs = _costs(problem)
-    start = np.full(units + 1, np.inf)
+    start = np.full(layers + 1, np.inf)
     start[0] = 0.0
-    layers: list[dict[State, tuple[np.ndarray, list[tuple[State, int, int]]]]] = [
+    tables: list[dict[SearchState, tuple[np.ndarray, list[tuple[SearchState, int, int]]]]] = [
         {((0,) * len(sorts), -1, ()): (start, [])}
     ]
     for position in range(problem.stages):
-        layer: dict[State, tuple[np.ndarray, list[tuple[State, int, int]]]] = {}
-        for state, (before, _) in layers[-1].items():
+        table: dict[SearchState, tuple[np.ndarray, list[tuple[SearchState, int, int]]]] = {}
+        for state, (before, _) in tables[-1].items():
             if not np.isfinite(before).any():
                 continue
             for follower, kind, sort in _followers(problem, sorts, state, ordered):
                 link = _link(problem, sorts, state, sort)
                 reached = np.maximum(np.maximum(before, link)[:, None], costs[kind, position]).min(axis=0)
-                known = layer.get(follower)
+                known = table.get(follower)
                 sources = [*known[1], (state, kind, sort)] if known else [(state, kind, sort)]
-                layer[follower] = (np.minimum(known[0], reached) if known else reached, sources)
-        layers.append(layer)
-    ends = [(state, float(values[units])) for state, (values, _) in layers[-1].items()]
+                table[follower] = (np.minimum(known[0], reached) if known else reached, sources)
+        tables.append(table)
+    ends = [(state, float(values[layers])) for state, (values, _) in tables[-1].items()]
     if not ends or not np.isfinite(best := min(value for _, value in ends)):
         return None
     state = next(state for state, value in ends if value == best)
-    return _back(problem, sorts, costs, layers, state, best)
+    return _back(problem, sorts, costs, tables, state, best)
 
 
 def _back(
-    problem: PartitionProblem, sorts: list[list[int]], costs: np.ndarray, layers: list, state: State, best: float
+    problem: PartitionProblem, sorts: list[list[int]], costs: np.ndarray, tables: list, state: SearchState, best: float
 ) -> Partition:
-    """The cut that reaches `state` with all units placed, found by asking each layer which source gave its value."""
+    """The cut that reaches `state` with all layers placed, found by asking each table which source gave its value."""
     end, sizes, taken = problem.seconds.shape[1], [], []
     for position in reversed(range(problem.stages)):
-        for source, kind, sort in layers[position + 1][state][1]:
-            before = layers[position][source][0]
+        for source, kind, sort in tables[position + 1][state][1]:
+            before = tables[position][source][0]
             through = np.maximum(np.maximum(before, _link(problem, sorts, source, sort)), costs[kind, position, :, end])
             begin = int(np.argmin(through))
             if through[begin] <= best:
@@ -128,8 +128,8 @@ def _gpus(
 
 
 def _followers(
-    problem: PartitionProblem, sorts: list[list[int]], state: State, ordered: bool
-) -> list[tuple[State, int, int]]:
+    problem: PartitionProblem, sorts: list[list[int]], state: SearchState, ordered: bool
+) -> list[tuple[SearchState, int, int]]:
     """(next state, kind of the card placed, sort of its box): a card of the box at hand, or the first card of another
     box.
     """
@@ -148,7 +148,7 @@ def _followers(
 
 
 def _costs(problem: PartitionProblem) -> np.ndarray:
-    """(kinds, P, U + 1, U + 1): seconds of units[start:end] as stage p on a card of a kind; infinite where it is empty
+    """(kinds, P, U + 1, U + 1): seconds of layers[start:end] as stage p on a card of a kind; infinite where it is empty
     or does not fit.
     """
     sums = np.concatenate([np.zeros((len(problem.seconds), 1)), np.cumsum(problem.seconds, axis=1)], axis=1)
@@ -158,7 +158,7 @@ def _costs(problem: PartitionProblem) -> np.ndarray:
     return np.where(fits, seconds[:, None], np.inf)
 
 
-def _link(problem: PartitionProblem, sorts: list[list[int]], state: State, sort: int) -> np.ndarray:
+def _link(problem: PartitionProblem, sorts: list[list[int]], state: SearchState, sort: int) -> np.ndarray:
     """(U + 1,) seconds that a micro-batch keeps the link from the card placed last to the next, which stands in a box
     of `sort`.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smolray.config import LoraConfig, RunConfig
-from smolray.planner.candidates import Candidate, Search, grids, offload_settings
+from smolray.planner.candidates import Candidate, CandidateGenerator, gpu_meshes, offload_settings
 from smolray.planner.inventory import Inventory
 from smolray.planner.shapes import ModelShape, shape_of
 from smolray.planner.statistics import DataStatistics
@@ -88,21 +88,21 @@ def make_plan(
     whatever is chosen.
     """
     shape = shape or shape_of(config.model)
-    search = Search(config, shape, statistics, inventory, sizes)
-    candidates = list(search.candidates())
+    generator = CandidateGenerator(config, shape, statistics, inventory, sizes)
+    candidates = list(generator.candidates())
     plan = Plan(
         config,
-        search.shape,
+        generator.shape,
         statistics,
         inventory,
         _rows(candidates, config),
         choose(candidates, config),
-        written(search),
+        written(generator),
     )
     if plan.chosen is not None:
         return plan
     for change, changed, counted in changes(config, statistics, shape):
-        narrow = Search(changed, shape, counted, inventory, sizes=(1,), checkpointing=(True,))
+        narrow = CandidateGenerator(changed, shape, counted, inventory, sizes=(1,), checkpointing=(True,))
         if choose(list(narrow.candidates()), changed) is not None:
             after = make_plan(changed, counted, inventory, shape)
             if after.chosen is not None:
@@ -125,23 +125,23 @@ def predict(
     """The run exactly as its settings say, for comparison with a measurement; None where the planner knows no such
     strategy.
     """
-    return written(Search(config, shape or shape_of(config.model), statistics, inventory))
+    return written(CandidateGenerator(config, shape or shape_of(config.model), statistics, inventory))
 
 
-def written(search: Search) -> Candidate | None:
+def written(generator: CandidateGenerator) -> Candidate | None:
     """The run as its settings say, on as many cards as it has workers, the fastest first; a pipeline's stages on the
     cards in their order.
     """
-    config, inventory = search.config, search.inventory
+    config, inventory = generator.config, generator.inventory
     engine, size = config.engine, config.train.per_device_train_batch_size
     places = [(b, c) for b, node in enumerate(inventory.nodes) for c in range(len(node.gpus))]
     workers = min(config.resources.workers[1], len(places))
-    chosen = tuple(sorted(sorted(places, key=lambda p: -search.gpu(p).tflops_16)[:workers]))
-    own = replace(search, sizes=(size,), checkpointing=(config.model.gradient_checkpointing,))
-    mean, largest = own.works(size)[0]
+    chosen = tuple(sorted(sorted(places, key=lambda p: -generator.gpu(p).tflops_16)[:workers]))
+    own = replace(generator, sizes=(size,), checkpointing=(config.model.gradient_checkpointing,))
+    mean, largest = own.workloads(size)[0]
     if engine.name == "pipeline":
-        grid = next((g for g in grids(chosen) if engine.pipeline_stages in (None, sum(map(len, g.nodes)))), None)
-        return own.pipeline(size, mean, largest, grid, engine.partition) if grid else None
+        mesh = next((g for g in gpu_meshes(chosen) if engine.pipeline_stages in (None, sum(map(len, g.nodes)))), None)
+        return own.pipeline(size, mean, largest, mesh, engine.partition) if mesh else None
     if engine.name != "zero":
         return None
     for found in own.data_parallel(size, mean, largest, chosen, {}):

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from smolray.planner.assumptions import CUDA_CONTEXT, NCCL_BUFFERS
-from smolray.planner.inventory import GPU, PCIE, Inventory, InventoryNode, Link, find_network, measured_gpu
+from smolray.planner.inventory import GPU, PCIE, Interconnect, Inventory, InventoryNode, find_network, measured_gpu
 from smolray.pretrained import DTYPES
 
 MEASURED_SECONDS = 0.15  # of each product, copy and transfer
@@ -62,7 +62,7 @@ class HardwareProbe:
     """
 
     workers: tuple[WorkerHardware, ...]
-    links: dict[tuple[int, int], Link]
+    links: dict[tuple[int, int], Interconnect]
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class HardwareProbe:
         workers = tuple(WorkerHardware(**w) for w in record["workers"])
         nodes = list(dict.fromkeys(w.node for w in workers))
         links = {
-            (nodes.index(k["nodes"][0]), nodes.index(k["nodes"][1])): Link(k["bandwidth"], k["latency"])
+            (nodes.index(k["nodes"][0]), nodes.index(k["nodes"][1])): Interconnect(k["bandwidth"], k["latency"])
             for k in record["links"]
         }
         return cls(workers, links)
@@ -176,7 +176,7 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / _fastest(lambda: target.copy_(source), device)
 
 
-def measure_links(nodes: Sequence[str], device: torch.device) -> dict[tuple[int, int], Link]:
+def measure_links(nodes: Sequence[str], device: torch.device) -> dict[tuple[int, int], Interconnect]:
     """Bandwidth and latency between the first workers of each two nodes, pair by pair with disjoint ones at once, and
     inside the nodes. Collective.
     """
@@ -184,7 +184,7 @@ def measure_links(nodes: Sequence[str], device: torch.device) -> dict[tuple[int,
     members = [[rank for rank, node in enumerate(nodes) if node == name] for name in names]
     inside = [((n, n), ranks[0], ranks[1]) for n, ranks in enumerate(members) if len(ranks) > 1]
     turns = [inside, *([((a, b), members[a][0], members[b][0]) for a, b in turn] for turn in rounds(len(names)))]
-    rank, found = dist.get_rank(), dict[tuple[int, int], Link]()
+    rank, found = dist.get_rank(), dict[tuple[int, int], Interconnect]()
     for turn in turns:
         for pair, a, b in turn:
             if rank == a:
@@ -206,7 +206,7 @@ def rounds(number: int) -> Iterator[list[tuple[int, int]]]:
         players = [players[0], players[-1], *players[1:-1]]
 
 
-def _send(to: int, device: torch.device) -> Link:
+def _send(to: int, device: torch.device) -> Interconnect:
     one = torch.zeros(1, device=device)
     echoes = []
     for _ in range(ECHOES):
@@ -228,7 +228,7 @@ def _send(to: int, device: torch.device) -> Link:
         bandwidth = size / max(time.perf_counter() - began - latency, 1e-9)
         if not last:
             size = 4 * int(min(max(bandwidth * MEASURED_SECONDS, FIRST_BYTES), MOST_BYTES) / 4)
-    return Link(bandwidth, latency)
+    return Interconnect(bandwidth, latency)
 
 
 def _receive(source: int, device: torch.device) -> None:

@@ -1,9 +1,9 @@
-"""A model as the planner sees it: units in the order of the forward pass, each with exact counts of its weights and
+"""A model as the planner sees it: layers in the order of the forward pass, each with exact counts of its weights and
 operations.
 
 In: a transformers config (a dict, as config.json holds it) or a name of ours. Out: ModelShape, and from a RunConfig
 Training: what of it is trained. Units are `vision_embeddings`, `vision.<i>`, `merge` (post-norm, connector, token
-embedding), `text.<i>`, `head`; a cut is a number of units a stage.
+embedding), `text.<i>`, `head`; a cut is a number of layers a stage.
 """
 
 import json
@@ -51,7 +51,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Unit:
+class PipelineLayer:
     """One piece that a pipeline does not cut. `kind`: vision_embeddings, vision, merge, text or head."""
 
     name: str
@@ -74,7 +74,7 @@ class Unit:
 @dataclass(frozen=True)
 class Vision:
     hidden: int
-    layers: int
+    num_layers: int
     heads: int
     intermediate: int
     image_size: int
@@ -89,7 +89,7 @@ class Vision:
 @dataclass(frozen=True)
 class Text:
     hidden: int
-    layers: int
+    num_layers: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -117,18 +117,18 @@ class ModelShape:
         return self.vision.patches // self.scale_factor**2
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        return tuple(_units(self))
+    def layers(self) -> tuple[PipelineLayer, ...]:
+        return tuple(_layers(self))
 
     @cached_property
     def merge(self) -> int:
-        """Number of the unit that holds the token embeddings."""
-        return next(i for i, unit in enumerate(self.units) if unit.kind == "merge")
+        """Number of the layer that holds the token embeddings."""
+        return next(i for i, layer in enumerate(self.layers) if layer.kind == "merge")
 
     @property
-    def last_layer(self) -> str:
-        """The unit whose MLP is run for label tokens only (forward.py), where the head is in the same stage."""
-        return f"text.{self.text.layers - 1}"
+    def last_text_layer(self) -> str:
+        """The layer whose MLP is run for label tokens only (forward.py), where the head is in the same stage."""
+        return f"text.{self.text.num_layers - 1}"
 
     @cached_property
     def groups(self) -> dict[str, int]:
@@ -136,7 +136,7 @@ class ModelShape:
         counts 0.
         """
         table = self.text.vocab * self.text.hidden
-        by_group = {g: sum(u.by_group.get(g, 0) for u in self.units) for g in ("vision", "connector", "text")}
+        by_group = {g: sum(u.by_group.get(g, 0) for u in self.layers) for g in ("vision", "connector", "text")}
         head = 0 if self.tied else table
         inner = by_group["text"] - table - head
         return {
@@ -288,54 +288,60 @@ class Training:
             return 0
         return self.lora.ranks.get(group, self.lora.r)  # type: ignore[call-overload, no-any-return]
 
-    def lora_parameters(self, unit: Unit) -> int:
+    def lora_parameters(self, layer: PipelineLayer) -> int:
         """A (r x in) and B (out x r) of every adapted layer; DoRA adds a magnitude for each output."""
         dora = self.lora is not None and self.lora.use_dora
-        ranks = ((self.rank(group, linear), linear) for group, linear in unit.linears)
+        ranks = ((self.rank(group, linear), linear) for group, linear in layer.linears)
         return sum(r * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0) for r, linear in ranks if r)
 
-    def trained_parameters(self, unit: Unit) -> int:
+    def trained_parameters(self, layer: PipelineLayer) -> int:
         frozen = (
-            sum(layer.parameters for _, layer in unit.linears)
-            if unit.kind == "head" and not self.head and "text" in self.full
+            sum(linear.parameters for _, linear in layer.linears)
+            if layer.kind == "head" and not self.head and "text" in self.full
             else 0
         )
-        return self.lora_parameters(unit) + sum(n for group, n in unit.by_group.items() if group in self.full) - frozen
-
-    def weight_bytes(self, unit: Unit) -> float:
-        """Of a unit's frozen and trained weights as the forward pass reads them, adapters included."""
-        linear = sum(layer.weights for _, layer in unit.linears) if self.bits < 16 and unit.kind == "text" else 0
         return (
-            self.quantised_bytes(unit)
-            + (unit.parameters - linear) * self.bytes
-            + self.lora_parameters(unit) * self.trained_bytes
+            self.lora_parameters(layer) + sum(n for group, n in layer.by_group.items() if group in self.full) - frozen
         )
 
-    def quantised_bytes(self, unit: Unit) -> float:
-        """Of a unit's weights in 4 or 8 bit, their scales included."""
-        if self.bits == 16 or unit.kind != "text":
+    def weight_bytes(self, layer: PipelineLayer) -> float:
+        """Of a layer's frozen and trained weights as the forward pass reads them, adapters included."""
+        linear = sum(linear.weights for _, linear in layer.linears) if self.bits < 16 and layer.kind == "text" else 0
+        return (
+            self.quantised_bytes(layer)
+            + (layer.parameters - linear) * self.bytes
+            + self.lora_parameters(layer) * self.trained_bytes
+        )
+
+    def quantised_bytes(self, layer: PipelineLayer) -> float:
+        """Of a layer's weights in 4 or 8 bit, their scales included."""
+        if self.bits == 16 or layer.kind != "text":
             return 0.0
-        linear = sum(layer.weights for _, layer in unit.linears)
-        return linear * NF4_BYTES if self.bits == 4 else linear + sum(4.0 * layer.outputs for _, layer in unit.linears)
+        linear = sum(linear.weights for _, linear in layer.linears)
+        return (
+            linear * NF4_BYTES if self.bits == 4 else linear + sum(4.0 * linear.outputs for _, linear in layer.linears)
+        )
 
 
-def _units(shape: ModelShape) -> Iterator[Unit]:
+def _layers(shape: ModelShape) -> Iterator[PipelineLayer]:
     v, t = shape.vision, shape.text
     conv, tower = v.channels * v.patch_size**2 * v.hidden + v.hidden, "vision" not in shape.left_out
     if tower:
-        yield Unit("vision_embeddings", "vision_embeddings", (), (("vision", conv + v.patches * v.hidden),))
+        yield PipelineLayer("vision_embeddings", "vision_embeddings", (), (("vision", conv + v.patches * v.hidden),))
     vision = (
         *(Linear(name, v.hidden, v.hidden, True, "norm1") for name in ("q_proj", "k_proj", "v_proj")),
         Linear("out_proj", v.hidden, v.hidden, True, "attention"),
         Linear("fc1", v.hidden, v.intermediate, True, "norm2"),
         Linear("fc2", v.intermediate, v.hidden, True, "product"),
     )
-    for i in range(v.layers if tower else 0):
-        yield Unit(f"vision.{i}", "vision", tuple(("vision", linear) for linear in vision), (("vision", 4 * v.hidden),))
+    for i in range(v.num_layers if tower else 0):
+        yield PipelineLayer(
+            f"vision.{i}", "vision", tuple(("vision", linear) for linear in vision), (("vision", 4 * v.hidden),)
+        )
     proj = Linear("proj", v.hidden * shape.scale_factor**2, t.hidden, False, "shuffled")
     connector = () if "connector" in shape.left_out else (("connector", proj),)
     norm = (("vision", 2 * v.hidden),) if tower else ()
-    yield Unit("merge", "merge", connector, (*norm, ("text", t.vocab * t.hidden)))
+    yield PipelineLayer("merge", "merge", connector, (*norm, ("text", t.vocab * t.hidden)))
     queries, keys = t.heads * t.head_dim, t.kv_heads * t.head_dim
     text = (
         Linear("q_proj", t.hidden, queries, t.attention_bias, "norm1"),
@@ -346,7 +352,7 @@ def _units(shape: ModelShape) -> Iterator[Unit]:
         Linear("up_proj", t.hidden, t.intermediate, t.mlp_bias, "norm2"),
         Linear("down_proj", t.intermediate, t.hidden, t.mlp_bias, "product"),
     )
-    for i in range(t.layers):
-        yield Unit(f"text.{i}", "text", tuple(("text", linear) for linear in text), (("text", 2 * t.hidden),))
+    for i in range(t.num_layers):
+        yield PipelineLayer(f"text.{i}", "text", tuple(("text", linear) for linear in text), (("text", 2 * t.hidden),))
     head = () if shape.tied else (("text", Linear("lm_head", t.hidden, t.vocab, False, "last_norm")),)
-    yield Unit("head", "head", head, (("text", t.hidden),))
+    yield PipelineLayer("head", "head", head, (("text", t.hidden),))

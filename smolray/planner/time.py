@@ -1,6 +1,6 @@
 """Seconds: computing on a card, talking over the links, and a whole optimizer step of each strategy.
 
-In: Work (the mean micro-batch), cards and links. Out: seconds by part. What cannot be counted is in assumptions.py.
+In: Workload (the mean micro-batch), cards and links. Out: seconds by part. What cannot be counted is in assumptions.py.
 """
 
 import math
@@ -12,10 +12,10 @@ import numpy as np
 
 from smolray.planner import assumptions as a
 from smolray.planner.activations import Gradients, adapter_bytes, kept_bytes
-from smolray.planner.inventory import GPU, Inventory, Link
-from smolray.planner.memory import Work, Zero
+from smolray.planner.inventory import GPU, Interconnect, Inventory
+from smolray.planner.memory import Workload, Zero
 from smolray.planner.schedule import Schedule, StageTimes, balance, simulate
-from smolray.planner.shapes import ModelShape, Training, Unit
+from smolray.planner.shapes import ModelShape, PipelineLayer, Training
 from smolray.planner.statistics import Load
 
 
@@ -42,101 +42,101 @@ class StepTime:
         return max((name for name in parts if name != "data"), key=lambda name: parts[name])
 
 
-def forward_flops(shape: ModelShape, unit: Unit, load: Load) -> tuple[float, float]:
+def forward_flops(shape: ModelShape, layer: PipelineLayer, load: Load) -> tuple[float, float]:
     """(matrix products with weights, attention) of one micro-batch's forward pass, two operations for each
     multiply-add.
     """
     v, t = shape.vision, shape.text
     patches = load.tiles * v.patches
-    linear = sum(layer.weights for _, layer in unit.linears)
-    if unit.kind == "vision_embeddings":
+    linear = sum(linear.weights for _, linear in layer.linears)
+    if layer.kind == "vision_embeddings":
         return 2.0 * patches * v.channels * v.patch_size**2 * v.hidden, 0.0
-    if unit.kind == "vision":
+    if layer.kind == "vision":
         return 2.0 * patches * linear, 4.0 * patches * v.patches * v.hidden
-    if unit.kind == "merge":
+    if layer.kind == "merge":
         return 2.0 * load.tiles * shape.tokens_per_tile * linear, 0.0
-    if unit.kind == "text":
-        mlp = sum(layer.weights for _, layer in unit.linears if layer.input in ("norm2", "product"))
-        rows = load.label_tokens if unit.name == shape.last_layer else load.tokens
+    if layer.kind == "text":
+        mlp = sum(linear.weights for _, linear in layer.linears if linear.input in ("norm2", "product"))
+        rows = load.label_tokens if layer.name == shape.last_text_layer else load.tokens
         return 2.0 * (load.tokens * (linear - mlp) + rows * mlp), 4.0 * load.pairs * t.heads * t.head_dim
     return 2.0 * load.label_tokens * t.vocab * t.hidden, 0.0
 
 
-def unit_seconds(work: Work, unit: Unit, gradient: Gradients, gpu: GPU) -> tuple[float, float]:
-    """(forward, backward) seconds of one unit for one micro-batch on a card.
+def layer_seconds(work: Workload, layer: PipelineLayer, gradient: Gradients, gpu: GPU) -> tuple[float, float]:
+    """(forward, backward) seconds of one layer for one micro-batch on a card.
 
     Frozen weights have no weight gradient; before anything trained there is no backward pass; a checkpointed layer runs
     forward twice.
     """
     shape, training, load = work.shape, work.training, work.load
-    linear, attention = forward_flops(shape, unit, load)
+    linear, attention = forward_flops(shape, layer, load)
     share = a.MATMUL_SHARE_MEASURED if gpu.measured else a.MATMUL_SHARE_PUBLISHED
     speed = gpu.tflops(training.dtype) * 1e12 * share
-    adapters = 2.0 * _positions(shape, unit, load) * training.lora_parameters(unit)
+    adapters = 2.0 * _positions(shape, layer, load) * training.lora_parameters(layer)
     everything = Training(frozenset(("vision", "connector", "text")), None, training.dtype)
-    moved = kept_bytes(shape, unit, everything, Gradients(True, True), load).saved * a.TRAFFIC.get(unit.kind, 2.0)
-    moved += 1.5 * adapter_bytes(shape, unit, training, load)  # PEFT's casts, read and written
-    moved += training.weight_bytes(unit) + (
-        2 * sum(layer.weights for _, layer in unit.linears) if training.bits < 16 else 0
+    moved = kept_bytes(shape, layer, everything, Gradients(True, True), load).saved * a.TRAFFIC.get(layer.kind, 2.0)
+    moved += 1.5 * adapter_bytes(shape, layer, training, load)  # PEFT's casts, read and written
+    moved += training.weight_bytes(layer) + (
+        2 * sum(linear.weights for _, linear in layer.linears) if training.bits < 16 else 0
     )
     bandwidth = gpu.bandwidth * a.BANDWIDTH_SHARE
-    launches = a.LAUNCH_SECONDS[unit.kind] * (a.LORA_LAUNCHES if adapters else 1.0)
+    launches = a.LAUNCH_SECONDS[layer.kind] * (a.LORA_LAUNCHES if adapters else 1.0)
     forward = max((linear + attention + adapters) / speed + moved / bandwidth, launches)
     ahead = 2 * forward if work.reference_pass or work.first_pass else forward
     if not gradient.any:
-        return ahead if unit.kind == "text" or work.first_pass else forward, 0.0
-    full = sum(n for g, n in unit.by_group.items() if g in training.full) / max(unit.parameters, 1)
-    if unit.kind == "head":
+        return ahead if layer.kind == "text" or work.first_pass else forward, 0.0
+    full = sum(n for g, n in layer.by_group.items() if g in training.full) / max(layer.parameters, 1)
+    if layer.kind == "head":
         full = 1.0 if "text" in training.full else 0.0
-    back = linear * (1.0 + full) if gradient.input or unit.kind != "vision_embeddings" else linear
+    back = linear * (1.0 + full) if gradient.input or layer.kind != "vision_embeddings" else linear
     operations = back + a.ATTENTION_BACKWARD * attention + 2 * adapters
     backward = max(operations / speed + a.BACKWARD_TRAFFIC * moved / bandwidth, launches) + gradient_seconds(
-        work, unit, gpu
+        work, layer, gpu
     )
-    return ahead, backward + (forward if work.checkpoints(unit.name) else 0.0)
+    return ahead, backward + (forward if work.checkpoints(layer.name) else 0.0)
 
 
-def gradient_seconds(work: Work, unit: Unit, gpu: GPU) -> float:
-    """Seconds to write the gradients of a unit's trained weights in one micro-batch, and to add them to those of the
+def gradient_seconds(work: Workload, layer: PipelineLayer, gpu: GPU) -> float:
+    """Seconds to write the gradients of a layer's trained weights in one micro-batch, and to add them to those of the
     micro-batches before it.
     """
     shape, training = work.shape, work.training
     tables = ("merge", "head") if training.head else ("merge",)
-    vocabulary = shape.text.vocab * shape.text.hidden if unit.kind in tables and "text" in training.full else 0
-    size = float(training.trained_bytes) * max(training.trained_parameters(unit), vocabulary)
+    vocabulary = shape.text.vocab * shape.text.hidden if layer.kind in tables and "text" in training.full else 0
+    size = float(training.trained_bytes) * max(training.trained_parameters(layer), vocabulary)
     fresh = float(training.trained_bytes) * vocabulary / a.HOST_FRESH_BYTES if gpu.host else 0.0
     return a.GRADIENT_TRAFFIC * size / (gpu.bandwidth * a.BANDWIDTH_SHARE) + fresh
 
 
-def unit_table(work: Work, gpu: GPU) -> list[tuple[float, float]]:
-    """(forward, backward) seconds of every unit on a card."""
+def layer_table(work: Workload, gpu: GPU) -> list[tuple[float, float]]:
+    """(forward, backward) seconds of every layer on a card."""
     if gpu not in work.seconds:
         # layers of one kind are alike, but for the last
         known: dict[tuple[str, Gradients, bool, bool], tuple[float, float]] = {}
         table = work.seconds[gpu] = []
-        for unit, gradient in zip(work.shape.units, work.gradients, strict=True):
-            key = (unit.kind, gradient, work.checkpoints(unit.name), unit.name == work.shape.last_layer)
+        for layer, gradient in zip(work.shape.layers, work.gradients, strict=True):
+            key = (layer.kind, gradient, work.checkpoints(layer.name), layer.name == work.shape.last_text_layer)
             if key not in known:
-                known[key] = unit_seconds(work, unit, gradient, gpu)
+                known[key] = layer_seconds(work, layer, gradient, gpu)
             table.append(known[key])
     return work.seconds[gpu]
 
 
-def micro_batch_seconds(work: Work, gpu: GPU) -> float:
+def micro_batch_seconds(work: Workload, gpu: GPU) -> float:
     """Seconds of one micro-batch, forward and backward, on a card that holds the whole model."""
     if gpu not in work.whole_seconds:
-        work.whole_seconds[gpu] = sum(map(sum, unit_table(work, gpu)))
+        work.whole_seconds[gpu] = sum(map(sum, layer_table(work, gpu)))
     return work.whole_seconds[gpu]
 
 
-def spread(work: Work, gpu: GPU) -> float:
+def spread(work: Workload, gpu: GPU) -> float:
     """Standard deviation of a micro-batch's seconds as a share of their mean: tiles decide the vision tower's, tokens
     all others'.
     """
     vision = sum(
         sum(seconds)
-        for unit, seconds in zip(work.shape.units, unit_table(work, gpu), strict=True)
-        if unit.kind.startswith("vision")
+        for layer, seconds in zip(work.shape.layers, layer_table(work, gpu), strict=True)
+        if layer.kind.startswith("vision")
     )
     share = vision / max(micro_batch_seconds(work, gpu), 1e-12)
     return share * work.load.tiles_spread + (1 - share) * work.load.tokens_spread
@@ -147,7 +147,7 @@ def largest_of(number: int) -> float:
     return NormalDist().inv_cdf((number - 0.375) / (number + 0.25)) if number > 1 else 0.0
 
 
-def ring_seconds(size: float, world: int, link: Link, passes: int = 2, messages: int = 1) -> float:
+def ring_seconds(size: float, world: int, link: Interconnect, passes: int = 2, messages: int = 1) -> float:
     """A ring over `world` cards whose slowest hop is `link`: `passes` 2 for all-reduce, 1 for all-gather or
     reduce-scatter.
 
@@ -159,7 +159,7 @@ def ring_seconds(size: float, world: int, link: Link, passes: int = 2, messages:
     return passes * (world - 1) * (size / world / (link.bandwidth * a.LINK_SHARE) + messages * link.latency)
 
 
-def slowest_hop(inventory: Inventory, nodes: Sequence[int]) -> Link:
+def slowest_hop(inventory: Inventory, nodes: Sequence[int]) -> Interconnect:
     """Of a ring over cards in these boxes, one entry a card."""
     order = sorted(nodes)
     hops = [inventory.between(x, y) for x, y in zip(order, [*order[1:], order[0]], strict=True)]
@@ -170,7 +170,7 @@ def slowest_hop(inventory: Inventory, nodes: Sequence[int]) -> Link:
 
 
 def zero_seconds(
-    work: Work, zero: Zero, gpus: Sequence[GPU], hop: Link, micro_batches: int, data: float
+    work: Workload, zero: Zero, gpus: Sequence[GPU], hop: Interconnect, micro_batches: int, data: float
 ) -> tuple[StepTime, tuple[int, ...]]:
     """One step of a data-parallel run, and the micro-batches dealt to each card.
 
@@ -184,11 +184,11 @@ def zero_seconds(
     if zero.stage == 3:
         shares = balance([1.0] * world, micro_batches)
         longest = max(s * (1 + largest_of(world) * spread(work, gpu)) for s, gpu in zip(seconds, gpus, strict=True))
-        hooks = a.ZERO3_HOST_UNIT_SECONDS if any(gpu.host for gpu in gpus) else a.ZERO3_UNIT_SECONDS
-        compute = max(shares) * (longest + 2 * len(shape.units) * hooks)
+        hooks = a.ZERO3_HOST_LAYER_SECONDS if any(gpu.host for gpu in gpus) else a.ZERO3_LAYER_SECONDS
+        compute = max(shares) * (longest + 2 * len(shape.layers) * hooks)
         whole = sum(work.weights) - (0.0 if zero.offload_param else work.frozen_groups)
         gathers = 1 if 2 * whole / work.training.bytes <= a.LIVE_PARAMETERS else 3 if work.checkpointing else 2
-        talk = max(shares) * gathers * ring_seconds(whole, world, hop, passes=1, messages=len(shape.units))
+        talk = max(shares) * gathers * ring_seconds(whole, world, hop, passes=1, messages=len(shape.layers))
         talk += ring_seconds(trained * size, world, hop, passes=1, messages=_buckets(trained))
         if zero.offload_param:
             talk += max(shares) * gathers * whole / world / a.PCIE_BYTES
@@ -212,24 +212,24 @@ def zero_seconds(
 
 
 def pipeline_seconds(
-    work: Work,
+    work: Workload,
     crossing: np.ndarray,
     partition: Sequence[int],
     gpus: Sequence[GPU],
-    links: Sequence[Link],
+    links: Sequence[Interconnect],
     micro_batches: int,
     data: float,
     schedule: Schedule,
     replicas: int = 1,
-    hop: Link | None = None,
+    hop: Interconnect | None = None,
 ) -> StepTime:
     """One step of a pipeline.
 
-    `crossing`: bytes across the boundary before each unit; `cards`: the slowest card of each stage; `links`: from each
+    `crossing`: bytes across the boundary before each layer; `cards`: the slowest card of each stage; `links`: from each
     stage to the next; `hop`: between replicas of a stage.
     """
     start = 0
-    tables = {gpu: unit_table(work, gpu) for gpu in set(gpus)}
+    tables = {gpu: layer_table(work, gpu) for gpu in set(gpus)}
     stages, trained = [], []
     for number, size in enumerate(partition):
         end = start + size
@@ -251,7 +251,7 @@ def pipeline_seconds(
     talk = seconds - computing + a.PIPELINE_STEP_SECONDS  # waiting for others and for links
     if replicas > 1 and hop is not None:
         talk += max(ring_seconds(n * a.PIPELINE_GRADIENT, replicas, hop) for n in trained)
-    if work.shape.tied and "text" in work.training.full and partition[-1] < len(work.shape.units) - work.shape.merge:
+    if work.shape.tied and "text" in work.training.full and partition[-1] < len(work.shape.layers) - work.shape.merge:
         link = links[0]
         for other in links[1:]:
             link = link.slower(other)
@@ -262,20 +262,20 @@ def pipeline_seconds(
     return StepTime(computing, talk, update, data)
 
 
-def data_seconds(work: Work, micro_batches: int, cores: float) -> float:
+def data_seconds(work: Workload, micro_batches: int, cores: float) -> float:
     """Decoding and collating a step's micro-batches on so many cores; features that were made before need no decoding."""
     tiles = 0.0 if "vision" in work.shape.left_out else work.load.tiles * a.TILE_SECONDS
     return micro_batches * (tiles + work.load.samples * a.SAMPLE_SECONDS) / cores
 
 
-def _positions(shape: ModelShape, unit: Unit, load: Load) -> float:
-    if unit.kind == "vision":
+def _positions(shape: ModelShape, layer: PipelineLayer, load: Load) -> float:
+    if layer.kind == "vision":
         return load.tiles * shape.vision.patches
     return (
         load.tiles * shape.tokens_per_tile
-        if unit.kind == "merge"
+        if layer.kind == "merge"
         else load.label_tokens
-        if unit.kind == "head"
+        if layer.kind == "head"
         else load.tokens
     )
 
@@ -284,5 +284,5 @@ def _buckets(parameters: float) -> int:
     return max(1, -int(-parameters // a.REDUCE_BUCKET))
 
 
-def _send(link: Link, size: float) -> float:
+def _send(link: Interconnect, size: float) -> float:
     return float(size) / (link.bandwidth * a.LINK_SHARE) + link.latency

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from smolray.config import RunConfig
-from smolray.planner.candidates import Candidate, Search
+from smolray.planner.candidates import Candidate, CandidateGenerator
 from smolray.planner.inventory import GPU, PCIE, Inventory, InventoryNode
 from smolray.planner.plan import written
 from smolray.planner.shapes import ModelShape
@@ -47,4 +47,4 @@ def estimate_cost(
 def _on(config: RunConfig, shape: ModelShape, statistics: DataStatistics, gpu: GPU) -> Candidate | None:
     share = min(1.0, config.resources.gpus_per_worker)
     box = InventoryNode("trial", (replace(gpu, memory=int(gpu.memory * share)),) * config.resources.workers[0], PCIE)
-    return written(Search(config, shape, statistics, Inventory((box,))))
+    return written(CandidateGenerator(config, shape, statistics, Inventory((box,))))

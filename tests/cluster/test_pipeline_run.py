@@ -56,7 +56,7 @@ def test_one_worker_under_zero_gives_its_curve(make_run, piped):
 
 @pytest.mark.slow
 def test_a_cut_that_does_not_fit_ends_the_run_at_once_with_the_reason(make_run):
-    with pytest.raises(Exception, match="add up to 9 units"):
+    with pytest.raises(Exception, match="add up to 9 layers"):
         launch_run(make_run("piped-badly", *PIPELINE, "engine.partition=[4,4]"))
 
 

@@ -16,7 +16,7 @@ import pytest
 from jobs.bench.train import QUESTIONS, Case, make_task
 from smolray.config import load_config
 from smolray.data.local import LocalStream, local_index, local_plan
-from smolray.planner.memory import Work, Zero, zero_memory
+from smolray.planner.memory import Workload, Zero, zero_memory
 from smolray.planner.shapes import ModelShape, Training
 from smolray.planner.statistics import DataStatistics
 from smolray.run.checkpoint import Progress
@@ -90,7 +90,7 @@ def test_the_memory_that_is_told_is_within_15_percent_of_what_the_process_takes(
     _, largest = DataStatistics.from_index(local_index(task.shards, config)).loads(
         config, config.train.per_device_train_batch_size
     )
-    work = Work(shape, Training.of(config), largest, config.model.gradient_checkpointing, config.optimizer.name)
+    work = Workload(shape, Training.of(config), largest, config.model.gradient_checkpointing, config.optimizer.name)
     told = zero_memory(work, Zero(0, 1))
     predicted = told.total - told.workspace  # which is a GPU's: its context and what its allocator leaves unused
     print(

@@ -47,7 +47,7 @@ class PipelineEngine:
         self.model, self.objective, self.config, self.device, self.epoch = model, objective, config, device, 0
         self.split = split = split_of(model, config, dist.get_world_size())
         self.mesh = mesh = Mesh.of(split.stages, order)
-        replica, self.index = mesh.place(dist.get_rank())
+        replica, self.index = mesh.coordinates(dist.get_rank())
         self.data_parallel = (replica, mesh.replicas)
         self.sees_images = self.index == 0  # precomputed features enter there too
         self.pipeline, self.data = mesh.own_pipeline(), mesh.own_replicas()

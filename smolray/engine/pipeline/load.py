@@ -34,7 +34,7 @@ def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Modu
     if config.model.vision_features == "precompute":
         drop_submodules(model, frozen_prefix(config))
     split = split_of(model, config, dist.get_world_size())
-    stage, placements = Mesh.of(split.stages, order).place(dist.get_rank())[1], placements_of(model, split)
+    stage, placements = Mesh.of(split.stages, order).coordinates(dist.get_rank())[1], placements_of(model, split)
     if whole:
         for placement in placements:
             if stage not in placement.stages and placement.plain:

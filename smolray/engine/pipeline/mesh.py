@@ -26,7 +26,7 @@ class Mesh:
     def replicas(self) -> int:
         return len(self.ranks) // self.stages
 
-    def place(self, rank: int) -> tuple[int, int]:
+    def coordinates(self, rank: int) -> tuple[int, int]:
         """(pipeline, stage) of a rank."""
         return divmod(self.ranks.index(rank), self.stages)
 

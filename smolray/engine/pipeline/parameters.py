@@ -14,15 +14,15 @@ from smolray.engine.pipeline.split import Split
 
 @dataclass(frozen=True)
 class ParameterPlacement:
-    """A parameter, wherever the model holds it: two places where embedding and head are tied. `stages`: who owns it."""
+    """A parameter, wherever the model holds it: two references where embedding and head are tied. `stages`: who owns it."""
 
     name: str
-    places: tuple[tuple[nn.Module, str], ...]
+    references: tuple[tuple[nn.Module, str], ...]
     stages: tuple[int, ...]
 
     @property
     def parameter(self) -> nn.Parameter:
-        module, leaf = self.places[0]
+        module, leaf = self.references[0]
         return getattr(module, leaf)
 
     @property
@@ -33,7 +33,7 @@ class ParameterPlacement:
     def put(self, value: torch.Tensor) -> None:
         """Replace the parameter's tensor; whether it trains stays as it was."""
         parameter = nn.Parameter(value, requires_grad=self.parameter.requires_grad)
-        for module, leaf in self.places:
+        for module, leaf in self.references:
             setattr(module, leaf, parameter)
 
     def drop(self) -> None:
@@ -42,11 +42,13 @@ class ParameterPlacement:
 
 def placements_of(model: nn.Module, split: Split) -> list[ParameterPlacement]:
     """The parameters of a model in its own order, tied ones once."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    references: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
-                places.setdefault(id(parameter), []).append((module, leaf))
+                references.setdefault(id(parameter), []).append((module, leaf))
                 names.setdefault(id(parameter), []).append(f"{prefix}.{leaf}")
-    return [ParameterPlacement(names[key][0], tuple(places[key]), split.owners(tuple(names[key]))) for key in places]
+    return [
+        ParameterPlacement(names[key][0], tuple(references[key]), split.owners(tuple(names[key]))) for key in references
+    ]

@@ -41,7 +41,7 @@ class Bucket:
 
 
 class Stage(nn.Module):
-    """The units of one stage over a model of which only their weights are here.
+    """The layers of one stage over a model of which only their weights are here.
 
     `begin` hands it the batches of a step, None for one without weight.
     """
@@ -49,7 +49,7 @@ class Stage(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        units: Sequence[str],
+        layers: Sequence[str],
         index: int,
         objective: Objective,
         seed: int,
@@ -57,9 +57,9 @@ class Stage(nn.Module):
         device: torch.device,
     ):
         super().__init__()
-        self.model, self.units, self.index, self.objective, self.seed, self.dtype, self.device = (
+        self.model, self.layers, self.index, self.objective, self.seed, self.dtype, self.device = (
             model,
-            tuple(units),
+            tuple(layers),
             index,
             objective,
             seed,
@@ -68,13 +68,13 @@ class Stage(nn.Module):
         )
         inner = base_model(model).model
         self.vision = (
-            _slice(inner.vision_model.encoder, _numbers(units, "vision")) if units[0].startswith("vision") else None
+            _slice(inner.vision_model.encoder, _numbers(layers, "vision")) if layers[0].startswith("vision") else None
         )
-        self.text = _slice(inner.text_model, _numbers(units, "text"))
-        if HEAD not in units:
+        self.text = _slice(inner.text_model, _numbers(layers, "text"))
+        if HEAD not in layers:
             self.text._modules["norm"] = nn.Identity()
-        self.receives_tiles = units[0].startswith("vision.") or units[0] == MERGE
-        self.sends_tiles = units[-1].startswith("vision")
+        self.receives_tiles = layers[0].startswith("vision.") or layers[0] == MERGE
+        self.sends_tiles = layers[-1].startswith("vision")
         self.batches: Sequence[Batch | None] = ()
         self.contributions: list[Contributions] = []  # of the objective's metrics, in the last stage
         self.reference: dict[int, torch.Tensor] = {}  # log-probabilities by micro-batch, in the last stage
@@ -98,26 +98,26 @@ class Stage(nn.Module):
         assert number is not None
         batch = self.batches[int(number)]
         if batch is None:
-            return torch.zeros((), device=self.device) if HEAD in self.units else self._sent(None)
+            return torch.zeros((), device=self.device) if HEAD in self.layers else self._sent(None)
         batch = self._needed(batch).to(self.device)
         torch.manual_seed(micro_batch_seed(self.seed, self.epoch, batch.meta["number"]) + self.index)
         hidden = self._received(received, batch)
-        if self.units[0].startswith("vision"):
+        if self.layers[0].startswith("vision"):
             hidden = self._vision(hidden, batch)
-        if MERGE in self.units:
+        if MERGE in self.layers:
             hidden = self._merge(hidden, batch)
-        if self.sends_tiles or self.units[-1] == MERGE:
+        if self.sends_tiles or self.layers[-1] == MERGE:
             return self._sent(hidden)
         assert hidden is not None
-        wanted = self.objective.positions(batch) if HEAD in self.units else None
+        wanted = self.objective.positions(batch) if HEAD in self.layers else None
         hidden = through_layers(self.text, hidden, batch, wanted)
         return self._sent(hidden) if wanted is None else self._loss(hidden, batch, int(number))
 
     def _needed(self, batch: Batch) -> Batch:
         """Without what only other stages look at; of the tiles their number stays."""
-        pixels = batch.pixel_values if EMBEDDINGS in self.units else batch.pixel_values[:, :0]
+        pixels = batch.pixel_values if EMBEDDINGS in self.layers else batch.pixel_values[:, :0]
         return replace(
-            batch, pixel_values=pixels, features=batch.features if MERGE in self.units else batch.features[:0]
+            batch, pixel_values=pixels, features=batch.features if MERGE in self.layers else batch.features[:0]
         )
 
     def _received(self, received: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
@@ -139,7 +139,7 @@ class Stage(nn.Module):
     def _vision(self, hidden: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
         if not len(batch.pixel_values):
             return None
-        if EMBEDDINGS in self.units:
+        if EMBEDDINGS in self.layers:
             hidden = patch_embeddings(base_model(self.model).model.vision_model, batch.pixel_values)
         assert self.vision is not None
         return self.vision(inputs_embeds=hidden, attention_mask=None).last_hidden_state
@@ -172,8 +172,8 @@ class Stage(nn.Module):
         return share
 
 
-def _numbers(units: Sequence[str], tower: str) -> list[int]:
-    return [int(unit.split(".")[1]) for unit in units if unit.startswith(f"{tower}.")]
+def _numbers(layers: Sequence[str], tower: str) -> list[int]:
+    return [int(layer.split(".")[1]) for layer in layers if layer.startswith(f"{tower}.")]
 
 
 def _slice(module: nn.Module, layers: list[int]) -> nn.Module:

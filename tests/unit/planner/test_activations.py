@@ -91,7 +91,7 @@ def test_bytes_of_the_whole_tiny_model_are_those_autograd_keeps(tiny_path, batch
     expected = (
         sum(
             kept_bytes(shape, u, training, g, load).saved
-            for u, g in zip(shape.units, gradients(shape, training), strict=True)
+            for u, g in zip(shape.layers, gradients(shape, training), strict=True)
         )
         - inputs
     )
@@ -115,31 +115,31 @@ FULL = Training(frozenset(ALL), None, "bfloat16")
 @pytest.mark.parametrize("name", ["random-256m", "random-2.2b"])
 def test_a_vision_layer_of_a_published_shape_keeps_what_is_counted(name):
     config, shape = config_of(name), known_shape(name)
-    layer = Idefics3EncoderLayer(config.vision_config).bfloat16()
+    module = Idefics3EncoderLayer(config.vision_config).bfloat16()
     patches = shape.vision.patches
     x = torch.randn(1, patches, shape.vision.hidden, dtype=torch.bfloat16, requires_grad=True)
-    unit = next(u for u in shape.units if u.kind == "vision")
-    expected = kept_bytes(shape, unit, FULL, Gradients(True, True), Load(1, 1, 1, 1, 0, 1, 1)).saved
+    layer = next(u for u in shape.layers if u.kind == "vision")
+    expected = kept_bytes(shape, layer, FULL, Gradients(True, True), Load(1, 1, 1, 1, 0, 1, 1)).saved
     # the CPU keeps LayerNorm's statistics in bf16, CUDA in fp32: two norms, two numbers, two bytes
     on_cpu = 2 * 2 * 2 * patches
-    assert expected - on_cpu == saved_bytes(layer, lambda: layer(x, None))
+    assert expected - on_cpu == saved_bytes(module, lambda: module(x, None))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", ["random-256m", "random-500m"])
 def test_a_text_layer_of_a_published_shape_keeps_what_is_counted(name, masked):
     config, shape = config_of(name), known_shape(name)
-    layer, rotary = LlamaDecoderLayer(config.text_config, 0).bfloat16(), LlamaRotaryEmbedding(config.text_config)
+    module, rotary = LlamaDecoderLayer(config.text_config, 0).bfloat16(), LlamaRotaryEmbedding(config.text_config)
     rows, length = 2, 120
     x = torch.randn(rows, length, shape.text.hidden, dtype=torch.bfloat16, requires_grad=True)
     mask = torch.ones(rows, 1, length, length, dtype=torch.bool).tril() if masked else None
     positions = rotary(x, torch.arange(length)[None].expand(rows, length))
-    unit = next(u for u in shape.units if u.kind == "text")
+    layer = next(u for u in shape.layers if u.kind == "text")
     load = Load(rows, rows, rows * length, 0, float(rows * length**2) if masked else 0.0, 0, 1)
-    expected = kept_bytes(shape, unit, FULL, Gradients(True, True), load).saved
+    expected = kept_bytes(shape, layer, FULL, Gradients(True, True), load).saved
     cos_and_sin = sum(p.numel() * p.element_size() for p in positions)  # once a micro-batch, counted at the merge
     assert expected + cos_and_sin == saved_bytes(
-        layer, lambda: layer(x, attention_mask=mask, position_embeddings=positions)
+        module, lambda: module(x, attention_mask=mask, position_embeddings=positions)
     )
 
 
@@ -167,9 +167,9 @@ def test_adapters_of_fp32_keep_a_cast_of_each_input(kind):
     )
     rotary = LlamaRotaryEmbedding(config.text_config)(x, torch.arange(length)[None]) if kind == "text" else ()
     given = {"attention_mask": None} | ({"position_embeddings": rotary} if kind == "text" else {})
-    unit = next(u for u in shape.units if u.kind == kind)
+    layer = next(u for u in shape.layers if u.kind == kind)
     load = Load(1, 1, length, 0, 0, 1, 1)
-    expected = kept_bytes(shape, unit, Training(frozenset(), lora, "bfloat16"), Gradients(True, True), load).saved
+    expected = kept_bytes(shape, layer, Training(frozenset(), lora, "bfloat16"), Gradients(True, True), load).saved
     # as in the tests above
     beside = sum(p.numel() * p.element_size() for p in rotary) if kind == "text" else -2 * 2 * 2 * length
     assert expected + beside == saved_bytes(holder, lambda: holder.layer(x, **given))
@@ -180,9 +180,9 @@ def test_2b_at_batch_4_and_13_tiles_keeps_36_gb_for_vision_and_13_gb_for_text():
     shape = known_shape("random-2.2b")
     load = Load(4, 4, 4 * 1207, 0, 0, 4 * 13, 16)
     total = {"vision": 0.0, "text": 0.0}
-    for unit, gradient in zip(shape.units, gradients(shape, FULL), strict=True):
-        if unit.kind in total:
-            total[unit.kind] += kept_bytes(shape, unit, FULL, gradient, load).saved
+    for layer, gradient in zip(shape.layers, gradients(shape, FULL), strict=True):
+        if layer.kind in total:
+            total[layer.kind] += kept_bytes(shape, layer, FULL, gradient, load).saved
     assert total["vision"] / 1e9 == pytest.approx(36.6, rel=0.005)
     assert total["text"] / 1e9 == pytest.approx(13.3 - 0.39, rel=0.005), (
         "all 24 layers whole would keep 13.3: the last one's MLP runs for 16 tokens"
@@ -193,7 +193,7 @@ def test_what_is_frozen_before_anything_trained_keeps_nothing():
     shape = known_shape("random-256m")
     training = dataclasses.replace(FULL, full=frozenset({"text"}))
     load = Load(8, 8, 8 * 100, 0, 0, 8, 8)
-    for unit, gradient in zip(shape.units, gradients(shape, training), strict=True):
-        kept = kept_bytes(shape, unit, training, gradient, load)
-        assert (kept.saved > 0) == (unit.kind in ("merge", "text", "head", "vision_embeddings"))
+    for layer, gradient in zip(shape.layers, gradients(shape, training), strict=True):
+        kept = kept_bytes(shape, layer, training, gradient, load)
+        assert (kept.saved > 0) == (layer.kind in ("merge", "text", "head", "vision_embeddings"))
         assert kept.transient > 0

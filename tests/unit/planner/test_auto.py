@@ -6,13 +6,13 @@ import pytest
 
 from smolray.config import load_config
 from smolray.planner.auto import NothingFitsError, bounded, choose
-from smolray.planner.inventory import Link
+from smolray.planner.inventory import Interconnect
 from smolray.planner.probe import HardwareProbe, WorkerHardware
 from smolray.planner.shapes import known_shape
 from smolray.planner.statistics import DataStatistics
 
 SHAPE = known_shape("random-2.2b")
-GBIT = Link(117e6, 1e-4)
+GBIT = Interconnect(117e6, 1e-4)
 
 
 def boxes(*gpus, link=GBIT):
@@ -43,7 +43,7 @@ THREE = [("RTX 3090", 24, 60.0), ("RTX 4090", 24, 150.0), ("RTX 3090", 24, 60.0)
 def test_over_a_slow_network_it_is_a_pipeline_whose_stages_are_bound_to_the_cards_that_were_planned():
     chosen = plan(auto_run(), boxes(*THREE))
     run = chosen.run
-    assert run.engine.name == "pipeline" and sum(run.engine.partition) == len(SHAPE.units)
+    assert run.engine.name == "pipeline" and sum(run.engine.partition) == len(SHAPE.layers)
     assert len(chosen.nodes) == run.resources.num_workers == len(run.engine.gpus) > 1
     seen = boxes(*THREE)
     assert [seen.workers[rank].node_id for rank in seen.ranks(run.engine.gpus)] == list(chosen.nodes)
@@ -77,7 +77,7 @@ def test_fast_links_and_small_models_take_data_parallelism_or_one_card_and_bind_
     config = load_config(
         None, ["engine=auto", "model.path=random-256m", "resources.num_workers=4", "train.global_batch=32"]
     )
-    seen = boxes(*[("A100", 80, 250.0)] * 4, link=Link(2e10, 1e-5))
+    seen = boxes(*[("A100", 80, 250.0)] * 4, link=Interconnect(2e10, 1e-5))
     chosen = choose(config, DataStatistics.default(config, shape), seen, False, shape)
     assert chosen.run.engine.name == "zero" and chosen.run.engine.gpus is None
     assert len(chosen.nodes) == chosen.run.resources.num_workers

@@ -5,9 +5,9 @@ import pytest
 from smolray.planner.inventory import (
     CARDS,
     GIB,
+    Interconnect,
     Inventory,
     InventoryError,
-    Link,
     find_gpu,
     find_network,
     load,
@@ -71,15 +71,19 @@ nodes:
     inventory = load(str(file))
     left, right = inventory.nodes
     assert (left.name, len(left.gpus), left.cpus) == ("left", 2, 16)
-    assert (right.gpus[0].memory, right.gpus[0].bandwidth, right.network) == (20 * GIB, 700e9, Link(2.5e9 / 8, 50e-6))
-    assert inventory.between(0, 1) == Link(2.5e9 / 8, 100e-6), "the slower of the two counts"
+    assert (right.gpus[0].memory, right.gpus[0].bandwidth, right.network) == (
+        20 * GIB,
+        700e9,
+        Interconnect(2.5e9 / 8, 50e-6),
+    )
+    assert inventory.between(0, 1) == Interconnect(2.5e9 / 8, 100e-6), "the slower of the two counts"
     assert inventory.between(1, 1).bandwidth == 200e9 / 8
     assert load("boxes: [{cards: rtx3090}]").nodes[0].gpus == (find_gpu("rtx3090"),)
 
 
 def test_a_measured_link_counts_before_the_network():
     inventory = parse("1x rtx3090 @ 10GbE, 1x rtx3090 @ 10GbE")
-    slow = Link(1e6, 1e-3)
+    slow = Interconnect(1e6, 1e-3)
     assert Inventory(inventory.nodes, {(1, 0): slow}).between(0, 1) == slow
 
 

@@ -11,7 +11,7 @@ from transformers import Idefics3ForConditionalGeneration
 
 from smolray.config import ModelConfig, RunConfig
 from smolray.model.adapters import prepare_for_training
-from smolray.planner.memory import Work, activation_peak
+from smolray.planner.memory import Workload, activation_peak
 from smolray.planner.shapes import ModelShape, Training
 from smolray.planner.statistics import Load
 from tests.unit.planner.test_shapes import config_of
@@ -64,7 +64,7 @@ def test_the_peak_is_within_7_percent_of_torchs_memory_tracker(name, checkpointi
         model = Idefics3ForConditionalGeneration(config)
         torch.set_default_dtype(torch.float32)
         measured = tracked_peak(prepare_for_training(model, run), config)
-    work = Work(
+    work = Workload(
         ModelShape.from_config(config.to_dict()),
         Training.of(run),
         Load(1, 1, TOKENS, 0, 0, TILES, LABELS),

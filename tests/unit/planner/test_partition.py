@@ -11,23 +11,23 @@ from smolray.planner.partition import PartitionProblem, find_partition
 
 
 def random_problem(rng: random.Random) -> PartitionProblem:
-    units, kinds = rng.randint(3, 7), rng.randint(1, 3)
+    layers, kinds = rng.randint(3, 7), rng.randint(1, 3)
     nodes = []
-    while not nodes or (sum(map(len, nodes)) < min(units, 4) and rng.random() < 0.8):
+    while not nodes or (sum(map(len, nodes)) < min(layers, 4) and rng.random() < 0.8):
         nodes.append(tuple(rng.randrange(kinds) for _ in range(rng.randint(1, 2))))
-    while sum(map(len, nodes)) > units:
+    while sum(map(len, nodes)) > layers:
         nodes.pop()
     stages, count = sum(map(len, nodes)), len(nodes)
-    pieces = np.array([rng.uniform(1, 10) for _ in range(units)])
+    pieces = np.array([rng.uniform(1, 10) for _ in range(layers)])
     sums = np.concatenate([[0.0], np.cumsum(pieces)])
     memory = np.stack([(sums[None, :] - sums[:, None]) * (1 + 0.3 * (stages - 1 - p)) for p in range(stages)])
     links = np.array([[rng.choice([0.1, 0.5, 2.0]) for _ in range(count)] for _ in range(count)])
     return PartitionProblem(
-        seconds=np.array([[rng.uniform(1, 10) for _ in range(units)] for _ in range(kinds)]),
+        seconds=np.array([[rng.uniform(1, 10) for _ in range(layers)] for _ in range(kinds)]),
         memory=memory,
         capacity=[rng.uniform(0.2, 1.2) * pieces.sum() for _ in range(kinds)],
         nodes=tuple(nodes),
-        crossing=np.array([0.0, *(rng.uniform(0, 5) for _ in range(units - 1)), 0.0]),
+        crossing=np.array([0.0, *(rng.uniform(0, 5) for _ in range(layers - 1)), 0.0]),
         seconds_per_byte=np.maximum(links, links.T),
     )
 
@@ -47,13 +47,13 @@ def bottleneck(problem, gpus, sizes) -> float:
 
 
 def brute_force(problem) -> float:
-    units, stages = problem.seconds.shape[1], problem.stages
+    layers, stages = problem.seconds.shape[1], problem.stages
     best = float("inf")
     for nodes in itertools.permutations(range(len(problem.nodes))):
         for inside in itertools.product(*(itertools.permutations(range(len(problem.nodes[b]))) for b in nodes)):
             gpus = [(b, c) for b, order in zip(nodes, inside, strict=True) for c in order]
-            for partitions in itertools.combinations(range(1, units), stages - 1):
-                sizes = np.diff([0, *partitions, units]).tolist()
+            for partitions in itertools.combinations(range(1, layers), stages - 1):
+                sizes = np.diff([0, *partitions, layers]).tolist()
                 best = min(best, bottleneck(problem, gpus, sizes))
     return best
 
@@ -68,24 +68,24 @@ def test_the_cut_is_that_of_brute_force_on_500_random_cases():
             continue
         feasible += 1
         assert partition.bottleneck == pytest.approx(expected, rel=1e-12), case
-        assert sum(partition.units) == problem.seconds.shape[1] and min(partition.units) >= 1
+        assert sum(partition.sizes) == problem.seconds.shape[1] and min(partition.sizes) >= 1
         assert sorted(partition.gpus) == [(b, c) for b, node in enumerate(problem.nodes) for c in range(len(node))]
-        assert bottleneck(problem, partition.gpus, partition.units) == pytest.approx(partition.bottleneck, rel=1e-12), (
+        assert bottleneck(problem, partition.gpus, partition.sizes) == pytest.approx(partition.bottleneck, rel=1e-12), (
             case
         )
     assert 150 < feasible < 450, "the cases are to hold both kinds"
 
 
-def large_problem(nodes: tuple[tuple[int, ...], ...], kinds: int, units: int = 60) -> PartitionProblem:
+def large_problem(nodes: tuple[tuple[int, ...], ...], kinds: int, layers: int = 60) -> PartitionProblem:
     rng = np.random.default_rng(0)
-    sums = np.concatenate([[0.0], np.cumsum(rng.uniform(1, 2, units))])
+    sums = np.concatenate([[0.0], np.cumsum(rng.uniform(1, 2, layers))])
     memory = np.stack([sums[None, :] - sums[:, None]] * sum(map(len, nodes)))
     return PartitionProblem(
-        rng.uniform(1, 2, (kinds, units)),
+        rng.uniform(1, 2, (kinds, layers)),
         memory,
         [60.0] * kinds,
         nodes,
-        rng.uniform(0, 1, units + 1),
+        rng.uniform(0, 1, layers + 1),
         np.ones((len(nodes),) * 2),
     )
 
@@ -104,5 +104,5 @@ def test_sixteen_gpus_are_partitioned_too(nodes):
     problem = large_problem(nodes, 16)
     start = time.process_time()
     partition = find_partition(problem)
-    assert partition is not None and len(partition.units) == 16
+    assert partition is not None and len(partition.sizes) == 16
     assert time.process_time() - start < 1

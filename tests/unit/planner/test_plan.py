@@ -9,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from smolray.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, load_config
-from smolray.planner.candidates import Search
+from smolray.planner.candidates import CandidateGenerator
 from smolray.planner.describe import strategies_table, to_json, words
-from smolray.planner.inventory import CARDS, Inventory, InventoryNode, Link, parse
-from smolray.planner.memory import Work, Zero, pipeline_memory, stage_memory, zero_memory
+from smolray.planner.inventory import CARDS, Interconnect, Inventory, InventoryNode, parse
+from smolray.planner.memory import Workload, Zero, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.plan import choose, make_plan, predict
 from smolray.planner.schedule import in_flight
 from smolray.planner.shapes import Training, known_shape
 from smolray.planner.statistics import DataStatistics, Load
-from smolray.planner.time import unit_table
+from smolray.planner.time import layer_table
 
 SHAPES = {name: known_shape(name) for name in ("random-256m", "random-500m", "random-2.2b")}
 
@@ -38,9 +38,11 @@ def work_of(
     checkpointing: bool = False,
     load: Load | None = None,
     **more,
-) -> Work:
+) -> Workload:
     training = training or Training(frozenset(("vision", "connector", "text")), None, "bfloat16")
-    return Work(SHAPES[shape], training, load or Load(4, 4, 4 * 300, 4 * 300**2 / 2, 0, 4, 32), checkpointing, **more)
+    return Workload(
+        SHAPES[shape], training, load or Load(4, 4, 4 * 300, 4 * 300**2 / 2, 0, 4, 32), checkpointing, **more
+    )
 
 
 def test_memory_of_a_single_card_is_the_sum_of_what_is_known():
@@ -83,34 +85,34 @@ def test_checkpointing_lora_and_fewer_bits_each_take_less():
 
 
 def test_retrieval_has_no_logits_trains_no_head_and_runs_forward_twice():
-    def work(*overrides: str) -> Work:
+    def work(*overrides: str) -> Workload:
         config = config_of("random-256m", *overrides)
-        return Search(
+        return CandidateGenerator(
             config, SHAPES["random-256m"], DataStatistics.default(config, SHAPES["random-256m"]), parse("rtx3090")
-        ).works(8)[0][0]
+        ).workloads(8)[0][0]
 
     shape, gpu, sft, found = SHAPES["random-256m"], CARDS["rtx3090"], work(), work("method=retrieval")
     assert sum(sft.trained) - sum(found.trained) == shape.groups["head"] > 0
     assert sft.kept[-1].saved > 0 == found.kept[-1].saved
-    (once, back), (twice, same) = unit_table(sft, gpu)[1], unit_table(found, gpu)[1]
+    (once, back), (twice, same) = layer_table(sft, gpu)[1], layer_table(found, gpu)[1]
     assert twice == 2 * once and same == back
 
 
 def test_weights_in_4_bit_take_half_a_byte_and_their_scales():
     shape, lora = SHAPES["random-2.2b"], LoraConfig(r=8)
     quantised = Training(frozenset(), lora, "bfloat16", bits=4)
-    linear = sum(layer.weights for u in shape.units if u.kind == "text" for _, layer in u.linears)
-    adapters = sum(quantised.lora_parameters(u) for u in shape.units)
+    linear = sum(linear.weights for u in shape.layers if u.kind == "text" for _, linear in u.linears)
+    adapters = sum(quantised.lora_parameters(u) for u in shape.layers)
     expected = linear * (0.5 + 1 / 64 + 4 / 16384) + (shape.parameters - linear) * 2 + adapters * 4
-    assert sum(quantised.weight_bytes(u) for u in shape.units) == pytest.approx(expected)
+    assert sum(quantised.weight_bytes(u) for u in shape.layers) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shape", ["random-256m", "random-2.2b"])
 def test_stages_of_a_pipeline_hold_what_one_card_would_and_a_tied_head_its_table_twice(shape):
-    work, units = work_of(shape), len(SHAPES[shape].units)
+    work, layers = work_of(shape), len(SHAPES[shape].layers)
     flying = [in_flight(p, 3, 6) for p in range(3)]
     table = pipeline_memory(work, flying, 6)
-    partition = (units // 3, units // 3, units - 2 * (units // 3))
+    partition = (layers // 3, layers // 3, layers - 2 * (layers // 3))
     ends = [sum(partition[: i + 1]) for i in range(3)]
     totals = [float(table[p, end - size, end]) for p, (size, end) in enumerate(zip(partition, ends, strict=True))]
     stages = [
@@ -125,9 +127,9 @@ def test_stages_of_a_pipeline_hold_what_one_card_would_and_a_tied_head_its_table
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_last_layer_without_the_head_beside_it_takes_what_the_others_take(checkpointing):
-    work, units = work_of(checkpointing=checkpointing), len(SHAPES["random-256m"].units)
+    work, layers = work_of(checkpointing=checkpointing), len(SHAPES["random-256m"].layers)
     table = pipeline_memory(work, [3, 2, 1], 6)[1]
-    assert table[units - 3, units - 1] == pytest.approx(table[units - 4, units - 2], rel=0.01)
+    assert table[layers - 3, layers - 1] == pytest.approx(table[layers - 4, layers - 2], rel=0.01)
     assert work.kept[-2].saved != work.kept[-3].saved
 
 
@@ -135,15 +137,15 @@ def test_quantised_weights_are_whole_on_every_stage():
     quantised = Training(frozenset(), LoraConfig(r=8), "bfloat16", bits=4)
     work = work_of("random-2.2b", quantised, True)
     table = pipeline_memory(work, [1, 1], 1)
-    last = len(SHAPES["random-2.2b"].units)
-    assert table[1, last - 1, last] > sum(quantised.quantised_bytes(u) for u in SHAPES["random-2.2b"].units)
+    last = len(SHAPES["random-2.2b"].layers)
+    assert table[1, last - 1, last] > sum(quantised.quantised_bytes(u) for u in SHAPES["random-2.2b"].layers)
 
 
 def random_case(rng: random.Random):
     nodes = []
     for b in range(rng.randint(1, 4)):
         gpus = tuple(rng.choice(list(CARDS.values())) for _ in range(rng.choice((1, 1, 2, 4))))
-        nodes.append(InventoryNode(f"b{b}", gpus, Link(rng.choice((1e8, 1e9, 1e10)) / 8, 1e-4)))
+        nodes.append(InventoryNode(f"b{b}", gpus, Interconnect(rng.choice((1e8, 1e9, 1e10)) / 8, 1e-4)))
     shape = rng.choice(list(SHAPES))
     lora = rng.random() < 0.5
     bits = rng.choice((None, "model.load_in_4bit", "model.load_in_8bit")) if lora else None
@@ -238,7 +240,7 @@ def test_unequal_cards_get_unequal_stages():
     plan = plan_of("1x rtx4090 @ 10GbE, 1x rtx3060 @ 10GbE", "random-2.2b", "lora.r=8", "model.train=[]")
     pipeline = next(row for row in plan.rows if row.strategy == "pipeline")
     held = dict(zip(pipeline.names, [sum(t for t in pipeline.partition[i : i + 1]) for i in range(2)], strict=True))
-    assert pipeline.fits and sum(held.values()) == len(SHAPES["random-2.2b"].units)
+    assert pipeline.fits and sum(held.values()) == len(SHAPES["random-2.2b"].layers)
     busy = {name: m.weights for name, m in zip(pipeline.names, pipeline.memory, strict=True)}
     assert busy["rtx4090"] > busy["rtx3060"]
 
@@ -253,7 +255,7 @@ def test_where_nothing_fits_the_nearest_change_is_said_and_fits():
 
 def test_where_no_change_helps_that_is_said():
     tiny = replace(CARDS["t4"], name="toy", memory=10**9)
-    plan = plan_of(Inventory((InventoryNode("b", (tiny,), Link(1e8, 1e-4)),)), "random-2.2b")
+    plan = plan_of(Inventory((InventoryNode("b", (tiny,), Interconnect(1e8, 1e-4)),)), "random-2.2b")
     assert plan.chosen is None and plan.change is None and plan.settings() == {}
     assert "smaller model or a larger card" in words(plan)
 
@@ -318,9 +320,9 @@ def test_table_words_and_json_say_the_same():
 def test_the_step_keeps_its_conversations():
     config = config_of("random-256m", "train.per_device_train_batch_size=8", "train.global_batch=16")
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
-    search = Search(config, SHAPES["random-256m"], statistics, parse("4x rtx3090"))
-    for candidate in search.candidates():
-        assert candidate.samples == pytest.approx(search.samples, rel=0.051) or candidate.micro_batch == 1
+    generator = CandidateGenerator(config, SHAPES["random-256m"], statistics, parse("4x rtx3090"))
+    for candidate in generator.candidates():
+        assert candidate.samples == pytest.approx(generator.samples, rel=0.051) or candidate.micro_batch == 1
 
 
 def test_of_two_nearly_as_fast_the_simpler_is_chosen():

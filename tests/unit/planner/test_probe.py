@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from smolray.planner.assumptions import CUDA_CONTEXT, NCCL_BUFFERS
-from smolray.planner.inventory import PCIE, Link
+from smolray.planner.inventory import PCIE, Interconnect
 from smolray.planner.probe import HardwareProbe, HardwareProbeError, WorkerHardware, rounds
 from smolray.run.progress import event_line
 
@@ -17,7 +17,7 @@ def worker(node, gpu="NVIDIA GeForce RTX 3090", tflops=60.0):
 
 FOUR = HardwareProbe(
     (worker("a"), worker("a", "NVIDIA GeForce RTX 4090", 150.0), worker("b"), worker("b")),
-    {(0, 0): Link(2e10, 1e-5), (0, 1): Link(1e8, 1e-4)},
+    {(0, 0): Interconnect(2e10, 1e-5), (0, 1): Interconnect(1e8, 1e-4)},
 )
 
 
@@ -36,8 +36,8 @@ def test_a_survey_is_the_inventory_of_the_planner():
     ]
     held = CUDA_CONTEXT + NCCL_BUFFERS  # by the worker that looked: the planner counts them once
     assert all(gpu.measured and gpu.memory == 23 * 2**30 + held for gpu in inventory.gpus)
-    assert inventory.between(0, 1) == inventory.between(1, 0) == Link(1e8, 1e-4)
-    assert inventory.between(0, 0) == Link(2e10, 1e-5) and inventory.between(1, 1) == PCIE
+    assert inventory.between(0, 1) == inventory.between(1, 0) == Interconnect(1e8, 1e-4)
+    assert inventory.between(0, 0) == Interconnect(2e10, 1e-5) and inventory.between(1, 1) == PCIE
     assert [FOUR.rank_of(b, c) for b, c in ((0, 0), (0, 1), (1, 0), (1, 1))] == [0, 1, 2, 3]
 
 

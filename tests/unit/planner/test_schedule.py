@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed.pipelining import ScheduleInterleaved1F1B
 
-from smolray.planner.inventory import Link
+from smolray.planner.inventory import Interconnect
 from smolray.planner.schedule import StageTimes, accepted, balance, in_flight, operations, simulate
 from smolray.planner.time import ring_seconds
 
@@ -96,7 +96,7 @@ def test_a_step_is_never_shorter_than_its_slowest_stage_nor_longer_than_everythi
 
 def test_ring_times_are_those_measured_at_a_gigabit():
     """Two namespaces, gloo, 16 MB: 147 ms at 1 Gbit/s, 1,615 ms at 100 Mbit/s."""
-    assert ring_seconds(16e6, 2, Link(1e9 / 8, 1e-4)) == pytest.approx(0.147, rel=0.1)
-    assert ring_seconds(16e6, 2, Link(1e8 / 8, 1e-4)) == pytest.approx(1.615, rel=0.1)
-    assert ring_seconds(16e6, 1, Link(1e9 / 8, 1e-4)) == 0
-    assert ring_seconds(16e6, 8, Link(1e9 / 8, 0)) == pytest.approx(2 * 7 / 8 * 16e6 / (1e9 / 8 * 0.85))
+    assert ring_seconds(16e6, 2, Interconnect(1e9 / 8, 1e-4)) == pytest.approx(0.147, rel=0.1)
+    assert ring_seconds(16e6, 2, Interconnect(1e8 / 8, 1e-4)) == pytest.approx(1.615, rel=0.1)
+    assert ring_seconds(16e6, 1, Interconnect(1e9 / 8, 1e-4)) == 0
+    assert ring_seconds(16e6, 8, Interconnect(1e9 / 8, 0)) == pytest.approx(2 * 7 / 8 * 16e6 / (1e9 / 8 * 0.85))

@@ -1,4 +1,4 @@
-"""The planner counts a model's weights exactly, by group and by unit."""
+"""The planner counts a model's weights exactly, by group and by layer."""
 
 import json
 
@@ -36,7 +36,7 @@ def built(request):
         return request.param, Idefics3ForConditionalGeneration(config_of(request.param))
 
 
-def unit_of(name: str) -> str:
+def layer_of(name: str) -> str:
     for prefix, kind in (("model.vision_model.encoder.layers.", "vision"), ("model.text_model.layers.", "text")):
         if name.startswith(prefix):
             return f"{kind}.{name.removeprefix(prefix).split('.')[0]}"
@@ -45,13 +45,13 @@ def unit_of(name: str) -> str:
     return "head" if name.startswith(("lm_head", "model.text_model.norm")) else "merge"
 
 
-def test_parameters_are_those_of_the_model_by_group_and_by_unit(built):
+def test_parameter_counts_match_the_model_by_group_and_layer(built):
     name, model = built
     shape = known_shape(name)
-    by_group, by_unit = {}, {}
+    by_group, by_layer = {}, {}
     for key, p in model.named_parameters():
         by_group[group_of(key)] = by_group.get(group_of(key), 0) + p.numel()
-        by_unit[unit_of(key)] = by_unit.get(unit_of(key), 0) + p.numel()
+        by_layer[layer_of(key)] = by_layer.get(layer_of(key), 0) + p.numel()
     groups = shape.groups
     counted = {
         "vision": groups["vision"],
@@ -59,7 +59,7 @@ def test_parameters_are_those_of_the_model_by_group_and_by_unit(built):
         "text": groups["text"] + groups["embedding"] + groups["head"],
     }
     assert counted == by_group
-    assert {unit.name: unit.parameters for unit in shape.units} == by_unit
+    assert {layer.name: layer.parameters for layer in shape.layers} == by_layer
     assert shape.parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -77,10 +77,10 @@ def test_trained_parameters_are_those_of_peft(groups):
         model=ModelConfig(train=("connector",)), lora=LoraConfig(r=8, groups=groups, ranks={"text": 4}, use_dora=False)
     )
     shape, training = known_shape("random-256m"), Training.of(config)
-    expected = sum(training.trained_parameters(unit) for unit in shape.units)
+    expected = sum(training.trained_parameters(layer) for layer in shape.layers)
     flat = RunConfig(model=ModelConfig(train=("connector",)), lora=LoraConfig(r=8, groups=groups))
     trained = trainable(prepare_for_training(model, flat))
-    assert sum(Training.of(flat).trained_parameters(unit) for unit in shape.units) == sum(
+    assert sum(Training.of(flat).trained_parameters(layer) for layer in shape.layers) == sum(
         p.numel() for p in trained.values()
     )
     assert expected < sum(p.numel() for p in trained.values()), "ranks.text = 4 halves the adapters of the text model"

@@ -11,7 +11,7 @@ from smolray.engine.pipeline.engine import check_pipeline
 from smolray.engine.pipeline.load import empty_model, fill
 from smolray.engine.pipeline.parameters import placements_of
 from smolray.engine.pipeline.schedule import Pipe
-from smolray.engine.pipeline.split import Split, even_partition, split_of, unit_costs, unit_names, unit_of
+from smolray.engine.pipeline.split import Split, even_partition, layer_costs, layer_names, layer_of, split_of
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
@@ -27,9 +27,9 @@ def prepared(path, *overrides):
     return prepare_for_training(empty_model(config.model), config), config
 
 
-def test_the_units_of_a_model_in_the_order_of_its_forward_pass(path):
+def test_pipeline_layers_are_in_the_order_of_the_forward_pass(path):
     model, _ = prepared(path)
-    assert unit_names(model) == (
+    assert layer_names(model) == (
         "vision_embeddings",
         "vision.0",
         "vision.1",
@@ -42,12 +42,12 @@ def test_the_units_of_a_model_in_the_order_of_its_forward_pass(path):
     )
 
 
-def test_every_parameter_with_or_without_adapters_belongs_to_a_unit_and_every_unit_has_one(path):
+def test_every_parameter_belongs_to_a_pipeline_layer(path):
     for overrides in ((), ("lora={r: 2, groups: [vision, connector, text]}", "model.train=[]")):
         config = load_config(None, [f"model.path={path}", "model.dtype=float32", *overrides])
         model = prepare_for_training(load_model(config.model), config)
-        found = {unit_of(name) for name, _ in model.named_parameters(remove_duplicate=False)}
-        assert found == set(unit_names(model))
+        found = {layer_of(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+        assert found == set(layer_names(model))
 
 
 def test_the_empty_model_is_the_loaded_one_without_its_weights(path):
@@ -73,7 +73,7 @@ def test_tied_embedding_and_head_have_two_owners(path):
 def test_a_dropped_weight_comes_back_in_both_its_places(path):
     model, _ = prepared(path)
     placement = next(
-        s for s in placements_of(model, Split(unit_names(model), (9,))) if s.name.endswith("embed_tokens.weight")
+        s for s in placements_of(model, Split(layer_names(model), (9,))) if s.name.endswith("embed_tokens.weight")
     )
     placement.put(torch.ones(placement.parameter.shape))
     assert model.lm_head.weight is model.model.text_model.embed_tokens.weight and not model.lm_head.weight.is_meta
@@ -100,9 +100,9 @@ def test_the_even_cut_is_the_best_of_all_cuts():
         assert worst(found) == pytest.approx(min(worst(partition) for partition in partitions))
 
 
-def test_frozen_units_cost_their_forward_pass_alone(path):
+def test_frozen_layers_cost_only_their_forward_pass(path):
     whole, frozen = (
-        unit_costs(model, unit_names(model)) for model in (prepared(path)[0], prepared(path, "model.train=[text]")[0])
+        layer_costs(model, layer_names(model)) for model in (prepared(path)[0], prepared(path, "model.train=[text]")[0])
     )
     assert whole[1] == pytest.approx(3 * frozen[1]) and whole[5] == pytest.approx(frozen[5])
 
@@ -110,10 +110,10 @@ def test_frozen_units_cost_their_forward_pass_alone(path):
 @pytest.mark.parametrize(
     ("overrides", "workers", "said"),
     [
-        (["engine.partition=[4,4]"], 2, "add up to 9 units"),
+        (["engine.partition=[4,4]"], 2, "add up to 9 layers"),
         (["engine.partition=[4,5]"], 3, "engine.pipeline_stages = 2 on 3 workers"),
         (["engine.pipeline_stages=3", "engine.partition=[4,5]"], 3, "expected 3 numbers"),
-        ([], 10, "the model has 9 units"),
+        ([], 10, "the model has 9 layers"),
     ],
 )
 def test_a_cut_that_does_not_fit_is_refused_with_the_numbers(path, overrides, workers, said):
@@ -157,7 +157,7 @@ def test_a_stage_reads_its_own_tensors_alone_from_several_files(path, tmp_path):
     fill(mine, config.model)
     whole = dict(load_model(config.model).named_parameters())
     real = {name: p for name, p in model.named_parameters() if not p.is_meta}
-    assert {unit_of(name) for name in real} == {"vision_embeddings", "vision.0"} and real.keys() == {
+    assert {layer_of(name) for name in real} == {"vision_embeddings", "vision.0"} and real.keys() == {
         placement.name for placement in mine
     }
     assert all(torch.equal(p, whole[name]) for name, p in real.items())
