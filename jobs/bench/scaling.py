@@ -19,7 +19,7 @@ from jobs.bench.timing import measured
 from jobs.bench.train import BATCH, Case, make_task, process
 from jobs.benchmark import start_ray
 from smolray.report.charts import Series, line_chart
-from smolray.report.style import STYLE
+from smolray.report.page import render
 
 SAMPLES = (1_000, 10_000, 100_000)
 QUESTIONS = (1, 2, 4, 8)
@@ -116,7 +116,7 @@ def main(out: str) -> None:
             x_label="questions a picture",
         ),
     ]
-    page = f"<!doctype html><meta charset=utf-8><title>How costs grow</title><style>{STYLE}</style><main>{''.join(charts)}</main>"
+    page = render("charts.html", title="How costs grow", charts=charts)
     Path(out).write_text(page, encoding="utf-8")
 
 

@@ -1,106 +1,117 @@
-"""Line charts as inline SVG: in go series of (x, y) points, out comes markup that needs no script, no font file and no
-network.
+"""Line charts as inline SVG, which needs no script, no font file and no network.
 
-Colours are CSS classes (`s0`, `s1`, …) of the page, so that light and dark follow the page's style.
+In: series of (x, y) points. Out: markup for a page.
+
+Places are percentages of the chart, and the lines keep their width when it is stretched: a chart fills any width with
+text of one size. Colours are CSS classes (`c0`, `c1`, …), so that light and dark follow the page's style.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-WIDTH, HEIGHT = 760, 250
-LEFT, RIGHT, TOP, BOTTOM = 68, 14, 14, 40
-MAX_POINTS = 1200  # a line on a screen shows no more; above it each bucket keeps its lowest and highest point
+from markupsafe import Markup
+
+from smolray.report.axis import Axis, linear_axis, log_axis, tight_axis
+from smolray.report.page import render
+
+COLOURS = 6
+MAX_POINTS = 1200  # a screen shows no more; above it each bucket of points keeps its lowest and its highest
+SPAN = 1000  # lines are drawn in a square of this size, which the page stretches
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `faint` draws it thin and pale, behind; `dots` marks each point and says its value on hover."""
+    """One line.
+
+    `colour`: its number; default: the next one, grey if `faint`. `faint` draws the line thin and pale, behind the
+    others. `dots` marks each point and shows its value on hover. `joined`: with a line between the points.
+    """
 
     name: str
     points: tuple[Point, ...]
+    colour: int | None = None
     faint: bool = False
     dots: bool = False
+    joined: bool = True
+
+
+class Dot(NamedTuple):
+    """A point with the text that is shown on hover."""
+
+    x: str
+    y: str
+    text: str
+
+
+class Line(NamedTuple):
+    """A series as the template draws it; `points` as SVG writes them, empty for dots alone."""
+
+    name: str
+    style: str
+    points: str
+    dots: list[Dot]
+    in_legend: bool
 
 
 def line_chart(
     title: str,
     series: Sequence[Series],
     y_format: Callable[[float], str] = "{:g}".format,
-    marks: Sequence[tuple[float, str]] = (),
+    restarts: Sequence[float] = (),
     y_limits: tuple[float | None, float | None] = (None, None),
     baseline: tuple[float, str] | None = None,
     x_label: str = "step",
-) -> str:
-    """A figure with axes, legend, vertical `marks` (x, label) and a dashed horizontal `baseline` (y, label).
+    log: bool = False,
+) -> Markup:
+    """A figure with axes and a legend.
 
-    Points that are not finite are left out; without any the figure says so.
+    `restarts`: x of vertical marks. `baseline`: (y, label) of a dashed horizontal line. `log`: a logarithmic y axis
+    where all values are above 0; `y_limits` then have no effect. Points that are not finite are left out; without any
+    point the figure says so.
     """
-    drawn = [Series(s.name, _thin(_finite(s.points)), s.faint, s.dots) for s in series]
-    points = [p for s in drawn for p in s.points]
+    drawn = [replace(one, points=_thin(_finite(one.points))) for one in series]
+    points = [point for one in drawn for point in one.points]
     if not points:
-        return f'<figure class="chart"><figcaption>{escape(title)}</figcaption><p class="quiet">Nothing logged yet.</p></figure>'
+        return render("no_chart.html", title=title)
+
+    x_axis = tight_axis([x for x, _ in points])
     ys = [y for _, y in points] + ([baseline[0]] if baseline else [])
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = (limit if limit is not None else pick(ys) for limit, pick in zip(y_limits, (min, max), strict=True))
-    ticks = nice_ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
-    x_span, y_span = (x_high - x_low) or 1.0, (high - low) or 1.0
+    y_axis = log_axis(ys) if log else linear_axis(ys, y_limits)
 
-    def place(x: float, y: float) -> tuple[str, str]:
-        across = LEFT + (x - x_low) / x_span * (WIDTH - LEFT - RIGHT) if x_high > x_low else (LEFT + WIDTH - RIGHT) / 2
-        return f"{across:.1f}", f"{TOP + (high - y) / y_span * (HEIGHT - TOP - BOTTOM):.1f}"
+    lines = _lines(drawn, x_axis, y_axis, lambda x, y: f"{y_format(y)} at {x_label} {x:g}")
+    marks = [(across(x_axis, x), f"restart from step {x:g}") for x in restarts if x_axis.low <= x <= x_axis.high]
+    return render(
+        "line_chart.html",
+        title=title,
+        log=y_axis.log,
+        legend=[line for line in lines if line.in_legend] if len(lines) > 1 or marks else [],
+        x_label=x_label,
+        x_ticks=[(across(x_axis, tick), f"{tick:g}") for tick in x_axis.ticks],
+        y_ticks=[(down(y_axis, tick), y_format(tick)) for tick in y_axis.ticks],
+        restarts=marks,
+        baseline=(down(y_axis, baseline[0]), baseline[1]) if baseline else None,
+        lines=lines,
+        span=SPAN,
+    )
 
-    body = []
-    for tick in ticks:
-        _, y = place(x_low, tick)
-        body.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        body.append(
-            f'<text class="tick" x="{LEFT - 8}" y="{y}" dy="0.32em" text-anchor="end">{escape(y_format(tick))}</text>'
-        )
-    for tick in nice_ticks(x_low, x_high):
-        if x_low <= tick <= x_high:
-            x, _ = place(tick, low)
-            body.append(f'<text class="tick" x="{x}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
-    body.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
-    for x_mark, label in marks:
-        if x_low <= x_mark <= x_high:
-            x, _ = place(x_mark, low)
-            body.append(
-                f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(label)}</title></line>'
-            )
-    if baseline:
-        _, y = place(x_low, baseline[0])
-        body.append(f'<line class="baseline" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        body.append(
-            f'<text class="tick" x="{WIDTH - RIGHT}" y="{y}" dy="-0.4em" text-anchor="end">{escape(baseline[1])}</text>'
-        )
-    for index, line in enumerate(drawn):
-        spots = [place(x, y) for x, y in line.points]
-        style = f"s{index}{' faint' if line.faint else ''}"
-        body.append(f'<polyline class="line {style}" points="{" ".join(",".join(spot) for spot in spots)}"/>')
-        if line.dots or len(spots) == 1:
-            for (x, y), (raw_x, raw_y) in zip(spots, line.points, strict=True):
-                body.append(
-                    f'<circle class="dot {style}" cx="{x}" cy="{y}" r="3.5">'
-                    f"<title>{escape(line.name)}: {escape(y_format(raw_y))} at {escape(x_label)} {raw_x:g}</title></circle>"
-                )
-    if marks:
-        body.append(f'<line class="axis" x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    keys = "".join(
-        f'<span class="key s{i}{" faint" if s.faint else ""}">{escape(s.name)}</span>'
-        for i, s in enumerate(drawn)
-        if s.points
-    )
-    keys += f'<span class="key restarts">{escape(marks[0][1].split(" ")[0])}</span>' if marks else ""
-    legend = f'<div class="legend">{keys}</div>' if len(drawn) > 1 or marks else ""
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{legend}'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">{"".join(body)}</svg></figure>'
-    )
+
+def across(axis: Axis, value: float) -> str:
+    """Place of a value from the left, in percent of the chart."""
+    return f"{100 * axis.share(value):.2f}%"
+
+
+def down(axis: Axis, value: float) -> str:
+    """Place of a value from the top, in percent of the chart."""
+    return f"{100 * (1 - axis.share(value)):.2f}%"
+
+
+def polyline(shares: Sequence[Point]) -> str:
+    """The `points` of an SVG polyline: each share is (from the left, from the bottom), 0..1."""
+    return " ".join(f"{SPAN * x:.1f},{SPAN * (1 - y):.1f}" for x, y in shares)
 
 
 def smooth(points: Sequence[Point], span: float | None = None) -> tuple[Point, ...]:
@@ -114,17 +125,29 @@ def smooth(points: Sequence[Point], span: float | None = None) -> tuple[Point, .
     return tuple(smoothed)
 
 
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten) from at or below `low` to at or above `high`."""
-    if high - low <= abs(high) * 1e-9:
-        pad = abs(high) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
-    return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
+def _lines(series: Sequence[Series], x_axis: Axis, y_axis: Axis, describe: Callable[[float, float], str]) -> list[Line]:
+    lines: list[Line] = []
+    unused = iter(range(len(series)))
+    for one in series:
+        grey = one.faint and one.colour is None
+        number = one.colour if one.colour is not None else None if grey else next(unused)
+        style = "grey" if number is None else f"c{number % COLOURS}"
+
+        shares = [(x_axis.share(x), y_axis.share(y)) for x, y in one.points]
+        dots = [
+            Dot(across(x_axis, x), down(y_axis, y), f"{one.name}: {describe(x, y)}")
+            for x, y in (one.points if one.dots or len(one.points) == 1 else ())
+        ]
+        lines.append(
+            Line(
+                one.name,
+                f"{style} faint" if one.faint else style,
+                polyline(shares) if one.joined else "",
+                dots,
+                in_legend=bool(one.points) and not grey,
+            )
+        )
+    return lines
 
 
 def _finite(points: Sequence[Point]) -> tuple[Point, ...]:
@@ -134,10 +157,10 @@ def _finite(points: Sequence[Point]) -> tuple[Point, ...]:
 def _thin(points: tuple[Point, ...]) -> tuple[Point, ...]:
     if len(points) <= MAX_POINTS:
         return points
+
     size = math.ceil(2 * len(points) / MAX_POINTS)
     kept: list[Point] = []
     for start in range(0, len(points), size):
         bucket = points[start : start + size]
-        extremes = {min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])}
-        kept += sorted(extremes)
+        kept += sorted({min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])})
     return tuple(kept)

@@ -1,86 +1,93 @@
 """Parallel coordinates as inline SVG: an axis for each setting and one for the metric, a line for each trial.
 
-In: trials. Out: markup that needs no script.
+In: trials. Out: markup for a page.
 """
 
 import json
 import math
 from collections.abc import Sequence
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
+from smolray.report.charts import SPAN, polyline
+from smolray.report.page import render
 from smolray.tune.log import TrialRecord
 from smolray.tune.space import Domain, Space
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1000, 300, 60, 60, 20, 34
+FAINTEST, STRONGEST = 0.15, 0.7  # opacity of the worst trial and of the one after the best
 
 
-def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, metric: str) -> str:
-    """A figure; the better a trial, the stronger its line, the best in a colour of its own.
+class CoordinateAxis(NamedTuple):
+    """A vertical axis: its place from the left, and (place from the top, label) of its ticks."""
 
-    Trials without a value are left out.
+    name: str
+    x: str
+    ticks: list[tuple[str, str]]
+
+
+class TrialLine(NamedTuple):
+    """The line of a trial; `text` is shown on hover."""
+
+    points: str
+    style: str
+    opacity: str
+    text: str
+
+
+def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, metric: str) -> Markup:
+    """A figure: the better a trial, the stronger its line; the best has its own colour.
+
+    Trials without a value are left out; without any there is no figure.
     """
     valued = sorted(
         ((v, t) for t in trials if (v := t.value(metric)) is not None),
         key=lambda p: (-p[0] if metric == "loss" else p[0], -p[1].number),
     )
     if not valued:
-        return ""
-    values = [value for value, _ in valued]
-    low, high = min(values), max(values)
-    axes = [(key, domain) for key, domain in space.items() if all(key in t.settings for _, t in valued)]
-    step = (WIDTH - LEFT - RIGHT) / max(1, len(axes))
+        return Markup()
 
-    def at(share: float) -> float:
-        return TOP + (1 - share) * (HEIGHT - TOP - BOTTOM)
+    low, high = min(v for v, _ in valued), max(v for v, _ in valued)
+    drawn = {key: domain for key, domain in space.items() if all(key in t.settings for _, t in valued)}
+    axes = [
+        _axis(key.rsplit(".", 1)[-1], n / len(drawn), [(_share(domain, v), _shown(v)) for v in domain.extremes])
+        for n, (key, domain) in enumerate(drawn.items())
+    ]
+    axes.append(_axis(metric, 1.0, sorted({(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")})))
 
-    body = []
-    for number, (key, domain) in enumerate(axes):
-        x = LEFT + number * step
-        body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        body.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - (14 if number % 2 else 2)}" text-anchor="middle">{escape(key.rsplit(".", 1)[-1])}</text>'
-        )
-        body += [_tick(x, at(_share(domain, value)), _shown(value)) for value in domain.extremes]
-    x = LEFT + len(axes) * step
-    body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    body.append(
-        f'<text class="tick" x="{x:.1f}" y="{HEIGHT - (14 if len(axes) % 2 else 2)}" text-anchor="middle">{escape(metric)}</text>'
-    )
-    body += [_tick(x, at(share), f"{value:.4g}") for share, value in {(0.0, low), (1.0, high)}]
+    lines = []
     for rank, (value, trial) in enumerate(valued):
-        spots = [(LEFT + n * step, at(_share(domain, trial.settings[key]))) for n, (key, domain) in enumerate(axes)]
-        spots.append((x, at((value - low) / (high - low) if high > low else 0.5)))
         best = rank == len(valued) - 1
-        strength = 1.0 if best else 0.15 + 0.55 * rank / len(valued)
-        points = " ".join(f"{px:.1f},{py:.1f}" for px, py in spots)
-        told = f"trial {trial.number}: {metric} {value:.4g}; " + ", ".join(
-            f"{k}={_shown(v)}" for k, v in trial.settings.items()
+        heights = [_share(domain, trial.settings[key]) for key, domain in drawn.items()]
+        heights.append((value - low) / (high - low) if high > low else 0.5)
+        places = [(n / max(1, len(drawn)), height) for n, height in enumerate(heights)]
+        settings = ", ".join(f"{key}={_shown(setting)}" for key, setting in trial.settings.items())
+        lines.append(
+            TrialLine(
+                polyline(places),
+                "c1 best" if best else "c0",
+                "1" if best else f"{FAINTEST + (STRONGEST - FAINTEST) * rank / len(valued):.2f}",
+                f"trial {trial.number}: {metric} {value:.4g}; {settings}",
+            )
         )
-        style = f'class="line {"s1" if best else "s0"}" style="opacity:{strength:.2f}"'
-        body.append(f'<polyline {style} points="{points}"><title>{escape(told)}</title></polyline>')
-    return (
-        f'<figure class="chart"><figcaption>Settings and {escape(metric)} of each trial</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="parallel coordinates">{"".join(body)}</svg></figure>'
-    )
+    return render("parallel_coordinates.html", "smolray.tune", metric=metric, axes=axes, lines=lines, span=SPAN)
+
+
+def _axis(name: str, share: float, ticks: Sequence[tuple[float, str]]) -> CoordinateAxis:
+    return CoordinateAxis(name, f"{100 * share:.2f}%", [(f"{100 * (1 - at):.2f}%", label) for at, label in ticks])
 
 
 def _share(domain: Domain, value: Any) -> float:
     """Where a value stands between the ends of its axis, 0..1."""
     if domain.values:
-        return (
-            domain.values.index(value) / (len(domain.values) - 1)
-            if value in domain.values and len(domain.values) > 1
-            else 0.5
-        )
+        known = value in domain.values and len(domain.values) > 1
+        return domain.values.index(value) / (len(domain.values) - 1) if known else 0.5
     if domain.kind == "loguniform":
-        return (math.log(value) - math.log(domain.low)) / (math.log(domain.high) - math.log(domain.low))
+        return math.log(value / domain.low) / math.log(domain.high / domain.low)
     return (value - domain.low) / (domain.high - domain.low)
 
 
-def _tick(x: float, y: float, text: str) -> str:
-    return f'<text class="tick" x="{x + 5:.1f}" y="{y:.1f}" dy="0.32em">{escape(text)}</text>'
-
-
 def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -4,16 +4,17 @@ In: the log of the trials. Out: `<search>/report.html`.
 """
 
 import json
-import time
 import warnings
-from collections.abc import Sequence
-from html import escape
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from smolray import storage
 from smolray.config import RunConfig
-from smolray.report.charts import Series, line_chart
-from smolray.report.style import STYLE
+from smolray.report.charts import Point, Series, line_chart
+from smolray.report.page import render
+from smolray.report.sections import utc
 from smolray.run.events import Event, read_events
 from smolray.run.progress import duration, percent, size
 from smolray.tune.log import FILE, TrialRecord, best_trial, read_trials
@@ -25,29 +26,47 @@ BEST, CURVES = 10, 5
 FEWEST_FOR_IMPORTANCE = 6  # trials with a value; of fewer nothing can be said
 
 
+class Row(NamedTuple):
+    """A trial as the tables of the page show it."""
+
+    trial: str
+    state: str
+    value: str
+    steps: str
+    training: str
+    memory: str
+    settings: str
+
+
 def write_report(folder: str, config: RunConfig, space: Space) -> str:
     """Write `report.html` of the search in `folder` and return its URI."""
     uri = storage.join(folder, "report.html")
-    storage.write_bytes(uri, render(config, space, read_trials(folder), read_events(folder, FILE)).encode())
+    page = report_page(config, space, read_trials(folder), read_events(folder, FILE))
+    storage.write_bytes(uri, page.encode())
     return uri
 
 
-def render(config: RunConfig, space: Space, trials: Sequence[TrialRecord], events: Sequence[Event]) -> str:
+def report_page(config: RunConfig, space: Space, trials: Sequence[TrialRecord], events: Sequence[Event]) -> str:
     """The page as text; pure."""
     assert config.search is not None
     metric = config.search.metric
-    body = [
-        _head(config, trials, events),
-        _best(trials, config),
-        _settings(trials, config, space),
-        _curves(trials, events, config),
-        _all(trials, metric),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(config.name)} · smolray search</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main></body></html>\n"
+    best = best_trial(trials, metric)
+    weights = importances(trials, config, space).items()
+    return render(
+        "search.html",
+        "smolray.tune",
+        title=f"{config.name} · smolray search",
+        name=config.name,
+        status="finished" if _ended(trials) >= _total(trials, events) else "running",
+        facts=_facts(config, trials, events),
+        metric=metric,
+        second_objective=config.search.second_objective,
+        best=_best_rows(trials, config),
+        best_number=best.number if best else None,
+        coordinates=parallel_coordinates(trials, space, metric),
+        importances=[(key, percent(value), f"{100 * value:.1f}%") for key, value in weights],
+        charts=[_learning_curves(trials, metric), _best_so_far(events, metric), _cost_of_each(trials)],
+        trials=[_row(trial, metric) for trial in trials],
     )
 
 
@@ -77,56 +96,52 @@ def importances(trials: Sequence[TrialRecord], config: RunConfig, space: Space) 
     return {key: float(value) for key, value in found.items()}
 
 
-def _head(config: RunConfig, trials: Sequence[TrialRecord], events: Sequence[Event]) -> str:
+def _ended(trials: Sequence[TrialRecord]) -> int:
+    return sum(trial.ended for trial in trials)
+
+
+def _total(trials: Sequence[TrialRecord], events: Sequence[Event]) -> int:
+    """Trials of the whole search, as its newest session planned them."""
+    starts = [e["trials"] for e in events if e["event"] == "start"]
+    return starts[-1] if starts else len(trials)
+
+
+def _facts(config: RunConfig, trials: Sequence[TrialRecord], events: Sequence[Event]) -> dict[str, str]:
     search = config.search
     assert search is not None
-    starts = [e for e in events if e["event"] == "start"]
-    total = starts[-1]["trials"] if starts else len(trials)
-    ended = sum(t.ended for t in trials)
-    status = "finished" if ended >= total else "running"
     counts = {kind: sum(t.status == kind for t in trials) for kind in ("finished", "stopped", "failed", "running")}
-    wall = events[-1]["time"] - events[0]["time"] if events else 0.0
+    states = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+    planned = [t.gpu_minutes for t in trials if t.gpu_minutes]
+
     facts = {
         "Model": config.model.path,
         "Data": config.data.train,
         "Algorithm": f"{search.algorithm}, {search.scheduler}",
-        "Trials": f"{ended} of {total}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n),
+        "Trials": f"{_ended(trials)} of {_total(trials, events)}: {states}",
         "Steps": f"{sum(t.steps for t in trials):,}",
         "Cost": f"{sum(t.worker_minutes for t in trials):.1f} worker minutes of training",
-        "From first to last": duration(wall),
-        "Sessions": len(starts),
-        "Started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(events[0]["time"])) if events else "",
+        "From first to last": duration(events[-1]["time"] - events[0]["time"] if events else 0.0),
+        "Sessions": str(sum(e["event"] == "start" for e in events)),
+        "Started": utc(events[0]["time"]) if events else "",
+        "Planned": f"{sum(planned):.0f} GPU minutes for {len(planned)} whole trials" if planned else "",
     }
-    planned = [t.gpu_minutes for t in trials if t.gpu_minutes]
-    facts["Planned"] = f"{sum(planned):.0f} GPU minutes for {len(planned)} whole trials" if planned else ""
-    listed = "".join(f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v != "")
-    return (
-        f'<header><h1>{escape(config.name)} <span class="badge {status}">{status}</span></h1><dl>{listed}</dl></header>'
-    )
+    return {label: value for label, value in facts.items() if value}
 
 
-def _best(trials: Sequence[TrialRecord], config: RunConfig) -> str:
+def _by_value(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """The trials that have a value, the best first; of equals the one that took fewer steps."""
+    valued = [(v if metric == "loss" else -v, t.steps, t) for t in trials if (v := t.value(metric)) is not None]
+    return [trial for *_, trial in sorted(valued, key=lambda item: item[:2])]
+
+
+def _best_rows(trials: Sequence[TrialRecord], config: RunConfig) -> list[Row]:
+    """The best trials; a star marks those on the front of both objectives."""
     assert config.search is not None
     metric, second = config.search.metric, config.search.second_objective
-    best = best_trial(trials, metric)
-    if best is None:
-        return '<section><h2>Best trials</h2><p class="quiet">No trial has been evaluated yet.</p></section>'
-    valued = sorted(
-        ((v, t) for t in trials if (v := t.value(metric)) is not None),
-        key=lambda p: (p[0] if metric == "loss" else -p[0], p[1].steps),
-    )
-    front = _front([(v, t.second(second) or 0.0) for v, t in valued], metric) if second else []
-    rows = "".join(
-        _row(trial, metric, " *" if rank < len(front) and front[rank] else "")
-        for rank, (_, trial) in enumerate(valued[:BEST])
-    )
-    note = (
-        f"<p class='quiet'>* on the front of {escape(metric)} and {second}: no other trial is better in both.</p>"
-        if second
-        else ""
-    )
-    head = f'<div class="headline"><b>{_value(best.value(metric), metric)}</b><span>{escape(metric)} of trial {best.number}, see best.yaml</span></div>'
-    return f'<section><h2>Best trials</h2>{head}{note}<table style="margin-top:16px">{_columns(metric)}<tbody>{rows}</tbody></table></section>'
+    valued = _by_value(trials, metric)
+    points = [(t.value(metric) or 0.0, t.second(second) or 0.0) for t in valued] if second else []
+    front = _front(points, metric) if second else [False] * len(valued)
+    return [_row(trial, metric, " *" if star else "") for trial, star in zip(valued[:BEST], front, strict=False)]
 
 
 def _front(points: list[tuple[float, float]], metric: str) -> list[bool]:
@@ -136,97 +151,77 @@ def _front(points: list[tuple[float, float]], metric: str) -> list[bool]:
     return [not any(v <= mine[0] and s <= mine[1] and (v, s) != mine for v, s in lowered) for mine in lowered]
 
 
-def _settings(trials: Sequence[TrialRecord], config: RunConfig, space: Space) -> str:
-    assert config.search is not None
-    chart = parallel_coordinates(trials, space, config.search.metric)
-    if not chart:
-        return ""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(key)}</th><td>{percent(value)}</td><td class="bar"><i style="width:{100 * value:.1f}%"></i></td></tr>'
-        for key, value in importances(trials, config, space).items()
-    )
-    table = f'<h2 style="margin-top:22px">Importance</h2><table><tbody>{rows}</tbody></table>' if rows else ""
-    return f'<section><h2>Settings</h2><div class="charts">{chart}</div>{table}</section>'
-
-
-def _curves(trials: Sequence[TrialRecord], events: Sequence[Event], config: RunConfig) -> str:
-    assert config.search is not None
-    metric = config.search.metric
-    valued = sorted(
-        (t for t in trials if t.value(metric) is not None),
-        key=lambda t: (t.value(metric) or 0.0) * (1 if metric == "loss" else -1),
-    )
-    show = "{:.0%}".format if metric == "accuracy" else "{:.3g}".format
+def _learning_curves(trials: Sequence[TrialRecord], metric: str) -> Markup:
+    valued = _by_value(trials, metric)
     lines = [
-        Series(f"trial {t.number}", tuple((r["step"], r[metric]) for r in t.reports), dots=True)
-        for t in valued[:CURVES]
-    ]
-    lines += [
-        Series(f"trial {t.number}", tuple((r["step"], r[metric]) for r in t.reports), faint=True)
-        for t in valued[CURVES:]
-    ]
-    charts = [line_chart(f"Learning curves ({metric}; the best {min(CURVES, len(valued))} in colour)", lines, show)]
-    best, so_far, paid = None, [], 0.0
-    cost: dict[int, float] = {}
-    for event in events:
-        if event["event"] == "report":
-            value = event[metric]
-            best = value if best is None else (min if metric == "loss" else max)(best, value)
-            before = cost.get(event["number"], 0.0)
-            cost[event["number"]] = event["seconds"]
-            paid += (event["seconds"] - before) * event.get("workers", 1) / 60
-            so_far.append((paid, best))
-    charts.append(
-        line_chart(f"Best {metric} so far", [Series("best", tuple(so_far))], show, x_label="worker minutes of training")
-    )
-    spent = tuple((float(t.number), t.worker_minutes) for t in trials if t.reports)
-    charts.append(
-        line_chart(
-            "Cost of each trial, worker minutes",
-            [Series("cost", spent, dots=True)],
-            y_limits=(0.0, None),
-            x_label="trial",
+        Series(
+            f"trial {trial.number}",
+            tuple((report["step"], report[metric]) for report in trial.reports),
+            faint=rank >= CURVES,
+            dots=rank < CURVES,
         )
+        for rank, trial in enumerate(valued)
+    ]
+    title = f"Learning curves ({metric}; the best {min(CURVES, len(valued))} in colour)"
+    return line_chart(title, lines, _axis_format(metric), log=metric == "loss")
+
+
+def _best_so_far(events: Sequence[Event], metric: str) -> Markup:
+    """The best value by what the search has cost until then."""
+    pick = min if metric == "loss" else max
+    best: float | None = None
+    seconds: dict[int, float] = {}
+    minutes, points = 0.0, list[Point]()
+    for event in events:
+        if event["event"] != "report":
+            continue
+        best = event[metric] if best is None else pick(best, event[metric])
+        fresh = event["seconds"] - seconds.get(event["number"], 0.0)
+        seconds[event["number"]] = event["seconds"]
+        minutes += fresh * event.get("workers", 1) / 60
+        points.append((minutes, best))
+    return line_chart(
+        f"Best {metric} so far",
+        [Series("best", tuple(points))],
+        _axis_format(metric),
+        x_label="worker minutes of training",
     )
-    return f'<section><h2>Over time</h2><div class="charts">{"".join(charts)}</div></section>'
 
 
-def _all(trials: Sequence[TrialRecord], metric: str) -> str:
-    rows = "".join(_row(trial, metric) for trial in trials)
-    return (
-        f"<section><details><summary>All trials</summary><table>{_columns(metric)}<tbody>{rows}</tbody></table></details></section>"
-        if rows
-        else ""
+def _cost_of_each(trials: Sequence[TrialRecord]) -> Markup:
+    spent = tuple((float(t.number), t.worker_minutes) for t in trials if t.reports)
+    return line_chart(
+        "Cost of each trial, worker minutes",
+        [Series("cost", spent, dots=True, joined=False)],
+        y_limits=(0.0, None),
+        x_label="trial",
     )
 
 
-def _columns(metric: str) -> str:
-    names = ("Trial", "State", metric, "Steps", "Training", "Memory", "Settings")
-    return "<thead><tr>" + "".join(f"<th>{escape(name)}</th>" for name in names) + "</tr></thead>"
-
-
-def _row(trial: TrialRecord, metric: str, mark: str = "") -> str:
+def _row(trial: TrialRecord, metric: str, mark: str = "") -> Row:
     memory = trial.second("memory")
-    shown = {
-        k.rsplit(".", 1)[-1]: f"{v:.4g}" if isinstance(v, float) else json.dumps(v) for k, v in trial.settings.items()
-    }
-    told = ", ".join(f"{key} {value}" for key, value in shown.items())
-    told += "".join(f"; took over {e['origin']}" for e in trial.exploits) + (
-        f"; {trial.reason}" if trial.reason else ""
+    notes = ", ".join(
+        f"{key.rsplit('.', 1)[-1]} {f'{value:.4g}' if isinstance(value, float) else json.dumps(value)}"
+        for key, value in trial.settings.items()
     )
-    cells: list[Any] = [
+    notes += "".join(f"; took over {exploit['origin']}" for exploit in trial.exploits)
+    notes += f"; {trial.reason}" if trial.reason else ""
+    return Row(
         f"{trial.number}{mark}",
         trial.status,
-        _value(trial.value(metric), metric),
+        _shown(trial.value(metric), metric),
         f"{trial.steps:,}",
         duration(trial.seconds),
         size(memory * 2**30) if memory else "",
-        told,
-    ]
-    return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+        notes,
+    )
 
 
-def _value(value: float | None, metric: str) -> str:
+def _axis_format(metric: str) -> Callable[[float], str]:
+    return "{:.0%}".format if metric == "accuracy" else "{:.3g}".format
+
+
+def _shown(value: float | None, metric: str) -> str:
     if value is None:
         return "-"
     return percent(value) if metric == "accuracy" else f"{value:.4g}"

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from smolray.config import load_config, to_yaml
-from smolray.report.charts import MAX_POINTS, Series, line_chart, nice_ticks, smooth
 from smolray.report.run import write_report
 
 VOID = {"meta", "img", "br"}  # elements of SVG close themselves
@@ -198,30 +197,6 @@ def test_a_report_needs_none_of_its_parts(run, missing):
         assert "Nothing logged yet." in text
 
 
-def test_a_chart_thins_long_lines_and_keeps_their_extremes():
-    points = tuple((float(i), 0.5) for i in range(50_000))
-    spike = (*points[:777], (777.0, 9.0), *points[778:])
-    chart = line_chart("t", [Series("s", spike)])
-    (drawn,) = re.findall(r'points="([^"]*)"', chart)
-    assert 2 <= len(drawn.split()) <= MAX_POINTS
-    heights = [float(spot.split(",")[1]) for spot in drawn.split()]
-    assert sorted(heights)[0] < sorted(heights)[1] - 50, "the spike stands alone, near the top"
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.3, 0.3), (-5, 12345), (1e-9, 2e-9), (0, 0), (1e12, 1e12 + 5)])
-def test_ticks_enclose_the_data_and_are_few(low, high):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low and ticks[-1] >= high
-    assert 2 <= len(ticks) <= 9
-    assert ticks == sorted(set(ticks))
-
-
-def test_smoothing_keeps_a_constant_and_calms_noise():
-    assert {round(y, 9) for _, y in smooth([(i, 2.0) for i in range(50)])} == {2.0}
-    noisy = smooth([(i, i % 2) for i in range(200)])
-    assert all(0.4 < y < 0.6 for _, y in noisy[50:])
-
-
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -236,7 +211,7 @@ def test_a_browser_lays_the_page_out_without_overflow_or_requests(run, tmp_path,
     report = Path(write_report(str(run), {"a": png("red"), "b": png("blue")})).read_text(encoding="utf-8")
     probe = (
         "<script>onload = () => document.title = JSON.stringify({wide: document.documentElement.scrollWidth - innerWidth,"
-        "charts: [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height > 60).length,"
+        "charts: [...document.querySelectorAll('figure')].filter(f => f.querySelector('svg').getBoundingClientRect().height > 60).length,"
         "images: [...document.images].filter(i => i.naturalWidth === 16).length,"
         "requests: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length})</script>"
     )

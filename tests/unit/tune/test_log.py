@@ -9,7 +9,7 @@ from smolray.run.events import read_events
 from smolray.tune.console import result_lines, trials_table
 from smolray.tune.log import FILE, TrialLog, best_trial, read_trials
 from smolray.tune.proposals import make_searcher
-from smolray.tune.report import importances, render
+from smolray.tune.report import importances, report_page
 from smolray.tune.space import read_space
 
 SPACE = {
@@ -138,13 +138,13 @@ def test_two_objectives_are_weighed(trial_log):
     config = searched(second_objective="seconds")
     searcher = make_searcher(config, read_space(config), list(trial_log.trials.values()))
     assert {len(t.values) for t in searcher.study.trials} == {2} and "learning_rate" in str(searcher.suggest(9))
-    page = render(config, read_space(config), list(trial_log.trials.values()), [])
+    page = report_page(config, read_space(config), list(trial_log.trials.values()), [])
     assert "on the front of accuracy and seconds" in page
 
 
 def test_the_report_shows_the_best_the_cost_and_why_a_trial_failed(trial_log, tmp_path):
     config = searched(num_samples=9)
-    page = render(config, read_space(config), read_trials(str(tmp_path)), read_events(str(tmp_path), FILE))
+    page = report_page(config, read_space(config), read_trials(str(tmp_path)), read_events(str(tmp_path), FILE))
     for part in (
         "of trial 8",
         "83.0 %",
