@@ -15,7 +15,7 @@ from smolray.launch.driver import launch_run
 
 
 def main() -> None:
-    """Run the demo; settings given as KEY=VALUE lie over jobs/configs/demo.yaml."""
+    """Run the demo; settings given as KEY=VALUE replace those of the recipe `demo`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
@@ -23,7 +23,7 @@ def main() -> None:
     if not (raw / "test.parquet").exists():
         export_easy_vqa(raw)
     data = [f"data.train={raw}/train.parquet", f"data.validation={raw}/test.parquet"]
-    config = load_config(str(Path(__file__).parent / "configs" / "demo.yaml"), [*data, *options.overrides])
+    config = load_config("demo", [*data, *options.overrides])
     result = launch_run(config)
     folder = export_run(config.run_dir)
     print(f"\n{'type':10} {'questions':>9} {'accuracy':>9}")

@@ -1,4 +1,4 @@
-"""Train one run, as a job: `python jobs/train.py --config jobs/configs/vqa_lora.yaml optimizer.learning_rate=1e-4`.
+"""Train one run, as a job: `python jobs/train.py --config vqa_lora optimizer.learning_rate=1e-4`.
 
 In: settings. Out: the run folder with checkpoints, events, result.json and report.html. Submitted again under the same
 name, it resumes.

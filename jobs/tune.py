@@ -1,4 +1,4 @@
-"""Search for hyperparameters, as a job: `python jobs/tune.py --config jobs/configs/tune_vqa.yaml
+"""Search for hyperparameters, as a job: `python jobs/tune.py --config tune_vqa
 search.num_samples=24`.
 
 In: settings with a `search` section. Out: a run for each trial, and the search's folder with trials.jsonl, best.yaml

@@ -125,7 +125,7 @@ def check_submission(config: RunConfig, arguments: Sequence[str], working_dir: s
             and not Path(given).is_absolute()
             and not (root / given).resolve().is_relative_to(root)
         ):
-            faults.append(f"--config {given} is outside the uploaded folder {root}: put it under jobs/configs")
+            faults.append(f"--config {given} is outside the uploaded folder {root}: put it there")
     if faults:
         raise JobsError("\n".join(faults))
 

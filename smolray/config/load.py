@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from smolray import storage
 from smolray.config.errors import ConfigError, explain, is_text
+from smolray.config.recipes import config_file
 from smolray.config.rules import faults
 from smolray.config.schema import RENAMED, SHORTHANDS, RunConfig
 
@@ -16,13 +17,13 @@ from smolray.config.schema import RENAMED, SHORTHANDS, RunConfig
 def load_config(
     path: str | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None
 ) -> RunConfig:
-    """Lay a YAML file (path or URI) over `base`, dotted `key=value` overrides over both, and validate the whole.
+    """Merge a YAML file (a path, a URI, or the name of a recipe) over `base`, dotted `key=value` overrides over both, and validate the whole.
 
     Raises ConfigError with one line per fault. Combinations are checked by `check_run`, which is called here.
     """
     record = _merge({}, _with_current_names(base or {}))
     if path is not None:
-        record = _merge(record, _with_current_names(_read_yaml(path)))
+        record = _merge(record, _with_current_names(_read_yaml(config_file(path))))
     for override in overrides:
         _apply_override(record, override)
     try:

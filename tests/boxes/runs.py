@@ -18,8 +18,8 @@ LOSS_SECONDS = 60  # the goal: from the loss of a box to the next step, on two c
 WATCH = """
 import sys
 from smolray.config import load_config
-from smolray.jobs_client import connect
-from smolray.keep_alive import keep_alive
+from smolray.cluster.jobs import connect
+from smolray.cluster.resubmit import keep_alive
 arguments = sys.argv[2:]
 for text in keep_alive(connect(sys.argv[1]), load_config(arguments[1], arguments[2:]), arguments):
     print(text, end="", flush=True)
@@ -30,7 +30,7 @@ def settings(name, storage, data, epochs=EPOCHS):
     """Arguments of a small elastic run that audits every step: 1,500 questions, one worker a box."""
     return [
         "--config",
-        "jobs/configs/demo.yaml",
+        "demo",
         f"name={name}",
         f"storage={storage}/runs",
         f"data.train={data}/train.parquet",

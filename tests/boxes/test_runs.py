@@ -94,7 +94,7 @@ def test_a_box_with_a_wrong_token_is_not_let_in_and_disturbs_no_run(cluster, sha
     cluster.start("loft")
     given = [
         "--config",
-        "jobs/configs/demo.yaml",
+        "demo",
         "name=intruder",
         f"storage={shared}/runs",
         f"data.train={shared}/train.parquet",

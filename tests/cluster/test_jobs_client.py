@@ -281,7 +281,7 @@ def ray_job_submit(head, project, *arguments, token=TOKEN):
 
 
 def train_command(settings, *overrides):
-    return ["--", "python", "jobs/train.py", "--config", "jobs/configs/demo.yaml", *settings, *overrides]
+    return ["--", "python", "jobs/train.py", "--config", "demo", *settings, *overrides]
 
 
 def test_ray_job_submit_trains_the_uploaded_project(head, project, settings):
@@ -314,7 +314,7 @@ def test_a_real_run_is_stopped_and_resumed_by_name_and_sees_every_sample_once(he
         "--address",
         address,
         "--config",
-        "jobs/configs/demo.yaml",
+        "demo",
         *settings,
         "name=real",
         cwd=project,

@@ -12,7 +12,7 @@ from smolray.model.tiny import build_config, build_processor
 from tests.losses import sft_sum
 from tests.offline import TEXTS, asked, encoder_of, picture, shard_row
 
-RECIPE = "jobs/configs/vqav2_qlora.yaml"
+RECIPE = "vqav2_qlora"
 
 
 @pytest.fixture(scope="module")

@@ -155,5 +155,5 @@ def test_rungs_reach_to_the_longest_trial():
 
 
 def test_the_search_that_is_shipped_is_one_that_can_run():
-    config = load_config("jobs/configs/tune_vqa.yaml", ["data.train=a", "data.validation=b"])
+    config = load_config("tune_vqa", ["data.train=a", "data.validation=b"])
     assert longest(config, read_space(config)) == 5 and total_trials(config, read_space(config)) == 24
