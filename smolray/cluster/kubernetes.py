@@ -172,9 +172,12 @@ def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
     had.
     """
     low, high = config.resources.workers
-    groups, left, room, seen = cluster["workerGroupSpecs"], high, 0, []
+    groups, room, seen = cluster["workerGroupSpecs"], 0, []
     known = {key for group in groups for key in group.get("labels", {})}
     chosen = {k: v for k, v in config.resources.label_selector.items() if k in known}
+    if config.resources.num_workers == "auto" and config.resources.use_gpu != "no":
+        high = sum(int(_limits(group).get("nvidia.com/gpu", 0)) * group["maxReplicas"] for group in groups) or 1
+    left = high
     for group in groups:
         fits = all(group.get("labels", {}).get(key) == value for key, value in chosen.items())
         each, most = (_workers_per_pod(config, group) if fits else 0), group["maxReplicas"]
@@ -192,13 +195,17 @@ def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
 
 
 def _workers_per_pod(config: RunConfig, group: Manifest) -> int:
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    limits = _limits(group)
     resources, gpus = config.resources, float(limits.get("nvidia.com/gpu", 0))
     each = resources.cpus_per_worker + config.data.num_cpus_per_task  # a worker's own, and its data tasks'
     by_cpu = int((math.ceil(_cpus(limits["cpu"])) + 1e-9) // each)  # KubeRay tells Ray of whole CPUs
     if resources.use_gpu == "no" or (resources.use_gpu == "auto" and not gpus):
         return by_cpu
     return min(by_cpu, int(gpus // resources.gpus_per_worker))
+
+
+def _limits(group: Manifest) -> Manifest:
+    return group["template"]["spec"]["containers"][0]["resources"]["limits"]
 
 
 def _cpus(quantity: str | int) -> float:

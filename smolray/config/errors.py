@@ -27,12 +27,10 @@ def explain(root: Model, error: ValidationError) -> str:
 
 
 def _key_of(root: Model, fault: Any) -> str:
-    """The dotted key at fault; pydantic adds the branch of a union (`int`, `tuple[…]`) to the place, which is no part
-    of it.
-    """
+    """The dotted key at fault; pydantic adds the branch of a union (`int`, `tuple[…]`, `literal[…]`), which is left out."""
     parts: list[str] = []
     for part in fault["loc"]:
-        if (part == "int" or str(part).startswith("tuple[")) and _section_at(root, parts) is None:
+        if (part == "int" or str(part).startswith(("tuple[", "literal["))) and _section_at(root, parts) is None:
             break
         parts.append(str(part))
     return ".".join(parts) or "config"

@@ -299,8 +299,8 @@ class EvalConfig(Section):
 class ResourcesConfig(Section):
     """Workers, and what each takes from the cluster."""
 
-    num_workers: int | Annotated[tuple[int, int], Field(min_length=2, max_length=2)] = 1
-    """a number, or [min, max] for elastic"""
+    num_workers: Literal["auto"] | int | Annotated[tuple[int, int], Field(min_length=2, max_length=2)] = "auto"
+    """a number, or [min, max] for elastic; auto: all GPUs that are there, one worker where there is none"""
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     """auto: where the cluster has GPUs"""
     cpus_per_worker: float = Field(default=1.0, ge=0)
@@ -316,7 +316,11 @@ class ResourcesConfig(Section):
 
     @property
     def workers(self) -> tuple[int, int]:
-        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        """(min, max). `auto` is one worker until the launch has counted the GPUs (launch/resolve.py)."""
+        if isinstance(self.num_workers, tuple):
+            return self.num_workers
+        number = 1 if self.num_workers == "auto" else self.num_workers
+        return number, number
 
 
 # Earlier names of keys. Files that use them still work.

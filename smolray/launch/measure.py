@@ -15,6 +15,7 @@ from smolray.data.ray_jobs import load_index
 from smolray.launch import driver as launch
 from smolray.launch.data import prepare_data
 from smolray.launch.ray_train import fit
+from smolray.launch.resolve import with_absolute_paths
 from smolray.planner.auto import NothingFitsError, bind
 from smolray.planner.describe import words
 from smolray.planner.plan import Plan, make_plan
@@ -42,7 +43,7 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     Raises NothingFitsError, ConfigError where there are no data.
     """
     connect()
-    config = launch.with_absolute_paths(config)
+    config = with_absolute_paths(config)
     config, folders = prepare_data(config)
     seen = launch.look(config)
     plan = make_plan(config, DataStatistics.from_index(load_index(folders.train, config)), seen.inventory())

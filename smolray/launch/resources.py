@@ -1,10 +1,39 @@
-"""What a run asks of a cluster, held against what the cluster has: said before anything starts, with the nearest that
-works.
+"""What a run asks of a cluster, compared with what the cluster has, before anything starts.
 
-In: a RunConfig and Ray's count of resources. Out: nothing, or ResourcesError.
+In: a RunConfig and what Ray counts. Out: the number of workers where it is `auto`; nothing, or ResourcesError with the
+nearest setting that works.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+
 from smolray.config import ConfigError, RunConfig
+
+SLACK = 1e-9  # fractions of CPUs add up to a little more than their sum
+
+
+@dataclass(frozen=True)
+class Node:
+    """One living Ray node: `resources` as Ray counts them (CPU, GPU, accelerator_type:X), and its labels."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run may be placed on. `available`: the sum of the nodes' resources."""
+
+    available: dict[str, float]
+    nodes: tuple[Node, ...]
+
+    @classmethod
+    def connected(cls) -> "Cluster":
+        """The cluster that this process is connected to."""
+        living = tuple(Node(n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"])
+        return cls(ray.cluster_resources(), living)
 
 
 class ResourcesError(ConfigError):
@@ -13,8 +42,71 @@ class ResourcesError(ConfigError):
     """
 
 
-def use_gpu(config: RunConfig, available: dict[str, float]) -> bool:
+def use_gpu(config: RunConfig, available: Mapping[str, float]) -> bool:
+    """Whether the run's workers take GPUs on a cluster that has these resources."""
     return config.resources.use_gpu == "yes" or (config.resources.use_gpu == "auto" and available.get("GPU", 0) > 0)
+
+
+def count_workers(config: RunConfig, cluster: Cluster, global_batch: int | None) -> tuple[int, str]:
+    """The number of workers for `resources.num_workers: auto`, and why there are so many.
+
+    All GPUs that are there, as far as CPUs and `global_batch` reach (None: the batch follows from the workers); one
+    worker where no GPU is used.
+    """
+    resources = config.resources
+    if not use_gpu(config, cluster.available):
+        none = "no GPU is there" if resources.use_gpu == "auto" else f"resources.use_gpu = {resources.use_gpu}"
+        return 1, f"1 worker: {none}"
+    if resources.gpus_per_worker < 1:
+        return 1, f"1 worker: resources.gpus_per_worker = {resources.gpus_per_worker:g}, and two cannot share a GPU"
+
+    nodes = [node for node in cluster.nodes if resources.label_selector.items() <= node.labels.items()]
+    gpus = sum(int(node.resources.get("GPU", 0)) for node in nodes)
+    by_gpu = sum(_times(node.resources.get("GPU", 0), resources.gpus_per_worker) for node in nodes)
+    each = f"{resources.cpus_per_worker:g} CPU, and {config.data.num_cpus_per_task:g} CPU for its data tasks"
+    limits = [
+        (by_gpu, "one for each GPU" if resources.gpus_per_worker == 1 else f"{resources.gpus_per_worker:g} GPUs each"),
+        (sum(places(config, node, True) for node in nodes), f"the CPUs are enough for no more ({each})"),
+    ]
+    if global_batch is not None and config.engine.name in ("zero", "trl"):
+        limits.append((global_batch, f"a step has {global_batch} micro-batches (train.global_batch)"))
+    most, why = min(limits, key=lambda limit: limit[0])
+
+    workers = max(1, _whole(config, most, global_batch))
+    if workers < most:
+        why = f"of {most}, the largest number that divides train.global_batch = {global_batch}"
+        if config.engine.name == "pipeline":
+            why = f"whole pipelines of {_stages(config)} stages"
+    return workers, f"{_count(workers, 'worker')} for {_count(gpus, 'GPU')}: {why}"
+
+
+def _whole(config: RunConfig, most: int, global_batch: int | None) -> int:
+    """At most `most` workers, as the engine needs them."""
+    if config.engine.name == "trl" and global_batch is not None:  # each worker takes the same number of micro-batches
+        return max((n for n in range(1, most + 1) if global_batch % n == 0), default=1)
+    if config.engine.name == "pipeline" and (stages := _stages(config)):
+        return max(most // stages * stages, stages)
+    return most
+
+
+def _stages(config: RunConfig) -> int:
+    """The number of pipeline stages where the run names it, else 0."""
+    return config.engine.pipeline_stages or len(config.engine.partition or ())
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _times(amount: float, each: float) -> int:
+    return int(amount / each + SLACK)
+
+
+def places(config: RunConfig, node: Node, gpu: bool) -> int:
+    """Workers that have room on a node, a data task for each included."""
+    resources = config.resources
+    by_cpu = _times(node.resources.get("CPU", 0), resources.cpus_per_worker + config.data.num_cpus_per_task)
+    return min(by_cpu, _times(node.resources.get("GPU", 0), resources.gpus_per_worker)) if gpu else by_cpu
 
 
 def check_resources(config: RunConfig, available: dict[str, float]) -> None:

@@ -39,7 +39,7 @@ def bounded(config: RunConfig) -> RunConfig:
     """The run with the range of workers that `engine: auto` may take: at most resources.num_workers."""
     if config.engine.name != "auto" or isinstance(config.resources.num_workers, tuple):
         return config
-    return config.replace({"resources.num_workers": (1, config.resources.num_workers)})
+    return config.replace({"resources.num_workers": (1, config.resources.workers[1])})
 
 
 def choose(

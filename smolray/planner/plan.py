@@ -88,6 +88,7 @@ def make_plan(
     whatever is chosen.
     """
     shape = shape or shape_of(config.model)
+    config = on_all_gpus(config, inventory)
     generator = CandidateGenerator(config, shape, statistics, inventory, sizes)
     candidates = list(generator.candidates())
     plan = Plan(
@@ -125,7 +126,19 @@ def predict(
     """The run exactly as its settings say, for comparison with a measurement; None where the planner knows no such
     strategy.
     """
+    config = on_all_gpus(config, inventory)
     return written(CandidateGenerator(config, shape or shape_of(config.model), statistics, inventory))
+
+
+def on_all_gpus(config: RunConfig, inventory: Inventory) -> RunConfig:
+    """The run with `resources.num_workers: auto` as a number: a worker for each GPU of the inventory.
+
+    A run that names its global batch has no more workers than that.
+    """
+    if config.resources.num_workers != "auto":
+        return config
+    gpus = sum(len(node.gpus) for node in inventory.nodes)
+    return config.replace({"resources.num_workers": min(gpus, config.train.global_batch or gpus)})
 
 
 def written(generator: CandidateGenerator) -> Candidate | None:

@@ -3,7 +3,7 @@ read.
 
 In: events of rank 0. Out: the surviving history, in which a resume takes back the steps after its checkpoint.
 
-Kinds: start (config, versions, workers, total_steps), resume (step, position), step (step, position, epoch, loss,
+Kinds: workers (why: so many of them), start (config, versions, workers, total_steps), resume (step, position), step (step, position, epoch, loss,
 grad_norm, learning_rate, samples, tokens, label_tokens, seconds, data_wait_seconds, memory_bytes, eta_seconds),
 evaluate (step, accuracy, samples), inventory (workers, links), plan (words, settings, strategies), deal
 (tokens_per_second, shares), checkpoint (step, path), skipped (what, why), resize (step: saved there to go on with more

@@ -48,6 +48,8 @@ def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
         return progress_line(event, total_steps)
     if kind == "start":
         return f"start   attempt {event.get('attempt', 1)}, {event.get('workers', '?')} worker(s), {event.get('total_steps', '?')} steps"
+    if kind == "workers":
+        return f"workers {event['why']}"
     if kind == "resume":
         return f"resume  from step {event['step']}"
     if kind == "evaluate":

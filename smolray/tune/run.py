@@ -25,7 +25,8 @@ from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Folders
 from smolray.launch import driver as launch
 from smolray.launch.data import prepare_data
-from smolray.launch.resources import ResourcesError, check_resources, use_gpu
+from smolray.launch.resolve import refuse_lost_storage, with_absolute_paths
+from smolray.launch.resources import Cluster, ResourcesError, check_resources, places, use_gpu
 from smolray.planner.inventory import GPU, InventoryError, find_gpu
 from smolray.planner.shapes import shape_of
 from smolray.planner.statistics import DataStatistics
@@ -56,8 +57,8 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     """
     began = time.time()
     space = read_space(config)
-    launch.refuse_lost_storage(config)
-    config = launch.with_absolute_paths(config)
+    refuse_lost_storage(config)
+    config = with_absolute_paths(config)
     assert config.search is not None
     folder = search_folder(config.storage, config.name)
     total = total_trials(config, space)
@@ -65,8 +66,9 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     refuse_strays(config, folder, total)
     connect()
     base = trial_base(config)
-    check_resources(base, ray.cluster_resources())
-    slots = concurrency(base, ray.nodes())
+    cluster = Cluster.connected()
+    check_resources(base, cluster.available)
+    slots = concurrency(base, cluster)
     if config.search.scheduler == "pbt" and total > slots:
         raise ResourcesError(
             f"search.scheduler = pbt trains its population side by side: {total} trials, {slots} fit into the cluster at a time; "
@@ -189,18 +191,12 @@ def trial_base(config: RunConfig) -> RunConfig:
     return config.replace(settings)
 
 
-def concurrency(base: RunConfig, nodes: list[dict[str, Any]]) -> int:
+def concurrency(base: RunConfig, cluster: Cluster) -> int:
     """How many trials run at a time: every worker of each, and a data task for each worker, has its place on some node."""
-    search, resources = base.search, base.resources
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    gpu = use_gpu(base, {"GPU": sum(node.get("GPU", 0.0) for node in alive)})
-    each = resources.cpus_per_worker + base.data.num_cpus_per_task
-    places = 0
-    for node in alive:
-        by_cpu = int(node.get("CPU", 0.0) / each + 1e-9)
-        places += min(by_cpu, int(node.get("GPU", 0.0) / resources.gpus_per_worker + 1e-9)) if gpu else by_cpu
-    fits = max(1, places // resources.workers[0])
-    return min(fits, search.max_concurrent) if search and search.max_concurrent else fits
+    most = base.search.max_concurrent if base.search else None
+    gpu = use_gpu(base, cluster.available)
+    fits = max(1, sum(places(base, node, gpu) for node in cluster.nodes) // base.resources.workers[0])
+    return min(fits, most) if most else fits
 
 
 def make_scheduler(config: RunConfig, space: Space) -> TrialScheduler:

@@ -19,7 +19,8 @@ from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.export import export_run
 from smolray.launch.data import prepare_data
-from smolray.launch.driver import evaluate_run, launch_run, with_absolute_paths
+from smolray.launch.driver import evaluate_run, launch_run
+from smolray.launch.resolve import with_absolute_paths
 from smolray.run import checkpoint
 from smolray.run.events import read_events, surviving
 from smolray.run.status import request_stop

@@ -231,7 +231,10 @@ def test_a_run_on_a_schedule_has_a_name_of_its_own_each_day():
 
 
 def test_workers_become_pods():
-    assert [groups(run())["gpu"][k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 1, 2]
+    one_worker = groups(run("resources.num_workers=1"))["gpu"]
+    assert [one_worker[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 1, 2]
+    every_gpu = groups(run("resources.num_workers=auto"))["gpu"]
+    assert [every_gpu[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 2, 2]
     elastic = groups(run("resources.num_workers=[1,2]", "train.global_batch=4"))["gpu"]
     assert [elastic[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 2, 2]
     mixed = groups(run("resources.num_workers=6", overlay="pool"))

@@ -165,6 +165,8 @@ def test_the_schema_is_valid_and_accepts_what_the_models_accept():
     ("overrides", "global_batch"),
     [
         ([], 1),
+        ([], 1),
+        (["resources.num_workers=auto", "train.gradient_accumulation_steps=4"], 4),
         (["resources.num_workers=3"], 3),
         (["resources.num_workers=3", "train.gradient_accumulation_steps=2"], 6),
         (["resources.num_workers=[1,4]", "train.global_batch=6"], 6),

@@ -325,6 +325,14 @@ def test_the_step_keeps_its_conversations():
         assert candidate.samples == pytest.approx(generator.samples, rel=0.051) or candidate.micro_batch == 1
 
 
+def test_auto_workers_are_planned_as_one_for_each_gpu():
+    config = load_config(None, ["model.path=random-256m"])
+    statistics = DataStatistics.default(config, SHAPES["random-256m"])
+    plan = make_plan(config, statistics, parse("2x rtx4090, 1x rtx3060"), SHAPES["random-256m"])
+    assert plan.config.global_batch == 3, "the step of the run as it would be launched there"
+    assert plan.settings()["resources.num_workers"] in (1, 2, 3)
+
+
 def test_of_two_nearly_as_fast_the_simpler_is_chosen():
     config = RunConfig(model=ModelConfig(path="random-256m"), train=TrainConfig(global_batch=8))
     plan = plan_of("2x rtx3090", "random-256m")

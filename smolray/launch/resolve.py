@@ -1,0 +1,113 @@
+"""A run as it will be trained on the cluster that is there: resolved once, before anything starts.
+
+In: the RunConfig that the user wrote, and what Ray counts. Out: a ResolvedRun, whose paths are absolute, whose workers
+are counted and whose global batch is a number.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolray import storage
+from smolray.config import ConfigError, RunConfig, check_run, load_config
+from smolray.data.reader import Folders
+from smolray.launch.resources import Cluster, check_resources, count_workers
+from smolray.planner import auto
+
+NO_DATA = Folders("")
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """One run on one cluster.
+
+    Attributes:
+        config: What is trained. `resources.num_workers` is a number, or (min, max) for an elastic run.
+        num_workers: `resources.num_workers` as the user wrote it.
+        begun: The run has trained before, and keeps its global batch.
+        reason: Why there are so many workers, where `resources.num_workers` is `auto`; else empty.
+        folders: The prepared data; empty until they are prepared.
+    """
+
+    config: RunConfig
+    num_workers: Any
+    begun: bool
+    reason: str = ""
+    folders: Folders = NO_DATA
+
+    @property
+    def stored(self) -> RunConfig:
+        """What `config.yaml` keeps: a resume on another cluster counts the workers again."""
+        return self.config.replace({"resources.num_workers": self.num_workers})
+
+
+def resolve(config: RunConfig, cluster: Cluster) -> ResolvedRun:
+    """Resolve a run on a cluster. The data are not read yet.
+
+    Raises ConfigError for settings that do not work together, and ResourcesError where the cluster is too small.
+    """
+    config = with_absolute_paths(config)
+    earlier, asked, reason = _earlier(config), config.resources.num_workers, ""
+    if asked == "auto":
+        batch = config.train.global_batch or (earlier.global_batch if earlier else None)
+        workers, reason = count_workers(config, cluster, batch)
+        config = config.replace({"resources.num_workers": workers})
+
+    config = with_fixed_batch(config, earlier)
+    check_run(config)
+    config = auto.bounded(config)
+    check_resources(config, cluster.available)
+    return ResolvedRun(config, asked, earlier is not None, reason)
+
+
+def refuse_lost_storage(config: RunConfig) -> None:
+    """Raise ConfigError where a Ray job would write its run into a folder that is deleted with the job."""
+    if (
+        "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        and storage.is_local(config.storage)
+        and not Path(config.storage).expanduser().is_absolute()
+    ):
+        raise ConfigError(
+            f"storage = {config.storage!r} in a submitted job is a folder of its temporary working directory; "
+            "expected an absolute path that all nodes share, or s3://bucket/runs"
+        )
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Local paths made absolute: a worker's current folder is not the driver's."""
+    return config.replace(
+        {
+            "storage": storage.absolute(config.storage),
+            "model.path": _absolute(config.model.path),
+            "data.train": _absolute(config.data.train),
+            "data.validation": _absolute(config.data.validation),
+            "data.shards": _absolute(config.data.shards),
+        }
+    )
+
+
+def with_fixed_batch(config: RunConfig, earlier: RunConfig | None) -> RunConfig:
+    """The run with its global batch as a number.
+
+    `earlier`: the run when it was launched last. A run keeps the global batch with which it began, whatever the number
+    of workers now.
+    """
+    fixed = {"train.global_batch": config.global_batch, "train.gradient_accumulation_steps": 1}
+    if earlier is not None and config.train.global_batch is None:
+        fixed["train.global_batch"] = earlier.global_batch
+    if earlier is not None and config.engine.name == "auto":  # the planner also chose the size of the micro-batches
+        fixed["train.global_batch"] = earlier.global_batch
+        fixed["train.per_device_train_batch_size"] = earlier.train.per_device_train_batch_size
+    return config.replace(fixed)
+
+
+def _earlier(config: RunConfig) -> RunConfig | None:
+    """The run as it was stored when it was launched last; None for a new one."""
+    stored = storage.join(config.run_dir, "config.yaml")
+    return load_config(stored) if storage.exists(stored) else None
+
+
+def _absolute(path: str) -> str:
+    """Only what exists on this machine is a path: a bare name may be a hub id."""
+    return storage.absolute(path) if path and storage.is_local(path) and Path(path).expanduser().exists() else path
