@@ -103,8 +103,8 @@ class DataConfig(Section):
     """raw data or prepared shards for evaluation; empty: no evaluation"""
     shards: str = ""
     """where prepared shards are kept; default: STORAGE/shards"""
-    format: Literal["auto", "parquet", "webdataset", "jsonl", "hub"] = "auto"
-    """auto: recognised by file names; `hub` must be given for a hub data set id"""
+    format: str = "auto"
+    """auto: recognised by file names; or the name of one format: `smolray/data/README.md` lists them"""
     columns: ColumnsConfig = ColumnsConfig()
     prompt: str = ""
     """instruction put before each question; for caption data the whole question"""

@@ -23,7 +23,7 @@ from smolray.config import ConfigError, DataConfig, RunConfig
 from smolray.data.formats.discover import is_hub, list_read_tasks, read_rows, read_tasks_fingerprint, resolve
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.layouts import parse
-from smolray.data.formats.source import READ_TASK_BYTES, ReadTask, Source, SourceError
+from smolray.data.formats.source import READ_TASK_BYTES, ReadTask, Source, SourceError, is_wrong_layout
 from smolray.data.sample import SampleError
 from smolray.data.shards import MANIFEST, SCHEMA_VERSION, Manifest, ShardError, ShardFile, read_manifest
 from smolray.data.shuffle import (
@@ -178,7 +178,7 @@ def check_layout(units: Sequence[ReadTask], data: DataConfig) -> None:
             return
         except SampleError as error:
             faults.append(error)
-    if faults and all(f.reason in ("wrong_columns", "invalid_json") for f in faults):
+    if faults and all(is_wrong_layout(f.reason) for f in faults):
         raise SourceError(f"{units[0].uri}: {faults[0]}")
 
 

@@ -16,14 +16,14 @@ from smolray.data.encode import EncodeError, Encoder
 from smolray.data.formats.discover import image_files, is_hub, list_read_tasks, read_rows, resolve
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.layouts import own_id, parse_questions
-from smolray.data.formats.source import IMAGE_PARTS, Raw, ReadTask, Source, SourceError
+from smolray.data.formats.registry import FORMATS
+from smolray.data.formats.source import IMAGE_PARTS, Raw, ReadTask, Source, SourceError, is_wrong_layout
 from smolray.data.sample import Sample, SampleError, ShardRow, image_key
 from smolray.data.shards import MANIFEST, read_manifest
 from smolray.data.tiles import image_size
 
 READ_TASK_BYTES = 32 * 2**20
 LOOKED_AT = 16  # rows that are looked at before a model is loaded
-WRONG_LAYOUT = ("wrong_columns", "invalid_json")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def check_pieces(source: str, pieces: Sequence[Piece], asking: Asking) -> None:
     first = [*islice(chain.from_iterable(read_questions(piece, asking) for piece in pieces), LOOKED_AT)]
     if not first:
         raise SourceError(f"{source} holds no rows")
-    if all(q.error.startswith(WRONG_LAYOUT) for q in first):
+    if all(is_wrong_layout(q.error.partition(":")[0]) for q in first):
         raise SourceError(f"{first[0].path}: {first[0].error}")
 
 
@@ -190,7 +190,7 @@ def _shards(folder: str) -> Source:
 
 def _pieces_of(source: Source) -> Iterator[Piece]:
     """Units of a source, file by file: one that cannot be opened does not keep the others from being read."""
-    if source.format == "hub":
+    if not FORMATS[source.format].suffixes:  # not made of files
         yield from map(Piece, list_read_tasks(source))
         return
     for file in source.files:

@@ -1,37 +1,25 @@
-"""Raw data as units of work: what a source consists of, and the raw records of one unit as a stream.
+"""Which files a source consists of, how they are cut into read tasks, and the raw rows of a task.
 
-In: a path, glob, URI or hub id. Out: `Unit`s (about UNIT_BYTES each, cut so that any worker can read one alone), then
-`Raw` records of one.
+In: a path, glob, URI or hub data set id. Out: a Source, then its ReadTasks (about READ_TASK_BYTES each, so that any
+worker can read one alone), then the Raw rows of a task as a stream. The formats themselves are in registry.py.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from fnmatch import fnmatch
+from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
 from smolray import storage
 from smolray.config import DataConfig
-from smolray.data.formats.hub import hub_read_tasks, read_hub, resolve_hub
+from smolray.data.formats.hub import HUB, resolve_hub
 from smolray.data.formats.images import folder_of
-from smolray.data.formats.jsonl import cut_json, read_json, read_jsonl
-from smolray.data.formats.parquet import cut_parquet, read_parquet
-from smolray.data.formats.source import IMAGE_PARTS, READ_TASK_BYTES, Raw, ReadTask, Source, SourceError
-from smolray.data.formats.webdataset import cut_tar, read_tar
+from smolray.data.formats.registry import FORMATS, named_format
+from smolray.data.formats.source import IMAGE_PARTS, READ_TASK_BYTES, Format, Raw, ReadTask, Source, SourceError
 
-SUFFIXES = {
-    "parquet": (".parquet",),
-    "webdataset": (".tar", ".tar.gz", ".tgz"),
-    "jsonl": (".jsonl", ".ndjson", ".json"),
-}
-READERS: dict[str, Callable[[ReadTask], Iterator[Raw]]] = {
-    "parquet": read_parquet,
-    "tar": read_tar,
-    "jsonl": read_jsonl,
-    "json": read_json,
-}
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -39,102 +27,119 @@ SPLIT_NAMES = {
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
 }
-SPLIT_NAMES |= {"test": "test", "testing": "test", "eval": "test"}
+
+
+class File(NamedTuple):
+    """A file of a source, as it is listed."""
+
+    uri: str
+    bytes: int
+    changed: int  # time of the last change in ns, 0 where it is not known
 
 
 def resolve(source: str, data: DataConfig) -> Source:
     """Find the files behind `source`: a file, a folder, a glob (`data/train-*.parquet`, `{000..009}.tar`) or a hub data
     set id.
 
-    `#split` behind the source, else `data.split`, chooses a split. Raises SourceError.
+    `#split` behind the source, else `data.split`, chooses a split.
+
+    Raises:
+        ConfigError: data.format names no format.
+        SourceError: there is nothing to read, or it is not clear what is meant.
     """
     source, split = _split_suffix(source, data)
     if is_hub(source, data):
         return resolve_hub(source, split or "train", data.revision)
+
     source = storage.absolute(source).rstrip("/")
     found, root = _files(source)
-    by_format = {name: [f for f in found if f[0].lower().endswith(ends)] for name, ends in SUFFIXES.items()}
-    if data.format != "auto":
-        chosen: str = data.format
-        files = by_format[chosen] or (found if len(found) == 1 else [])  # a single file may bear any name
+    by_format = {
+        f.name: [file for file in found if _has_suffix(file, f.suffixes)] for f in FORMATS.values() if f.suffixes
+    }
+    if chosen := named_format(data):
+        files = by_format[chosen.name] or (found if len(found) == 1 else [])  # a single file may have any name
     else:
         chosen, files = _only_format(source, by_format)
     files = _of_split(source, root, files, split)
     if not files:
         raise SourceError(
-            f"{source} holds no {chosen} file ({', '.join(SUFFIXES[chosen])}); files found: {_some(found)}"
+            f"{source} holds no {chosen.name} file ({', '.join(chosen.suffixes)}); files found: {_some(found)}"
         )
-    # of a folder: JSON lines name files beside them
-    named = [f for f in found if chosen == "jsonl" and _is_image(f[0])]
-    identity = hashlib.blake2b(repr([(chosen, *f) for f in [*files, *named]]).encode(), digest_size=16).hexdigest()
-    return Source(chosen, tuple((f[0], f[1]) for f in files), root, identity, split)
+
+    images = [file for file in found if chosen.names_images and _is_image(file.uri)]
+    identity = repr([(chosen.name, *file) for file in [*files, *images]])
+    digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    return Source(chosen.name, tuple((file.uri, file.bytes) for file in files), root, digest, split)
 
 
 def image_files(source: str) -> tuple[list[str], str]:
     """Image files behind a file, folder or glob, as paths inside the folder that comes with them; none where data files
-    are what is meant.
+    are meant.
 
-    Data files go before images, but for a JSON beside images; a single file that is no data file may bear any name.
-    Raises SourceError.
+    Data files go before images, except that a JSON or CSV file beside images is taken for metadata. A single file that
+    is no data file may have any name. Raises SourceError.
     """
     source = storage.absolute(source).rstrip("/")
     found, root = _files(source)
-    names = [uri for uri, *_ in found]
-    if any(
-        name.lower().endswith(ends) for name in names for kind in SUFFIXES.values() for ends in kind if ends != ".json"
-    ):
+    names = [file.uri for file in found]
+    metadata = [file for file in found if any(_has_suffix(file, f.metadata_suffixes) for f in FORMATS.values())]
+    data_files = [file for file in found if any(_has_suffix(file, f.suffixes) for f in FORMATS.values())]
+    if len(data_files) > len(metadata):
         return [], root
+
     images = [n for n in names if _is_image(n) and not n.rpartition("/")[2].startswith(".")]  # a glob lists hidden ones
-    if len(names) == 1 and not names[0].lower().endswith(".json"):
+    if len(names) == 1 and not metadata:
         images = names
-    if not images and not names:
+    if not names:
         raise SourceError(f"{source} holds no file")
     return [name[len(root) :].strip("/") for name in images], root
 
 
 def list_read_tasks(source: Source, task_bytes: int = READ_TASK_BYTES) -> list[ReadTask]:
-    """Cut a source into read tasks.
+    """Cut a source into read tasks. Raises SourceError.
 
-    Reads Parquet footers, and JSON files once from end to end for their line numbers; no image is read.
+    Reads the footers of Parquet files, and JSON and CSV files once from end to end; no image is read.
     """
     return list(iter_read_tasks(source, task_bytes))
 
 
 def iter_read_tasks(source: Source, task_bytes: int = READ_TASK_BYTES) -> Iterator[ReadTask]:
-    """The same read tasks one after another: the first is there before the rest of the source has been looked at."""
-    if source.format == "hub":
-        yield from hub_read_tasks(source)
-        return
+    """The same read tasks one after another: the first is there before the rest of the source has been looked at.
 
-    cut: Callable[[ReadTask, int, int], Iterator[ReadTask]]
-    cut = {"parquet": cut_parquet, "webdataset": cut_tar, "jsonl": cut_json}[source.format]
+    Raises SourceError.
+    """
     for number, (uri, size) in enumerate(source.files):
-        whole = ReadTask(source.format, uri, uri[len(source.root) :].strip("/"), source.root, number)
-        yield from cut(whole, size, task_bytes)
+        name = uri[len(source.root) :].strip("/")
+        whole = ReadTask(source.format, uri, name, source.root, number, split=source.split, revision=source.revision)
+        yield from FORMATS[source.format].cut(whole, size, task_bytes)
 
 
 def read_rows(task: ReadTask) -> Iterator[Raw]:
-    """Stream the raw rows of a unit; a row that cannot be read comes as a Raw with a reason.
+    """Stream the raw rows of a read task; a row that cannot be read comes as a Raw with a reason.
 
-    Memory does not grow with the unit.
+    Memory does not grow with the task.
     """
-    if task.reader == "hub":
-        return read_hub(task)
-    return READERS[task.reader](task)
+    return FORMATS[task.format].read(task)
 
 
 def read_tasks_fingerprint(tasks: list[ReadTask]) -> str:
-    return hashlib.blake2b(repr([asdict(u) for u in tasks]).encode(), digest_size=8).hexdigest()
+    """Identity of the way a source is cut: what staged rows were made for."""
+    return hashlib.blake2b(repr([asdict(task) for task in tasks]).encode(), digest_size=8).hexdigest()
 
 
 def is_hub(source: str, data: DataConfig) -> bool:
-    """Whether `source` is a hub data set id: said by data.format, or `owner/name` where no such file is."""
-    if data.format != "auto":
-        return data.format == "hub"
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+(#[\w.-]+)?", source) is not None and not storage.exists(
-        source.partition("#")[0]
-    )
+    """Whether `source` is a hub data set id: data.format says so, or it reads `owner/name` and there is no such file.
+
+    Raises ConfigError where data.format names no format.
+    """
+    if chosen := named_format(data):
+        return chosen is HUB
+    looks_like_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+(#[\w.-]+)?", source) is not None
+    return looks_like_id and not storage.exists(source.partition("#")[0])
 
 
 def _split_suffix(source: str, data: DataConfig) -> tuple[str, str]:
@@ -142,8 +147,8 @@ def _split_suffix(source: str, data: DataConfig) -> tuple[str, str]:
     return (match[1], match[2]) if match else (source, data.split)
 
 
-def _files(source: str) -> tuple[list[tuple[str, int, int]], str]:
-    """(uri, bytes, time of change) of the files behind a path or glob, sorted, and the folder they lie under."""
+def _files(source: str) -> tuple[list[File], str]:
+    """The files behind a path or glob, sorted, and the folder they are under."""
     patterns = _expand_braces(source)
     if patterns == [source] and not re.search(r"[*?\[]", source):
         fs, path = storage.filesystem(source)
@@ -154,18 +159,18 @@ def _files(source: str) -> tuple[list[tuple[str, int, int]], str]:
             raise SourceError(
                 f"{source} does not exist; expected a file, a folder, a glob or a hub data set id (data.format=hub)"
             )
-        return [f for f in _listed(source) if not _hidden(f[0], source)], source
+        return [f for f in _listed(source) if not _hidden(f.uri, source)], source
     found = []
     root = folder_of(re.split(r"[*?\[{]", source, maxsplit=1)[0] + "x")
     for entry in _listed(root):
-        if any(fnmatch(entry[0], pattern) and entry[0].count("/") == pattern.count("/") for pattern in patterns):
+        if any(fnmatch(entry.uri, pattern) and entry.uri.count("/") == pattern.count("/") for pattern in patterns):
             found.append(entry)
     if not found:
         raise SourceError(f"no file matches {source}")
     return found, root
 
 
-def _listed(folder: str) -> list[tuple[str, int, int]]:
+def _listed(folder: str) -> list[File]:
     _, path = storage.filesystem(folder)
     return [
         _entry(f"{folder}/{info.path[len(path) :].strip('/')}", info)
@@ -173,8 +178,12 @@ def _listed(folder: str) -> list[tuple[str, int, int]]:
     ]
 
 
-def _entry(uri: str, info: pafs.FileInfo) -> tuple[str, int, int]:
-    return uri, info.size, info.mtime_ns or 0
+def _entry(uri: str, info: pafs.FileInfo) -> File:
+    return File(uri, info.size, info.mtime_ns or 0)
+
+
+def _has_suffix(file: File, suffixes: tuple[str, ...]) -> bool:
+    return file.uri.lower().endswith(suffixes)
 
 
 def _is_image(name: str) -> bool:
@@ -197,26 +206,22 @@ def _expand_braces(pattern: str) -> list[str]:
     ]
 
 
-def _only_format(
-    source: str, by_format: dict[str, list[tuple[str, int, int]]]
-) -> tuple[str, list[tuple[str, int, int]]]:
-    there = {name: files for name, files in by_format.items() if files}
-    if len(there) > 1:
-        # A stray JSON of metadata beside Parquet or tar files is common and is not data.
-        there = {
-            name: files for name, files in there.items() if not all(f[0].endswith(".json") for f in files)
-        } or there
+def _only_format(source: str, by_format: dict[str, list[File]]) -> tuple[Format, list[File]]:
+    """The one format of the files. Raises SourceError where there is none, or where several hold data."""
+    there = [FORMATS[name] for name, files in by_format.items() if files]
+    # A stray JSON or CSV of metadata beside Parquet or tar files is common and is not data.
+    for chosen in reversed(list(there)):
+        if len(there) > 1 and all(_has_suffix(file, chosen.metadata_suffixes) for file in by_format[chosen.name]):
+            there.remove(chosen)
     if len(there) != 1:
         counts = ", ".join(f"{len(files)} {name}" for name, files in by_format.items())
         raise SourceError(f"{source} holds {counts} files; expected files of one format, or set data.format")
-    return next(iter(there.items()))
+    return there[0], by_format[there[0].name]
 
 
-def _of_split(source: str, root: str, files: list[tuple[str, int, int]], split: str) -> list[tuple[str, int, int]]:
-    """The files of one split where the names say it (`train-00000.parquet`, `test/x.tar`); all of them where they do
-    not.
-    """
-    named = {f: _split_of(f[0][len(root) :]) for f in files}
+def _of_split(source: str, root: str, files: list[File], split: str) -> list[File]:
+    """The files of one split where the names say it (`train-00000.parquet`, `test/x.tar`), else all of them."""
+    named = {f: _split_of(f.uri[len(root) :]) for f in files}
     splits = sorted({name for name in named.values() if name})
     if not splits or len(files) == 1:
         return files
@@ -227,7 +232,8 @@ def _of_split(source: str, root: str, files: list[tuple[str, int, int]], split: 
         return [f for f in files if named[f] == wanted]
     if len(splits) > 1:
         raise SourceError(
-            f"{source} holds several splits ({', '.join(splits)}); choose with {source}#{splits[-1]} or name the files by a glob"
+            f"{source} holds several splits ({', '.join(splits)}); choose with {source}#{splits[-1]} "
+            "or name the files by a glob"
         )
     return files
 
@@ -240,5 +246,5 @@ def _split_of(path: str) -> str:
     return ""
 
 
-def _some(found: list[tuple[str, int, int]]) -> str:
-    return ", ".join(f[0].rsplit("/", 1)[-1] for f in found[:8]) + (" …" if len(found) > 8 else "") or "none"
+def _some(found: list[File]) -> str:
+    return ", ".join(f.uri.rsplit("/", 1)[-1] for f in found[:8]) + (" …" if len(found) > 8 else "") or "none"

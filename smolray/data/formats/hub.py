@@ -1,24 +1,24 @@
 """Hugging Face hub data sets through `datasets`, streamed shard by shard and never downloaded whole.
 
-In: an id (or a folder that `datasets` can load), split and revision. Out: units (one a shard of the split) and their
-raw rows.
+In: an id (or a folder that `datasets` can load), split and revision. Out: read tasks (one for each shard of the
+split) and their raw rows.
 """
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from smolray import storage
-from smolray.data.formats.source import Raw, ReadTask, Source, SourceError
+from smolray.data.formats.source import Format, Raw, ReadTask, Source, SourceError
 
 
 def resolve_hub(name: str, split: str, revision: str | None) -> Source:
     """Pin the revision, so that every worker and every later start reads the same rows. Raises SourceError."""
     if storage.exists(name):
         files = [(f.path, f.size, f.mtime_ns) for f in storage.list_files(name, recursive=True)]
-        return Source(
-            "hub", (), name, hashlib.blake2b(repr((split, files)).encode(), digest_size=16).hexdigest(), split, revision
-        )
+        identity = hashlib.blake2b(repr((split, files)).encode(), digest_size=16).hexdigest()
+        return Source("hub", ((name, 0),), name, identity, split, revision)
     from huggingface_hub import HfApi
 
     try:
@@ -29,26 +29,14 @@ def resolve_hub(name: str, split: str, revision: str | None) -> Source:
             f"hub data set {name!r} (revision {revision or 'main'}) cannot be reached: {error}; {hint}"
         ) from error
     identity = hashlib.blake2b(repr((name, commit, split)).encode(), digest_size=16).hexdigest()
-    return Source("hub", (), name, identity, split, commit)
+    return Source("hub", ((name, 0),), name, identity, split, commit)
 
 
-def hub_read_tasks(source: Source) -> list[ReadTask]:
-    """One unit a shard (file) of the split."""
-    shards = _load(source.root, source.split, source.revision).num_shards
-    base = ReadTask("hub", source.root, "", source.root, 0, split=source.split, revision=source.revision)
-    name = source.root.rstrip("/").rsplit("/", 1)[-1]
-    return [
-        ReadTask(
-            **{
-                **base.__dict__,
-                "name": f"{name}/{source.split}-{shard:05d}",
-                "file": shard,
-                "start": shard,
-                "stop": shard + 1,
-            }
-        )
-        for shard in range(shards)
-    ]
+def cut_hub(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
+    """One task for each shard (file) of the split. Raises SourceError."""
+    name = whole.uri.rstrip("/").rsplit("/", 1)[-1]
+    for shard in range(_load(whole.uri, whole.split, whole.revision).num_shards):
+        yield replace(whole, name=f"{name}/{whole.split}-{shard:05d}", file=shard, start=shard, stop=shard + 1)
 
 
 def read_hub(task: ReadTask) -> Iterator[Raw]:
@@ -81,3 +69,6 @@ def _load(name: str, split: str, revision: str | None) -> Any:
         return datasets.load_dataset(folder, split=split, streaming=True, revision=revision)
     except Exception as error:  # builders raise anything; the message must name the data set
         raise SourceError(f"hub data set {name!r}, split {split!r}: {error}") from error
+
+
+HUB = Format("hub", cut_hub, read_hub)

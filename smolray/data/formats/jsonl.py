@@ -7,25 +7,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from smolray.data.formats.source import SCAN_BYTES, Raw, ReadTask, SourceError, open_source
+from smolray.data.formats.source import SCAN_BYTES, Format, Raw, ReadTask, SourceError, open_source
 
-MAX_LINE = 64 * 2**20  # bytes of one JSON record or of one member of a tar that is not an image
+MAX_LINE = 64 * 2**20  # bytes of one record
+LIST = "list"  # the variant of a ReadTask whose file is one JSON list
 _GAP = re.compile(r"[ \t\r\n,]*")
 _OPENING = re.compile(r"[ \t\r\n,\ufeff]*\[?[ \t\r\n,]*")
 
 
-# JSON
-
-
 def cut_json(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
-    """Byte ranges of about `unit_bytes / 16` (images come on top) that end where a record ends, with the number of
-    their first row.
+    """Byte ranges of about `task_bytes / 16` (images come on top) that end where a record ends.
+
+    The file is read once from end to end, for the numbers of the rows.
     """
     limit = max(task_bytes // 16, 1)
     with open_source(whole.uri) as file:
         head = file.read(SCAN_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
     if head[:1] == b"[":
-        yield from _cut_list(replace(whole, reader="json"), limit)
+        yield from _cut_list(replace(whole, variant=LIST), limit)
         return
     start, first_row, row, place = 0, 0, 0, 0
     with open_source(whole.uri) as file:
@@ -34,14 +33,19 @@ def cut_json(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
             while (end := chunk.find(b"\n", begin)) >= 0:
                 row, begin = row + 1, end + 1
                 if place + begin - start >= limit:
-                    yield replace(whole, reader="jsonl", start=start, stop=place + begin, first_row=first_row)
+                    yield replace(whole, start=start, stop=place + begin, first_row=first_row)
                     start, first_row = place + begin, row
             place += len(chunk)
     if place > start:
-        yield replace(whole, reader="jsonl", start=start, stop=place, first_row=first_row)
+        yield replace(whole, start=start, stop=place, first_row=first_row)
 
 
-def read_jsonl(task: ReadTask) -> Iterator[Raw]:
+def read_json(task: ReadTask) -> Iterator[Raw]:
+    """The rows of a task: of a JSON list or of JSON lines, as `cut_json` found the file to be."""
+    return _read_list(task) if task.variant == LIST else _read_lines(task)
+
+
+def _read_lines(task: ReadTask) -> Iterator[Raw]:
     """One record a line, numbered from 0; blank lines are no rows."""
     row, place = task.first_row, task.start
     with open_source(task.uri) as file:
@@ -87,8 +91,8 @@ def _cut_list(whole: ReadTask, limit: int) -> Iterator[ReadTask]:
         yield replace(whole, start=start, stop=stop, first_row=first_row)
 
 
-def read_json(task: ReadTask) -> Iterator[Raw]:
-    """The elements of the unit's part of a JSON list, numbered through the file."""
+def _read_list(task: ReadTask) -> Iterator[Raw]:
+    """The elements of the task's part of a JSON list, numbered through the file."""
     for number, (_, value) in enumerate(_elements(task)):
         if isinstance(value, dict):
             yield Raw(task.first_row + number, value)
@@ -131,7 +135,7 @@ def _elements(task: ReadTask) -> Iterator[tuple[int, Any]]:
                     continue
                 except (ValueError, RecursionError) as error:
                     fault = str(error)
-            if ended and at == len(text) and task.stop:  # the end of a unit inside the list
+            if ended and at == len(text) and task.stop:  # the end of a task inside the list
                 return
             if ended or len(text) - at > MAX_LINE:
                 raise SourceError(
@@ -141,3 +145,13 @@ def _elements(task: ReadTask) -> Iterator[tuple[int, Any]]:
             chunk = file.read(min(wanted, task.stop - file.tell()) if task.stop else wanted)
             ended = not chunk
             text, at = text[at:] + utf8.decode(chunk, final=ended), 0
+
+
+JSONL = Format(
+    "jsonl",
+    cut_json,
+    read_json,
+    suffixes=(".jsonl", ".ndjson", ".json"),
+    metadata_suffixes=(".json",),
+    names_images=True,
+)

@@ -433,4 +433,5 @@ def _show(value: Any) -> str:
 
 
 def _found(record: Record) -> str:
-    return f"columns found: {', '.join(map(str, record)) or 'none'}"
+    names = (str(name) if value is not None else f"{name} (empty)" for name, value in record.items())
+    return f"columns found: {', '.join(names) or 'none'}"

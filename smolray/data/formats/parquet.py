@@ -7,16 +7,13 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smolray.data.formats.source import SCAN_BYTES, Raw, ReadTask, SourceError, open_source
+from smolray.data.formats.source import SCAN_BYTES, Format, Raw, ReadTask, SourceError, open_source
 
 BATCH_ROWS = 16
 
 
-# Parquet
-
-
 def cut_parquet(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
-    """Runs of row groups of about `unit_bytes`. Raises SourceError where the footer cannot be read."""
+    """Ranges of row groups of about `task_bytes`. Raises SourceError where the footer cannot be read."""
     try:
         with open_source(whole.uri) as file:
             footer = pq.read_metadata(file)
@@ -29,13 +26,14 @@ def cut_parquet(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTas
         row += footer.row_group(group).num_rows
         held += sum(footer.row_group(group).column(c).total_compressed_size for c in range(footer.num_columns))
         if held >= task_bytes or group == footer.num_row_groups - 1:
-            yield replace(whole, reader="parquet", start=start, stop=group + 1, first_row=first_row)
+            yield replace(whole, start=start, stop=group + 1, first_row=first_row)
             start, first_row, held = group + 1, row, 0
 
 
 def read_parquet(task: ReadTask) -> Iterator[Raw]:
-    """Rows of the unit's row groups, numbered through the file; where pages are damaged every lost row is a Raw of its
-    own.
+    """Rows of the task's row groups, numbered through the file.
+
+    Where pages are damaged, each lost row is a Raw with a reason.
     """
     row = task.first_row
     with open_source(task.uri) as stream:
@@ -87,3 +85,6 @@ def _with_labels(raw: Raw, labels: dict[str, list[str]]) -> Raw:
         if isinstance(raw.record.get(c), int) and 0 <= raw.record[c] < len(names)
     }
     return replace(raw, record={**raw.record, **named}) if named else raw
+
+
+PARQUET = Format("parquet", cut_parquet, read_parquet, suffixes=(".parquet",))

@@ -1,14 +1,19 @@
-"""The nouns between a source and its samples: Source (its files), Unit (a piece one worker reads alone), Raw (one row
-as it came).
+"""The nouns between a data source and its samples.
+
+Flow: a Source (its files) is cut into ReadTasks (what one worker reads alone), and a ReadTask is read as Raw rows. A
+Format says how both are done for one kind of file.
 """
 
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from smolray import storage
 
 READ_TASK_BYTES = 256 * 2**20
+SCAN_BYTES = 2**20
+IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif", "img")
 
 
 class SourceError(ValueError):
@@ -16,21 +21,35 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a source is made of. `identity` changes when its files do."""
+
+    format: str
+    files: tuple[tuple[str, int], ...]  # (uri, bytes); of a hub data set: its name, 0 bytes
+    root: str
+    identity: str
+    split: str = ""
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
 class ReadTask:
-    """A piece of the source: `start` to `stop` are row groups (parquet), bytes (jsonl, json) or a shard number of the
-    hub split.
+    """A part of the source that one worker reads alone.
+
+    `start` to `stop` count in a unit of the format: row groups (Parquet), bytes (JSON, CSV) or shards (hub).
     """
 
-    reader: str  # parquet | tar | jsonl | json | hub
+    format: str
     uri: str
-    name: str  # short and stable: what ids of rows without one begin with
+    name: str  # short and stable: ids of rows without an id of their own begin with it
     root: str  # image paths stay inside it
-    file: int  # place of the file in the source, for an order that does not depend on how units are cut
+    file: int  # place of the file in the source, for an order that does not depend on how it is cut
     start: int = 0
     stop: int = 0
     first_row: int = 0
     split: str = ""
     revision: str | None = None
+    variant: str = ""  # of a format with several readers, the one to use
 
 
 @dataclass(frozen=True)
@@ -45,22 +64,29 @@ class Raw:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a source is made of. `identity` changes when its files do."""
+class Format:
+    """One data format.
 
-    format: str
-    files: tuple[tuple[str, int], ...]  # uri, bytes
-    root: str
-    identity: str
-    split: str = ""
-    revision: str | None = None
+    `cut` takes a ReadTask of a whole file, the file's bytes and the bytes wanted in a task, and yields ReadTasks. It
+    raises SourceError where the file cannot be read at all. `read` yields the rows of a task one by one. A row that
+    cannot be read is a Raw with a reason; the reason is "invalid_<format>" where the text is not of the format.
+    """
 
-
-SCAN_BYTES = 2**20
-IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif", "img")
+    name: str  # the value of data.format that chooses it
+    cut: Callable[[ReadTask, int, int], Iterator[ReadTask]]
+    read: Callable[[ReadTask], Iterator[Raw]]
+    suffixes: tuple[str, ...] = ()  # lower-case endings of its files; none: the source is not made of files
+    # Those of `suffixes` that often hold metadata: such files count as data only where there is no other data.
+    metadata_suffixes: tuple[str, ...] = ()
+    names_images: bool = False  # its rows name image files, which are then a part of the source
 
 
 def open_source(uri: str) -> io.BufferedReader:
     """A source file as a buffered stream of bytes, local or in object storage."""
     fs, path = storage.filesystem(uri)
     return io.BufferedReader(fs.open_input_file(path), SCAN_BYTES)
+
+
+def is_wrong_layout(reason: str) -> bool:
+    """Whether a row was refused because its file is of another layout or format, so that all its rows may be."""
+    return reason == "wrong_columns" or reason.startswith("invalid_")

@@ -4,21 +4,17 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-from smolray.data.formats.source import IMAGE_PARTS, Raw, ReadTask, open_source
+from smolray.data.formats.source import IMAGE_PARTS, Format, Raw, ReadTask, open_source
 
 MAX_MEMBER = 256 * 2**20
 TEXT_PARTS = ("txt", "json", "cls", "text", "caption")
 
 
-# WebDataset
-
-
 def cut_tar(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
-    """A tar can only be read from its beginning, so it is one unit."""
-    yield replace(whole, reader="tar")
+    """A tar can only be read from its beginning, so it is one task."""
+    yield whole
 
 
 def read_tar(task: ReadTask) -> Iterator[Raw]:
@@ -91,3 +87,6 @@ def _tar_row(row: int, key: str, parts: dict[str, bytes], faults: list[str]) -> 
             "images": images
         }
     return Raw(row, record, name)
+
+
+WEBDATASET = Format("webdataset", cut_tar, read_tar, suffixes=(".tar", ".tar.gz", ".tgz"))

@@ -355,6 +355,8 @@ def test_a_source_is_found_or_the_error_says_what_is_there(tmp_path):
     with pytest.raises(SourceError, match="does not exist; expected a file, a folder, a glob or a hub"):
         resolve(f"{tmp_path}/nothing/here", DATA)
     write_tar(tmp_path / "x.tar", [])
-    with pytest.raises(SourceError, match="3 parquet, 1 webdataset, 0 jsonl files; expected files of one format"):
+    with pytest.raises(
+        SourceError, match="3 parquet, 1 webdataset, 0 jsonl, 0 csv files; expected files of one format"
+    ):
         resolve(str(tmp_path), DATA)
     assert len(resolve(str(tmp_path), DataConfig(format="webdataset")).files) == 1
