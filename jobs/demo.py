@@ -12,6 +12,7 @@ from jobs.easyvqa import export_easy_vqa
 from smolray.config import load_config
 from smolray.export import export_run
 from smolray.launch.driver import launch_run
+from smolray.run.folder import RunFolder
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     print(
         f"\n{result['steps']} steps, {result['train_seconds']:.0f} s of training, {result['seconds']:.0f} s in all; {rate} samples/s"
     )
-    print(f"report:   {config.run_dir}/report.html\nexported: {folder}")
+    print(f"report:   {RunFolder(config.run_dir).report}\nexported: {folder}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from smolray.model.load import base_model
 from smolray.model.trained import trained_model
 from smolray.objectives.base import completion_logps
 from smolray.run.checkpoint import chosen_checkpoint
+from smolray.run.folder import RunFolder
 
 MOST_ANSWERS = 32  # of a type: the commonest
 ROWS_AT_ONCE = 8
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="images of each part")
     options = parser.parse_args()
     run_dir = storage.join(options.storage, options.run)
-    config = load_config(storage.join(run_dir, "config.yaml"))
+    config = load_config(RunFolder(run_dir).config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = trained_model(config, chosen_checkpoint(run_dir, options.checkpoint)).to(device)
     # all answers of all questions about an image, in one sequence

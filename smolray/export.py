@@ -29,6 +29,7 @@ from smolray.model.load import base_model, load_model
 from smolray.model.trained import merged_model, trained_model, unquantised
 from smolray.pretrained import DTYPES
 from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
+from smolray.run.folder import RunFolder
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
 DIVERGENCE = {"4-bit": 0.5, "8-bit": 0.05}  # nats a trained token: adapters of quantised weights on the 16-bit ones
@@ -42,8 +43,8 @@ class ExportError(ValueError):
 
 def export_run(run_dir: str, out: str | None = None, name: str | None = None) -> str:
     """Write the folder and return its URI. Raises CheckpointError and ExportError; a failed export leaves no folder."""
-    config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml"))))
-    chosen, target = chosen_checkpoint(run_dir, name), out or storage.join(run_dir, "export")
+    config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(RunFolder(run_dir).config)))
+    chosen, target = chosen_checkpoint(run_dir, name), out or RunFolder(run_dir).export
     require_replaceable(target)
     merged = merged_model(config, chosen)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,13 +65,13 @@ def export_adapter(run_dir: str, out: str | None = None, name: str | None = None
 
     Raises CheckpointError, and ExportError where more than adapters was trained.
     """
-    config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml"))))
+    config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(RunFolder(run_dir).config)))
     if config.lora is None or config.model.train:
         found = f"model.train = {list(config.model.train)}"
         raise ExportError(
             f"{run_dir} trained more than adapters ({found}): they alone are not the trained model; export it merged"
         )
-    chosen, target = chosen_checkpoint(run_dir, name), out or storage.join(run_dir, "adapter")
+    chosen, target = chosen_checkpoint(run_dir, name), out or RunFolder(run_dir).adapter
     require_replaceable(target)
     trained = trained_model(config, chosen)
     settings = trained.peft_config["default"]
@@ -195,7 +196,7 @@ def image_note(config: RunConfig) -> str:
 def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str) -> str:
     """README.md of the folder: what it is, from which data and settings, and how good it is."""
     try:
-        result = json.loads(storage.read_bytes(storage.join(run_dir, "result.json")))
+        result = json.loads(storage.read_bytes(RunFolder(run_dir).result))
     except FileNotFoundError:
         result = {}
     counts = result.get("accuracy_counts", {})

@@ -21,7 +21,7 @@ from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.objectives.registry import objective_of
-from smolray.run.checkpoint import EngineState
+from smolray.run.state import EngineState
 
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> Any:

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from smolray.config import ConfigError, RunConfig, load_config
+from smolray.run.folder import RunFolder
 from smolray.run.status import require_run
-from smolray.storage import absolute, join
+from smolray.storage import absolute
 
 console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
 
@@ -46,7 +47,7 @@ def stored_config(name: str, storage: str, overrides: list[str] | None = None) -
     if moved := [o for o in overrides if o.partition("=")[0] in ("name", "storage")]:
         raise ConfigError(f"{moved[0]}: a run keeps its name and storage; copy its config for a new run")
 
-    path = join(absolute(require_run(storage, name)), "config.yaml")
+    path = RunFolder(absolute(require_run(storage, name))).config
     # The folder may have been moved, or be reached by another path, since the config was written into it.
     arguments = [*overrides, f"name={name}", f"storage={absolute(storage)}"]
     return load_config(path, arguments), ["--config", path, *arguments]

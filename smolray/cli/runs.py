@@ -7,6 +7,7 @@ import typer
 from smolray.cli.options import Address, Name, Storage, console, errors, job_client, plain
 from smolray.run import status as run_state
 from smolray.run.events import read_events
+from smolray.run.folder import RunFolder
 from smolray.run.progress import duration, event_line
 from smolray.storage import absolute, exists, join
 
@@ -84,7 +85,7 @@ def _stop_search(folder: str, wait: float) -> None:
 
 
 def _stop_run(run_dir: str, wait: float) -> None:
-    name = run_dir.rstrip("/").rsplit("/", 1)[-1]
+    name = RunFolder(run_dir).name
     seen, before = len(read_events(run_dir)), run_state.run_status(run_dir)
     if before.ended:
         console.print(f"{name} has {before.state} already, at step {before.step}")

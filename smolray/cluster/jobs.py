@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from smolray import storage
 from smolray.config import RunConfig
+from smolray.run.folder import CONFIG
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -174,7 +175,7 @@ def _is_job_of(job: "JobDetails", name: str, storage_uri: str) -> bool:
             "/"
         )
     words = [word.strip("\"'") for word in (job.entrypoint or "").split()]
-    named = f"name={name}" in words or any(word.endswith(f"/{name}/config.yaml") for word in words)
+    named = f"name={name}" in words or any(word.endswith(f"/{name}/{CONFIG}") for word in words)
     return job.submission_id == name or (named and any(word.endswith(ENTRY) for word in words))
 
 

@@ -16,6 +16,7 @@ from smolray.cluster.jobs import RUN_KEY, STORAGE_KEY, JobsError, check_submissi
 from smolray.config import RunConfig, load_config
 from smolray.run import status
 from smolray.run.events import read_events
+from smolray.run.folder import RunFolder
 from smolray.run.progress import duration
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _runs_on(
         if job.status.is_terminal() or job.job_id not in busy:
             continue
         name, place = _run_of(job, storage_uri)
-        path = storage.join(place, name, "config.yaml") if name else ""
+        path = RunFolder(storage.join(place, name)).config if name else ""
         if name and storage.exists(path):
             arguments = [f"name={name}", f"storage={storage.absolute(place)}"]
             known.append((load_config(path, arguments), ["--config", path, *arguments]))

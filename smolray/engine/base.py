@@ -14,7 +14,7 @@ from torch import nn
 
 from smolray.data.batch import Batch
 from smolray.objectives.base import Normalisers, Objective
-from smolray.run.checkpoint import EngineState
+from smolray.run.state import EngineState
 
 
 class NonFiniteLossError(RuntimeError):

@@ -14,7 +14,7 @@ from transformers import get_scheduler
 
 from smolray.config import OptimizerConfig
 from smolray.model.load import group_of
-from smolray.run.checkpoint import Moments
+from smolray.run.state import Moments
 
 FP32 = ("exp_avg", "exp_avg_sq")
 CODES = ("state1", "state2", "absmax1", "absmax2")  # bitsandbytes' names

@@ -47,7 +47,7 @@ from smolray.objectives.base import Normalisers, Objective
 from smolray.objectives.contrastive import contrast, embeddings
 from smolray.objectives.reference import Reference, reference_of
 from smolray.pretrained import DTYPES
-from smolray.run.checkpoint import EngineState, Moments, canonical_name, load_weights
+from smolray.run.state import EngineState, Moments, canonical_name, load_weights
 
 STALE_LOCK_SECONDS = 600
 LINEAR = nn.functional.linear  # DeepSpeed replaces it at stage 3, for all that the process does from then on

@@ -24,6 +24,7 @@ from smolray.model.sampling import Sampler
 from smolray.model.trained import trained_model
 from smolray.pretrained import DTYPES, resolve
 from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
+from smolray.run.folder import RunFolder
 from smolray.run.status import require_run
 
 # Of a run's data settings: the others describe its own source, and what is asked now may be of another layout.
@@ -64,9 +65,7 @@ def find_model(
     Image settings, dtype and data.prompt are the run's, of a folder its own dtype; `overrides` come last.
     Raises ConfigError, CheckpointError, RunNotFoundError, OSError.
     """
-    run_dir = next(
-        (d for d in (storage.join(storage_uri, name), name) if storage.exists(storage.join(d, "config.yaml"))), None
-    )
+    run_dir = next((d for d in (storage.join(storage_uri, name), name) if storage.exists(RunFolder(d).config)), None)
     if run_dir is None:
         if checkpoint:
             raise ConfigError(
@@ -77,9 +76,9 @@ def find_model(
         )
     run_dir = storage.absolute(run_dir)
     chosen = chosen_checkpoint(run_dir, checkpoint)
-    stored = RunConfig.model_validate(
-        yaml.safe_load(storage.read_bytes(storage.join(run_dir, "config.yaml")))
-    ).model_dump(mode="json")
+    stored = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(RunFolder(run_dir).config))).model_dump(
+        mode="json"
+    )
     base = {part: stored[part] for part in ("seed", "method", "model", "lora", "image")}
     base["model"] |= {"vision_features": "compute", "gradient_checkpointing": False}
     base["data"] = {key: stored["data"][key] for key in KEPT_DATA}

@@ -31,8 +31,9 @@ from smolray.planner.statistics import DataStatistics
 from smolray.precompute.jobs import found_features
 from smolray.run.checkpoint import chosen_checkpoint
 from smolray.run.events import EventLog, EventTail
+from smolray.run.folder import RunFolder
 from smolray.run.progress import event_line
-from smolray.run.status import STOP_FLAG
+from smolray.train.task import WorkerTask
 
 
 class RunError(ValueError):
@@ -49,13 +50,13 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     refuse_lost_storage(config)
     connect()
     run = resolve(config, Cluster.connected())
-    storage.delete(storage.join(run.config.run_dir, STOP_FLAG))
+    storage.delete(RunFolder(run.config.run_dir).stop_flag)
 
     config, folders = prepare_data(run.config)
     run = replace(run, config=config, folders=folders)
     if finished := finished_result(run.stored):
         return finished
-    storage.delete(storage.join(config.run_dir, "result.json"))  # what is stopped or killed from here on has none
+    storage.delete(RunFolder(config.run_dir).result)  # what is stopped or killed from here on has none
     if config.engine.name != "auto":
         store_config(run)
 
@@ -75,7 +76,7 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
 
 def store_config(run: ResolvedRun) -> None:
     """Write the run's config.yaml, from which it is resumed."""
-    storage.write_bytes(storage.join(run.config.run_dir, "config.yaml"), to_yaml(run.stored).encode())
+    storage.write_bytes(RunFolder(run.config.run_dir).config, to_yaml(run.stored).encode())
 
 
 @contextmanager
@@ -107,7 +108,7 @@ def fit_planned(run: ResolvedRun) -> dict[str, Any]:
     lost, after, folders = 0, "", run.folders
     statistics = DataStatistics.from_index(load_index(folders.train, run.config))
     while True:
-        seen = HardwareProbe.from_json(fit(run.config, folders, {"survey": True}))
+        seen = HardwareProbe.from_json(fit(run.config, folders, WorkerTask.PROBE))
         chosen = auto.choose(run.config, statistics, seen, run.begun)
         run = replace(run, config=chosen.kept, begun=True)
         store_config(run)
@@ -127,7 +128,7 @@ def look(config: RunConfig) -> HardwareProbe:
     """The GPUs of the cluster, as many as there may be workers."""
     most = most_workers(config, ray.cluster_resources())
     everywhere = with_absolute_paths(config).replace({"resources.num_workers": (1, most)})
-    return HardwareProbe.from_json(fit(everywhere, NO_DATA, {"survey": True}))
+    return HardwareProbe.from_json(fit(everywhere, NO_DATA, WorkerTask.PROBE))
 
 
 def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
@@ -143,4 +144,4 @@ def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
     ensure_index(config.data.validation, config)
     features = Sidecars(found_features(config.data.validation, config))
     folders = Folders(config.data.train, config.data.validation, validation_sidecars=features)
-    return fit(config, folders, {"evaluate": chosen.uri})
+    return fit(config, folders, WorkerTask.EVALUATE, checkpoint=chosen.uri)

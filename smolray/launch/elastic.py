@@ -16,7 +16,7 @@ from smolray import storage
 from smolray.config import RunConfig
 from smolray.launch.background import beside
 from smolray.run.events import EventTail
-from smolray.run.status import RESIZE_FLAG
+from smolray.run.folder import RunFolder
 
 NEVER = 1e9  # seconds between Ray Train's own resizes, which do not save
 POLL_SECONDS = 2.0
@@ -32,7 +32,7 @@ class ElasticMonitor:
 
     def __init__(self, config: RunConfig, each: dict[str, float]) -> None:
         self.config, self.each = config, each
-        self.flag = storage.join(config.run_dir, RESIZE_FLAG)
+        self.flag = RunFolder(config.run_dir).resize_flag
         self.boxes: frozenset[str] = frozenset()
         self.asked_at = 0  # workers when it was last asked to grow
         self.workers, self.began, self.steps = 0, 0.0, 0  # of the group at work

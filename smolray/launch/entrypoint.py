@@ -20,7 +20,8 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     from smolray.data.reader import Folders
     from smolray.engine.base import NonFiniteLossError
     from smolray.planner.probe import probe_hardware
-    from smolray.run.checkpoint import StateMismatchError
+    from smolray.run.state import StateMismatchError
+    from smolray.train.task import WorkerTask
     from smolray.train.worker import SETUP_ERRORS, evaluate_worker, measure_worker, run_worker
 
     gc.freeze()  # nor does it look through them in the middle of a step
@@ -40,12 +41,13 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
         # by which DeepSpeed takes its card: Ray's is another number where a worker has two
         os.environ["LOCAL_RANK"] = str(device.index)
     node = (ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
-    if "survey" in settings:
-        return probe_hardware(device, config.model.dtype, node).to_json()
-    if "measure" in settings:
-        return measure_worker(config, folders, device, node)
-    if "evaluate" in settings:
-        return evaluate_worker(config, folders, device, settings["evaluate"])
+    match WorkerTask(settings["task"]):
+        case WorkerTask.PROBE:
+            return probe_hardware(device, config.model.dtype, node).to_json()
+        case WorkerTask.MEASURE:
+            return measure_worker(config, folders, device, node)
+        case WorkerTask.EVALUATE:
+            return evaluate_worker(config, folders, device, settings["checkpoint"])
     try:
         return run_worker(config, folders, device, node)
     except (*SETUP_ERRORS, StateMismatchError, NonFiniteLossError) as error:

@@ -20,6 +20,7 @@ from smolray.planner.auto import NothingFitsError, bind
 from smolray.planner.describe import words
 from smolray.planner.plan import Plan, make_plan
 from smolray.planner.statistics import DataStatistics
+from smolray.train.task import WorkerTask
 
 STEPS, WARM_UP = 8, 2  # trained, and of them left aside
 
@@ -53,7 +54,7 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
         config, plan.chosen, plan.settings() | {"train.max_steps": STEPS, "train.num_train_epochs": STEPS}, seen
     )
     check_run(run)
-    record = fit(run, folders, {"measure": True}, nodes)
+    record = fit(run, folders, WorkerTask.MEASURE, nodes)
     if "error" in record:
         raise launch.RunError(record["error"])
     kept = slice(min(WARM_UP, len(record["seconds"]) - 1), None)

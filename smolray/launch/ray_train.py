@@ -18,16 +18,22 @@ from smolray.launch.elastic import NEVER, ElasticMonitor
 from smolray.launch.entrypoint import train_function
 from smolray.launch.resources import use_gpu
 from smolray.run.status import RESIZED
+from smolray.train.task import WorkerTask
 
 
 def fit(
-    config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None, nodes: Sequence[str] = ()
+    config: RunConfig,
+    folders: Folders,
+    task: WorkerTask = WorkerTask.TRAIN,
+    nodes: Sequence[str] = (),
+    checkpoint: str = "",
 ) -> dict[str, Any]:
     """Run the workers under Ray Train and return rank 0's record.
 
     Ray keeps only its own notes: checkpoints are ours, nothing is uploaded twice.
 
     `nodes`: the id of the node of each worker; a group that was placed so is not started again by itself.
+    `checkpoint`: the URI of the one to evaluate.
     """
     resources, available = config.resources, ray.cluster_resources()
     gpu = use_gpu(config, available)
@@ -65,7 +71,7 @@ def fit(
         )
         trainer = TorchTrainer(
             function,
-            train_loop_config=worker_settings(config, folders, extra),
+            train_loop_config=worker_settings(config, folders, task, checkpoint),
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(**scaling),
             run_config=run,
@@ -76,8 +82,15 @@ def fit(
             return result.return_value
 
 
-def worker_settings(config: RunConfig, folders: Folders, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def worker_settings(
+    config: RunConfig, folders: Folders, task: WorkerTask = WorkerTask.TRAIN, checkpoint: str = ""
+) -> dict[str, Any]:
     """What the workers are told, in plain values: unpickled, one of our classes would import torch and more, in the
     controller as well.
     """
-    return {"config": config.model_dump(mode="json"), "folders": asdict(folders)} | (extra or {})
+    return {
+        "config": config.model_dump(mode="json"),
+        "folders": asdict(folders),
+        "task": task.value,
+        "checkpoint": checkpoint,
+    }

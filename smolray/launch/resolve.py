@@ -14,6 +14,7 @@ from smolray.config import ConfigError, RunConfig, check_run, load_config
 from smolray.data.reader import Folders
 from smolray.launch.resources import Cluster, check_resources, count_workers
 from smolray.planner import auto
+from smolray.run.folder import RunFolder
 
 NO_DATA = Folders("")
 
@@ -104,7 +105,7 @@ def with_fixed_batch(config: RunConfig, earlier: RunConfig | None) -> RunConfig:
 
 def _earlier(config: RunConfig) -> RunConfig | None:
     """The run as it was stored when it was launched last; None for a new one."""
-    stored = storage.join(config.run_dir, "config.yaml")
+    stored = RunFolder(config.run_dir).config
     return load_config(stored) if storage.exists(stored) else None
 
 

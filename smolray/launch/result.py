@@ -13,12 +13,14 @@ from smolray.evaluate.baseline import blind_baseline
 from smolray.report.run import write_report
 from smolray.run import checkpoint
 from smolray.run.events import Event, read_events, surviving
+from smolray.run.folder import RunFolder
 from smolray.run.predictions import read_predictions
 
 
 def finished_result(config: RunConfig) -> dict[str, Any]:
     """result.json of a run that has finished under just these settings and still has its last checkpoint; else nothing."""
-    result, settings = (storage.join(config.run_dir, name) for name in ("result.json", "config.yaml"))
+    folder = RunFolder(config.run_dir)
+    result, settings = folder.result, folder.config
     if not (
         storage.exists(result) and storage.exists(settings) and storage.read_bytes(settings).decode() == to_yaml(config)
     ):
@@ -48,7 +50,7 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
         training = map_shards(folders.train, read_manifest(folders.train), count_answers, config.data.num_cpus_per_task)
         step = max(e["step"] for e in history if e["event"] == "evaluate")
         result["blind_baseline"] = round(blind_baseline(training, read_predictions(config.run_dir, step)), 4)
-    storage.write_bytes(storage.join(config.run_dir, "result.json"), json.dumps(result, indent=1).encode())
+    storage.write_bytes(RunFolder(config.run_dir).result, json.dumps(result, indent=1).encode())
     write_report(config.run_dir, report_images(config, folders))
     return result
 

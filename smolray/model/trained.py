@@ -6,7 +6,8 @@ from smolray.config import RunConfig
 from smolray.model.adapters import merge, prepare_for_training, trainable
 from smolray.model.load import load_model
 from smolray.run import checkpoint
-from smolray.run.checkpoint import Checkpoint, canonical_name, load_weights
+from smolray.run.checkpoint import Checkpoint
+from smolray.run.state import canonical_name, load_weights
 
 
 def trained_model(config: RunConfig, chosen: Checkpoint) -> Any:

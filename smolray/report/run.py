@@ -19,10 +19,9 @@ from smolray.report import sections
 from smolray.report.page import render
 from smolray.report.sections import RunContents
 from smolray.run.events import read_events
+from smolray.run.folder import RunFolder
 from smolray.run.predictions import prediction_steps, read_predictions
 from smolray.run.progress import percent
-
-IMAGES_FILE = "predictions/images.parquet"
 
 
 def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
@@ -35,7 +34,7 @@ def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
     elif images:
         _write_images(run_dir, images)
 
-    uri = storage.join(run_dir, "report.html")
+    uri = RunFolder(run_dir).report
     storage.write_bytes(uri, report_page(read_run(run_dir, images)).encode())
     return uri
 
@@ -65,16 +64,17 @@ def report_page(run: RunContents) -> str:
 
 def read_run(run_dir: str, images: dict[str, bytes]) -> RunContents:
     """What the run's folder holds. Without config.yaml the configuration is that of the newest start."""
+    folder = RunFolder(run_dir)
     contents = RunContents(
-        name=run_dir.rstrip("/").rsplit("/", 1)[-1],
+        name=folder.name,
         events=read_events(run_dir),
-        result=_read(storage.join(run_dir, "result.json"), json.loads),
+        result=_read(folder.result, json.loads),
         images=images,
     )
     steps = prediction_steps(run_dir)
     return replace(
         contents,
-        config=_read(storage.join(run_dir, "config.yaml"), yaml.safe_load) or contents.start.get("config") or {},
+        config=_read(folder.config, yaml.safe_load) or contents.start.get("config") or {},
         predictions=read_predictions(run_dir, steps[-1]) if steps else [],
     )
 
@@ -87,7 +87,7 @@ def _read(uri: str, parse: Callable[[bytes], Any]) -> dict[str, Any]:
 
 
 def _read_images(run_dir: str) -> dict[str, bytes]:
-    uri = storage.join(run_dir, IMAGES_FILE)
+    uri = RunFolder(run_dir).report_images
     if not storage.exists(uri):
         return {}
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
@@ -98,4 +98,4 @@ def _write_images(run_dir: str, images: dict[str, bytes]) -> None:
     keys, encoded = pa.array(list(images), pa.string()), pa.array(list(images.values()), pa.binary())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"key": keys, "image": encoded}), sink)
-    storage.write_bytes(storage.join(run_dir, IMAGES_FILE), sink.getvalue().to_pybytes())
+    storage.write_bytes(RunFolder(run_dir).report_images, sink.getvalue().to_pybytes())

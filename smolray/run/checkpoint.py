@@ -7,80 +7,16 @@ written last; only a folder whose manifest holds is ever loaded, others are skip
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
 
 from smolray import storage
-from smolray.run import checkpoint
-
-Moments = dict[str, torch.Tensor]
-
-
-@dataclass
-class EngineState:
-    """World-size-free and engine-free: tensors on the CPU by Hugging Face parameter name. Filled on rank 0 only.
-
-    Weights and moments are fp32; a parameter whose moments are kept in 8 bit has them in `codes` instead (optim.CODES).
-    """
-
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    exp_avg: dict[str, torch.Tensor] = field(default_factory=dict)
-    exp_avg_sq: dict[str, torch.Tensor] = field(default_factory=dict)
-    codes: dict[str, Moments] = field(default_factory=dict)
-    optimizer_step: int = 0
-    loss_scale: float | None = None
-
-    def put(self, name: str, weight: torch.Tensor, moments: Moments) -> None:
-        """Copy what an engine holds of one parameter."""
-        self.weights[name] = weight.detach().to("cpu", torch.float32, copy=True)
-        copied = {key: value.detach().to("cpu", copy=True) for key, value in moments.items()}
-        if "exp_avg" in copied:
-            self.exp_avg[name], self.exp_avg_sq[name] = copied["exp_avg"].float(), copied["exp_avg_sq"].float()
-        else:
-            self.codes[name] = copied
-
-    def moments(self, name: str) -> Moments:
-        """Adam's moments of one parameter, as they were kept."""
-        return (
-            self.codes[name]
-            if name in self.codes
-            else {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
-        )
-
-
-def canonical_name(name: str) -> str:
-    """The Hugging Face name of a parameter, without what PEFT puts around it."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".default.", ".")
-
-
-class StateMismatchError(ValueError):
-    """A checkpoint's weights do not fit the run's parameters; the message says which."""
-
-
-def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torch.Tensor]) -> None:
-    """Copy a checkpoint's weights into parameters of the same canonical names.
-
-    Raises StateMismatchError where names or shapes differ.
-    """
-    if lost := sorted(parameters.keys() ^ weights.keys()):
-        named = f"{len(lost)}: {', '.join(lost[:3])} …"
-        raise StateMismatchError(
-            f"the checkpoint and the run train different parameters ({named}): model.train or lora has changed"
-        )
-    for name, parameter in parameters.items():
-        if weights[name].numel() != (numel := getattr(parameter, "ds_numel", parameter.numel())):
-            raise StateMismatchError(
-                f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: lora.r or the model has changed"
-            )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name].to(parameter.device))
-
+from smolray.run.folder import RunFolder
+from smolray.run.state import EngineState
 
 MANIFEST = "manifest.json"
 TENSORS = ("weights", "exp_avg", "exp_avg_sq")
@@ -116,10 +52,6 @@ class Checkpoint:
         return self.progress.step
 
 
-def folder(run_dir: str, step: int) -> str:
-    return storage.join(run_dir, "checkpoints", f"step-{step:08d}")
-
-
 def save(
     run_dir: str, state: EngineState, progress: Progress, metrics: dict[str, float], about: dict[str, Any]
 ) -> Checkpoint:
@@ -127,7 +59,7 @@ def save(
 
     Raises StorageFullError, and then leaves nothing behind.
     """
-    uri = folder(run_dir, progress.step)
+    uri = RunFolder(run_dir).checkpoint(progress.step)
     storage.delete(storage.join(uri, MANIFEST))  # a half-written folder must not carry the old manifest
     files: dict[str, dict[str, Any]] = {}
 
@@ -245,7 +177,7 @@ def _extra(found: Checkpoint, data: bytes) -> dict[str, Any]:
 
 def list_steps(run_dir: str) -> list[int]:
     """Steps of the checkpoint folders, whole or not, ascending."""
-    names = storage.list_dirs(storage.join(run_dir, "checkpoints"))
+    names = storage.list_dirs(RunFolder(run_dir).checkpoints)
     return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{8,}", name))
 
 
@@ -253,7 +185,7 @@ def latest(run_dir: str, skipped: Callable[[str], None] = lambda _: None) -> Che
     """The newest checkpoint whose files all have their hashes; the others are reported through `skipped`."""
     for step in reversed(list_steps(run_dir)):
         try:
-            return verify(folder(run_dir, step))
+            return verify(RunFolder(run_dir).checkpoint(step))
         except CheckpointError as error:
             skipped(str(error))
     return None
@@ -264,7 +196,7 @@ def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
     found = []
     for step in list_steps(run_dir):
         try:
-            found.append(verify(folder(run_dir, step), contents=False))
+            found.append(verify(RunFolder(run_dir).checkpoint(step), contents=False))
         except CheckpointError:
             continue
     return max((c for c in found if metric in c.metrics), key=lambda c: c.metrics[metric], default=None)
@@ -283,14 +215,14 @@ def prune(run_dir: str, keep_last: int, keep_best: bool, saved: int | None = Non
     gone = [s for s in steps if s not in kept and whole and s < whole[-1]]
     for step in gone:
         # first: an interrupted delete leaves nothing that looks whole
-        storage.delete(storage.join(folder(run_dir, step), MANIFEST))
-        storage.delete(folder(run_dir, step))
+        storage.delete(storage.join(RunFolder(run_dir).checkpoint(step), MANIFEST))
+        storage.delete(RunFolder(run_dir).checkpoint(step))
     return gone
 
 
 def _is_whole(run_dir: str, step: int) -> bool:
     try:
-        verify(folder(run_dir, step), contents=False)
+        verify(RunFolder(run_dir).checkpoint(step), contents=False)
     except CheckpointError:
         return False
     return True
@@ -313,13 +245,13 @@ def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
     newest whole one.
     """
     if name and name != "latest":
-        uri = name if "/" in name else storage.join(run_dir, "checkpoints", name)
-        return checkpoint.verify(uri)
-    found = None if name else checkpoint.best(run_dir)
+        uri = name if "/" in name else storage.join(RunFolder(run_dir).checkpoints, name)
+        return verify(uri)
+    found = None if name else best(run_dir)
     try:
-        found = checkpoint.verify(found.uri) if found else checkpoint.latest(run_dir)
+        found = verify(found.uri) if found else latest(run_dir)
     except CheckpointError:
-        found = checkpoint.latest(run_dir)
+        found = latest(run_dir)
     if found is None:
         raise CheckpointError(f"{run_dir} has no whole checkpoint to take")
     return found

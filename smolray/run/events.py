@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from smolray import storage
+from smolray.run.folder import EVENTS, RunFolder
 
-FILE = "events.jsonl"
 Event = dict[str, Any]
 
 
@@ -29,7 +29,7 @@ class EventLog:
     Remote storage has no append: the file is written anew, at most every `flush_seconds`.
     """
 
-    def __init__(self, run_dir: str, flush_seconds: float = 5.0, file: str = FILE):
+    def __init__(self, run_dir: str, flush_seconds: float = 5.0, file: str = EVENTS):
         self.uri = storage.join(run_dir, file)
         self.flush_seconds = flush_seconds if not storage.is_local(run_dir) else 0.0
         self._lines = [json.dumps(e) for e in read_events(run_dir, file)]
@@ -60,7 +60,7 @@ class EventLog:
         self._written, self._flushed = len(self._lines), time.monotonic()
 
 
-def read_events(run_dir: str, file: str = FILE) -> list[Event]:
+def read_events(run_dir: str, file: str = EVENTS) -> list[Event]:
     """All events as written, those that a later resume took back included; a torn last line is left out."""
     try:
         return parse_events(storage.read_bytes(storage.join(run_dir, file)))
@@ -91,7 +91,7 @@ class EventTail:
             events = read_events(self.run_dir)
             added, self._count = events[self._count :], len(events)
             return added
-        path = Path(storage.absolute(storage.join(self.run_dir, FILE)))
+        path = Path(storage.absolute(RunFolder(self.run_dir).events))
         if not path.exists():
             return []
         with path.open("rb") as file:

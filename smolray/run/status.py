@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from smolray import storage
-from smolray.run.events import FILE, Event, EventTail, read_events, surviving
+from smolray.run.events import Event, EventTail, read_events, surviving
+from smolray.run.folder import EVENTS, RunFolder
 from smolray.run.progress import accuracy_of, gpus_text
 
 State = Literal["waiting", "running", "silent", "finished", "stopped", "failed"]
-STOP_FLAG = "control/stop"
-RESIZE_FLAG = "control/resize"  # save and end the workers: more of them are about to be started
-RESIZED = "resized"  # the status of a group that did
+RESIZED = "resized"  # the status of workers that saved and ended because RunFolder.resize_flag was there
 # A run is called silent after this long without an event, or after ten times its usual pause if that is longer.
 STALLED_SECONDS = 120.0
 RATE_EVENTS = 20  # rates are those of the last so many step events
@@ -64,13 +63,13 @@ class RunStatus:
 
 def require_run(storage_uri: str, name: str) -> str:
     """The folder of the run `name`. Raises RunNotFoundError, which lists the runs that exist."""
-    run_dir = storage.join(storage_uri, name)
-    if not _is_run(run_dir):
-        names = [n for n in storage.list_dirs(storage_uri) if _is_run(storage.join(storage_uri, n))]
+    folder = RunFolder(storage.join(storage_uri, name))
+    if not folder.is_run():
+        names = [n for n in storage.list_dirs(storage_uri) if RunFolder(storage.join(storage_uri, n)).is_run()]
         raise RunNotFoundError(
             f"no run {name!r} under {storage_uri}; there: {', '.join(names) or 'none'} (--storage or SMOLRAY_STORAGE chooses)"
         )
-    return run_dir
+    return folder.uri
 
 
 def run_status(run_dir: str, now: float | None = None) -> RunStatus:
@@ -88,7 +87,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
     state, stalled = _state(written, time.time() if now is None else now)
     known = [e["memory_bytes"] for e in steps if e.get("memory_bytes")]
     return RunStatus(
-        name=run_dir.rstrip("/").rsplit("/", 1)[-1],
+        name=RunFolder(run_dir).name,
         run_dir=run_dir,
         state=state,
         stalled_seconds=stalled,
@@ -118,27 +117,27 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
 
 def list_runs(storage_uri: str) -> list[RunStatus]:
     """All runs under a storage folder, the most recently active first."""
-    folders = [storage.join(storage_uri, name) for name in storage.list_dirs(storage_uri)]
-    return sorted((run_status(f) for f in folders if _is_run(f)), key=lambda s: -(s.updated or 0))
+    folders = [RunFolder(storage.join(storage_uri, name)) for name in storage.list_dirs(storage_uri)]
+    return sorted((run_status(f.uri) for f in folders if f.is_run()), key=lambda s: -(s.updated or 0))
 
 
 def request_stop(run_dir: str) -> None:
     """Ask the loop to save and stop; it looks every few steps."""
-    storage.write_bytes(storage.join(run_dir, STOP_FLAG), f"{time.time()}\n".encode())
+    storage.write_bytes(RunFolder(run_dir).stop_flag, f"{time.time()}\n".encode())
 
 
 def stop_requested(run_dir: str) -> bool:
     """Has somebody asked, and nobody taken it back?"""
-    return storage.exists(storage.join(run_dir, STOP_FLAG))
+    return storage.exists(RunFolder(run_dir).stop_flag)
 
 
 def clear_stop(run_dir: str) -> None:
     """Take the request back, so that the next launch trains on."""
-    storage.delete(storage.join(run_dir, STOP_FLAG))
+    storage.delete(RunFolder(run_dir).stop_flag)
 
 
 def wait_for_end(
-    run_dir: str, seen: int, timeout: float, poll: float | None = None, file: str = FILE, kind: str = "end"
+    run_dir: str, seen: int, timeout: float, poll: float | None = None, file: str = EVENTS, kind: str = "end"
 ) -> Event | None:
     """The first `kind` of event in `file` after its first `seen` events, or None when `timeout` seconds have passed
     without one.
@@ -204,10 +203,6 @@ def _scalars(event: Event) -> Iterator[tuple[str, float]]:
     elif event["event"] == "evaluate":
         for name, value in accuracy_of(event).items():
             yield f"accuracy/{name.replace('/', '-')}", value
-
-
-def _is_run(run_dir: str) -> bool:
-    return storage.exists(storage.join(run_dir, FILE)) or storage.exists(storage.join(run_dir, "config.yaml"))
 
 
 def _state(written: list[Event], now: float) -> tuple[State, float | None]:

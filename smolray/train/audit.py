@@ -11,6 +11,7 @@ from collections import defaultdict
 
 from smolray import storage
 from smolray.run.events import read_events
+from smolray.run.folder import RunFolder
 from smolray.train.loop import StepInfo
 
 
@@ -22,7 +23,7 @@ class Audit:
     """
 
     def __init__(self, run_dir: str, attempt: int, rank: int):
-        self.uri = storage.join(run_dir, "audit", f"attempt-{attempt:05d}-rank-{rank:04d}.jsonl")
+        self.uri = RunFolder(run_dir).audit_of(attempt, rank)
         self.local = storage.is_local(run_dir)
         self.lines: list[str] = []
         self._written = 0
@@ -52,10 +53,11 @@ def consumed(run_dir: str) -> dict[int, list[tuple[int, str]]]:
     """Epoch -> (step, sample id) of the surviving history, in the order of steps."""
     resumes = {e["attempt"]: tuple(e["position"]) for e in read_events(run_dir) if e["event"] == "resume"}
     history: dict[int, list[tuple[int, str]]] = defaultdict(list)
-    for info in storage.list_files(storage.join(run_dir, "audit")):
+    folder = RunFolder(run_dir).audit
+    for info in storage.list_files(folder):
         attempt = int(info.base_name.split("-")[1])
         limit = min((position for later, position in resumes.items() if later > attempt), default=None)
-        for line in storage.read_bytes(storage.join(run_dir, "audit", info.base_name)).decode().splitlines():
+        for line in storage.read_bytes(storage.join(folder, info.base_name)).decode().splitlines():
             record = json.loads(line)
             if limit is None or (record["epoch"], record["micro_batch"]) < limit:
                 history[record["epoch"]] += [(record["step"], one) for one in record["ids"]]

@@ -39,7 +39,8 @@ from smolray.engine.optim import build_optimizer
 from smolray.engine.zero import deepspeed_config
 from smolray.model.adapters import trainable
 from smolray.objectives.registry import objective_of
-from smolray.run.checkpoint import EngineState, Progress, canonical_name, load_weights
+from smolray.run.checkpoint import Progress
+from smolray.run.state import EngineState, canonical_name, load_weights
 from smolray.train.loop import Hook, StepInfo, StepMetrics, peak_memory_bytes
 
 STOP_POLL_SECONDS = 2.0

@@ -38,10 +38,12 @@ from smolray.model.trained import trained_model
 from smolray.objectives.registry import objective_of
 from smolray.planner.probe import HardwareProbe, HardwareProbeError, probe_hardware
 from smolray.run import checkpoint
-from smolray.run.checkpoint import Checkpoint, CheckpointError, EngineState, Progress
+from smolray.run.checkpoint import Checkpoint, CheckpointError, Progress
 from smolray.run.events import EventLog
-from smolray.run.predictions import predictions_uri, write_predictions
-from smolray.run.status import RESIZE_FLAG, RESIZED, STOP_FLAG
+from smolray.run.folder import RunFolder
+from smolray.run.predictions import write_predictions
+from smolray.run.state import EngineState
+from smolray.run.status import RESIZED, stop_requested
 from smolray.storage import StorageFullError
 from smolray.train.audit import Audit
 from smolray.train.balance import MicroBatchBalancer
@@ -75,7 +77,7 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
         drop_submodules(model, frozen_prefix(config))
     report = evaluate_shards(model.to(device), config, folders, device)
     if dist.get_rank() == 0:
-        write_predictions(predictions_uri(config.run_dir, chosen.step), report.predictions)
+        write_predictions(config.run_dir, chosen.step, report.predictions)
     return {"step": chosen.step, **evaluation_fields(report)}
 
 
@@ -200,7 +202,7 @@ class Worker:
 
     def _why_ended(self) -> str:
         """Asked by a person, or by the launcher that starts more workers."""
-        return "stopped" if storage.exists(storage.join(self.config.run_dir, STOP_FLAG)) else RESIZED
+        return "stopped" if stop_requested(self.config.run_dir) else RESIZED
 
     def _save(self, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
         """The checkpoint on rank 0, None elsewhere. Collective."""
@@ -234,7 +236,7 @@ class Worker:
             report = evaluate_shards(self.engine.model, self.config, self.folders, self.device)
         self.reports[step] = report
         if self.log is not None:
-            write_predictions(predictions_uri(self.config.run_dir, step), report.predictions)
+            write_predictions(self.config.run_dir, step, report.predictions)
             self._event(
                 "evaluate",
                 step=step,
@@ -302,10 +304,10 @@ class Worker:
     def _build_loop(
         self, model: nn.Module, state: EngineState | None, progress: Progress, hooks: Sequence[Hook]
     ) -> "TrainLoop | TrlRun":
-        config, flags = self.config, [storage.join(self.config.run_dir, flag) for flag in (STOP_FLAG, RESIZE_FLAG)]
+        config, run_folder = self.config, RunFolder(self.config.run_dir)
 
         def stop() -> bool:
-            return any(storage.exists(flag) for flag in flags)
+            return storage.exists(run_folder.stop_flag) or storage.exists(run_folder.resize_flag)
 
         if config.engine.name == "trl":
             from smolray.train.trl import TrlRun

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from smolray.config import RunConfig
+from smolray.run.folder import RunFolder
 from smolray.run.progress import duration
 from smolray.tune.log import TrialLog, TrialRecord, best_trial
 from smolray.tune.report import write_report
@@ -122,4 +123,4 @@ def result_lines(result: dict[str, Any], folder: str) -> list[str]:
             f"best: trial {best['number']} (run {best['run']}), {result['metric']} {best[result['metric']]:.4f}, {settings_line(best['settings'])}"
         )
         lines.append(f"train with it: smolray train --config {best['config']}")
-    return [*lines, f"report: {folder}/report.html"]
+    return [*lines, f"report: {RunFolder(folder).report}"]

@@ -16,6 +16,7 @@ from smolray.report.charts import Point, Series, line_chart
 from smolray.report.page import render
 from smolray.report.sections import utc
 from smolray.run.events import Event, read_events
+from smolray.run.folder import RunFolder
 from smolray.run.progress import duration, percent, size
 from smolray.tune.log import FILE, TrialRecord, best_trial, read_trials
 from smolray.tune.parallel_coordinates import parallel_coordinates
@@ -40,7 +41,7 @@ class Row(NamedTuple):
 
 def write_report(folder: str, config: RunConfig, space: Space) -> str:
     """Write `report.html` of the search in `folder` and return its URI."""
-    uri = storage.join(folder, "report.html")
+    uri = RunFolder(folder).report
     page = report_page(config, space, read_trials(folder), read_events(folder, FILE))
     storage.write_bytes(uri, page.encode())
     return uri

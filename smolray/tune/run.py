@@ -30,6 +30,7 @@ from smolray.launch.resources import Cluster, ResourcesError, check_resources, p
 from smolray.planner.inventory import GPU, InventoryError, find_gpu
 from smolray.planner.shapes import shape_of
 from smolray.planner.statistics import DataStatistics
+from smolray.run.folder import CONFIG, EVENTS, RunFolder
 from smolray.run.status import clear_stop, stop_requested
 from smolray.tune.callbacks import DRIVER_RESTARTS, Column, CostEstimator, LoggingCallback, Queue, StopRequest
 from smolray.tune.console import Board
@@ -46,7 +47,7 @@ CHANGEABLE = ("num_samples", "max_concurrent", "train_best")
 # one byte: a trial's driver waits for its run, and a CPU of its own could starve that run's data tasks
 DRIVER = {"CPU": 0.0, "memory": 1.0}
 HYPERBAND_BRACKETS = 3
-OF_A_RUN = ("events.jsonl", "config.yaml", ORIGIN, STORED)
+OF_A_RUN = (EVENTS, CONFIG, ORIGIN, STORED)
 
 
 def search_run(config: RunConfig) -> dict[str, Any]:
@@ -270,7 +271,7 @@ def refuse_other_search(config: RunConfig, folder: str) -> None:
     """Raise ConfigError where the name belongs to a search whose trials could not be compared with this one's."""
     path = storage.join(folder, STORED)
     if not storage.exists(path):
-        if storage.exists(storage.join(folder, "events.jsonl")):
+        if storage.exists(RunFolder(folder).events):
             raise ConfigError(
                 f"name = {config.name!r} is a run under {config.storage}; choose another name for the search"
             )
@@ -327,7 +328,7 @@ def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
     whatever their number.
     """
     run = trial_run(trial_base(config), trial.settings)
-    had = load_config(storage.join(config.storage, trial.run, "config.yaml"))
+    had = load_config(RunFolder(storage.join(config.storage, trial.run)).config)
     batch = {
         "train.global_batch": had.global_batch,
         "train.gradient_accumulation_steps": 1,
@@ -370,7 +371,7 @@ def finish(config: RunConfig, space: Space, trial_log: TrialLog, total: int, sec
         )
         head = f"# Trial {best.number} of search {config.name}: {search.metric} {value:.6g} after {best.steps} steps.{changed}\n"
         storage.write_bytes(path, (head + to_yaml(best_config(config, best))).encode())
-    storage.write_bytes(storage.join(trial_log.folder, "result.json"), json.dumps(result, indent=1).encode())
+    storage.write_bytes(RunFolder(trial_log.folder).result, json.dumps(result, indent=1).encode())
     write_report(trial_log.folder, config, space)
     if best is not None and search.train_best and not result["left"] and not stop_requested(trial_log.folder):
         result["final"] = launch.launch_run(best_config(config, best))

@@ -20,6 +20,7 @@ from smolray.launch.driver import launch_run
 from smolray.run import checkpoint
 from smolray.run.checkpoint import CheckpointError
 from smolray.run.events import Event, EventTail, read_events
+from smolray.run.folder import RunFolder
 from smolray.run.status import request_stop, run_status, stop_requested
 from smolray.tune.log import WORST
 from smolray.tune.space import Settings, trial_run
@@ -217,7 +218,7 @@ def adopt(pointer: dict[str, Any], run: RunConfig) -> dict[str, Any]:
         if newest is None:
             raise
         source = newest
-    target = checkpoint.folder(run.run_dir, source.step)
+    target = RunFolder(run.run_dir).checkpoint(source.step)
     manifest = storage.read_bytes(storage.join(source.uri, checkpoint.MANIFEST))
     files = json.loads(manifest)["files"]
     for file in files:

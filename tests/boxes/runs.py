@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from smolray.run import checkpoint
 from smolray.run.events import read_events, surviving
+from smolray.run.folder import RunFolder
 from smolray.train.audit import consumed
 from tests.boxes.conftest import QUESTIONS, ROOT
 
@@ -118,5 +119,5 @@ class Run:
         assert self.ends(seconds) == 0, self.told()
         check_history(read_events(self.run_dir), consumed(self.run_dir), self.epochs)
         for step in checkpoint.list_steps(self.run_dir):
-            checkpoint.verify(checkpoint.folder(self.run_dir, step))
+            checkpoint.verify(RunFolder(self.run_dir).checkpoint(step))
         print(f"{self.name}: seconds without a step: {self.interruptions()}")

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from smolray.run import checkpoint
+from smolray.run.folder import RunFolder
 from tests.boxes.conftest import ROOT
 from tests.boxes.runs import SAVE_STEPS, Run, check_history, settings
 
@@ -72,7 +73,7 @@ def test_a_full_storage_is_told_and_the_run_resumes_when_there_is_room(cluster, 
     print(f"{time.time() - step_info:.1f} s after the storage was full: {why}")
     steps = checkpoint.list_steps(run.run_dir)
     for step in steps:
-        checkpoint.verify(checkpoint.folder(run.run_dir, step))
+        checkpoint.verify(RunFolder(run.run_dir).checkpoint(step))
     assert steps, "what was saved before is still there, and whole"
     ballast.unlink()
     step_info = time.time()

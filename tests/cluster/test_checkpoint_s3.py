@@ -5,6 +5,7 @@ import torch
 from smolray import storage
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Progress
+from smolray.run.folder import RunFolder
 from tests.unit.run.test_checkpoint import state_of
 
 RUN = "s3://bucket/runs/one"
@@ -23,8 +24,8 @@ def test_checkpoints_on_s3_behave_as_on_a_disk(s3_server):
 
     assert checkpoint.prune(RUN, 3, keep_best=True) == [2] and checkpoint.list_steps(RUN) == [1, 3, 4, 5]
     assert checkpoint.best(RUN).step == 1
-    storage.delete(storage.join(checkpoint.folder(RUN, 5), "manifest.json"))
-    data = bytearray(storage.read_bytes(uri := storage.join(checkpoint.folder(RUN, 4), "exp_avg.safetensors")))
+    storage.delete(storage.join(RunFolder(RUN).checkpoint(5), "manifest.json"))
+    data = bytearray(storage.read_bytes(uri := storage.join(RunFolder(RUN).checkpoint(4), "exp_avg.safetensors")))
     data[-1] ^= 1
     storage.write_bytes(uri, bytes(data))
     said: list[str] = []

@@ -43,7 +43,7 @@ log.write("start", workers=1, total_steps=config.train.max_steps)
 for step in range(1, config.train.max_steps + 1):
     log.write("step", step=step, loss=1 / step)
     print("loop at step", step, flush=True)
-    if storage.exists(config.run_dir + "/" + status.STOP_FLAG):
+    if storage.exists(RunFolder(config.run_dir).stop_flag):
         log.write("end", status="stopped", step=step)
         time.sleep(config.seed)  # a job that lingers for so long
         raise SystemExit

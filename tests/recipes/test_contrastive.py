@@ -16,7 +16,8 @@ from smolray.model.load import load_model
 from smolray.model.tiny import build_model
 from smolray.model.trained import trained_model
 from smolray.objectives.contrastive import embeddings, info_nce
-from smolray.run.checkpoint import Progress, canonical_name
+from smolray.run.checkpoint import Progress
+from smolray.run.state import canonical_name
 from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
 from tests.offline import untied

@@ -210,6 +210,7 @@ def test_modules_and_public_functions_say_what_they_do(path):
     ("module", "heavy"),
     [
         ("smolray.cli.app", {"ray", "torch", "transformers", "deepspeed", "pandas", "tensorboardX"}),
+        ("smolray.run.status", {"ray", "torch", "transformers", "deepspeed"}),  # all that `status` and `logs` need
         # Ray Train's controller unpickles what is in it
         ("smolray.launch.entrypoint", {"ray", "torch", "transformers", "deepspeed"}),
         ("smolray.data.stream", {"peft", "bitsandbytes", "deepspeed", "trl"}),  # every data task's process does
@@ -228,13 +229,25 @@ def test_settings_are_changed_by_replace_alone(path):
     assert not copied, f"{relative(path)}:{copied}: model_copy checks nothing; use config.replace"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_file_names_of_a_run_are_spelt_in_one_place(path):
+    names = {"config.yaml", "result.json", "events.jsonl", "report.html", "checkpoints", "predictions", "audit"}
+    if name_of(path) == "run.folder":
+        return
+    calls = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("join")]
+    spelt = [a for c in calls for a in c.args if isinstance(a, ast.Constant) and a.value in names]
+    assert not spelt, f"{relative(path)}:{spelt[0].lineno} spells {spelt[0].value!r}: take it from run/folder.py"
+
+
 def test_what_the_workers_are_told_is_unpickled_without_importing_anything(tmp_path):
     from smolray.config import RunConfig
     from smolray.data.reader import Folders, Sidecars
     from smolray.launch.ray_train import worker_settings
+    from smolray.train.task import WorkerTask
 
     folders = Folders("train", "validation", Sidecars("features"), Sidecars(logps="logps"))
-    settings = worker_settings(RunConfig(), folders, {"survey": True})
+    settings = worker_settings(RunConfig(), folders, WorkerTask.PROBE)
+    assert type(settings["task"]) is str
     assert Folders.from_plain(settings["folders"]) == folders
     (tmp_path / "settings").write_bytes(pickle.dumps(settings))
     code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); assert not any(m.split('.')[0] == 'smolray' for m in sys.modules)"

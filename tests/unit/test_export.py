@@ -18,7 +18,9 @@ from smolray.model.adapters import prepare_for_training, trainable
 from smolray.model.load import load_model
 from smolray.model.trained import merged_model, trained_model
 from smolray.run import checkpoint
-from smolray.run.checkpoint import CheckpointError, EngineState, Progress, canonical_name
+from smolray.run.checkpoint import CheckpointError, Progress
+from smolray.run.folder import RunFolder
+from smolray.run.state import EngineState, canonical_name
 from tests.losses import sft_sum
 from tests.offline import files_under
 from tests.shards import vqa_rows, write_shards
@@ -163,7 +165,7 @@ def test_the_best_checkpoint_is_taken_and_another_by_name(tmp_path, tiny_path, s
     name = "model.connector.modality_projection.proj.weight"
     for chosen, step in ((None, 1), ("latest", 3), ("step-00000002", 2)):
         folder = export_run(run, name=chosen)
-        want = checkpoint.load_state(checkpoint.verify(checkpoint.folder(run, step))).weights[name]
+        want = checkpoint.load_state(checkpoint.verify(RunFolder(run).checkpoint(step))).weights[name]
         assert torch.equal(load_file(Path(folder) / "model.safetensors")[name], want)
         assert f"to step {step} " in (Path(folder) / "README.md").read_text()
     with pytest.raises(CheckpointError, match="step-00000009"):

@@ -25,7 +25,7 @@ from smolray.engine.pipeline.split import split_of
 from smolray.engine.pipeline.stage import Bucket, Stage
 from smolray.objectives.base import Normalisers, Objective
 from smolray.pretrained import DTYPES
-from smolray.run.checkpoint import EngineState, canonical_name, load_weights
+from smolray.run.state import EngineState, canonical_name, load_weights
 
 
 class PipelineEngine:

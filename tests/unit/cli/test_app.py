@@ -14,7 +14,7 @@ from smolray.cli import config as config_commands
 from smolray.cli import train as train_commands
 from smolray.cluster.jobs import EXCLUDES, JobsError, check_submission
 from smolray.config import ConfigError, load_config, to_yaml
-from smolray.run.events import FILE
+from smolray.run.folder import EVENTS
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +33,7 @@ def refused(*arguments):
 
 
 def append(run, **event):
-    with (run / FILE).open("a") as file:
+    with (run / EVENTS).open("a") as file:
         file.write(json.dumps({"time": time.time(), "attempt": 1} | event) + "\n")
 
 

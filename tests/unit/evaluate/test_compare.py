@@ -14,7 +14,7 @@ from smolray.evaluate.bootstrap import MetricError
 from smolray.evaluate.compare import compare_predictions, compare_runs, mcnemar
 from smolray.evaluate.evaluator import score, summarize
 from smolray.report.run import write_report
-from smolray.run.predictions import predictions_uri, write_predictions
+from smolray.run.predictions import write_predictions
 
 
 def questions(count, per_image=2):
@@ -138,7 +138,7 @@ def test_runs_are_compared_at_the_steps_asked_for(tmp_path):
         ("r", 3000, [1, 1, 1, 0]),
         ("s", 5, [0, 0, 0, 1]),
     ):
-        write_predictions(predictions_uri(str(tmp_path / run), step), answered(records, right))
+        write_predictions(str(tmp_path / run), step, answered(records, right))
     r, s = str(tmp_path / "r"), str(tmp_path / "s")
 
     def values(*arguments):

@@ -14,7 +14,7 @@ from smolray.evaluate.captions import bleu, cider, rouge_l, tokens
 from smolray.evaluate.evaluator import score, summarize
 from smolray.evaluate.metrics import METRICS, interval, is_correct, measure, relaxed_match, shown
 from smolray.evaluate.vqa import CONTRACTIONS, normalise, vqa_accuracy
-from smolray.run.predictions import prediction_steps, predictions_uri, read_predictions, write_predictions
+from smolray.run.predictions import prediction_steps, read_predictions, write_predictions
 
 
 def ten(*counted):
@@ -323,7 +323,7 @@ def test_kept_predictions_are_scored_again_without_decoding(tmp_path):
         for n in range(4)
     ]
     for step, text in ((300, "a"), (20, "c")):
-        write_predictions(predictions_uri(str(tmp_path), step), [score(r, text) for r in kept])
+        write_predictions(str(tmp_path), step, [score(r, text) for r in kept])
     (tmp_path / "predictions" / "images.parquet").touch()
     assert prediction_steps(str(tmp_path)) == [20, 300] and prediction_steps(str(tmp_path / "none")) == []
     report = summarize(read_predictions(str(tmp_path), 300), ["vqa_accuracy"])

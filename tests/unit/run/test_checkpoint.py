@@ -10,7 +10,9 @@ import torch
 
 from smolray import storage
 from smolray.run import checkpoint
-from smolray.run.checkpoint import CheckpointError, EngineState, Progress
+from smolray.run.checkpoint import CheckpointError, Progress
+from smolray.run.folder import RunFolder
+from smolray.run.state import EngineState
 from tests.offline import files_under
 
 
@@ -210,7 +212,7 @@ def test_prune_interrupted_leaves_nothing_that_looks_whole(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.prune(run, 2, False)
     with pytest.raises(CheckpointError, match=r"no manifest\.json"):
-        checkpoint.verify(checkpoint.folder(run, 1))
+        checkpoint.verify(RunFolder(run).checkpoint(1))
     assert latest(run) == (3, [])
 
 

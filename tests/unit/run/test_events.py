@@ -6,7 +6,8 @@ import time
 import pytest
 
 from smolray import storage
-from smolray.run.events import FILE, EventLog, read_events, surviving
+from smolray.run.events import EventLog, read_events, surviving
+from smolray.run.folder import EVENTS
 
 
 def steps(events):
@@ -52,14 +53,14 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     log = EventLog(str(tmp_path))
     log.write("start", workers=1)
     log.write("step", step=1)
-    file = tmp_path / FILE
+    file = tmp_path / EVENTS
     file.write_bytes(file.read_bytes()[:-9])
     assert [e["event"] for e in read_events(str(tmp_path))] == ["start"]
 
 
 def test_the_first_event_after_a_torn_line_is_not_lost(tmp_path):
     EventLog(str(tmp_path)).write("step", step=1)
-    file = tmp_path / FILE
+    file = tmp_path / EVENTS
     file.write_bytes(file.read_bytes() + b'{"event": "step", "st')
     EventLog(str(tmp_path)).write("start", workers=3)
     assert [e["event"] for e in read_events(str(tmp_path))] == ["step", "start"]
@@ -71,7 +72,7 @@ def test_a_folder_without_a_log_has_no_events(tmp_path):
 
 def test_events_carry_time_and_attempt_and_are_lines_of_json(tmp_path):
     EventLog(str(tmp_path)).write("skipped", what="checkpoints/step-1", why="hash differs — ü")
-    (line,) = (tmp_path / FILE).read_text().splitlines()
+    (line,) = (tmp_path / EVENTS).read_text().splitlines()
     event = json.loads(line)
     assert event["attempt"] == 1
     assert event["time"] == pytest.approx(time.time(), abs=60)

@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from smolray.run import status
-from smolray.run.events import FILE
+from smolray.run.folder import EVENTS
 from smolray.run.progress import count, duration, event_line, percent, progress_line, size
 
 NOW = 1_800_000_000.0
@@ -37,7 +37,7 @@ def start(time, attempt=1, **fields):
 
 def write(folder, *events):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text("".join(json.dumps(e) + "\n" for e in events))
+    (folder / EVENTS).write_text("".join(json.dumps(e) + "\n" for e in events))
     return str(folder)
 
 
@@ -126,7 +126,7 @@ def test_a_stop_waits_for_the_end_that_answers_it(tmp_path):
 
     def answer():
         time.sleep(0.3)
-        with (tmp_path / "r" / FILE).open("a") as file:
+        with (tmp_path / "r" / EVENTS).open("a") as file:
             file.write(json.dumps(end(NOW, "stopped", 12, 2)) + "\n")
 
     writer = threading.Thread(target=answer)
@@ -144,7 +144,7 @@ def test_following_tells_each_event_once_and_ends_with_the_run(tmp_path):
     def go_on():
         for event in (step(20, NOW), end(NOW)):
             time.sleep(0.15)
-            with (tmp_path / "r" / FILE).open("a") as file:
+            with (tmp_path / "r" / EVENTS).open("a") as file:
                 file.write(json.dumps(event) + "\n")
 
     writer = threading.Thread(target=go_on)
