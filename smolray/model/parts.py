@@ -6,21 +6,16 @@ it does not run.
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers.utils import cached_file
 
 from smolray.config import ConfigError, Group, ModelConfig, RunConfig
 from smolray.model.load import base_model, group_of
-from smolray.pretrained import resolve
-
-INDEX = "model.safetensors.index.json"
+from smolray.pretrained import tensor_files
 
 
 def frozen_prefix(config: RunConfig) -> tuple[Group, ...]:
@@ -52,24 +47,15 @@ def weights_digest(model: ModelConfig, groups: Sequence[Group]) -> str:
 
     Raises ConfigError where there are none.
     """
-    path, revision = resolve(model.path), model.revision or "main"
-    digest = hashlib.blake2b(digest_size=16)
-    opened = [safe_open(file, framework="pt") for file in _weight_files(path, revision)]
-    files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # a handle is no dict
+    files = tensor_files(model.path, model.revision)
     names = sorted(name for name in files if group_of(name) in groups)
     if not names:
         raise ConfigError(f"model.path = {model.path} holds no safetensors weights of {', '.join(groups)}")
+
+    opened = {file: safe_open(file, framework="pt") for file in {files[name] for name in names}}
+    digest = hashlib.blake2b(digest_size=16)
     for name in names:
-        tensor = files[name].get_tensor(name)
+        tensor = opened[files[name]].get_tensor(name)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _weight_files(path: str, revision: str) -> list[str]:
-    index = cached_file(path, INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if index is None:
-        single = cached_file(path, "model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False)
-        return [single] if single else []
-    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    return [str(cached_file(path, name, revision=revision)) for name in names]

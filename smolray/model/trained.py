@@ -5,15 +5,14 @@ from typing import Any
 from smolray.config import RunConfig
 from smolray.model.adapters import merge, prepare_for_training, trainable
 from smolray.model.load import load_model
-from smolray.run import checkpoint
-from smolray.run.checkpoint import Checkpoint
+from smolray.run.checkpoint import Checkpoint, read_weights
 from smolray.run.state import canonical_name, load_weights
 
 
 def trained_model(config: RunConfig, chosen: Checkpoint) -> Any:
     """The model of a run with the weights of a checkpoint, ready to look at data."""
     model = prepare_for_training(load_model(config.model), config)
-    load_weights({canonical_name(n): p for n, p in trainable(model).items()}, checkpoint.load_state(chosen).weights)
+    load_weights({canonical_name(n): p for n, p in trainable(model).items()}, read_weights(chosen))
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from smolray.config.rules import faults
 from smolray.planner.inventory import GPU, Interconnect, Inventory
 from smolray.planner.memory import Memory, Workload, Zero, boundary_bytes, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.partition import Partition, PartitionProblem, find_partition
-from smolray.planner.schedule import Schedule, accepted, in_flight
+from smolray.planner.schedule import Schedule, accepted_micro_batches, in_flight
 from smolray.planner.shapes import ModelShape, Training, left_out
 from smolray.planner.statistics import DataStatistics, Load
 from smolray.planner.time import StepTime, data_seconds, layer_table, pipeline_seconds, slowest_hop, zero_seconds
@@ -243,7 +243,7 @@ class CandidateGenerator:
         schedule: Schedule = self.config.engine.schedule
         count = -(-self.count(mean.load) // mesh.replicas)
         stages = sum(map(len, mesh.nodes))
-        count = accepted(count, stages) if schedule == "interleaved_1f1b" else count
+        count = accepted_micro_batches(count, stages, schedule)
         flying = [in_flight(p, stages, count, schedule) for p in range(stages)]
         groups = [[self.gpu(p) for p in group] for node in mesh.nodes for group in node]
         kinds = list(dict.fromkeys(tuple(group) for group in groups))

@@ -33,10 +33,14 @@ def in_flight(stage: int, stages: int, micro_batches: int, schedule: Schedule = 
     return min(micro_batches, _warmup(stage, stages) + 1) if schedule == "interleaved_1f1b" else micro_batches
 
 
-def accepted(micro_batches: int, stages: int) -> int:
-    """The next number of micro-batches that torch's ScheduleInterleaved1F1B takes: a multiple of its rounds
-    (schedules.py, 2.13).
+def accepted_micro_batches(micro_batches: int, stages: int, schedule: Schedule) -> int:
+    """The smallest number of micro-batches, at least `micro_batches`, that a schedule of `stages` stages accepts.
+
+    GPipe accepts any. Interleaved 1F1B needs a multiple of its rounds (torch 2.13, ScheduleInterleaved1F1B).
     """
+    if schedule == "gpipe":
+        return micro_batches
+
     number = max(micro_batches, 1)
     while number % max(1, number // stages):
         number += 1

@@ -136,6 +136,17 @@ def load_state(checkpoint: Checkpoint) -> EngineState:
     return EngineState(**tensors, codes=codes, optimizer_step=extra["optimizer_step"], loss_scale=extra["loss_scale"])
 
 
+def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The trained weights of a checkpoint by canonical name, without its optimizer state: fp32, on the CPU.
+
+    Raises:
+        CheckpointError: the file of weights is missing or does not have the hash in the manifest.
+    """
+    name = f"{TENSORS[0]}.safetensors"
+    _, files = _manifest(checkpoint.uri)
+    return safetensors.torch.load(_checked(checkpoint.uri, name, *files[name]))
+
+
 def _manifest(uri: str) -> tuple[Checkpoint, dict[str, tuple[int, str]]]:
     """What the manifest says: the checkpoint, and the bytes and hash of each file. Raises CheckpointError."""
     try:

@@ -27,7 +27,7 @@ from smolray.data.reader import Folders
 from smolray.data.shards import ShardError, read_manifest
 from smolray.data.stream import Stream
 from smolray.engine.base import Engine
-from smolray.engine.pipeline.engine import PipelineEngine, check_pipeline
+from smolray.engine.pipeline.engine import PipelineEngine
 from smolray.engine.pipeline.load import load_stage
 from smolray.evaluate.evaluator import EvalReport
 from smolray.evaluate.validation import evaluate_shards, evaluation_fields, headline, validation_loss
@@ -274,7 +274,6 @@ class Worker:
 
     def _load_model(self) -> nn.Module:
         if self.config.engine.name == "pipeline":
-            check_pipeline(self.config)
             return load_stage(self.config, self._order())
         model = prepare_for_training(load_model(self.config.model), self.config)
         return drop_submodules(model, frozen_prefix(self.config)) if self.folders.sidecars.features else model

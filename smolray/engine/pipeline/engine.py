@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from smolray.config import ConfigError, RunConfig
+from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.engine.base import LocalSums, StepResult
 from smolray.engine.optim import build_optimizer, moments, set_learning_rate, set_moments
@@ -24,6 +24,7 @@ from smolray.engine.pipeline.schedule import Pipe
 from smolray.engine.pipeline.split import split_of
 from smolray.engine.pipeline.stage import Bucket, Stage
 from smolray.objectives.base import Normalisers, Objective
+from smolray.planner.schedule import accepted_micro_batches
 from smolray.pretrained import DTYPES
 from smolray.run.state import EngineState, canonical_name, load_weights
 
@@ -43,7 +44,6 @@ class PipelineEngine:
         state: EngineState | None = None,
         order: Sequence[int] | None = None,
     ):
-        check_pipeline(config)
         self.model, self.objective, self.config, self.device, self.epoch = model, objective, config, device, 0
         self.split = split = split_of(model, config, dist.get_world_size())
         self.mesh = mesh = Mesh.of(split.stages, order)
@@ -89,11 +89,11 @@ class PipelineEngine:
         step = [batch.held() for batch in batches]
         loss, metrics = (torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in ((), (len(names),)))
         if step:
-            count = self.pipe.micro_batches(len(step))
+            count = accepted_micro_batches(len(step), self.split.stages, self.config.engine.schedule)
             bucket = Bucket.of(step, count)
             stage.begin(step + [None] * (count - len(step)), normalisers, bucket, self.epoch)
             if self.objective.pairs and not len(step[0].reference_logps):
-                with self.model.disable_adapter():  # type: ignore[operator]  # a PeftModel: check_pipeline
+                with self.model.disable_adapter():  # type: ignore[operator]  # a PeftModel: config/rules.py
                     self.pipe.score()
             loss = self.pipe.train()
             metrics += sum(
@@ -227,22 +227,3 @@ class PipelineEngine:
             for placement in self.trained:
                 if len(placement.stages) > 1:
                     dist.all_reduce(self.masters[canonical_name(placement.name)].grad, group=self.tied)
-
-
-def check_pipeline(config: RunConfig) -> None:
-    """Raise ConfigError where a run cannot be a pipeline, with the reason and the nearest that can."""
-    if config.model.dtype == "float16":
-        raise ConfigError(
-            "model.dtype = float16 with engine = pipeline: an overflow in one stage would have to undo the step of all, and one loss scale "
-            "for all stages does not exist; nearest: model.dtype=bfloat16"
-        )
-    adapters_alone = config.lora is not None and not config.model.train
-    if (
-        config.method == "dpo"
-        and config.dpo.reference != "precompute"
-        and (config.dpo.reference == "copy" or not adapters_alone)
-    ):
-        raise ConfigError(
-            f"dpo.reference = {config.dpo.reference} with engine = pipeline: a frozen copy would need a second pipeline; allowed: precompute, "
-            "or lora with model.train = []; nearest: dpo.reference=precompute"
-        )

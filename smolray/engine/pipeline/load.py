@@ -62,7 +62,7 @@ def fill(placements: list[ParameterPlacement], model: ModelConfig) -> None:
     """Read the tensors of `slots` and no others; a folder whose tensors have other names than the model's is read whole
     first.
     """
-    files = tensor_files(model)
+    files = tensor_files(model.path, model.revision)
     if any(placement.name not in files for placement in placements):
         named = dict(load_model(model).named_parameters())
         for placement in placements:

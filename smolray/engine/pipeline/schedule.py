@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from smolray.engine.pipeline.stage import Bucket, Stage
+from smolray.planner.schedule import Schedule
 
 
 @dataclass
@@ -23,15 +24,9 @@ class Pipe:
     stage: Stage
     stages: int
     flows: tuple[bool, ...]
-    kind: str  # of config.engine.schedule
+    schedule: Schedule
     group: dist.ProcessGroup
     _made: dict[str, tuple[Bucket, ScheduleGPipe | ScheduleInterleaved1F1B]] = field(default_factory=dict)
-
-    def micro_batches(self, wanted: int) -> int:
-        """The next number of micro-batches that the schedule takes: Interleaved1F1B wants whole rounds."""
-        if self.kind == "gpipe":
-            return wanted
-        return next(n for n in range(wanted, 2 * wanted + self.stages) if n % max(1, n // self.stages) == 0)
 
     def train(self) -> torch.Tensor:
         """Forward and backward of all micro-batches.
@@ -85,7 +80,7 @@ class Pipe:
         count = module.bucket.micro_batches
         if not training:
             return ScheduleGPipe(stage, count)
-        if self.kind == "gpipe":
+        if self.schedule == "gpipe":
             return ScheduleGPipe(stage, count, loss_fn=_given, scale_grads=False)
         return ScheduleInterleaved1F1B([stage], count, loss_fn=_given, scale_grads=False)
 

@@ -119,8 +119,14 @@ def layer_costs(model: nn.Module, layers: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(costs)
 
 
+# This is not planner.partition.find_partition with equal GPUs. That one minimises the slowest stage and no more, under
+# limits of memory; this one also evens out the stages behind it. Among partitions with the same slowest stage they
+# choose differently, and the default partition of a run must stay what it is.
 def even_partition(costs: tuple[float, ...], stages: int) -> tuple[int, ...]:
-    """The contiguous cut whose most expensive stage is the cheapest; every stage gets at least one layer."""
+    """The number of layers in each stage such that the most expensive stage costs as little as possible.
+
+    `costs`: of each layer, in order. Every stage gets at least one layer.
+    """
 
     @cache
     def best(first: int, left: int) -> tuple[float, tuple[int, ...]]:

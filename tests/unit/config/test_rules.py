@@ -69,6 +69,14 @@ def test_what_does_not_go_together_is_refused(overrides, told):
 
 
 @pytest.mark.parametrize(
+    "overrides", [["dpo.reference=copy"], ["dpo.reference=auto"], ["lora={r: 2}", "dpo.reference=auto"]]
+)
+def test_dpo_with_a_frozen_copy_is_refused_in_a_pipeline(overrides):
+    with pytest.raises(ConfigError, match=r"nearest: dpo\.reference=precompute"):
+        load_config(None, ["method=dpo", "engine.name=pipeline", *overrides])
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         [*LORA, "model.load_in_4bit=true"],

@@ -10,7 +10,7 @@ import pytest
 from torch.distributed.pipelining import ScheduleInterleaved1F1B
 
 from smolray.planner.inventory import Interconnect
-from smolray.planner.schedule import StageTimes, accepted, balance, in_flight, operations, simulate
+from smolray.planner.schedule import StageTimes, accepted_micro_batches, balance, in_flight, operations, simulate
 from smolray.planner.time import ring_seconds
 
 
@@ -37,7 +37,7 @@ def test_no_other_shares_are_done_sooner():
     ("stages", "micro_batches"), [(2, 2), (2, 4), (2, 7), (3, 4), (4, 4), (4, 10), (4, 12), (5, 3)]
 )
 def test_operations_and_accepted_numbers_are_torchs(stages, micro_batches):
-    count = accepted(micro_batches, stages)
+    count = accepted_micro_batches(micro_batches, stages, "interleaved_1f1b")
     assert count % max(1, count // stages) == 0
     for rank in range(stages):
         rounds = max(1, count // stages)
@@ -54,6 +54,14 @@ def test_operations_and_accepted_numbers_are_torchs(stages, micro_batches):
             ("F" if a.computation_type.name == "FORWARD" else "B", a.microbatch_index) for a in actions if a is not None
         ]
         assert operations(rank, stages, count, "interleaved_1f1b") == torchs
+
+
+def test_a_schedule_gets_a_number_of_micro_batches_that_it_accepts():
+    """Interleaved1F1B's own rule (torch 2.13): a multiple of its rounds."""
+    for stages, wanted in itertools.product(range(1, 6), range(1, 40)):
+        count = accepted_micro_batches(wanted, stages, "interleaved_1f1b")
+        assert wanted <= count < wanted + stages and count % max(1, count // stages) == 0
+    assert accepted_micro_batches(5, 2, "gpipe") == 5
 
 
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "gpipe"])
@@ -87,7 +95,7 @@ def test_a_step_is_never_shorter_than_its_slowest_stage_nor_longer_than_everythi
     rng = random.Random(1)
     for _ in range(200):
         stages = [StageTimes(*(rng.uniform(0.1, 2) for _ in range(4))) for _ in range(rng.randint(1, 5))]
-        count = accepted(rng.randint(1, 9), len(stages))
+        count = accepted_micro_batches(rng.randint(1, 9), len(stages), "interleaved_1f1b")
         for schedule in ("interleaved_1f1b", "gpipe"):
             seconds = simulate(stages, count, schedule)
             assert seconds >= max(count * (s.forward + s.backward) for s in stages) - 1e-9

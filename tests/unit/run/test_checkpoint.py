@@ -56,6 +56,21 @@ def test_what_is_saved_comes_back_to_the_bit(run):
     assert json.loads((Path(found.uri) / "state.json").read_text())["about"]["versions"] == {"torch": "2"}
 
 
+def test_weights_are_read_without_the_optimizer_state_and_verified(run):
+    saved(run, 7)
+    found, folder = checkpoint.latest(run), Path(run) / "checkpoints" / "step-00000007"
+    for moment in ("exp_avg", "exp_avg_sq"):
+        (folder / f"{moment}.safetensors").unlink()
+    weights, want = checkpoint.read_weights(found), state_of(7).weights
+    assert weights.keys() == want.keys() and all(torch.equal(weights[name], want[name]) for name in want)
+
+    file = folder / "weights.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="hash"):
+        checkpoint.read_weights(found)
+
+
 def test_tensors_that_are_views_are_saved_by_value_and_none_is_none(run):
     state = EngineState({"w": torch.arange(12.0).reshape(3, 4).T, "half": torch.ones(2, dtype=torch.bfloat16)})
     found = checkpoint.save(run, state, Progress(step=1), {}, {})

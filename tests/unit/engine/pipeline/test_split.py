@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from smolray.config import ConfigError, load_config
-from smolray.engine.pipeline.engine import check_pipeline
 from smolray.engine.pipeline.load import empty_model, fill
 from smolray.engine.pipeline.parameters import placements_of
-from smolray.engine.pipeline.schedule import Pipe
 from smolray.engine.pipeline.split import Split, even_partition, layer_costs, layer_names, layer_of, split_of
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
@@ -127,24 +125,6 @@ def test_a_stage_for_each_worker_unless_the_cut_says_otherwise(path):
     assert split_of(model, config, 4).stages == 4
     model, config = prepared(path, "engine.partition=[4,5]")
     assert split_of(model, config, 4).stages == 2
-
-
-@pytest.mark.parametrize(
-    "overrides", [["dpo.reference=copy"], ["dpo.reference=auto"], ["lora={r: 2}", "dpo.reference=auto"]]
-)
-def test_dpo_with_a_frozen_copy_is_refused(overrides):
-    with pytest.raises(ConfigError, match=r"nearest: dpo\.reference=precompute"):
-        check_pipeline(load_config(None, ["method=dpo", "engine.name=pipeline", *overrides]))
-
-
-def test_the_schedule_gets_a_number_of_micro_batches_that_it_takes():
-    """Interleaved1F1B's own rule (torch 2.13): a multiple of its rounds."""
-    for stages in range(1, 6):
-        pipe = Pipe(None, stages, (), "interleaved_1f1b", None)
-        for wanted in range(1, 40):
-            count = pipe.micro_batches(wanted)
-            assert wanted <= count < wanted + stages and count % max(1, count // stages) == 0
-    assert Pipe(None, 2, (), "gpipe", None).micro_batches(5) == 5
 
 
 def test_a_stage_reads_its_own_tensors_alone_from_several_files(path, tmp_path):
