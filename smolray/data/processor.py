@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, Idefics3Processor
+from transformers import AutoConfig, Idefics3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smolray.config import ConfigError, ModelConfig, RunConfig
+from smolray.data.tokenizer import load_tokenizer
 from smolray.pretrained import resolve
 
 
@@ -27,7 +28,7 @@ def run_processor(config: RunConfig) -> Idefics3Processor:
 def load_processor(model: ModelConfig) -> Idefics3Processor:
     """The processor with the PIL image backend; for images of SmolVLM2 too, whose own processor wants a video backend."""
     path, revision = resolve(model.path), model.revision or "main"
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    tokenizer = load_tokenizer(path, revision)
     settings = _processor_settings(path, revision)
     image_processor = Idefics3ImageProcessorPil.from_pretrained(path, revision=revision)
     if {*image_processor.image_mean, *image_processor.image_std} != {0.5}:  # what forward.patch_embeddings undoes
