@@ -20,7 +20,7 @@ FILE = "tokenizer.json"
 COMPARED = ("normalizer", "pre_tokenizer", "decoder")
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str, revision: str = "main") -> PreTrainedTokenizerFast:
     """The tokenizer in a folder or of a hub id.
 
     Raises:
