@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from smolray.cli.options import Checkpoint, Name, Storage, console, plain, stored_config
-from smolray.run.status import export_tensorboard, require_run
+from smolray.run.status import require_run
+from smolray.run.tensorboard import export_tensorboard
 
 
 def evaluate(name: Name, checkpoint: Checkpoint = None, storage: Storage = "runs") -> None:

@@ -19,7 +19,7 @@ COLOURS = {
     "finished": "green",
     "stopped": "yellow",
     "failed": "red",
-    "silent": "red",
+    "stalled": "red",
     "waiting": "dim",
 }
 
@@ -60,7 +60,7 @@ def run_details(run: RunStatus) -> Table:
         else None,
         "workers": str(run.workers) if run.workers else None,
         "GPUs": escape(run.gpus) if run.gpus else None,
-        "dealt": f"{' + '.join(map(str, run.shares))} micro-batches a step, by speed" if run.shares else None,
+        "balance": f"{' + '.join(map(str, run.shares))} micro-batches a step, by speed" if run.shares else None,
         "attempts": f"{run.attempts}, {run.restarts} resumed" if run.attempts else None,
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started)) if run.started else None,
     }

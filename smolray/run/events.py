@@ -1,14 +1,22 @@
-"""The run's log: one JSON object a line in `<run>/events.jsonl`, the truth that status, TensorBoard and the report
-read.
+"""The log of a run, `<run>/events.jsonl`: one JSON object per line. Status, TensorBoard and the report read it.
 
-In: events of rank 0. Out: the surviving history, in which a resume takes back the steps after its checkpoint.
+In: events of rank 0. Out: the surviving history: a resume discards the events after its checkpoint.
 
-Kinds: workers (why: so many of them), start (config, versions, workers, total_steps), resume (step, position), step (step, position, epoch, loss,
-grad_norm, learning_rate, samples, tokens, label_tokens, seconds, data_wait_seconds, memory_bytes, eta_seconds),
-evaluate (step, accuracy, samples), inventory (workers, links), plan (words, settings, strategies), deal
-(tokens_per_second, shares), checkpoint (step, path), skipped (what, why), resize (step: saved there to go on with more
-workers), end (status: finished | stopped | failed, step, seconds). Every event has `time` (s since 1970) and `attempt`
-(1, 2, …).
+Every event has `event` (its kind), `time` (seconds since 1970) and `attempt` (1, 2, …). The kinds and their fields:
+
+- workers: why (the reason for their number)
+- start: config, versions, workers, total_steps, device
+- resume: step, position, checkpoint
+- inventory: workers, links
+- plan: words, settings, strategies
+- balance: tokens_per_second, shares (micro-batches of a step for each worker)
+- step: step, position, epoch, loss, grad_norm, learning_rate, samples, tokens, label_tokens, seconds,
+  data_wait_seconds, memory_bytes, eta_seconds
+- evaluate: step, accuracy, samples
+- checkpoint: step, path
+- skipped: what, why
+- resize: step (saved there, to continue with more workers)
+- end: status (finished, stopped or failed), step, seconds
 """
 
 import contextlib
@@ -19,65 +27,52 @@ from typing import Any
 
 from smolray import storage
 from smolray.run.folder import EVENTS, RunFolder
+from smolray.run.lines import LineFile
 
 Event = dict[str, Any]
+RENAMED = {"deal": "balance"}  # kinds in older logs
 
 
 class EventLog:
-    """Appends events of one attempt.
+    """Adds the events of one attempt to the log.
 
-    Remote storage has no append: the file is written anew, at most every `flush_seconds`.
+    Storage that is not local has no append: the file is written again, at most every `flush_seconds`.
     """
 
     def __init__(self, run_dir: str, flush_seconds: float = 5.0, file: str = EVENTS):
-        self.uri = storage.join(run_dir, file)
+        events = read_events(run_dir, file)
+        self.attempt = 1 + sum(e["event"] == "start" for e in events)
         self.flush_seconds = flush_seconds if not storage.is_local(run_dir) else 0.0
-        self._lines = [json.dumps(e) for e in read_events(run_dir, file)]
-        self.attempt = 1 + sum('"event": "start"' in line for line in self._lines)
-        self._torn = _is_torn(self.uri)
+        self._file = LineFile(storage.join(run_dir, file), map(json.dumps, events))
         self._flushed = 0.0
-        self._written = len(self._lines)
 
     def write(self, event: str, **fields: Any) -> None:
         """Add an event. One that a full storage does not take is kept, and written with a later one."""
-        self._lines.append(
-            json.dumps({"event": event, "time": round(time.time(), 3), "attempt": self.attempt, **fields})
-        )
+        record = {"event": event, "time": round(time.time(), 3), "attempt": self.attempt, **fields}
+        self._file.add(json.dumps(record))
+
         if time.monotonic() - self._flushed >= self.flush_seconds:
             with contextlib.suppress(storage.StorageFullError):
                 self.flush()
 
     def flush(self) -> None:
-        """Write what has not been. Raises StorageFullError."""
-        if self._written == len(self._lines):
-            return
-        if storage.is_local(self.uri):
-            fresh = "".join(line + "\n" for line in self._lines[self._written :])
-            storage.append_text(self.uri, ("\n" if self._torn else "") + fresh)
-        else:
-            storage.write_bytes(self.uri, ("\n".join(self._lines) + "\n").encode())
-        self._torn = False
-        self._written, self._flushed = len(self._lines), time.monotonic()
+        """Write what has not been written. Raises StorageFullError."""
+        self._file.flush()
+        self._flushed = time.monotonic()
 
 
 def read_events(run_dir: str, file: str = EVENTS) -> list[Event]:
-    """All events as written, those that a later resume took back included; a torn last line is left out."""
+    """All events as written, also those that a later resume discarded; a torn last line is left out."""
     try:
         return parse_events(storage.read_bytes(storage.join(run_dir, file)))
     except FileNotFoundError:
         return []
 
 
-def _is_torn(uri: str) -> bool:
-    """Whether the process before died in the middle of a line."""
-    path = Path(storage.absolute(uri))
-    return storage.is_local(uri) and path.exists() and not path.read_bytes().endswith(b"\n")
-
-
 class EventTail:
-    """Events as they are added, from the first or, with `skip`, from now on.
+    """Reads events as they are added: from the first one, or with `skip` from now on.
 
-    A local log is read from where it was left off.
+    A local log is read from where the last call stopped.
     """
 
     def __init__(self, run_dir: str, skip: bool = False):
@@ -91,9 +86,11 @@ class EventTail:
             events = read_events(self.run_dir)
             added, self._count = events[self._count :], len(events)
             return added
+
         path = Path(storage.absolute(RunFolder(self.run_dir).events))
         if not path.exists():
             return []
+
         with path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
@@ -104,17 +101,18 @@ class EventTail:
 
 def parse_events(data: bytes) -> list[Event]:
     """Events of JSON lines; a torn line is left out."""
-    events = []
+    events: list[Event] = []
     for line in data.decode("utf-8", errors="replace").splitlines():
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except json.JSONDecodeError:
             continue  # the process died in the middle of this line
+        events.append(event | {"event": RENAMED.get(event["event"], event["event"])})
     return events
 
 
 def surviving(events: list[Event]) -> list[Event]:
-    """The history that the newest weights have lived: a resume takes back what came after its checkpoint."""
+    """The history of the newest weights: a resume discards what came after its checkpoint. Starts are kept."""
     kept: list[Event] = []
     for event in events:
         if event["event"] == "resume":

@@ -1,39 +1,44 @@
-"""One line a step for people: in goes an event of the log, out comes text.
+"""Events of the log as lines for people, and the numbers in them.
 
-The loop prints it, `smolray logs` prints the same.
+In: an event. Out: text; a run prints it while it trains, and `smolray logs` prints the same.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from smolray.run.events import Event
 
-def progress_line(event: dict[str, Any], total_steps: int | None = None) -> str:
-    """`step 120/900  loss 0.4321  lr 9.1e-05  1.2k samples/s  34k tokens/s  wait 3%  1.4 GiB  eta 2m10s` for a step
-    event.
 
-    What the event lacks is left out. Other kinds of events are rendered by `event_line`.
+def event_line(event: Event, total_steps: int | None = None) -> str:
+    """Any event of the log as text, one line for most kinds."""
+    kind = event["event"]
+    if kind == "step":
+        return progress_line(event, total_steps)
+    label, text = LINES.get(kind, (kind, _other))
+    return "\n".join(f"{label:7s} {line}" for line in text(event).splitlines())
+
+
+def progress_line(event: Event, total_steps: int | None = None) -> str:
+    """A step event as `step 120/900  loss 0.4321  lr 9.1e-05  1.2k samples/s  wait 3%  1.4 GiB  eta 2m10s`.
+
+    What the event lacks is left out.
     """
     total = event.get("total_steps", total_steps)
     parts = [f"step {event.get('step', '?')}{f'/{total}' if total else ''}"]
     if "epoch" in event:
-        parts.append(
-            f"epoch {event['epoch']:.3g}" if isinstance(event["epoch"], int | float) else f"epoch {event['epoch']}"
-        )
+        epoch = event["epoch"]
+        parts.append(f"epoch {epoch:.3g}" if isinstance(epoch, int | float) else f"epoch {epoch}")
+
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.4f}")
     if event.get("rewards/margins") is not None:  # of DPO, by TRL's names
-        parts.append(
-            f"margin {event['rewards/margins']:.3g}  preferred {100 * event.get('rewards/accuracies', 0):.0f}%"
-        )
+        preferred = 100 * event.get("rewards/accuracies", 0)
+        parts.append(f"margin {event['rewards/margins']:.3g}  preferred {preferred:.0f}%")
     if event.get("learning_rate") is not None:
         parts.append(f"lr {event['learning_rate']:.1e}")
-    seconds = event.get("seconds") or 0
-    if seconds > 0:
-        parts += [
-            f"{count(event[kind] / seconds)} {kind}/s" for kind in ("samples", "tokens") if event.get(kind) is not None
-        ]
-        if event.get("data_wait_seconds") is not None:
-            parts.append(f"wait {100 * event['data_wait_seconds'] / seconds:.0f}%")
+
+    parts += _speed(event)
     if event.get("memory_bytes"):
         parts.append(size(event["memory_bytes"]))
     if event.get("eta_seconds") is not None:
@@ -41,53 +46,66 @@ def progress_line(event: dict[str, Any], total_steps: int | None = None) -> str:
     return "  ".join(parts)
 
 
-def event_line(event: dict[str, Any], total_steps: int | None = None) -> str:
-    """Any event of the log as one line."""
-    kind = event["event"]
-    if kind == "step":
-        return progress_line(event, total_steps)
-    if kind == "start":
-        return f"start   attempt {event.get('attempt', 1)}, {event.get('workers', '?')} worker(s), {event.get('total_steps', '?')} steps"
-    if kind == "workers":
-        return f"workers {event['why']}"
-    if kind == "resume":
-        return f"resume  from step {event['step']}"
-    if kind == "evaluate":
-        scores = [f"{name} {percent(value)}" for name, value in accuracy_of(event).items()]
-        left = f", {event['left_out']} left out as too long" if event.get("left_out") else ""
-        return f"eval    step {event.get('step', '?')}  accuracy {', '.join(scores) or '?'}  ({event.get('samples', '?')} samples{left})"
-    if kind == "checkpoint":
-        return f"saved   step {event.get('step', '?')}  {event.get('path', '')}"
-    if kind == "inventory":
-        return f"cards   {gpus_text(event)}"
-    if kind == "balance":
-        speeds = ", ".join(count(speed) for speed in event["tokens_per_second"])
-        return f"dealt   {' + '.join(map(str, event['shares']))} micro-batches a step, by {speeds} tokens/s"
-    if kind == "plan":
-        lines = [f"again after {event['after']}"] if event.get("after") else []
-        return "\n".join(f"plan    {line}" for line in [*lines, *event["words"].splitlines()])
-    if kind == "skipped":
-        return f"skipped {event.get('what', '?')}: {event.get('why', '?')}"
-    if kind == "end":
-        where = f" at step {event['step']} after {duration(event.get('seconds') or 0)}" if "step" in event else ""
-        why = f": {event['error']}" if event.get("error") else ""
-        return f"end     {event.get('status', '?')}{where}{why}"
-    rest = ", ".join(f"{k}={v}" for k, v in event.items() if k not in ("event", "time", "attempt"))
-    return f"{kind:7s} {rest}"
+def _speed(event: Event) -> list[str]:
+    """What a step did per second, and the part of it that waited for data."""
+    seconds = event.get("seconds") or 0
+    if seconds <= 0:
+        return []
+
+    parts = [
+        f"{count(event[kind] / seconds)} {kind}/s" for kind in ("samples", "tokens") if event.get(kind) is not None
+    ]
+    if event.get("data_wait_seconds") is not None:
+        parts.append(f"wait {100 * event['data_wait_seconds'] / seconds:.0f}%")
+    return parts
 
 
-def gpus_text(inventory: dict[str, Any]) -> str:
-    """An inventory event by node and link: `10.0.0.1: 2x NVIDIA L4 (22.1 GiB free, 48 TFLOP/s); 10.0.0.1 - 10.0.0.2:
-    0.94 Gbit/s, 0.12 ms`.
+def _start(event: Event) -> str:
+    workers, steps = event.get("workers", "?"), event.get("total_steps", "?")
+    return f"attempt {event.get('attempt', 1)}, {workers} worker(s), {steps} steps"
+
+
+def _evaluate(event: Event) -> str:
+    scores = ", ".join(f"{name} {percent(value)}" for name, value in accuracy_of(event).items())
+    left_out = f", {event['left_out']} left out as too long" if event.get("left_out") else ""
+    samples = event.get("samples", "?")
+    return f"step {event.get('step', '?')}  accuracy {scores or '?'}  ({samples} samples{left_out})"
+
+
+def _balance(event: Event) -> str:
+    speeds = ", ".join(count(speed) for speed in event["tokens_per_second"])
+    return f"{' + '.join(map(str, event['shares']))} micro-batches a step for workers of {speeds} tokens/s"
+
+
+def _plan(event: Event) -> str:
+    again = f"again after {event['after']}\n" if event.get("after") else ""
+    return again + event["words"]
+
+
+def _end(event: Event) -> str:
+    where = f" at step {event['step']} after {duration(event.get('seconds') or 0)}" if "step" in event else ""
+    why = f": {event['error']}" if event.get("error") else ""
+    return f"{event.get('status', '?')}{where}{why}"
+
+
+def _other(event: Event) -> str:
+    return ", ".join(f"{k}={v}" for k, v in event.items() if k not in ("event", "time", "attempt"))
+
+
+def gpus_text(inventory: Event) -> str:
+    """An inventory event by node and link.
+
+    `10.0.0.1: 2x NVIDIA L4 (22.1 GiB free, 48 TFLOP/s); 10.0.0.1 - 10.0.0.2: 0.94 Gbit/s, 0.12 ms`
     """
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for worker in inventory["workers"]:
-        # `card`: how logs of before 2026-11-28 call it
-        kinds.setdefault((worker["node"], worker.get("gpu") or worker["card"]), []).append(worker)
-    parts = [
-        f"{node}: {len(same)}x {gpu} ({size(min(w['memory'] for w in same))} free, {min(w['tflops'] for w in same):.3g} TFLOP/s)"
-        for (node, gpu), same in kinds.items()
-    ]
+        gpu = worker.get("gpu") or worker["card"]  # `card`: its name in older logs
+        kinds.setdefault((worker["node"], gpu), []).append(worker)
+
+    parts = []
+    for (node, gpu), workers in kinds.items():
+        memory, tflops = min(w["memory"] for w in workers), min(w["tflops"] for w in workers)
+        parts.append(f"{node}: {len(workers)}x {gpu} ({size(memory)} free, {tflops:.3g} TFLOP/s)")
     for link in inventory["links"]:
         a, b = link["nodes"]
         where = f"inside {a}" if a == b else f"{a} - {b}"
@@ -95,8 +113,23 @@ def gpus_text(inventory: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+# Kind of event -> the first word of its line, and the rest of it.
+LINES: dict[str, tuple[str, Callable[[Event], str]]] = {
+    "start": ("start", _start),
+    "workers": ("workers", lambda event: event["why"]),
+    "resume": ("resume", lambda event: f"from step {event['step']}"),
+    "evaluate": ("eval", _evaluate),
+    "checkpoint": ("saved", lambda event: f"step {event.get('step', '?')}  {event.get('path', '')}"),
+    "inventory": ("GPUs", gpus_text),
+    "balance": ("balance", _balance),
+    "plan": ("plan", _plan),
+    "skipped": ("skipped", lambda event: f"{event.get('what', '?')}: {event.get('why', '?')}"),
+    "end": ("end", _end),
+}
+
+
 def accuracy_of(record: dict[str, Any]) -> dict[str, float]:
-    """The accuracies of an evaluate event or a result, `overall` first; a bare number is the overall one."""
+    """The accuracies in an evaluate event or a result, `overall` first; a bare number is the overall one."""
     value = record.get("accuracy")
     if isinstance(value, int | float):
         return {"overall": float(value)}

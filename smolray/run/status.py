@@ -1,24 +1,25 @@
-"""What a run is doing, read from its folder alone: in goes a run folder, out comes a RunStatus; no Ray is asked.
+"""What a run is doing, read from its folder alone, without Ray.
 
-Also the polite stop (a flag file that the loop polls) and the export of the surviving events to TensorBoard.
+In: the folder of a run. Out: a RunStatus; or a request to stop, as a flag file that the training loop polls.
 """
 
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from smolray import storage
 from smolray.run.events import Event, EventTail, read_events, surviving
 from smolray.run.folder import EVENTS, RunFolder
 from smolray.run.progress import accuracy_of, gpus_text
+from smolray.run.rates import rate, seconds_left
 
-State = Literal["waiting", "running", "silent", "finished", "stopped", "failed"]
+State = Literal["waiting", "running", "stalled", "finished", "stopped", "failed"]
 RESIZED = "resized"  # the status of workers that saved and ended because RunFolder.resize_flag was there
-# A run is called silent after this long without an event, or after ten times its usual pause if that is longer.
+# A run is called stalled after this long without an event, or after ten times its usual pause if that is longer.
 STALLED_SECONDS = 120.0
-RATE_EVENTS = 20  # rates are those of the last so many step events
 
 
 class RunNotFoundError(ValueError):
@@ -27,7 +28,7 @@ class RunNotFoundError(ValueError):
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run as its events tell it; None is 'not known yet'. Shares are 0..1, rates per second over the last steps."""
+    """One run by its events; None means not known yet. `data_wait_share` is 0..1; rates are over the newest steps."""
 
     name: str
     run_dir: str
@@ -49,8 +50,7 @@ class RunStatus:
     restarts: int = 0
     workers: int | None = None
     gpus: str | None = None
-    # micro-batches of a step that each worker takes, where they are dealt by speed
-    shares: tuple[int, ...] | None = None
+    shares: tuple[int, ...] | None = None  # micro-batches of a step for each worker, where speed decides
     started: float | None = None
     updated: float | None = None
     stop_requested: bool = False
@@ -75,44 +75,75 @@ def require_run(storage_uri: str, name: str) -> str:
 def run_status(run_dir: str, now: float | None = None) -> RunStatus:
     """Read the run's events. A folder without events is `waiting`: written by launch, its workers have not started."""
     written = read_events(run_dir)
-    events = surviving(written)
-    steps = [e for e in events if e["event"] == "step"]
-    start: Event = next((e for e in reversed(events) if e["event"] == "start"), {})
-    last: Event = steps[-1] if steps else {}
-    checkpoint: Event = next((e for e in reversed(events) if e["event"] == "checkpoint"), {})
-    evaluation: Event = next((e for e in reversed(events) if e["event"] == "evaluate"), {})
-    attempt = [e for e in events if e.get("attempt") == start.get("attempt")]
-    inventory: Event = next((e for e in reversed(attempt) if e["event"] == "inventory"), {})
-    balance: Event = next((e for e in reversed(attempt) if e["event"] == "balance"), {})
     state, stalled = _state(written, time.time() if now is None else now)
-    known = [e["memory_bytes"] for e in steps if e.get("memory_bytes")]
-    return RunStatus(
+    status = RunStatus(
         name=RunFolder(run_dir).name,
         run_dir=run_dir,
         state=state,
         stalled_seconds=stalled,
-        step=max((e.get("step") or 0 for e in events), default=0),
-        total_steps=start.get("total_steps"),
-        epoch=last.get("epoch"),
-        loss=last.get("loss"),
-        samples_per_second=_rate(steps, "samples"),
-        tokens_per_second=_rate(steps, "tokens"),
-        data_wait_share=_rate(steps, "data_wait_seconds"),
-        memory_bytes=max(known) if known else None,
-        eta_seconds=_eta(steps, start.get("total_steps")) if state in ("running", "silent") else None,
-        last_checkpoint=checkpoint.get("path"),
-        accuracy=accuracy_of(evaluation) or None,
-        accuracy_step=evaluation.get("step"),
+        stop_requested=stop_requested(run_dir),
+    )
+    if not written:
+        return status
+
+    events = surviving(written)
+    status = replace(status, **_training_fields(events), **_evaluation_fields(events), **_worker_fields(events))
+    if state not in ("running", "stalled"):
+        status = replace(status, eta_seconds=None)
+    return replace(
+        status,
         attempts=len({e.get("attempt", 1) for e in written if e["event"] == "start"}),
         restarts=sum(e["event"] == "resume" for e in written),
-        workers=start.get("workers"),
-        gpus=gpus_text(inventory) if inventory else None,
-        shares=tuple(balance["shares"]) if balance else None,
-        started=written[0]["time"] if written else None,
-        updated=written[-1]["time"] if written else None,
-        stop_requested=stop_requested(run_dir),
+        started=written[0]["time"],
+        updated=written[-1]["time"],
         error=written[-1].get("error") if state == "failed" else None,
     )
+
+
+def _training_fields(events: list[Event]) -> dict[str, Any]:
+    """What the steps of the surviving history say."""
+    steps = [e for e in events if e["event"] == "step"]
+    last: Event = steps[-1] if steps else {}
+    total_steps = _newest(events, "start").get("total_steps")
+    memory = [e["memory_bytes"] for e in steps if e.get("memory_bytes")]
+    return {
+        "step": max((e.get("step") or 0 for e in events), default=0),
+        "total_steps": total_steps,
+        "epoch": last.get("epoch"),
+        "loss": last.get("loss"),
+        "samples_per_second": rate(steps, "samples"),
+        "tokens_per_second": rate(steps, "tokens"),
+        "data_wait_share": rate(steps, "data_wait_seconds"),
+        "memory_bytes": max(memory, default=None),
+        "eta_seconds": seconds_left(steps, total_steps),
+    }
+
+
+def _evaluation_fields(events: list[Event]) -> dict[str, Any]:
+    """The newest checkpoint and evaluation."""
+    evaluation = _newest(events, "evaluate")
+    return {
+        "last_checkpoint": _newest(events, "checkpoint").get("path"),
+        "accuracy": accuracy_of(evaluation) or None,
+        "accuracy_step": evaluation.get("step"),
+    }
+
+
+def _worker_fields(events: list[Event]) -> dict[str, Any]:
+    """The workers of the newest attempt."""
+    start = _newest(events, "start")
+    attempt = [e for e in events if e.get("attempt") == start.get("attempt")]
+    inventory, balance = _newest(attempt, "inventory"), _newest(attempt, "balance")
+    return {
+        "workers": start.get("workers"),
+        "gpus": gpus_text(inventory) if inventory else None,
+        "shares": tuple(balance["shares"]) if balance else None,
+    }
+
+
+def _newest(events: list[Event], kind: str) -> Event:
+    """The last event of a kind; an empty one where there is none."""
+    return next((e for e in reversed(events) if e["event"] == kind), {})
 
 
 def list_runs(storage_uri: str) -> list[RunStatus]:
@@ -122,26 +153,24 @@ def list_runs(storage_uri: str) -> list[RunStatus]:
 
 
 def request_stop(run_dir: str) -> None:
-    """Ask the loop to save and stop; it looks every few steps."""
+    """Request that the run saves and stops; the loop polls the flag."""
     storage.write_bytes(RunFolder(run_dir).stop_flag, f"{time.time()}\n".encode())
 
 
 def stop_requested(run_dir: str) -> bool:
-    """Has somebody asked, and nobody taken it back?"""
+    """Whether a request to stop is open."""
     return storage.exists(RunFolder(run_dir).stop_flag)
 
 
 def clear_stop(run_dir: str) -> None:
-    """Take the request back, so that the next launch trains on."""
+    """Withdraw the request, so that the next launch trains."""
     storage.delete(RunFolder(run_dir).stop_flag)
 
 
 def wait_for_end(
     run_dir: str, seen: int, timeout: float, poll: float | None = None, file: str = EVENTS, kind: str = "end"
 ) -> Event | None:
-    """The first `kind` of event in `file` after its first `seen` events, or None when `timeout` seconds have passed
-    without one.
-    """
+    """Wait for an event of `kind` in `file` after its first `seen` events; None when `timeout` seconds have passed."""
     deadline = time.monotonic() + timeout
     pause = poll or (0.2 if storage.is_local(run_dir) else 2.0)
     while True:
@@ -152,7 +181,7 @@ def wait_for_end(
 
 
 def follow_events(run_dir: str, poll: float | None = None) -> Iterator[Event]:
-    """Events as they are written, from the first on; returns after the `end` event that no later start takes back."""
+    """Events as they are written, from the first one; returns after an `end` that no later start follows."""
     pause, tail, last = poll or (0.5 if storage.is_local(run_dir) else 3.0), EventTail(run_dir), ""
     while True:
         for event in tail.new():
@@ -163,78 +192,19 @@ def follow_events(run_dir: str, poll: float | None = None) -> Iterator[Event]:
         time.sleep(pause)
 
 
-def export_tensorboard(run_dir: str, out: str) -> int:
-    """Write the surviving history as TensorBoard scalars into the local folder `out`; returns the number of points.
-
-    A second export adds to the folder, so give a new one. Raises RunNotFoundError where the run has no events.
-    """
-    from tensorboardX import SummaryWriter
-
-    events = surviving(read_events(run_dir))
-    if not events:
-        raise RunNotFoundError(f"{run_dir} has no events to export yet")
-    points = 0
-    with SummaryWriter(out) as writer:
-        for event in events:
-            for tag, value in _scalars(event):
-                writer.add_scalar(tag, value, global_step=event.get("step", 0), walltime=event["time"])
-                points += 1
-    return points
-
-
-def _scalars(event: Event) -> Iterator[tuple[str, float]]:
-    if event["event"] == "step":
-        seconds = event.get("seconds") or 0
-        # DPO's are rewards/… and logps/…
-        of_objective = [name for name in event if name == "token_accuracy" or "/" in name]
-        for name in ("loss", "grad_norm", "learning_rate", "epoch", *of_objective):
-            if isinstance(event.get(name), int | float):
-                yield f"train/{name}", event[name]
-        if isinstance(event.get("memory_bytes"), int | float):
-            yield "performance/memory_gib", event["memory_bytes"] / 2**30
-        rates = (
-            ("samples", "samples_per_second"),
-            ("tokens", "tokens_per_second"),
-            ("data_wait_seconds", "data_wait_share"),
-        )
-        for name, tag in rates if seconds > 0 else ():
-            if isinstance(event.get(name), int | float):
-                yield f"performance/{tag}", event[name] / seconds
-    elif event["event"] == "evaluate":
-        for name, value in accuracy_of(event).items():
-            yield f"accuracy/{name.replace('/', '-')}", value
-
-
 def _state(written: list[Event], now: float) -> tuple[State, float | None]:
+    """The state, and for a stalled run the seconds without an event."""
     if not written:
         return "waiting", None
+
     begun = max((i for i, e in enumerate(written) if e["event"] in ("start", "resume")), default=-1)
-    end = next((e for e in reversed(written) if e["event"] == "end"), None)
-    if end is not None and written.index(end) > begun:
-        status: Any = end.get("status", "finished")
+    ended = max((i for i, e in enumerate(written) if e["event"] == "end"), default=-1)
+    if ended > begun:
+        status: Any = written[ended].get("status", "finished")
         return status, None
+
     quiet = now - written[-1]["time"]
-    pauses = (
-        [b["time"] - a["time"] for a, b in zip(written[begun:], written[begun + 1 :], strict=False)]
-        if begun >= 0
-        else []
-    )
+    times = [e["time"] for e in written[begun:]] if begun >= 0 else []
+    pauses = [after - before for before, after in pairwise(times)]
     usual = statistics.median(pauses[-50:]) if pauses else 0.0
-    return ("silent", quiet) if quiet > max(STALLED_SECONDS, 10 * usual) else ("running", None)
-
-
-def _eta(steps: list[Event], total: int | None) -> float | None:
-    """What is left at the mean pace of the newest steps; a single step says little."""
-    window = steps[-RATE_EVENTS - 1 :]
-    if not window or not total:
-        return None
-    done = window[-1]["step"] - window[0]["step"]
-    if done <= 0:
-        return window[-1].get("eta_seconds")
-    return (total - window[-1]["step"]) * sum(e.get("seconds") or 0 for e in window[1:]) / done
-
-
-def _rate(steps: list[Event], name: str) -> float | None:
-    """The sum of `name` over the seconds of the newest step events; both cover the same span."""
-    known = [(e[name], e["seconds"]) for e in steps[-RATE_EVENTS:] if e.get(name) is not None and e.get("seconds")]
-    return sum(k[0] for k in known) / sum(k[1] for k in known) if known else None
+    return ("stalled", quiet) if quiet > max(STALLED_SECONDS, 10 * usual) else ("running", None)

@@ -216,7 +216,6 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def metrics_fields(metrics: StepMetrics) -> dict[str, Any]:
-    """The fields of a `step` event (events.py)."""
-    remaining = metrics.total_steps - metrics.step
+    """The fields of a `step` event (run/events.py)."""
     fields = {k: v for k, v in metrics.__dict__.items() if k != "metrics"}
-    return fields | metrics.metrics | {"eta_seconds": round(remaining * metrics.seconds, 1)}
+    return fields | metrics.metrics

@@ -7,6 +7,7 @@ of the run.
 import hashlib
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,9 +40,10 @@ from smolray.objectives.registry import objective_of
 from smolray.planner.probe import HardwareProbe, HardwareProbeError, probe_hardware
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Checkpoint, CheckpointError, Progress
-from smolray.run.events import EventLog
+from smolray.run.events import Event, EventLog
 from smolray.run.folder import RunFolder
 from smolray.run.predictions import write_predictions
+from smolray.run.rates import ETA_STEPS, seconds_left
 from smolray.run.state import EngineState
 from smolray.run.status import RESIZED, stop_requested
 from smolray.storage import StorageFullError
@@ -107,6 +109,7 @@ class Worker:
     probe_hardware: HardwareProbe = field(init=False)
     engine: "Engine | TrlRun" = field(init=False)
     log: EventLog | None = field(default=None, init=False)  # rank 0 only
+    recent_steps: deque[Event] = field(default_factory=lambda: deque(maxlen=ETA_STEPS + 1), init=False)
     reports: dict[int, EvalReport] = field(default_factory=dict, init=False)
     stream: Stream | None = field(default=None, init=False)  # of the epoch at hand
     bytes_read: int = field(default=0, init=False)  # of the epochs before it
@@ -178,8 +181,13 @@ class Worker:
         return [h for h in (self._log_step, self.audit, self._save_and_evaluate) if h is not None]
 
     def _log_step(self, step_info: StepInfo) -> None:
-        if self.log is not None:
-            self.log.write("step", **metrics_fields(step_info.metrics))
+        if self.log is None:
+            return
+
+        metrics = step_info.metrics
+        self.recent_steps.append({"step": metrics.step, "time": time.time(), "seconds": metrics.seconds})
+        eta = seconds_left(list(self.recent_steps), metrics.total_steps)
+        self.log.write("step", **metrics_fields(metrics), eta_seconds=eta)
 
     def _save_and_evaluate(self, step_info: StepInfo) -> None:
         config, step = self.config, step_info.progress.step

@@ -14,7 +14,8 @@ from smolray.objectives.dpo import DPO_METRICS
 from smolray.run import checkpoint
 from smolray.run.events import read_events, surviving
 from smolray.run.progress import event_line
-from smolray.run.status import export_tensorboard, request_stop, run_status
+from smolray.run.status import request_stop, run_status
+from smolray.run.tensorboard import export_tensorboard
 from tests.cluster.test_train import assert_every_sample_once, when_step
 from tests.shards import preference_rows
 

@@ -44,10 +44,9 @@ def run(tmp_path):
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(load_config(None, ["name=demo", "storage=/moved/elsewhere", "seed=5"])))
     append(folder, event="start", workers=2, total_steps=100)
-    for step in (10, 20):
-        append(
-            folder, event="step", step=step, loss=5 / step, samples=64, tokens=900, seconds=1.0, data_wait_seconds=0.1
-        )
+    numbers = {"samples": 64, "tokens": 900, "seconds": 1.0, "data_wait_seconds": 0.1}
+    for seconds, step in enumerate((10, 20)):
+        append(folder, event="step", time=time.time() - 1 + seconds, step=step, loss=5 / step, **numbers)
     return folder
 
 

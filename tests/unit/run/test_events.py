@@ -8,6 +8,7 @@ import pytest
 from smolray import storage
 from smolray.run.events import EventLog, read_events, surviving
 from smolray.run.folder import EVENTS
+from smolray.run.progress import event_line
 
 
 def steps(events):
@@ -91,3 +92,10 @@ def test_events_that_a_full_storage_does_not_take_are_written_when_there_is_room
     (tmp_path / "aside").replace(path)
     log.write("step", step=2)
     assert [e.get("step") for e in read_events(str(tmp_path))] == [None, 1, 2]
+
+
+def test_an_older_log_is_read_with_the_names_of_today(tmp_path):
+    (tmp_path / EVENTS).write_text(json.dumps({"event": "deal", "shares": [3, 2], "tokens_per_second": [3, 2]}) + "\n")
+    (event,) = read_events(str(tmp_path))
+    assert event["event"] == "balance"
+    assert event_line(event) == "balance 3 + 2 micro-batches a step for workers of 3, 2 tokens/s"

@@ -10,6 +10,7 @@ from tensorboardX.proto import event_pb2
 from smolray.run import status
 from smolray.run.folder import EVENTS
 from smolray.run.progress import count, duration, event_line, percent, progress_line, size
+from smolray.run.tensorboard import export_tensorboard
 
 NOW = 1_800_000_000.0
 
@@ -49,7 +50,7 @@ def end(time, kind="finished", step=100, attempt=1):
     ("events", "age", "state"),
     [
         ([start(0), step(10, 5)], 10, "running"),
-        ([start(0), step(10, 5)], 500, "silent"),
+        ([start(0), step(10, 5)], 500, "stalled"),
         ([start(0), step(10, 200), step(20, 400)], 1000, "running"),  # its steps take long
         ([start(0), step(10, 5), end(6)], 9000, "finished"),
         ([start(0), step(10, 5), end(6, "failed") | {"error": "out of memory"}], 9, "failed"),
@@ -73,7 +74,7 @@ def test_the_state_follows_from_the_last_events(tmp_path, events, age, state):
     run = write(tmp_path / "r", *[e | {"time": NOW + e["time"]} for e in events])
     found = status.run_status(run, now=NOW + age)
     assert found.state == state
-    assert (found.stalled_seconds is not None) == (state == "silent")
+    assert (found.stalled_seconds is not None) == (state == "stalled")
     assert found.error == ("out of memory" if state == "failed" else None)
 
 
@@ -98,7 +99,7 @@ def test_numbers_are_those_of_the_surviving_history(tmp_path):
     found = status.run_status(write(tmp_path / "r", *events), now=NOW + 7)
     assert (found.step, found.total_steps, found.loss, found.epoch) == (25, 100, 0.125, 0.5)
     assert (found.samples_per_second, found.tokens_per_second, found.data_wait_share) == (40, 2000, pytest.approx(0.05))
-    assert found.eta_seconds == (100 - 25) * (2.0 + 2.0) / 15, "two events of 2 s cover steps 11 to 25"
+    assert found.eta_seconds == (100 - 25) * 2.0, "one step of this attempt, and it took 2 s"
     assert found.memory_bytes == 2**30 + 25
     assert (found.attempts, found.restarts, found.workers) == (2, 1, 2)
     assert (found.last_checkpoint, found.accuracy, found.accuracy_step) == (
@@ -160,7 +161,7 @@ def test_tensorboard_gets_the_surviving_points(tmp_path):
     run = write(
         tmp_path / "r", start(NOW), step(10, NOW + 1), step(20, NOW + 2), resume, step(15, NOW + 4, 2), evaluate
     )
-    points = status.export_tensorboard(run, str(tmp_path / "tb"))
+    points = export_tensorboard(run, str(tmp_path / "tb"))
     (file,) = (tmp_path / "tb").iterdir()
     data, found = file.read_bytes(), []
     while data:  # TFRecord: length (8 bytes), its crc (4), the record, its crc (4)
@@ -173,7 +174,7 @@ def test_tensorboard_gets_the_surviving_points(tmp_path):
     assert {v for tag, _, _, v in found if tag == "performance/samples_per_second"} == {40}
     assert [v for tag, _, _, v in found if tag == "accuracy/yes-no"] == [0.25]
     with pytest.raises(status.RunNotFoundError, match="no events"):
-        status.export_tensorboard(str(tmp_path / "empty"), str(tmp_path / "tb2"))
+        export_tensorboard(str(tmp_path / "empty"), str(tmp_path / "tb2"))
 
 
 def test_a_progress_line_says_what_the_event_holds():
