@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smolray.config import ConfigError, RunConfig, check_run
-from smolray.planner.candidates import Candidate
+from smolray.planner.candidate import Candidate
 from smolray.planner.describe import candidate_json, words
 from smolray.planner.plan import make_plan
 from smolray.planner.probe import HardwareProbe

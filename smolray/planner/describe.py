@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from smolray.planner.candidates import Candidate
+from smolray.planner.candidate import Candidate
 from smolray.planner.plan import Plan
 
 COLUMNS = ("strategy", "gpus", "fits", "GB a card", "micro-batch", "s/step", "samples/s", "limited by")

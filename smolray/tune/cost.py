@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from smolray.config import RunConfig
-from smolray.planner.candidates import Candidate, CandidateGenerator
+from smolray.planner.candidate import Candidate
+from smolray.planner.candidates import candidate_as_written
 from smolray.planner.inventory import GPU, PCIE, Inventory, InventoryNode
-from smolray.planner.plan import written
+from smolray.planner.problem import PlanningProblem
 from smolray.planner.shapes import ModelShape
 from smolray.planner.statistics import DataStatistics
 
@@ -47,4 +48,4 @@ def estimate_cost(
 def _on(config: RunConfig, shape: ModelShape, statistics: DataStatistics, gpu: GPU) -> Candidate | None:
     share = min(1.0, config.resources.gpus_per_worker)
     box = InventoryNode("trial", (replace(gpu, memory=int(gpu.memory * share)),) * config.resources.workers[0], PCIE)
-    return written(CandidateGenerator(config, shape, statistics, Inventory((box,))))
+    return candidate_as_written(PlanningProblem(config, shape, statistics, Inventory((box,))))

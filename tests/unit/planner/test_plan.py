@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from smolray.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, load_config
-from smolray.planner.candidates import CandidateGenerator
+from smolray.planner.candidates import all_candidates
 from smolray.planner.describe import strategies_table, to_json, words
 from smolray.planner.inventory import CARDS, Interconnect, Inventory, InventoryNode, parse
 from smolray.planner.memory import Workload, Zero, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.plan import choose, make_plan, predict
+from smolray.planner.problem import PlanningProblem
 from smolray.planner.schedule import in_flight
 from smolray.planner.shapes import Training, known_shape
 from smolray.planner.statistics import DataStatistics, Load
@@ -87,7 +88,7 @@ def test_checkpointing_lora_and_fewer_bits_each_take_less():
 def test_retrieval_has_no_logits_trains_no_head_and_runs_forward_twice():
     def work(*overrides: str) -> Workload:
         config = config_of("random-256m", *overrides)
-        return CandidateGenerator(
+        return PlanningProblem(
             config, SHAPES["random-256m"], DataStatistics.default(config, SHAPES["random-256m"]), parse("rtx3090")
         ).workloads(8)[0][0]
 
@@ -320,9 +321,9 @@ def test_table_words_and_json_say_the_same():
 def test_the_step_keeps_its_conversations():
     config = config_of("random-256m", "train.per_device_train_batch_size=8", "train.global_batch=16")
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
-    generator = CandidateGenerator(config, SHAPES["random-256m"], statistics, parse("4x rtx3090"))
-    for candidate in generator.candidates():
-        assert candidate.samples == pytest.approx(generator.samples, rel=0.051) or candidate.micro_batch == 1
+    problem = PlanningProblem(config, SHAPES["random-256m"], statistics, parse("4x rtx3090"))
+    for candidate in all_candidates(problem):
+        assert candidate.samples == pytest.approx(problem.samples, rel=0.051) or candidate.micro_batch == 1
 
 
 def test_auto_workers_are_planned_as_one_for_each_gpu():

@@ -1,0 +1,120 @@
+"""What the planner is asked: a run, its data and the GPUs, with the choices that are open.
+
+In: RunConfig, ModelShape, DataStatistics, Inventory. Out: the sizes of micro-batches worth trying, and for each of them
+the Workloads of its mean and of its largest micro-batch.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from smolray.config import RunConfig
+from smolray.config.rules import faults
+from smolray.planner.gpu_sets import Place
+from smolray.planner.inventory import GPU, Inventory
+from smolray.planner.memory import Workload
+from smolray.planner.shapes import ModelShape, Training, left_out
+from smolray.planner.statistics import DataStatistics, Load
+
+STEP_MAY_DIFFER = 0.05  # of the conversations in an optimizer step, for a micro-batch of another size
+
+
+@dataclass(frozen=True)
+class PlanningProblem:
+    """A run to plan.
+
+    Attributes:
+        config: the run as it is written.
+        shape: its model; groups whose features are precomputed are left out of it.
+        statistics: its data.
+        inventory: the GPUs.
+        sizes: the micro-batch sizes to try; None: the planner chooses them.
+        checkpointing: the values of model.gradient_checkpointing to try; None: the planner chooses them.
+    """
+
+    config: RunConfig
+    shape: ModelShape
+    statistics: DataStatistics
+    inventory: Inventory
+    sizes: tuple[int, ...] | None = None
+    checkpointing: tuple[bool | int, ...] | None = None
+    _allowed: dict[tuple[tuple[str, object], ...], bool] = field(default_factory=dict, init=False)
+    _loads: dict[int, tuple[Load, Load]] = field(default_factory=dict, init=False)
+    _workloads: dict[int, list[tuple[Workload, Workload]]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", replace(self.shape, left_out=left_out(self.config)))
+
+    @cached_property
+    def samples(self) -> float:
+        """Conversations in an optimizer step of the run as it is written. Every plan keeps their number."""
+        return self.config.global_batch * self.load(self.config.train.per_device_train_batch_size)[0].samples
+
+    @cached_property
+    def micro_batch_sizes(self) -> tuple[int, ...]:
+        """Sizes to try, in conversations, the largest first.
+
+        The run's own size, its halves, two and four times it, and whole images, where a step of such micro-batches has
+        nearly as many conversations as the run's own.
+        """
+        if self.sizes is not None:
+            return self.sizes
+
+        own, image = self.config.train.per_device_train_batch_size, max(1, round(self.statistics.questions_per_row))
+        halves = {own >> n for n in range(1, 8) if own >> n}
+        tried = {own, own << 1, own << 2} | halves | {image << n for n in range(4)}
+        kept = {size for size in tried if size <= self.samples and self._keeps_step(size)}
+        return tuple(sorted({1, own, *kept}, reverse=True))
+
+    def _keeps_step(self, micro_batch: int) -> bool:
+        mean = self.load(micro_batch)[0]
+        conversations = self.micro_batches(mean) * mean.samples
+        return abs(self.samples - conversations) <= STEP_MAY_DIFFER * self.samples
+
+    def load(self, micro_batch: int) -> tuple[Load, Load]:
+        """The mean and the largest micro-batch of at most `micro_batch` conversations."""
+        if micro_batch not in self._loads:
+            self._loads[micro_batch] = self.statistics.loads(self.config, micro_batch)
+        return self._loads[micro_batch]
+
+    def micro_batches(self, mean: Load) -> int:
+        """Micro-batches in a step when their mean is `mean`."""
+        return max(1, round(self.samples / mean.samples))
+
+    def workloads(self, micro_batch: int) -> list[tuple[Workload, Workload]]:
+        """The workload of the mean and of the largest micro-batch, for each choice of checkpointing."""
+        if micro_batch not in self._workloads:
+            self._workloads[micro_batch] = self._make_workloads(micro_batch)
+        return self._workloads[micro_batch]
+
+    def _make_workloads(self, micro_batch: int) -> list[tuple[Workload, Workload]]:
+        config = self.config
+        retrieval = config.method == "retrieval"
+        # retrieval computes no logits
+        mean, largest = (replace(load, label_tokens=0) if retrieval else load for load in self.load(micro_batch))
+        own = config.model.gradient_checkpointing
+        reference = config.method == "dpo" and config.dpo.reference != "precompute"
+        copy = reference and (config.dpo.reference == "copy" or config.lora is None or bool(config.model.train))
+
+        found = []
+        for checkpointing in self.checkpointing or tuple(dict.fromkeys((False, True, own))):
+            work = Workload(
+                self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference, retrieval
+            )
+            found.append((work, replace(work, load=largest)))
+        return found
+
+    def allowed(self, **engine: object) -> bool:
+        """Whether the run may have these settings of its engine (config/rules.py)."""
+        key = tuple(engine.items())
+        if key not in self._allowed:
+            settings = {"gpus": None, "partition": None, **engine}
+            found = faults(self.config.replace({f"engine.{name}": value for name, value in settings.items()}))
+            self._allowed[key] = not any("engine" in fault for fault in found)
+        return self._allowed[key]
+
+    def gpu(self, place: Place) -> GPU:
+        return self.inventory.nodes[place[0]].gpus[place[1]]
+
+    def cpus(self, places: tuple[Place, ...]) -> int:
+        """CPU cores of the nodes that hold these GPUs."""
+        return sum(self.inventory.nodes[node].cpus for node in {node for node, _ in places})
