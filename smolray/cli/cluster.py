@@ -26,15 +26,16 @@ def doctor(
 
     Each fault comes with its remedy. Exit code 1 where anything fails.
     """
-    from smolray.cluster import doctor as doctors
+    from smolray.cluster.doctor import examine, join_running
+    from smolray.cluster.findings import exit_code, findings_json, findings_table
 
-    doctors.connect(address)
-    findings = doctors.examine(absolute(storage) if storage else "", path or ())
+    join_running(address)
+    findings = examine(absolute(storage) if storage else "", path or ())
     if as_json:
-        typer.echo(doctors.findings_json(findings))
+        typer.echo(findings_json(findings))
     else:
-        console.print(doctors.findings_table(findings))
-    raise typer.Exit(doctors.exit_code(findings))
+        console.print(findings_table(findings))
+    raise typer.Exit(exit_code(findings))
 
 
 @cluster_app.command("join")
@@ -45,7 +46,7 @@ def join(
         str, typer.Option(help="the node's network interface to the others, as `ip -br addr` shows it")
     ],
     user: Annotated[str, typer.Option(help="account for ssh")] = "",
-    card: Annotated[str, typer.Option(help="label for resources.label_selector, such as rtx-3090")] = "",
+    gpu: Annotated[str, typer.Option(help="label for resources.label_selector, such as rtx-3090")] = "",
     once: Annotated[
         bool, typer.Option("--once", help="a command for the node itself, until it is switched off")
     ] = False,
@@ -53,7 +54,7 @@ def join(
     """Print the one command that adds a node to a cluster."""
     from smolray.cluster.nodes import join_command
 
-    typer.echo(join_command(node, head, interface, user, card, once))
+    typer.echo(join_command(node, head, interface, user, gpu, once))
 
 
 @cluster_app.command("drain")

@@ -32,9 +32,9 @@ def plain(text: str) -> str:
 
 def job_client(address: str) -> Any:
     """A client of the job server at `address`. Raises JobsError where none answers."""
-    from smolray.cluster.jobs import connect
+    from smolray.cluster.jobs import open_client
 
-    return connect(address)
+    return open_client(address)
 
 
 def stored_config(name: str, storage: str, overrides: list[str] | None = None) -> tuple[RunConfig, list[str]]:

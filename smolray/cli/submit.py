@@ -40,7 +40,7 @@ def submit(
 
     client = job_client(address)
     clear_stop(run.run_dir)
-    for text in resubmit.keep_alive(client, run, arguments):
+    for text in resubmit.submit_until_ended(client, run, arguments):
         typer.echo(text, nl=False)
     raise typer.Exit(int(run_status(run.run_dir).state == "failed"))
 

@@ -50,7 +50,7 @@ class JobsError(ValueError):
     """The cluster refused, cannot be reached, or could not run the job; the message says what to do."""
 
 
-def connect(address: str) -> "JobSubmissionClient":
+def open_client(address: str) -> "JobSubmissionClient":
     """A client of the cluster's job server, checked to answer. Raises JobsError: wrong address, no or wrong token."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient

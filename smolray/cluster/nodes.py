@@ -1,7 +1,7 @@
-"""Boxes that join and leave a cluster: in go a job server's address and a box, out come the command that adds it, or a
-run that went on without it.
+"""Nodes that join and leave a cluster.
 
-A box is drained politely: its runs save and stop, and are submitted again, to go on where the box is not.
+In: a job server's address and a node. Out: the command that adds it; or the node empty, its runs saved, stopped and
+submitted again, so that they continue on the other nodes.
 """
 
 import shlex
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 
-NODE_LABEL, GPU_LABEL = "smolray.io/box", "smolray.io/card"
-# As in cluster/roles/smolray/defaults/main.yml, so that a firewall lets a box in however it joins.
+NODE_LABEL, GPU_LABEL = "smolray.io/node", "smolray.io/gpu"
+# As in cluster/roles/smolray/defaults/main.yml, so that a firewall lets a node in however it joins.
 PORTS = {
     "node-manager-port": 10100,
     "object-manager-port": 10101,
@@ -39,14 +39,16 @@ GCS_PORT = 6379
 
 
 class ClusterError(ValueError):
-    """The cluster has no such box, or the box cannot leave; the message says what there is and what to do."""
+    """The cluster has no such node, or the node cannot leave; the message says what there is and what to do."""
 
 
 @dataclass(frozen=True)
 class Node:
+    """A living Ray node. `name`: the label of its unit, else its address."""
+
     id: str
     address: str
-    box: str  # the label of its unit, else its address
+    name: str
     head: bool
 
 
@@ -59,95 +61,90 @@ def nodes(address: str) -> list[Node]:
     from ray.util.state.exception import RayStateApiException
 
     try:
-        found = [n for n in list_nodes(address, timeout=10) if n.state == "ALIVE"]
+        living = [n for n in list_nodes(address, timeout=10) if n.state == "ALIVE"]
     except (RayStateApiException, ConnectionError, OSError, RuntimeError) as error:
         raise ClusterError(f"{address} does not list its nodes: {str(error).strip().splitlines()[0]}") from None
     made = [
-        Node(n.node_id, n.node_ip, (n.labels or {}).get(NODE_LABEL) or n.node_ip, bool(n.is_head_node)) for n in found
+        Node(n.node_id, n.node_ip, (n.labels or {}).get(NODE_LABEL) or n.node_ip, bool(n.is_head_node)) for n in living
     ]
-    return sorted(made, key=lambda n: (not n.head, n.box))
+    return sorted(made, key=lambda n: (not n.head, n.name))
 
 
-def find_node(address: str, box: str) -> Node:
-    """The living node called `box`: its label, address or id. Raises ClusterError, which lists what there is."""
+def find_node(address: str, name: str) -> Node:
+    """The living node called `name`: its label, address or id. Raises ClusterError, which lists what there is."""
     there = nodes(address)
-    chosen = [n for n in there if box in (n.box, n.address, n.id)]
+    chosen = [n for n in there if name in (n.name, n.address, n.id)]
     if len(chosen) != 1:
-        listed = ", ".join(f"{n.box} ({n.address}{', the head' if n.head else ''})" for n in there)
+        listed = ", ".join(f"{n.name} ({n.address}{', the head' if n.head else ''})" for n in there)
         raise ClusterError(
-            f"{len(chosen)} nodes are called {box!r}; there: {listed or 'none'}. Name one by its address"
+            f"{len(chosen)} nodes are called {name!r}; there: {listed or 'none'}. Name one by its address"
         )
     return chosen[0]
 
 
-def join_command(box: str, head: str, interface: str, user: str = "", gpu: str = "", once: bool = False) -> str:
-    """The one command that adds `box` (host name or address) to the cluster of `head` (address, host or job server).
+def join_command(name: str, head: str, interface: str, user: str = "", gpu: str = "", once: bool = False) -> str:
+    """The one command that adds the node `name` (host name or address) to the cluster of `head` (address, host or job
+    server).
 
-    For good, it is to be run in a checkout on the machine that has the token; with `once`, on the box itself until it
-    is switched off.
+    The command is run in a checkout, on the machine that has the token. With `once` it is run on the node itself, and
+    the node stays until it is switched off. `gpu`: a label for resources.label_selector.
     """
     host = urlsplit(head).hostname if "://" in head else head.partition(":")[0]
     if not host:
         raise ClusterError(f"{head!r} names no host: expected an address such as 192.168.1.10 or http://head:8265")
     if once:
-        labels = f"{NODE_LABEL}={box}" + (f",{GPU_LABEL}={gpu}" if gpu else "")
-        ports = [f"--{name}={port}" for name, port in PORTS.items()]
-        environment = [
-            "env",
-            "RAY_AUTH_MODE=token",
-            f"GLOO_SOCKET_IFNAME={interface}",
-            f"NCCL_SOCKET_IFNAME={interface}",
-        ]
-        return shlex.join(
-            [*environment, "ray", "start", "--block", f"--address={host}:{GCS_PORT}", f"--labels={labels}", *ports]
-        )
-    told = [
-        f"smolray_head_address={host}",
-        f"smolray_interface={interface}",
-        *([f"smolray_card={gpu}"] if gpu else []),
-    ]
+        labels = f"{NODE_LABEL}={name}" + (f",{GPU_LABEL}={gpu}" if gpu else "")
+        ports = [f"--{option}={port}" for option, port in PORTS.items()]
+        network = [f"GLOO_SOCKET_IFNAME={interface}", f"NCCL_SOCKET_IFNAME={interface}"]
+        start = ["ray", "start", "--block", f"--address={host}:{GCS_PORT}", f"--labels={labels}", *ports]
+        return shlex.join(["env", "RAY_AUTH_MODE=token", *network, *start])
+
+    settings = {"smolray_head_address": host, "smolray_interface": interface}
+    settings |= {"smolray_gpu_label": gpu} if gpu else {}
     account = ["-u", user] if user else []
-    return shlex.join(
-        ["ansible-playbook", "cluster/site.yml", "-i", f"{box},", *account, *(a for t in told for a in ("-e", t))]
-    )
+    extra = [word for key, value in settings.items() for word in ("-e", f"{key}={value}")]
+    return shlex.join(["ansible-playbook", "cluster/site.yml", "-i", f"{name},", *account, *extra])
 
 
 def drain(
-    client: "JobSubmissionClient", address: str, box: str, storage_uri: str, wait: float = 300.0
+    client: "JobSubmissionClient", address: str, name: str, storage_uri: str, wait: float = 300.0
 ) -> Iterator[str]:
-    """Empty a box, a line for each thing done: nothing new starts there, its runs save, stop, and go on elsewhere.
+    """Empty a node and say each step: nothing new starts there; its runs save, stop, and continue on other nodes.
 
-    Run it in a checkout, whose code the runs go on with. Raises ClusterError and JobsError before a run is touched
-    where it could not go on.
+    Run it in a checkout, whose code the runs are submitted with. Raises ClusterError and JobsError before a run is
+    stopped where it could not be submitted again.
     """
-    node = find_node(address, box)
+    node = find_node(address, name)
     if node.head:
         raise ClusterError(
-            f"{box} is the head: the cluster ends with it; stop the runs, then the unit smolray-ray on it"
+            f"{name} is the head: the cluster ends with it; stop the runs, then the unit smolray-ray on it"
         )
     here, unknown = _runs_on(client, address, node, storage_uri)
     for run, arguments in here:
         check_submission(run, arguments)
+
     _refuse_new_work(client, node, wait)
-    yield f"{node.box} takes no new work"
+    yield f"{node.name} takes no new work"
     for run, arguments in here:
         yield from _move(client, run, arguments, wait)
     for job in unknown:
-        yield f"job {job} works on {node.box} and is no run under {storage_uri}: stop it yourself"
-    yield f"{node.box} is empty. On it: `sudo systemctl stop smolray-ray` to take the card, `sudo systemctl restart smolray-ray` to give it back"
+        yield f"job {job} works on {node.name} and is no run under {storage_uri}: stop it yourself"
+    yield (
+        f"{node.name} is empty. On it: `sudo systemctl stop smolray-ray` to take the GPU, "
+        "`sudo systemctl restart smolray-ray` to give it back"
+    )
 
 
 def _runs_on(
     client: "JobSubmissionClient", address: str, node: Node, storage_uri: str
 ) -> tuple[list[tuple[RunConfig, list[str]]], list[str]]:
-    """The runs that have a process on the node, each with the arguments that start it again; and jobs that are no run
-    known here.
+    """The runs that have a process on the node, each with the arguments that start it again; and the ids of jobs that
+    are not known as runs.
     """
     from ray.util.state import list_actors
 
-    busy = {
-        a.job_id for a in list_actors(address, filters=[("node_id", "=", node.id), ("state", "=", "ALIVE")], timeout=10)
-    }
+    living: list[tuple[str, str, str | bool | int | float]] = [("node_id", "=", node.id), ("state", "=", "ALIVE")]
+    busy = {actor.job_id for actor in list_actors(address, filters=living, timeout=10)}
     known, unknown = [], []
     for job in client.list_jobs():
         if job.status.is_terminal() or job.job_id not in busy:
@@ -163,58 +160,71 @@ def _runs_on(
 
 
 def _run_of(job: "JobDetails", storage_uri: str) -> tuple[str, str]:
-    """Name and storage of the run that a job trains; no name where it cannot be told."""
+    """Name and storage of the run that a job trains; an empty name where neither metadata nor command say it."""
     metadata, words = job.metadata or {}, shlex.split(job.entrypoint or "")
-    told = dict(word.split("=", 1) for word in words if word.startswith(("name=", "storage=")))
-    return metadata.get(RUN_KEY) or told.get("name", ""), metadata.get(STORAGE_KEY) or told.get("storage", storage_uri)
+    given = dict(word.split("=", 1) for word in words if word.startswith(("name=", "storage=")))
+    name = metadata.get(RUN_KEY) or given.get("name", "")
+    return name, metadata.get(STORAGE_KEY) or given.get("storage", storage_uri)
 
 
 def _refuse_new_work(client: "JobSubmissionClient", node: Node, wait: float) -> None:
-    """Tell the head that the node is about to go; from then on nothing is placed there, and its Ray ends when it is
-    empty.
-    """
+    """Announce to the head that the node leaves: nothing new is placed there, and its Ray ends when it is empty."""
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "smolray cluster drain"]
     command = ["ray", "drain-node", "--node-id", node.id, *reason, "--deadline-remaining-seconds", str(int(wait) + 60)]
-    job_id = client.submit_job(entrypoint=shlex.join(command))  # as a job: only the boxes reach the head's own port
+    job_id = client.submit_job(entrypoint=shlex.join(command))  # as a job: only the nodes reach the head's own port
     deadline = time.monotonic() + 60
     while not client.get_job_status(job_id).is_terminal():
         if time.monotonic() > deadline:
-            raise ClusterError(f"the head did not answer within 60 s to drain {node.box} (job {job_id})")
+            raise ClusterError(f"the head did not answer within 60 s to drain {node.name} (job {job_id})")
         time.sleep(0.3)
+
     if client.get_job_status(job_id).value != "SUCCEEDED":
-        raise ClusterError(
-            f"the head refused to drain {node.box}: {client.get_job_logs(job_id).strip().splitlines()[-1:]}"
-        )
+        last = client.get_job_logs(job_id).strip().splitlines()[-1:]
+        raise ClusterError(f"the head refused to drain {node.name}: {last}")
 
 
 def _move(client: "JobSubmissionClient", run: RunConfig, arguments: list[str], wait: float) -> Iterator[str]:
+    """Let a run save and stop, and submit it again; where it has finished meanwhile, leave it."""
     began, before = time.monotonic(), read_events(run.run_dir)
     if not status.run_status(run.run_dir).ended:
         status.request_stop(run.run_dir)
         end = status.wait_for_end(run.run_dir, len(before), wait)
         if end is None:
             raise ClusterError(
-                f"{run.name} has not saved within {duration(wait)}: its box is drained, the run goes on; try again or stop it"
+                f"{run.name} has not saved within {duration(wait)}: "
+                "its node takes no new work, the run still trains; try again or stop it"
             )
         status.clear_stop(run.run_dir)
         yield f"{run.name} {end.get('status')} at step {end.get('step')}"
         if end.get("status") != "stopped":
             return
+
     stop_jobs(client, run.name, run.storage)
     seen = len(read_events(run.run_dir))
     try:
         job_id = submit(client, run, arguments)
     except JobsError as error:
         raise JobsError(
-            f"{run.name} has saved and stopped, but was not taken again: {error}; `smolray resume {run.name}` tries again"
+            f"{run.name} has saved and stopped, but could not be submitted again: {error}; "
+            f"`smolray resume {run.name}` tries again"
         ) from None
     yield f"{run.name} submitted again as {job_id}"
+    yield _wait_for_step(client, run, job_id, seen, began, wait)
+
+
+def _wait_for_step(
+    client: "JobSubmissionClient", run: RunConfig, job_id: str, seen: int, began: float, wait: float
+) -> str:
+    """Wait for the first step after the first `seen` events of the run; returns what there is to say."""
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline and not client.get_job_status(job_id).is_terminal():
         fresh = read_events(run.run_dir)[seen:]
         if any(e["event"] == "step" for e in fresh):
             workers = next((e.get("workers") for e in fresh if e["event"] == "start"), None)
-            yield f"{run.name} trains on with {workers} worker(s), {duration(time.monotonic() - began)} after it was asked"
-            return
+            after = duration(time.monotonic() - began)
+            return f"{run.name} trains on with {workers} worker(s), {after} after the request"
         time.sleep(0.5)
-    yield f"{run.name} does not train yet ({client.get_job_status(job_id).value}): `smolray logs {run.name}` and `ray job logs {job_id}` tell why"
+    return (
+        f"{run.name} does not train yet ({client.get_job_status(job_id).value}): "
+        f"`smolray logs {run.name}` and `ray job logs {job_id}` say why"
+    )

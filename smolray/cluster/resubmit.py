@@ -1,7 +1,7 @@
-"""A watcher that submits a run again when its driver was lost: in goes a run, out comes its output until it has ended
-by itself.
+"""Submits a run again when its driver is lost, for example with the head.
 
-A run that finished, was stopped, or failed of its own is left alone: only one that could not say so was lost.
+In: a run. Out: its output, until the run has ended. A run that finished, was stopped or failed has written so into its
+log; one whose log has no such end was lost.
 """
 
 import time
@@ -19,23 +19,24 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 2.0
 NODES_SECONDS = 60.0  # how long a cluster that restarted may take to be as large as it was
-MOVED_SECONDS = 60.0  # a run that is stopped to leave a box is submitted again within
-LOSSES = 5  # in a row, without a step between
+MOVED_SECONDS = 60.0  # a run that is stopped to leave a node is submitted again within
+LOSSES = 5  # in a row, without a step in between
 
 
-def keep_alive(
+def submit_until_ended(
     client: "JobSubmissionClient",
     config: RunConfig,
     arguments: Sequence[str],
     patience: float = 3600.0,
     working_dir: str = ".",
 ) -> Iterator[str]:
-    """Submit the run, or take up the job that trains it, and follow it; submit it again whenever its driver is gone and
-    the run has not ended.
+    """Submit the run and yield its output; submit it again whenever its driver is gone and the run has not ended.
 
-    Waits up to `patience` seconds for a head that does not answer. Raises JobsError where it does not come back, the
-    cluster refuses the run, the job fails before the run can say why, or the run is lost five times without a step
-    between.
+    Where a job trains the run already, that job is followed. Waits up to `patience` seconds for a head that does not
+    answer.
+
+    Raises JobsError where the head does not come back, the cluster refuses the run, the job fails before the run can
+    say why, or the run is lost five times without a step in between.
     """
     jobs_client.check_submission(config, arguments, working_dir)
     job_id = next((j.submission_id for j in jobs_client.active_jobs(client, config)), None)
@@ -51,14 +52,15 @@ def keep_alive(
         fresh = read_events(config.run_dir)[seen:]
         if any(e["event"] == "end" for e in fresh) or _ended_of_its_own(client, job_id):
             stopped = not fresh or fresh[-1].get("status") == "stopped"
-            job_id = _taken_again(client, config, MOVED_SECONDS) if stopped else None
+            job_id = _submitted_again(client, config, MOVED_SECONDS) if stopped else None
             if job_id is None:
                 return
             continue
         losses = 1 if any(e["event"] == "step" for e in fresh) else losses + 1
         if losses >= LOSSES:
             raise JobsError(
-                f"{config.name} was lost {losses} times without a step between: something ends its driver; see `ray job logs {job_id}`"
+                f"{config.name} was lost {losses} times without a step in between: something ends its driver; "
+                f"see `ray job logs {job_id}`"
             )
         yield f"the driver of {config.name} was lost: submitting it again\n"
         _wait_for_nodes(client, nodes, NODES_SECONDS)
@@ -66,9 +68,9 @@ def keep_alive(
 
 
 def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
-    """Whether a job that wrote no end was stopped by someone.
+    """Whether a job whose run wrote no end was stopped by someone.
 
-    Raises JobsError where it failed and its run could not say why.
+    Raises JobsError where the job failed and its run could not say why.
     """
     job = client.get_job_info(job_id)
     if jobs_client.is_lost(client, job):
@@ -80,9 +82,9 @@ def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
     return job.status.value in ("STOPPED", "SUCCEEDED")
 
 
-def _taken_again(client: "JobSubmissionClient", config: RunConfig, seconds: float) -> str | None:
-    """The job that trains a run again after it was stopped, as `smolray cluster drain` does; None where nobody started
-    it for so long.
+def _submitted_again(client: "JobSubmissionClient", config: RunConfig, seconds: float) -> str | None:
+    """The job that trains a stopped run again, as `smolray cluster drain` submits it; None where there is none within
+    `seconds`.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -93,7 +95,7 @@ def _taken_again(client: "JobSubmissionClient", config: RunConfig, seconds: floa
 
 
 def _wait_for_nodes(client: "JobSubmissionClient", nodes: int, seconds: float) -> None:
-    """Wait until as many boxes are there as before; an elastic run would begin too small, another be refused."""
+    """Wait until as many nodes are there as before: an elastic run would begin too small, another one be refused."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

@@ -1,8 +1,8 @@
-"""Elastic runs beside Ray Train: in goes a run of (min, max) workers, out come a group that has saved before it grows,
-and news of boxes at once.
+"""Elastic runs: a run of (min, max) workers grows when a node joins.
 
-Ray Train resizes without saving, and looks for boxes that came or went every 20 s. Here the driver looks: when one more
-worker would fit, the run is asked to save and end its workers, and is started again with as many as there is room for.
+In: the run, while its workers train. Out: a resize flag in the run's folder, at which the workers save and end; the
+launcher then starts as many as there is room for. Ray Train itself resizes without saving, and notices nodes that
+joined or left only every 20 s; here the driver looks.
 """
 
 import threading
@@ -20,28 +20,28 @@ from smolray.run.folder import RunFolder
 
 NEVER = 1e9  # seconds between Ray Train's own resizes, which do not save
 POLL_SECONDS = 2.0
-ROOM_POLLS = 3  # in a row: what is free for a moment is about to be taken by something else
-WORTH_SECONDS = 30.0  # a restart takes about as long: a run that ends sooner is left alone
+ROOM_POLLS = 3  # in a row: what is free for a moment may be about to be taken
+WORTH_SECONDS = 30.0  # a restart takes about as long: a run that ends sooner does not grow
 
 
 class ElasticMonitor:
-    """Watches over one elastic run; `each` is what a worker takes.
+    """Watches one elastic run; `each`: the resources that a worker takes.
 
-    A restart that brought no worker is not tried again until boxes change.
+    A restart that brought no worker is not tried again until nodes join or leave.
     """
 
     def __init__(self, config: RunConfig, each: dict[str, float]) -> None:
         self.config, self.each = config, each
         self.flag = RunFolder(config.run_dir).resize_flag
-        self.boxes: frozenset[str] = frozenset()
-        self.asked_at = 0  # workers when it was last asked to grow
-        self.workers, self.began, self.steps = 0, 0.0, 0  # of the group at work
+        self.nodes: frozenset[str] = frozenset()
+        self.asked_at = 0  # the number of workers when the run was last asked to grow
+        self.workers, self.began, self.steps = 0, 0.0, 0  # of the present group
         self.eta = 0.0
         self.room = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within it the run's workers train."""
+        """A block within which the run's workers train."""
         low, high = self.config.resources.workers
         storage.delete(self.flag)
         if low == high:
@@ -61,8 +61,8 @@ class ElasticMonitor:
                 continue  # a head or a storage that is away for a moment
 
     def _look(self, tail: EventTail) -> None:
-        if (boxes := _living()) != self.boxes:
-            self.boxes, self.asked_at = boxes, 0
+        if (nodes := _living()) != self.nodes:
+            self.nodes, self.asked_at = nodes, 0
             _look_again()
         for event in tail.new():
             if event["event"] == "start":
@@ -71,7 +71,7 @@ class ElasticMonitor:
                 self.steps += 1
                 # pauses between epochs included
                 self.eta = (event["time"] - self.began) / self.steps * (event["total_steps"] - event["step"])
-        # Between two groups of workers all is free: only a run that trains is asked.
+        # Between two groups of workers everything is free: only a run that trains is asked to grow.
         wanted = (
             0 < self.workers < self.config.resources.workers[1]
             and self.workers != self.asked_at
@@ -88,17 +88,17 @@ def _living() -> frozenset[str]:
 
 
 def _has_room(each: dict[str, float], labels: dict[str, str]) -> bool:
-    """Whether a box that stays, and has the labels, has free what one more worker takes."""
+    """Whether one more worker fits on a node that has the labels and is not being drained."""
     state: Any = ray._private.state
     leaving, free = state.state.get_draining_nodes(), state.available_resources_per_node()
-    boxes = [
+    nodes = [
         n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving and labels.items() <= n["Labels"].items()
     ]
-    return any(all(free.get(n["NodeID"], {}).get(name, 0.0) >= amount for name, amount in each.items()) for n in boxes)
+    return any(all(free.get(n["NodeID"], {}).get(name, 0.0) >= amount for name, amount in each.items()) for n in nodes)
 
 
 def _look_again() -> None:
-    """Have Ray Train's coordinator look at the cluster now; where there is none yet, the first run starts it."""
+    """Let Ray Train's coordinator look at the cluster now. The first run starts one where there is none yet."""
     try:
         coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
         ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=10)

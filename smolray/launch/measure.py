@@ -1,6 +1,6 @@
-"""A few steps of the chosen plan beside what the planner said of it: `smolray plan --measure`.
+"""`smolray plan --measure`: trains a few steps of the chosen plan and compares them with the prediction.
 
-In: a run with data, and the cards of a cluster. Out: the Plan, and a Measurement of it.
+In: a run with data, and the GPUs of a cluster. Out: the Plan, and a Measurement of it.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from smolray.planner.plan import Plan, make_plan
 from smolray.planner.statistics import DataStatistics
 from smolray.train.task import WorkerTask
 
-STEPS, WARM_UP = 8, 2  # trained, and of them left aside
+STEPS, WARM_UP = 8, 2  # steps that are trained; the first WARM_UP of them are not counted
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Measurement:
 
 
 def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
-    """Plan the run on the cards of the cluster and train its first steps as planned.
+    """Plan the run on the GPUs of the cluster and train its first steps as planned.
 
-    Raises NothingFitsError, ConfigError where there are no data.
+    Raises NothingFitsError where no plan fits, and ConfigError where there are no data.
     """
     connect()
     config = with_absolute_paths(config)

@@ -15,7 +15,7 @@ SLACK = 1e-9  # fractions of CPUs add up to a little more than their sum
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeResources:
     """One living Ray node: `resources` as Ray counts them (CPU, GPU, accelerator_type:X), and its labels."""
 
     resources: Mapping[str, float]
@@ -27,12 +27,12 @@ class Cluster:
     """What a run may be placed on. `available`: the sum of the nodes' resources."""
 
     available: dict[str, float]
-    nodes: tuple[Node, ...]
+    nodes: tuple[NodeResources, ...]
 
     @classmethod
     def connected(cls) -> "Cluster":
         """The cluster that this process is connected to."""
-        living = tuple(Node(n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"])
+        living = tuple(NodeResources(n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"])
         return cls(ray.cluster_resources(), living)
 
 
@@ -102,7 +102,7 @@ def _times(amount: float, each: float) -> int:
     return int(amount / each + SLACK)
 
 
-def places(config: RunConfig, node: Node, gpu: bool) -> int:
+def places(config: RunConfig, node: NodeResources, gpu: bool) -> int:
     """Workers that have room on a node, a data task for each included."""
     resources = config.resources
     by_cpu = _times(node.resources.get("CPU", 0), resources.cpus_per_worker + config.data.num_cpus_per_task)
@@ -153,12 +153,12 @@ def _nearest_cpus(smallest: int, largest: int, each: float, task: float, cpus: f
 
 
 def _gpus(available: dict[str, float]) -> str:
-    cards = [
+    gpus = [
         f"{n:g}x {name.removeprefix('accelerator_type:')}"
         for name, n in available.items()
         if name.startswith("accelerator_type:")
     ]
-    return ", ".join(cards) or "no card named"
+    return ", ".join(gpus) or "of no known type"
 
 
 def most_workers(config: RunConfig, available: dict[str, float]) -> int:
@@ -168,9 +168,9 @@ def most_workers(config: RunConfig, available: dict[str, float]) -> int:
     """
     resources, each = config.resources, config.resources.cpus_per_worker + config.data.num_cpus_per_task
     room = int((available.get("CPU", 0) + 1e-9) // each)
-    cards = (
+    gpus = (
         int(available.get("GPU", 0) // resources.gpus_per_worker)
         if use_gpu(config, available)
         else resources.workers[1]
     )
-    return max(1, min(room, cards))
+    return max(1, min(room, gpus))

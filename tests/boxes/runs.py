@@ -19,10 +19,10 @@ LOSS_SECONDS = 60  # the goal: from the loss of a box to the next step, on two c
 WATCH = """
 import sys
 from smolray.config import load_config
-from smolray.cluster.jobs import connect
-from smolray.cluster.resubmit import keep_alive
+from smolray.cluster.jobs import open_client
+from smolray.cluster.resubmit import submit_until_ended
 arguments = sys.argv[2:]
-for text in keep_alive(connect(sys.argv[1]), load_config(arguments[1], arguments[2:]), arguments):
+for text in submit_until_ended(open_client(sys.argv[1]), load_config(arguments[1], arguments[2:]), arguments):
     print(text, end="", flush=True)
 """
 

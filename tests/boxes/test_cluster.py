@@ -73,5 +73,5 @@ import ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 for node in ray.nodes():
     if node["Alive"]:
-        print(node["Labels"]["smolray.io/box"], node["NodeID"])
+        print(node["Labels"]["smolray.io/node"], node["NodeID"])
 """

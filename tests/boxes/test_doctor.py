@@ -9,9 +9,10 @@ import pytest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EXAMINE = """
-from smolray import doctor
-doctor.connect({address!r})
-print(doctor.findings_json(doctor.examine({storage!r})))
+from smolray.cluster import doctor
+from smolray.cluster.findings import findings_json
+doctor.join_running({address!r})
+print(findings_json(doctor.examine({storage!r})))
 """
 FAST_CLOCK = """
 #define _GNU_SOURCE
@@ -118,7 +119,7 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
 
 @pytest.mark.parametrize("token", ["", "f" * 64], ids=["none", "wrong"])
 def test_doctor_and_jobs_are_refused_without_the_right_token(cluster, token):
-    code = "from smolray.cluster import doctor\ntry:\n    doctor.connect({!r})\nexcept doctor.DoctorError as error:\n    print('told:', error)\n"
+    code = "from smolray.cluster import doctor\ntry:\n    doctor.join_running({!r})\nexcept doctor.DoctorError as error:\n    print('told:', error)\n"
     told = cluster.python(
         code.format(f"{cluster.head.ip}:6379"), box="laptop", RAY_AUTH_TOKEN=token, HOME="/srv/nobody"
     )

@@ -119,8 +119,8 @@ def test_a_drained_box_is_empty_and_its_run_goes_on_without_losing_a_step(cluste
     run = Run(cluster, shared, "drained")
     run.reaches(SAVE_STEPS + 3)
     told = cluster.python(
-        f"import os; os.chdir({str(ROOT)!r})\nfrom smolray.cluster.nodes import drain\nfrom smolray.cluster.jobs import connect\n"
-        f"for line in drain(connect('{cluster.address}'), '{cluster.address}', 'loft', '{shared}/runs'): print(line, flush=True)",
+        f"import os; os.chdir({str(ROOT)!r})\nfrom smolray.cluster.nodes import drain\nfrom smolray.cluster.jobs import open_client\n"
+        f"for line in drain(open_client('{cluster.address}'), '{cluster.address}', 'loft', '{shared}/runs'): print(line, flush=True)",
         box="laptop",
         timeout=400,
     )

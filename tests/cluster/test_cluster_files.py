@@ -41,7 +41,7 @@ def ansible(folder, *arguments, **extra):
 
 @pytest.fixture(scope="module")
 def laid(tmp_path_factory):
-    """Folder with HOST/{etc,units} of the example's boxes, as the role writes them on this machine."""
+    """Folder with HOST/{etc,units} of the example's nodes, as the role writes them on this machine."""
     if os.geteuid():
         pytest.skip("the role makes files of root")
     folder = tmp_path_factory.mktemp("role")
@@ -113,7 +113,7 @@ def test_ports_are_fixed_and_a_box_that_joins_by_hand_has_the_same(laid):
 def test_boxes_and_cards_are_labels_and_each_box_names_its_interface(laid):
     for host, gpu, interface in (("tower", "rtx-4090", "enp5s0"), ("den", "rtx-3090", "eno1")):
         settings = unit(laid, host)
-        assert flags(settings)["labels"] == f"smolray.io/box={host},smolray.io/card={gpu}"
+        assert flags(settings)["labels"] == f"smolray.io/node={host},smolray.io/gpu={gpu}"
         told = environment(settings)
         assert told["GLOO_SOCKET_IFNAME"] == told["NCCL_SOCKET_IFNAME"] == interface
 
@@ -179,10 +179,10 @@ def test_ray_up_reads_its_yaml():
 def test_join_prints_one_command():
     forever = cluster.join_command("192.168.1.12", "http://192.168.1.10:8265", "eno1", user="me", gpu="rtx-3090")
     assert forever == (
-        "ansible-playbook cluster/site.yml -i 192.168.1.12, -u me -e smolray_head_address=192.168.1.10 -e smolray_interface=eno1 -e smolray_card=rtx-3090"
+        "ansible-playbook cluster/site.yml -i 192.168.1.12, -u me -e smolray_head_address=192.168.1.10 -e smolray_interface=eno1 -e smolray_gpu_label=rtx-3090"
     )
     once = shlex.split(cluster.join_command("loft", "192.168.1.10", "eno1", once=True))
     assert once[:2] == ["env", "RAY_AUTH_MODE=token"] and "--address=192.168.1.10:6379" in once
-    assert "ray" in once and "start" in once and "--labels=smolray.io/box=loft" in once
+    assert "ray" in once and "start" in once and "--labels=smolray.io/node=loft" in once
     with pytest.raises(cluster.ClusterError, match="names no host"):
         cluster.join_command("loft", "http://", "eno1")

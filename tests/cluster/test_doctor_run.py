@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from smolray.cluster import doctor
+from smolray.cluster import doctor, node_probe
+from smolray.cluster.findings import exit_code, findings_json, findings_table
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_what_is_missing_on_a_node_fails_with_a_remedy(findings):
     found, folder = findings
     [missing] = [f for f in found if f.name == "files" and f.level == "fail"]
     assert str(folder / "absent") in missing.found and missing.remedy
-    assert doctor.exit_code(found) == 1
+    assert exit_code(found) == 1
     assert found[0].level == "fail", "the worst comes first"
     assert all(f.remedy and f.expected for f in found if f.level != "ok")
 
@@ -48,19 +49,19 @@ def test_findings_are_json_and_a_table(findings):
     from rich.console import Console
 
     found, _ = findings
-    assert [set(f) for f in json.loads(doctor.findings_json(found))] == [
+    assert [set(f) for f in json.loads(findings_json(found))] == [
         {"name", "node", "level", "found", "expected", "remedy"}
     ] * len(found)
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(doctor.findings_table(found))
+        console.print(findings_table(found))
     assert all(f.name in captured.get() for f in found)
 
 
 def test_a_link_and_an_all_reduce_are_measured(ray_cluster):
-    """Two probes of one node: what two boxes do, over the loopback."""
+    """Two probes of one node: what two nodes do, over the loopback."""
     [node] = doctor._named_nodes().values()
-    probes = {"a": doctor._start(doctor.Probe, node), "b": doctor._start(doctor.Probe, node)}
+    probes = {"a": doctor._start(doctor.NodeProbe, node), "b": doctor._start(doctor.NodeProbe, node)}
     link = doctor._measure("a", "b", {"a": node, "b": node}, probes, {"a": {"gpus": []}, "b": {"gpus": []}})
     assert not link.error and not link.closed
     assert 0 < link.latency < 0.5 and link.bandwidth > 1e6
@@ -78,19 +79,21 @@ def test_a_lock_of_a_killed_build_is_found_with_its_age(tmp_path, monkeypatch):
     lock.touch()
     os.utime(lock, (time.time() - 3600,) * 2)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    [(path, age)] = doctor._locks()
+    [(path, age)] = node_probe._locks()
     assert path == str(lock) and 3590 < age < 3700
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):
     monkeypatch.setattr(doctor.ray, "is_initialized", lambda: False)
     began = time.monotonic()
-    with pytest.raises(doctor.DoctorError, match=r"no cluster to look at: .*refused.*; run it on a box of the cluster"):
-        doctor.connect("127.0.0.1:1")
+    with pytest.raises(
+        doctor.DoctorError, match=r"no cluster to look at: .*refused.*; run it on a node of the cluster"
+    ):
+        doctor.join_running("127.0.0.1:1")
     assert time.monotonic() - began < 10
 
 
 def test_storage_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
-    uri, error, _ = doctor._try_storage(str(tmp_path / "file" / "runs"))
+    uri, error, _ = node_probe._try_storage(str(tmp_path / "file" / "runs"))
     assert uri.endswith("runs") and error

@@ -44,8 +44,8 @@ def test_a_run_that_could_be_larger_is_asked_to_save_and_start_anew(run):
     [
         pytest.param(2, 600, {"CPU": 1.0}, 5, id="as many as it may have"),
         pytest.param(1, 10, {"CPU": 1.0}, 5, id="about to end"),
-        pytest.param(1, 600, {"CPU": 100.0}, 5, id="no box has the cores"),
-        pytest.param(1, 600, {"CPU": 1.0, "GPU": 1.0}, 5, id="no box has a card"),
+        pytest.param(1, 600, {"CPU": 100.0}, 5, id="no node has the cores"),
+        pytest.param(1, 600, {"CPU": 1.0, "GPU": 1.0}, 5, id="no node has a GPU"),
         pytest.param(1, 600, {"CPU": 1.0}, ROOM_POLLS - 1, id="free for a moment"),
     ],
 )

@@ -1,10 +1,12 @@
-"""Each fault that a box can have, planted in its facts, is named with the box and a remedy; a healthy cluster has none."""
+"""A fault planted in the facts of a node is named with the node and a remedy; a healthy cluster has none."""
 
 import copy
 
 import pytest
 
-from smolray.cluster.checks import Finding, Link, diagnose, public_dashboard, ring_all_reduce_seconds, token_check
+from smolray.cluster.checks import diagnose
+from smolray.cluster.findings import Finding
+from smolray.cluster.network_checks import Link, public_dashboard, ring_all_reduce_seconds, token_check
 
 GPU_FACTS = {"name": "NVIDIA GeForce RTX 3090", "used": 1e9, "total": 24e9, "processes": []}
 HEALTHY = {
@@ -32,7 +34,7 @@ HEALTHY = {
 GOOD_LINK = Link("head", "den", 0.0002, 117e6, (), {"gloo": 0.15})
 
 
-def boxes(**changes):
+def nodes(**changes):
     """A head, a loft and a den that differs from them by `changes`."""
     return {"head": HEALTHY, "loft": HEALTHY, "den": copy.deepcopy(HEALTHY) | changes}
 
@@ -41,8 +43,8 @@ def ills(found):
     return [f for f in found if f.level != "ok"]
 
 
-def test_a_healthy_cluster_has_nothing_to_mend():
-    found = diagnose(boxes(), [GOOD_LINK])
+def test_a_healthy_cluster_has_no_fault():
+    found = diagnose(nodes(), [GOOD_LINK])
     assert not ills(found)
     told = {f.name for f in found}
     assert {
@@ -54,7 +56,7 @@ def test_a_healthy_cluster_has_nothing_to_mend():
         "shared memory",
         "disk",
         "build lock",
-        "card 0",
+        "GPU 0",
         "storage",
         "files",
     } <= told
@@ -133,36 +135,36 @@ def test_a_healthy_cluster_has_nothing_to_mend():
             "no C++ compiler",
             "apt install g++",
         ),
-        ({"ray_gpus": 0}, "gpus", "warn", "told of 0, the driver knows 1", "CUDA_VISIBLE_DEVICES"),
+        ({"ray_gpus": 0}, "GPUs", "warn", "Ray counts 0, the driver 1", "CUDA_VISIBLE_DEVICES"),
         ({"storage": ("s3://bucket/runs", "Access Denied", 0.0)}, "storage", "fail", "Access Denied", "credentials"),
         ({"paths": {"/data/model": None}}, "files", "fail", "/data/model is missing", "copy it"),
         ({"paths": {"/data/model": "other"}}, "files", "fail", "/data/model differs", "copy it"),
         (
             {"gpus": [GPU_FACTS | {"processes": [{"pid": 7, "name": "blender", "memory": 6e9}]}]},
-            "card 0",
+            "GPU 0",
             "warn",
             "blender (pid 7, 5.6 GiB)",
             "--num-gpus",
         ),
     ],
 )
-def test_a_fault_of_one_box_is_named_with_its_remedy(changes, name, level, found, remedy):
-    ill, *more = ills(diagnose(boxes(**changes), [GOOD_LINK]))
+def test_a_fault_of_one_node_is_named_with_its_remedy(changes, name, level, found, remedy):
+    ill, *more = ills(diagnose(nodes(**changes), [GOOD_LINK]))
     assert (ill.name, ill.node, ill.level) == (name, "den", level) and {m.name for m in more} <= {"interface"}
     assert found in ill.found and remedy in ill.remedy and ill.expected
 
 
-def test_one_box_alone_needs_no_interface_and_may_be_called_localhost():
+def test_a_single_node_needs_no_interface_and_no_reachable_name():
     alone = {"den": HEALTHY | {"host_address": "127.0.1.1", "interface_of": {"gloo": None, "nccl": None}}}
     assert not ills(diagnose(alone))
 
 
-def test_boxes_without_cards_are_not_compared_by_cuda():
-    assert not ills(diagnose(boxes(gpus=[], ray_gpus=0, cuda=None, driver=None)))
+def test_nodes_without_gpus_are_not_compared_by_cuda():
+    assert not ills(diagnose(nodes(gpus=[], ray_gpus=0, cuda=None, driver=None)))
 
 
 def test_a_running_build_is_no_stale_lock():
-    assert not ills(diagnose(boxes(locks=[("/c/shm_comm/lock", 40.0)])))
+    assert not ills(diagnose(nodes(locks=[("/c/shm_comm/lock", 40.0)])))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_a_running_build_is_no_stale_lock():
     ],
 )
 def test_a_fault_of_a_link_names_the_pair(link, name, level, found):
-    [ill] = ills(diagnose(boxes(), [link]))
+    [ill] = ills(diagnose(nodes(), [link]))
     assert (ill.name, ill.node, ill.level) == (name, "head > den", level)
     assert found in ill.found and ill.remedy
 
@@ -184,7 +186,7 @@ def test_the_predicted_all_reduce_is_that_of_a_ring():
     # each of two sends half, twice
     assert ring_all_reduce_seconds(2, 16 * 2**20, 125e6, 0.0) == pytest.approx(16 * 2**20 / 125e6)
     assert ring_all_reduce_seconds(4, 400.0, 100.0, 0.5) == pytest.approx(6 * (1.0 + 0.5))
-    [link] = [f for f in diagnose(boxes(), [GOOD_LINK]) if f.name == "link"]
+    [link] = [f for f in diagnose(nodes(), [GOOD_LINK]) if f.name == "link"]
     assert "predicted 144 ms" in link.found and "936 Mbit/s" in link.found
 
 
@@ -205,7 +207,7 @@ def test_the_worst_comes_first():
     levels = [
         f.level
         for f in diagnose(
-            boxes(python="3.9", clock_offset=2.0), [GOOD_LINK], [Finding("probe", "loft", "fail", "no answer")]
+            nodes(python="3.9", clock_offset=2.0), [GOOD_LINK], [Finding("probe", "loft", "fail", "no answer")]
         )
     ]
     assert levels == sorted(levels, key=["fail", "warn", "ok"].index) and levels[:2] == ["fail", "fail"]

@@ -240,7 +240,7 @@ def test_workers_become_pods():
     mixed = groups(run("resources.num_workers=6", overlay="pool"))
     assert {name: g["replicas"] for name, g in mixed.items()} == {"rtx-3090": 4, "rtx-4090": 2}
     asked = groups(
-        run("resources.num_workers=3", "resources.label_selector={smolray.io/card: rtx-4090}", overlay="pool")
+        run("resources.num_workers=3", "resources.label_selector={smolray.io/gpu: rtx-4090}", overlay="pool")
     )
     assert {name: g["replicas"] for name, g in asked.items()} == {"rtx-3090": 0, "rtx-4090": 3}
     assert asked["rtx-4090"]["template"]["spec"]["nodeSelector"] == {
@@ -257,7 +257,7 @@ def test_workers_become_pods():
     ("overlay", "overrides", "told"),
     [
         ("home", ["resources.num_workers=3"], "nearest: resources.num_workers=2"),
-        ("pool", ["resources.num_workers=5", "resources.label_selector={smolray.io/card: rtx-4090}"], "room for 4"),
+        ("pool", ["resources.num_workers=5", "resources.label_selector={smolray.io/gpu: rtx-4090}"], "room for 4"),
         ("home", ["resources.cpus_per_worker=16"], "none fits"),
         ("cpu", ["resources.use_gpu=yes"], "none fits"),
         ("home", ["storage=/data/runs"], "k8s/pvc adds one"),

@@ -4,13 +4,13 @@ import pytest
 
 from smolray.config import ConfigError, load_config, to_yaml
 from smolray.launch.resolve import resolve
-from smolray.launch.resources import Cluster, Node, ResourcesError
+from smolray.launch.resources import Cluster, NodeResources, ResourcesError
 from smolray.run.progress import event_line
 
 
 def gpus(number, cpus=16.0):
     resources = {"CPU": cpus, "GPU": float(number)}
-    return Cluster(resources, (Node(resources, {}),))
+    return Cluster(resources, (NodeResources(resources, {}),))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from smolray.config import load_config
-from smolray.launch.resources import Cluster, Node, count_workers, most_workers
+from smolray.launch.resources import Cluster, NodeResources, count_workers, most_workers
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_a_probe_takes_every_gpu_and_as_many_cpu_workers_as_are_asked_for(availa
 
 def cluster(*nodes):
     """A cluster of nodes, each (CPUs, GPUs) or (CPUs, GPUs, labels)."""
-    made = tuple(Node({"CPU": n[0], "GPU": n[1]}, *(n[2:] or ({},))) for n in nodes)
+    made = tuple(NodeResources({"CPU": n[0], "GPU": n[1]}, *(n[2:] or ({},))) for n in nodes)
     return Cluster({"CPU": sum(n[0] for n in nodes), "GPU": sum(n[1] for n in nodes)}, made)
 
 

@@ -1,0 +1,240 @@
+"""Runs on one node and gathers the facts that the doctor's checks read.
+
+In: nothing but the node. Out: facts (node_checks.py names them) and measurements towards other nodes.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sysconfig
+import threading
+import time
+import uuid
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from smolray import storage
+from smolray.cluster.network_checks import ALL_REDUCE_BYTES
+
+ANSWER_SECONDS = 120.0  # how long a node waits for the other one's connection
+SEND_SECONDS = 0.4
+CHUNK = 256 * 1024
+
+
+class NodeProbe:
+    """A Ray actor that is pinned to one node."""
+
+    def clock(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+    def facts(self, storage_uri: str, paths: tuple[str, ...]) -> dict[str, Any]:
+        """What node_checks.py and checks.py read, without what only the head knows."""
+        import torch
+
+        node: Any = ray._private.worker.global_worker.node
+        session = node.get_session_dir_path()
+        disk, shm = shutil.disk_usage(session), shutil.disk_usage("/dev/shm")  # noqa: S108
+        host = socket.gethostname()
+        addresses = psutil.net_if_addrs()
+        return {
+            "python": platform.python_version(),
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+            "packages": _packages(),
+            "gpus": _gpus(),
+            "host": host,
+            "host_address": _resolve(host),
+            "interfaces": {
+                name: [a.address for a in found if a.family == socket.AF_INET] for name, found in addresses.items()
+            },
+            "interface_of": {
+                library: os.environ.get(f"{library.upper()}_SOCKET_IFNAME") for library in ("gloo", "nccl")
+            },
+            "listening": [
+                (c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN
+            ],
+            "shm": (shm.free, shm.total),
+            "disk": (session, disk.free, disk.total),
+            "locks": _locks(),
+            "builds": _builds(),
+            "storage": _try_storage(storage_uri) if storage_uri else None,
+            "paths": {path: _digest(Path(path)) for path in paths},
+        }
+
+    def free_port(self) -> int:
+        """A port on which nobody listens."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return probe.getsockname()[1]
+
+    def listen(self, address: str) -> int:
+        """Answer one `send` on a port of the node; returns the port."""
+        server = socket.create_server((address, 0))
+        server.settimeout(ANSWER_SECONDS)
+        threading.Thread(target=_answer, args=(server,), daemon=True).start()
+        return server.getsockname()[1]
+
+    def send(self, address: str, port: int) -> tuple[float, float]:
+        """Latency in seconds (half the fastest echo) and bandwidth in bytes per second."""
+        with socket.create_connection((address, port), timeout=10) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+            echoes = []
+            for _ in range(20):
+                began = time.perf_counter()
+                sock.sendall(b"p")
+                sock.recv(1)
+                echoes.append(time.perf_counter() - began)
+
+            sock.settimeout(60)
+            payload, sent, began = bytes(CHUNK), 0, time.perf_counter()
+            while time.perf_counter() - began < SEND_SECONDS:
+                sock.sendall(payload)
+                sent += CHUNK
+            sock.shutdown(socket.SHUT_WR)
+            sock.recv(1)  # all of it has arrived
+            return min(echoes) / 2, sent / (time.perf_counter() - began)
+
+    def closed(self, address: str, ports: tuple[int, ...]) -> list[int]:
+        """Those of `ports` at `address` that do not answer."""
+        found = []
+        for port in ports:
+            try:
+                socket.create_connection((address, port), timeout=3).close()
+            except OSError:
+                found.append(port)
+        return found
+
+
+def _answer(server: socket.socket) -> None:
+    with server, server.accept()[0] as peer:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(20):
+            peer.sendall(peer.recv(1))
+        while peer.recv(CHUNK):
+            pass
+        peer.sendall(b"k")
+
+
+def _resolve(host: str) -> str | None:
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return None
+
+
+def _packages() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in importlib.metadata.distributions():  # the first on the path is the one that is imported
+        if item.metadata["Name"]:
+            found.setdefault(item.metadata["Name"].lower().replace("_", "-"), item.version)
+    return found
+
+
+def _smi(query: str) -> list[list[str]]:
+    """Rows of an nvidia-smi query; none where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [[cell.strip() for cell in line.split(",")] for line in lines if line]
+
+
+def _driver() -> str | None:
+    rows = _smi("--query-gpu=driver_version")
+    return rows[0][0] if rows else None
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """The node's GPUs and the processes on them that are not Ray's."""
+    processes: dict[str, list[dict[str, Any]]] = {}
+    rows = _smi("--query-compute-apps=gpu_uuid,pid,process_name,used_memory")
+    for uuid_, pid, name, memory in (row for row in rows if len(row) == 4):
+        if not _is_rays(int(pid)):
+            processes.setdefault(uuid_, []).append({"pid": int(pid), "name": name, "memory": _mib(memory)})
+    rows = _smi("--query-gpu=uuid,name,memory.used,memory.total")
+    return [
+        {"name": n, "used": _mib(used), "total": _mib(total), "processes": processes.get(u, [])}
+        for u, n, used, total in rows
+    ]
+
+
+def _mib(text: str) -> float:
+    return float(text) * 2**20 if text.isdigit() else 0.0
+
+
+def _is_rays(pid: int) -> bool:
+    try:
+        return " ".join(psutil.Process(pid).cmdline()).startswith("ray::")
+    except psutil.Error:
+        return False
+
+
+def _locks() -> list[tuple[str, float]]:
+    """Lock files of torch's extension builds, each with its age in seconds."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    return [(str(path), time.time() - path.stat().st_mtime) for path in root.glob("**/lock")]
+
+
+def _builds() -> dict[str, bool]:
+    """Whether what a build needs is there."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    compilers = (*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")
+    return {"C++ compiler": any(map(shutil.which, compilers)), "Python.h": headers.exists()}
+
+
+def _try_storage(uri: str) -> tuple[str, str, float]:
+    """(uri, error or "", seconds) of writing, reading and deleting a small file."""
+    began, target, data = time.perf_counter(), storage.join(uri, f".doctor-{uuid.uuid4().hex}"), uuid.uuid4().bytes
+    try:
+        storage.write_bytes(target, data)
+        if storage.read_bytes(target) != data:
+            return uri, "read back other bytes than were written", 0.0
+        storage.delete(target)
+    except OSError as error:
+        return uri, (str(error).strip().splitlines() or [type(error).__name__])[0][:300], 0.0
+    return uri, "", time.perf_counter() - began
+
+
+def _digest(path: Path) -> str | None:
+    """A hash of the names and sizes under a path; None where there is nothing."""
+    if not path.exists():
+        return None
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    listed = "".join(f"{p.relative_to(path)} {p.stat().st_size}\n" for p in files)
+    return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
+
+
+def all_reduce_seconds(rank: int, address: str, port: int, backend: str) -> float:
+    """The fastest of three all-reduces of 16 MiB with another process; `address` and `port` are those of rank 0."""
+    import torch
+    import torch.distributed as dist
+
+    device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
+    dist.init_process_group(
+        backend, init_method=f"tcp://{address}:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=30)
+    )
+    try:
+        values = torch.ones(ALL_REDUCE_BYTES // 4, device=device)
+        times = []
+        for _ in range(3):
+            dist.barrier()
+            began = time.perf_counter()
+            dist.all_reduce(values)
+            values[0].item()
+            times.append(time.perf_counter() - began)
+        return min(times)
+    finally:
+        dist.destroy_process_group()
