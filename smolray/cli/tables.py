@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from smolray.evaluate.metrics import Figures, interval, shown
+from smolray.config import METRICS
+from smolray.evaluate.bootstrap import Estimates
+from smolray.evaluate.measure import interval, shown
 from smolray.run.progress import accuracy_of, count, duration, percent, size
 from smolray.run.status import RunStatus
 
@@ -85,16 +87,16 @@ def accuracy_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def metrics_table(figures: dict[str, Figures]) -> Table:
-    """Each metric with its 95 % interval, over all and by question type; `figures` are the `metrics` of an EvalReport
+def metrics_table(metrics: dict[str, Estimates]) -> Table:
+    """Each metric with its 95 % interval, over all and by question type; `metrics` are those of an EvalReport
     or a result.
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("metric", "type", "samples", "value", "95 % interval"):
         table.add_column(column, justify="left" if column in ("metric", "type") else "right")
-    for metric, kinds in figures.items():
-        for kind, figure in kinds.items():
-            cells = (escape(kind), f"{figure['samples']:,}", shown(metric, figure["value"]), interval(metric, figure))
+    for metric, kinds in metrics.items():
+        for kind, found in kinds.items():
+            cells = (escape(kind), f"{found['samples']:,}", shown(metric, found["value"]), interval(metric, found))
             table.add_row(metric if kind == "overall" else "", *cells)
     return table
 
@@ -109,7 +111,8 @@ def comparison_table(comparison: "Comparison") -> Table:
         table.add_column(column, justify="left" if column == metric else "right")
     for kind, change in comparison.by_type.items():
         certain = change.difference["low"] > 0 or change.difference["high"] < 0
-        colour = ("green" if change.difference["value"] > 0 else "red") if certain else "default"
+        rose = change.difference["value"] > 0
+        colour = ("green" if rose != METRICS[metric].error_rate else "red") if certain else "default"
         table.add_row(
             escape(kind),
             f"{change.a['samples']:,}",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from smolray.config.metrics import METRICS, MetricName
 from smolray.config.search import SearchConfig
 from smolray.config.section import Section
 
@@ -273,9 +274,6 @@ class CheckpointConfig(Section):
     """keep the checkpoint of the best evaluation as well"""
 
 
-Metric = Literal["exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "bleu", "rouge_l", "cider"]
-
-
 class EvalConfig(Section):
     """When and how the validation questions are answered and scored."""
 
@@ -283,9 +281,12 @@ class EvalConfig(Section):
     """epochs between two evaluations; 0: only at the end"""
     max_samples: int | None = Field(default=None, ge=1)
     """evaluate only the first of the validation questions; default: all"""
-    metrics: tuple[Metric, ...] = ("exact_match",)
-    """figures to compute, each with a bootstrap 95 % interval; `pip install 'smolray[eval]'` for anls, bleu, rouge_l
-    and cider"""
+    metrics: tuple[MetricName, ...] = Field(
+        default=("exact_match",),
+        description="computed from the answers, each with a bootstrap 95 % interval. "
+        + "; ".join(f"{name}: {traits.summary}" for name, traits in METRICS.items())
+        + ". `pip install 'smolray[eval]'` for anls, bleu, rouge_l and cider",
+    )
     loss: bool = False
     """sft: also the mean loss of the validation answers, at each evaluated checkpoint"""
     max_new_tokens: int = Field(default=16, ge=1)

@@ -1,29 +1,36 @@
-"""Two checkpoints side by side, question by question: which answers got better or worse, and whether the difference is
-more than chance.
+"""Two checkpoints question by question: which answers got better or worse, and whether the difference is more than
+chance.
 
 In: the predictions of two evaluations of the same data. Out: a Comparison, over all and by question type.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from smolray.evaluate.bootstrap import Figure, MetricError, Scores, figure
-from smolray.evaluate.metrics import METRICS, by_type
-from smolray.run.predictions import Record, prediction_steps, read_predictions
+from smolray.config import METRICS
+from smolray.evaluate.bootstrap import Estimate, MetricError, SampleScores, estimate
+from smolray.evaluate.measure import rows_by_type, sample_scores
+from smolray.run.predictions import Prediction, prediction_steps, read_predictions
+
+Key = tuple[str, str]  # of a question: image key and id
 
 
 @dataclass(frozen=True)
 class Change:
     """From `a` to `b` on the same questions.
 
-    `difference` is b - a with its paired bootstrap interval; `p_value`: see `mcnemar`.
+    Attributes:
+        difference: b - a with its paired bootstrap interval.
+        gained, lost: questions that b answers better or worse.
+        p_value: see `mcnemar`.
     """
 
-    a: Figure
-    b: Figure
-    difference: Figure
+    a: Estimate
+    b: Estimate
+    difference: Estimate
     gained: int
     lost: int
     p_value: float
@@ -31,17 +38,19 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`by_type` has "overall" first.
+    """Two evaluations under one metric.
 
-    `gained` and `lost` hold the questions whose score rose or fell: id, key, type, question, answers, both predictions
-    (a, b) and both scores (score_a, score_b). `only_a`, `only_b`: questions that one of them lacks; they are in no
-    figure.
+    Attributes:
+        by_type: "overall" first.
+        gained, lost: the questions that b answers better or worse: id, key, type, question, answers, both predictions
+            (a, b) and the metric of each (metric_a, metric_b).
+        only_a, only_b: questions that one evaluation lacks; they are in no estimate.
     """
 
     metric: str
     by_type: dict[str, Change]
-    gained: list[Record]
-    lost: list[Record]
+    gained: list[dict[str, Any]]
+    lost: list[dict[str, Any]]
     only_a: int = 0
     only_b: int = 0
 
@@ -51,56 +60,45 @@ def compare_runs(
 ) -> Comparison:
     """Compare the kept predictions of two run folders; one folder twice compares two steps.
 
-    Without steps: the newest of each, or of one folder the two newest. Raises MetricError where a step was not
-    evaluated or the data differ.
+    Without steps: the newest of each, or of one folder the two newest.
+
+    Raises MetricError where a step was not evaluated or the data differ.
     """
     kept_a, kept_b = prediction_steps(run_a), prediction_steps(run_b)
-    step_b = step_b if step_b is not None else max(kept_b, default=None)
+    if step_b is None:
+        step_b = max(kept_b, default=None)
     if step_a is None:
-        step_a = max(
-            (step for step in kept_a if run_a != run_b or (step_b is not None and step < step_b)), default=None
-        )
-    for run, step, kept in ((run_a, step_a, kept_a), (run_b, step_b, kept_b)):
-        if step not in kept:
-            asked = "another evaluation to compare with" if step is None else f"predictions of step {step}"
-            raise MetricError(f"{run}: expected {asked}, found steps {kept or 'none'}; `smolray evaluate` makes them")
-    assert step_a is not None and step_b is not None
-    return compare_predictions(read_predictions(run_a, step_a), read_predictions(run_b, step_b), metric)
+        earlier = [step for step in kept_a if run_a != run_b or (step_b is not None and step < step_b)]
+        step_a = max(earlier, default=None)
+
+    return compare_predictions(_read(run_a, step_a, kept_a), _read(run_b, step_b, kept_b), metric)
 
 
-def compare_predictions(a: Sequence[Record], b: Sequence[Record], metric: str = "exact_match") -> Comparison:
-    """Compare two lists of prediction records, matched by image and id.
+def compare_predictions(a: Sequence[Prediction], b: Sequence[Prediction], metric: str = "exact_match") -> Comparison:
+    """Compare two lists of predictions, matched by image and id.
 
-    Raises MetricError where they share no question, a question stands twice, or its reference answers differ.
+    Raises MetricError for an unknown metric, and where they share no question, a question occurs twice, or its
+    reference answers differ.
     """
-    if metric not in METRICS:
-        raise MetricError(f"metric = {metric!r}; expected one of {', '.join(METRICS)}")
-    first, second = _by_question(a), _by_question(b)
-    both = [name for name in first if name in second]
-    if not both:
-        raise MetricError(
-            f"the two evaluations share no question ({len(first)} and {len(second)}): they are not of the same data"
-        )
-    for name in both:
-        if list(first[name]["answers"]) != list(second[name]["answers"]):
-            raise MetricError(
-                f"question {name[1]!r} has other reference answers in the second evaluation: they are not of the same data"
-            )
-    mine, other = [first[name] for name in both], [second[name] for name in both]
-    scores_a, scores_b = METRICS[metric](mine), METRICS[metric](other)
-    keys, each_a, each_b = np.array([name[0] for name in both], object), scores_a.per_sample(), scores_b.per_sample()
-    rose, fell = each_b > each_a + 1e-9, each_b < each_a - 1e-9
-    changes = {}
-    for kind, rows in by_type(mine).items():
-        parts = (scores_a.take(rows), scores_b.take(rows))
-        gained, lost = int(rose[rows].sum()), int(fell[rows].sum())
-        a_figure, b_figure, difference = (figure(s, keys[rows]) for s in (*parts, _difference(*parts)))
-        changes[kind] = Change(a_figure, b_figure, difference, gained, lost, mcnemar(gained, lost))
+    by_key_a, by_key_b = _by_key(a), _by_key(b)
+    shared = _shared(by_key_a, by_key_b)
+    of_a, of_b = [by_key_a[key] for key in shared], [by_key_b[key] for key in shared]
+    scores_a, scores_b = sample_scores(metric, of_a), sample_scores(metric, of_b)
 
-    def pairs(which: np.ndarray) -> list[Record]:
-        return [_pair(mine[i], other[i], each_a[i], each_b[i]) for i in np.flatnonzero(which)]
+    each_a, each_b = scores_a.per_sample(), scores_b.per_sample()
+    rise = each_a - each_b if METRICS[metric].error_rate else each_b - each_a
+    better, worse = rise > 1e-9, rise < -1e-9
 
-    return Comparison(metric, changes, pairs(rose), pairs(fell), len(first) - len(both), len(second) - len(both))
+    images = np.array([key for key, _ in shared], object)
+    changes = {
+        kind: _change(scores_a.take(rows), scores_b.take(rows), images[rows], better[rows], worse[rows])
+        for kind, rows in rows_by_type(of_a).items()
+    }
+    gained, lost = (
+        [_side_by_side(of_a[i], of_b[i], each_a[i], each_b[i]) for i in np.flatnonzero(which)]
+        for which in (better, worse)
+    )
+    return Comparison(metric, changes, gained, lost, len(by_key_a) - len(shared), len(by_key_b) - len(shared))
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -116,26 +114,58 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * total / 2**count)
 
 
-def _difference(a: Scores, b: Scores) -> Scores:
+def _read(run: str, step: int | None, kept: list[int]) -> list[Prediction]:
+    if step is None or step not in kept:
+        expected = "another evaluation to compare with" if step is None else f"predictions of step {step}"
+        raise MetricError(f"{run}: expected {expected}, found steps {kept or 'none'}; `smolray evaluate` makes them")
+    return read_predictions(run, step)
+
+
+def _by_key(predictions: Sequence[Prediction]) -> dict[Key, Prediction]:
+    found: dict[Key, Prediction] = {}
+    for prediction in predictions:
+        key = (prediction["key"], prediction["id"])
+        if key in found:
+            raise MetricError(f"question {prediction['id']!r} occurs twice in one evaluation: it cannot be compared")
+        found[key] = prediction
+    return found
+
+
+def _shared(a: dict[Key, Prediction], b: dict[Key, Prediction]) -> list[Key]:
+    """The questions of both. Raises MetricError where there are none, or one has other reference answers."""
+    shared = [key for key in a if key in b]
+    if not shared:
+        raise MetricError(
+            f"the two evaluations share no question ({len(a)} and {len(b)}): they are not of the same data"
+        )
+    for key in shared:
+        if list(a[key]["answers"]) != list(b[key]["answers"]):
+            raise MetricError(
+                f"question {key[1]!r} has other reference answers in the second evaluation: "
+                "they are not of the same data"
+            )
+    return shared
+
+
+def _change(a: SampleScores, b: SampleScores, images: np.ndarray, better: np.ndarray, worse: np.ndarray) -> Change:
+    a_value, b_value, difference = (estimate(scores, images) for scores in (a, b, _difference(a, b)))
+    gained, lost = int(better.sum()), int(worse.sum())
+    return Change(a_value, b_value, difference, gained, lost, mcnemar(gained, lost))
+
+
+def _difference(a: SampleScores, b: SampleScores) -> SampleScores:
     width = a.statistics.shape[1]
-    return Scores(
+    return SampleScores(
         np.hstack([a.statistics, b.statistics]),
         lambda sums, counts: b.combine(sums[:, width:], counts) - a.combine(sums[:, :width], counts),
     )
 
 
-def _by_question(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
-    found: dict[tuple[str, str], Record] = {}
-    for record in records:
-        name = (record["key"], record["id"])
-        if name in found:
-            raise MetricError(
-                f"question {record['id']!r} stands twice in one evaluation: it cannot be told which to compare"
-            )
-        found[name] = record
-    return found
-
-
-def _pair(a: Record, b: Record, score_a: float, score_b: float) -> Record:
-    kept = {k: a[k] for k in ("id", "key", "type", "question", "answers")}
-    return kept | {"a": a["prediction"], "b": b["prediction"], "score_a": float(score_a), "score_b": float(score_b)}
+def _side_by_side(a: Prediction, b: Prediction, metric_a: float, metric_b: float) -> dict[str, Any]:
+    kept = {name: a[name] for name in ("id", "key", "type", "question", "answers")}
+    return kept | {
+        "a": a["prediction"],
+        "b": b["prediction"],
+        "metric_a": float(metric_a),
+        "metric_b": float(metric_b),
+    }

@@ -7,18 +7,17 @@ before it is trained.
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from smolray.data.batch import Batch
-from smolray.evaluate.bootstrap import Scores, figure
-from smolray.evaluate.metrics import Figures, by_type
+from smolray.evaluate.bootstrap import Estimates, SampleScores
+from smolray.evaluate.measure import estimates_by_type
 from smolray.model.forward import target_states
 from smolray.model.load import base_model
 from smolray.objectives.base import completion_logps
-from smolray.run.predictions import Record
+from smolray.run.predictions import Prediction
 
 
 @torch.no_grad()
@@ -37,13 +36,12 @@ def margins(model: nn.Module, batches: Iterable[Batch], device: torch.device) ->
     return {name: margin for part in parts for name, margin in part.items()}
 
 
-def preference(found: dict[str, float], records: Sequence[Record]) -> Figures:
-    """The figures of `margins`; `records` tell question type and image of each id, and those without a margin are left
-    out.
+def preference(found: dict[str, float], predictions: Sequence[Prediction]) -> Estimates:
+    """The preference accuracy by question type.
+
+    `found`: `margins`. `predictions` tell question type and image of each id; those without a margin are left out.
     """
-    compared = [record for record in records if record["id"] in found]
+    compared = [prediction for prediction in predictions if prediction["id"] in found]
     if not compared:
         return {}
-    scores = Scores.mean([found[record["id"]] > 0 for record in compared])
-    keys = np.array([record["key"] for record in compared], object)
-    return {kind: figure(scores.take(rows), keys[rows]) for kind, rows in by_type(compared).items()}
+    return estimates_by_type(SampleScores.mean([found[p["id"]] > 0 for p in compared]), compared)

@@ -22,6 +22,7 @@ from smolray.data.reader import Folders
 from smolray.data.stream import Stream
 from smolray.evaluate.evaluator import EvalReport, evaluate
 from smolray.evaluate.loss import mean_loss
+from smolray.evaluate.measure import goodness
 from smolray.evaluate.preference import margins, preference
 from smolray.evaluate.retrieval import search_report
 
@@ -72,7 +73,7 @@ def headline(report: EvalReport, config: RunConfig) -> float:
     """
     names = ("preference", "mean_average_precision", *config.evaluate.metrics)
     return next(
-        (report.metrics[name]["overall"]["value"] for name in names if name in report.metrics),
+        (goodness(name, report.metrics[name]["overall"]["value"]) for name in names if name in report.metrics),
         report.accuracy["overall"],
     )
 
@@ -94,13 +95,13 @@ def with_preference(
         consumers=world,
         sidecars=folders.validation_sidecars,
     )
-    figures = preference(margins(model, stream, device), report.predictions)
-    accuracy, counts = {"preference": figures["overall"]["value"]}, {"preference": figures["overall"]["samples"]}
+    found = preference(margins(model, stream, device), report.predictions)
+    accuracy, counts = {"preference": found["overall"]["value"]}, {"preference": found["overall"]["samples"]}
     return replace(
         report,
         accuracy=report.accuracy | accuracy,
         counts=report.counts | counts,
-        metrics=report.metrics | {"preference": figures},
+        metrics=report.metrics | {"preference": found},
     )
 
 

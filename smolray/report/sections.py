@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from markupsafe import Markup
 
-from smolray.evaluate.metrics import interval, shown
+from smolray.evaluate.measure import interval, shown
 from smolray.report.charts import Point, Series, line_chart, smooth
 from smolray.run.events import Event, surviving
 from smolray.run.progress import accuracy_of, count, duration, event_line, percent, size
@@ -201,17 +201,17 @@ def tiles(run: RunContents) -> dict[str, str]:
 
 def metrics(run: RunContents) -> list[Row]:
     """Each metric by question type, with its interval."""
-    figures = run.result.get("metrics") or run.evaluated.get("metrics") or {}
+    found = run.result.get("metrics") or run.evaluated.get("metrics") or {}
     return [
         Row(
             f"{metric}, {kind}",
             kind == "overall",
-            f"{figure['samples']:,}",
-            shown(metric, figure["value"]),
-            interval(metric, figure),
+            f"{estimate['samples']:,}",
+            shown(metric, estimate["value"]),
+            interval(metric, estimate),
         )
-        for metric, kinds in figures.items()
-        for kind, figure in kinds.items()
+        for metric, kinds in found.items()
+        for kind, estimate in kinds.items()
     ]
 
 

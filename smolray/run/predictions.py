@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from smolray import storage
 from smolray.run.folder import RunFolder
 
-Record = dict[str, Any]
+Prediction = dict[str, Any]  # id, key, type, question, prediction, answer, answers, correct
 
 
-def read_predictions(run_dir: str, step: int) -> list[Record]:
+def read_predictions(run_dir: str, step: int) -> list[Prediction]:
     """The predictions that an evaluation at `step` kept. Raises FileNotFoundError."""
     data = storage.read_bytes(RunFolder(run_dir).predictions_of(step))
     return pq.read_table(pa.BufferReader(data)).to_pylist()
@@ -24,7 +24,7 @@ def prediction_steps(run_dir: str) -> list[int]:
     return sorted(int(name[5:-8]) for name in names if name.startswith("step-") and name.endswith(".parquet"))
 
 
-def write_predictions(run_dir: str, step: int, predictions: Sequence[Record]) -> None:
+def write_predictions(run_dir: str, step: int, predictions: Sequence[Prediction]) -> None:
     """Keep predictions as Parquet: id, key, type, question, prediction, answer, answers, correct."""
     text = [(n, pa.string()) for n in ("id", "key", "type", "question", "prediction", "answer")]
     schema = pa.schema([*text, ("answers", pa.list_(pa.string())), ("correct", pa.bool_())])

@@ -6,18 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from smolray.config import load_config
-from smolray.data.collate import Group, collate_prompts
+from smolray.data.collate import Group, collate_prompts, collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.local import LocalStream, local_plan
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.data.shards import write_shards
-from smolray.evaluate.retrieval import caption_scores, mean_log_probabilities, measure_retrieval
+from smolray.evaluate.retrieval import average_precision
 from smolray.model.decoding import greedy
-from smolray.model.load import load_model
+from smolray.model.forward import target_states
+from smolray.model.load import base_model, load_model
 from smolray.model.tiny import build_model
+from smolray.objectives.base import completion_logps
 from smolray.run.checkpoint import Progress
 from smolray.train.loop import TrainLoop
 from tests.gloo import build_engine, run_workers
@@ -36,6 +39,18 @@ def captioned(number: int, scan: np.ndarray, digit: int) -> ShardRow:
     )
     conversation = Conversation(str(number), turns)
     return ShardRow(image_key((sink.getvalue(),), conversation), (sink.getvalue(),), (conversation,))
+
+
+@torch.no_grad()
+def caption_logps(model, image: bytes, encoder) -> np.ndarray:
+    """Mean log-probability per token of each digit's caption for one image: (10,)."""
+    turn = Message("user", (Part("image"),))
+    captions = [Message("assistant", (Part("text", f"a photo of the digit {word}"),)) for word in WORDS]
+    conversations = tuple(Conversation(str(n), (turn, caption)) for n, caption in enumerate(captions))
+    row = ShardRow(image_key((image,), conversations[0]), (image,), conversations)
+    batch = collate_training([Group(row, tuple(range(len(WORDS))))], encoder)
+    sums = completion_logps(base_model(model).lm_head, target_states(model, batch), batch)
+    return (sums / torch.bincount(batch.target_completion, minlength=len(sums))).double().numpy()
 
 
 def train_and_caption(folder: str) -> dict[str, float]:
@@ -63,10 +78,8 @@ def train_and_caption(folder: str) -> dict[str, float]:
     tested, truth = rows[-HELD_OUT:], digits.target[order[-HELD_OUT:]]
 
     def precision(model) -> float:
-        captions = [f"a photo of the digit {word}" for word in WORDS]
-        scores = caption_scores([row.images[0] for row in tested], captions, encoder, mean_log_probabilities(model), "")
-        relevant = truth[None, :] == np.arange(len(WORDS))[:, None]
-        return measure_retrieval(scores, relevant)["mean_average_precision"]["value"]
+        logps = np.stack([caption_logps(model, row.images[0], encoder) for row in tested], axis=1)
+        return float(average_precision(logps, truth[None, :] == np.arange(len(WORDS))[:, None]).mean())
 
     before = precision(load_model(config.model).eval())
     engine = build_engine(config)

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from smolray.cli.tables import changes_table, comparison_table, metrics_table
 from smolray.evaluate.bootstrap import MetricError
 from smolray.evaluate.compare import compare_predictions, compare_runs, mcnemar
-from smolray.evaluate.evaluator import score, summarize
+from smolray.evaluate.evaluator import summarize, to_prediction
 from smolray.report.run import write_report
 from smolray.run.predictions import write_predictions
 
@@ -32,7 +32,7 @@ def questions(count, per_image=2):
 
 
 def answered(records, right):
-    return [score(record, "red" if hit else "blue") for record, hit in zip(records, right, strict=True)]
+    return [to_prediction(record, "red" if hit else "blue") for record, hit in zip(records, right, strict=True)]
 
 
 def drawn(table):
@@ -46,7 +46,7 @@ def test_gained_and_lost_questions_are_named_and_counted_by_type():
     before, after = answered(records, [1, 1, 0, 0, 1, 0, 1, 0]), answered(records, [1, 0, 1, 0, 1, 1, 1, 1])
     found = compare_predictions(before, after[::-1])
     assert [r["id"] for r in found.gained] == ["q2", "q5", "q7"] and [r["id"] for r in found.lost] == ["q1"]
-    assert (found.lost[0]["a"], found.lost[0]["b"], found.lost[0]["score_a"], found.lost[0]["score_b"]) == (
+    assert (found.lost[0]["a"], found.lost[0]["b"], found.lost[0]["metric_a"], found.lost[0]["metric_b"]) == (
         "red",
         "blue",
         1,
@@ -106,13 +106,27 @@ def test_graded_and_corpus_metrics_compare_too():
         ["a red bus on the road", "a blue car", "the red bus", "bus"],
         ["a red bus on the street", "a blue car", "the red bus", ""],
     )
-    before, after = ([score(r, t) for r, t in zip(records, said, strict=True)] for said in texts)
+    before, after = ([to_prediction(r, t) for r, t in zip(records, said, strict=True)] for said in texts)
     for metric in ("anls", "rouge_l", "bleu"):
         found = compare_predictions(before, after, metric)
         overall = found.by_type["overall"]
         assert [r["id"] for r in found.gained] == ["q0"] and found.lost in ([], found.lost[:1])
         assert overall.difference["value"] == pytest.approx(overall.b["value"] - overall.a["value"])
         assert overall.difference["low"] <= overall.difference["value"] <= overall.difference["high"]
+
+
+def test_a_lower_error_rate_is_a_gain():
+    records = [record | {"answers": ["total"], "answer": "total"} for record in questions(4)]
+    before, after = (
+        [to_prediction(r, t) for r, t in zip(records, texts, strict=True)]
+        for texts in (["tatal", "total", "tutal", "total"], ["total", "totally", "total", "total"])
+    )
+    found = compare_predictions(before, after, "cer")
+    assert [r["id"] for r in found.gained] == ["q0", "q2"] and [r["id"] for r in found.lost] == ["q1"]
+    assert found.by_type["overall"].difference["value"] == pytest.approx((2 - 2) / 20)
+    assert found.by_type["colour"].difference["value"] == pytest.approx(-2 / 10)
+    text = drawn(comparison_table(compare_predictions(before, after[:1] + before[1:], "cer")))
+    assert "-5.0 %" in text
 
 
 def test_what_cannot_be_compared_is_refused_and_what_one_lacks_is_counted():
@@ -124,7 +138,7 @@ def test_what_cannot_be_compared_is_refused_and_what_one_lacks_is_counted():
         compare_predictions(before[:2], before[2:])
     with pytest.raises(MetricError, match="'q1' has other reference answers"):
         compare_predictions(before, [before[0], before[1] | {"answers": ["blue"]}])
-    with pytest.raises(MetricError, match="'q0' stands twice"):
+    with pytest.raises(MetricError, match="'q0' occurs twice"):
         compare_predictions([before[0], before[0]], before)
     with pytest.raises(MetricError, match="expected one of exact_match"):
         compare_predictions(before, before, "f1")

@@ -8,7 +8,7 @@ import torch
 from smolray.config import ModelConfig
 from smolray.data.collate import Group, collate_prompts, collate_training
 from smolray.data.sample import Conversation
-from smolray.evaluate.evaluator import score, summarize
+from smolray.evaluate.evaluator import summarize, to_prediction
 from smolray.model.decoding import greedy
 from smolray.model.load import load_model
 from tests.losses import sft_sum
@@ -162,7 +162,7 @@ def test_decoding_stops_when_all_have_ended(trained, encoder):
 
 def test_an_answer_counts_where_it_matches_any_reference_but_for_case_and_outer_blanks():
     record = {"id": "1", "key": "k", "type": "colour", "question": "?", "answer": "Blue", "answers": ["Blue", " navy "]}
-    assert [score(record, text)["correct"] for text in (" blue\n", "NAVY", "bluee", "", "blue navy")] == [
+    assert [to_prediction(record, text)["correct"] for text in (" blue\n", "NAVY", "bluee", "", "blue navy")] == [
         True,
         True,
         False,
@@ -170,7 +170,11 @@ def test_an_answer_counts_where_it_matches_any_reference_but_for_case_and_outer_
         False,
     ]
     report = summarize(
-        [score(record, "blue"), score(record | {"type": ""}, "red"), score(record | {"type": "shape"}, "navy")]
+        [
+            to_prediction(record, "blue"),
+            to_prediction(record | {"type": ""}, "red"),
+            to_prediction(record | {"type": "shape"}, "navy"),
+        ]
     )
     assert (
         report.accuracy == {"overall": 2 / 3, "colour": 1.0, "shape": 1.0}
