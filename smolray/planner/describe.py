@@ -1,51 +1,51 @@
-"""A Plan as a person reads it: a table of strategies and the choice in words; and as JSON.
+"""A Plan as a person reads it, and as JSON.
 
-In: Plan. Out: a rich Table, text, a dict of plain values.
+In: Plan. Out: a table of strategies, the choice in words, a dict of plain values.
 """
 
 from dataclasses import asdict
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
 from smolray.planner.candidate import Candidate
 from smolray.planner.plan import Plan
 
-COLUMNS = ("strategy", "gpus", "fits", "GB a card", "micro-batch", "s/step", "samples/s", "limited by")
+HEADER = f"{'strategy':<27} {'GB a GPU':>8} {'s/step':>8} {'samples/s':>10}  limited by"
 
 
-def strategies_table(plan: Plan) -> Table:
-    """One line a strategy: its best setting that fits, or the one that lacks least. The chosen one is bold."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in COLUMNS:
-        table.add_column(
-            column,
-            justify="left" if column in ("strategy", "gpus", "fits", "limited by") else "right",
-            overflow="fold",
-        )
+def strategies_table(plan: Plan) -> RenderableType:
+    """Two lines for each strategy: its numbers, and on which GPUs with which micro-batches. At most 80 columns.
+
+    Each is shown with its best settings that fit, or with those that lack least memory. The chosen one is bold.
+    """
+    lines: list[RenderableType] = [Text(HEADER, style="dim")]
     for row in plan.rows:
-        most, _ = _fullest(row)
-        style = "bold" if row is plan.chosen else None if row.fits else "dim"
-        fits = "[green]yes[/]" if row.fits else "[red]no[/]"
-        size = f"{row.micro_batch} x {row.micro_batches}{', checkpointed' if row.checkpointing else ''}"
-        numbers = (
-            f"{most / 1e9:.1f}",
-            size,
-            f"{row.time.total:.3g}",
-            f"{row.samples_per_second:.1f}",
-            escape(row.limit),
-        )
-        table.add_row(escape(row.name), escape(_names(row.names)), fits, *numbers, style=style)
-    return table
+        style = "bold" if row is plan.chosen else "" if row.fits else "dim"
+        lines.append(Text(_numbers(row), style=style, no_wrap=True))
+        lines.append(Padding(Text(_setup(row), style=style), (0, 0, 0, 2)))
+    return Group(*lines)
+
+
+def _numbers(row: Candidate) -> str:
+    gigabytes, limit = _fullest(row)[0] / 1e9, row.limit if row.fits else "does not fit"
+    return f"{row.name:<27} {gigabytes:>8.1f} {row.time.total:>8.3g} {row.samples_per_second:>10.1f}  {limit}"
+
+
+def _setup(row: Candidate) -> str:
+    checkpointed = ", checkpointed" if row.checkpointing else ""
+    lacking = "" if row.fits else f"; {row.limit}"
+    return f"{_counted(row.names)}: {_micro_batches(row)} of {row.micro_batch}{checkpointed}{lacking}"
 
 
 def words(plan: Plan) -> str:
-    """The choice and its reason, in sentences, a line each."""
+    """The choice and its reason: one sentence on each line."""
     lines = []
     if plan.statistics.assumed:
         lines.append(
-            f"The data are not prepared yet: taken for images of {plan.statistics.most_tiles} tiles with "
+            f"The data is not prepared yet. Assumed: images of {plan.statistics.most_tiles} tiles with "
             f"{plan.statistics.questions_per_row:g} short questions each."
         )
     written = plan.as_written
@@ -55,23 +55,28 @@ def words(plan: Plan) -> str:
         )
     if plan.chosen is not None:
         return "\n".join([*lines, *_choice(plan, plan.chosen)])
+
     nearest = min(plan.rows, key=lambda row: row.missing)
     lines.append(
-        f"Nothing fits on {plan.inventory.describe()}. Nearest is {_engine(nearest)} with micro-batch {nearest.micro_batch}"
-        f"{' and checkpointing' if nearest.checkpointing else ''}: {nearest.limit}."
+        f"Nothing fits on {plan.inventory.describe()}. Nearest is {_engine(nearest)} with micro-batch "
+        f"{nearest.micro_batch}{' and checkpointing' if nearest.checkpointing else ''}: {nearest.limit}."
     )
     if plan.change is None or plan.changed is None or plan.changed.chosen is None:
         lines.append(
-            "No LoRA, no quantisation and no smaller image makes it fit: a smaller model or a larger card is needed."
+            "LoRA, quantisation and smaller images do not make it fit: a smaller model or a larger GPU is needed."
         )
         return "\n".join(lines)
+
     settings = " ".join(f"{key}={_setting(value)}" for key, value in plan.change.settings.items())
     lines.append(f"It fits with {plan.change.words} ({settings}):")
     return "\n".join([*lines, *_choice(plan.changed, plan.changed.chosen)])
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """Plain values: the model, the inventory, every row, the choice, its settings and the words."""
+    """Plain values: the model, the data, the inventory, every row, the choice, its settings and the words.
+
+    Sizes are in bytes, times in seconds.
+    """
     return {
         "model": {"path": plan.config.model.path, "parameters": plan.shape.parameters, "groups": plan.shape.groups},
         "data": {
@@ -96,14 +101,14 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def candidate_json(row: Candidate) -> dict[str, Any]:
-    """One way to train: what is set, bytes by part for each card, seconds by part for a step."""
+    """A candidate as plain values: its settings, bytes by part on each GPU, seconds of a step by part."""
     return {
         "strategy": row.strategy,
         "name": row.name,
         "fits": row.fits,
         "limit": row.limit,
         "gpus": [list(place) for place in row.gpus],
-        "card_names": list(row.names),
+        "gpu_names": list(row.names),
         "micro_batch": row.micro_batch,
         "micro_batches": row.micro_batches,
         "checkpointing": row.checkpointing,
@@ -120,93 +125,104 @@ def candidate_json(row: Candidate) -> dict[str, Any]:
 
 
 def _choice(plan: Plan, chosen: Candidate) -> list[str]:
+    """The chosen candidate: its speed, its memory, its stages or shares, and why not the others."""
+    where = "" if len(chosen.gpus) == 1 else f" on {len(chosen.gpus)} GPUs"
+    checkpointed = ", layers checkpointed" if chosen.checkpointing else ""
     most, gpu = _fullest(chosen)
-    where = "" if len(chosen.gpus) == 1 else f" on {len(chosen.gpus)} cards"
     lines = [
-        f"Chosen: {_engine(chosen)}{where} ({_names(chosen.names)}): {chosen.samples_per_second:.1f} samples/s, {chosen.time.total:.3g} s a step of "
-        f"{chosen.samples:.0f} conversations in {chosen.micro_batches} micro-batch{'es' if chosen.micro_batches > 1 else ''} of at most {chosen.micro_batch}"
-        f"{', layers checkpointed' if chosen.checkpointing else ''}.",
-        f"The fullest card ({chosen.names[gpu]}) holds {most / 1e9:.1f} of {chosen.capacity[gpu] / 1e9:.1f} GB that may be used; "
-        f"what takes longest is {chosen.time.limit}.",
+        f"Chosen: {_engine(chosen)}{where} ({_counted(chosen.names)}): {chosen.samples_per_second:.1f} samples/s, "
+        f"{chosen.time.total:.3g} s a step of {chosen.samples:.0f} conversations in {_micro_batches(chosen)} "
+        f"of at most {chosen.micro_batch}{checkpointed}.",
+        f"The fullest GPU ({chosen.names[gpu]}) holds {most / 1e9:.1f} of {chosen.capacity[gpu] / 1e9:.1f} GB that may "
+        f"be used. The step is limited by {chosen.time.limit}.",
     ]
     if chosen.partition:
         lines += _stages(plan, chosen)
     elif len(set(chosen.names)) > 1:
-        dealt = ", ".join(f"{name} {share}" for name, share in zip(chosen.names, chosen.shares, strict=True))
-        ruled = (
-            "every pass is collective on stage 3, so that the slowest card rules"
-            if chosen.zero and chosen.zero.stage == 3
-            else "dealt by speed"
-        )
-        lines.append(f"Micro-batches of a step: {dealt} ({ruled}).")
-    others = [row for row in plan.rows if row.fits and row.strategy != chosen.strategy]
-    if others:
-        second = max(others, key=lambda row: row.samples_per_second)
-        lines.append(
-            f"Next is {second.name} on {_names(second.names)} with {second.samples_per_second:.1f} samples/s, limited by {second.limit}."
-        )
-    failed = [row for row in plan.rows if not row.fits and row.strategy != chosen.strategy]
-    lines += [f"{row.name} does not fit: {row.limit}." for row in {row.limit: row for row in failed}.values()]
-    left = _left_out(plan, chosen)
-    if left:
-        lines.append(
-            f"Left idle: {left}; of the plans tried none that uses more cards is faster by more than predictions err."
-        )
+        lines.append(_shares(chosen))
+    lines += _others(plan, chosen)
+    if idle := _idle(plan, chosen):
+        lines.append(f"Left idle: {idle}; no plan with more GPUs is faster by more than the prediction error.")
     return lines
 
 
 def _stages(plan: Plan, chosen: Candidate) -> list[str]:
-    """Which layers each stage holds, and on which card."""
-    lines, start = [], 0
+    """Which layers each stage holds, and on which GPUs: one line for each stage."""
+    lines, start, stages = [], 0, len(chosen.partition)
     layers = [layer.name for layer in plan.shape.layers]
     for stage, size in enumerate(chosen.partition):
         end = start + size
         held = layers[start] if size == 1 else f"{layers[start]} to {layers[end - 1]}"
-        stages = len(chosen.partition)
-        gpus = [
-            f"{chosen.names[r * stages + stage]} in {plan.inventory.nodes[chosen.gpus[r * stages + stage][0]].name}"
-            for r in range(chosen.replicas)
-        ]
-        memory = chosen.memory[stage].total
-        lines.append(f"  stage {stage}: {held} ({size} layers, {memory / 1e9:.1f} GB) on {', '.join(gpus)}")
+        ranks = [replica * stages + stage for replica in range(chosen.replicas)]
+        gpus = [f"{chosen.names[r]} in {plan.inventory.nodes[chosen.gpus[r][0]].name}" for r in ranks]
+        gigabytes = chosen.memory[stage].total / 1e9
+        lines.append(f"  stage {stage}: {held} ({size} layers, {gigabytes:.1f} GB) on {', '.join(gpus)}")
         start = end
     return lines
 
 
-def _left_out(plan: Plan, chosen: Candidate) -> str:
+def _shares(chosen: Candidate) -> str:
+    """How many micro-batches of a step each GPU takes."""
+    shares = ", ".join(f"{name} {share}" for name, share in zip(chosen.names, chosen.shares, strict=True))
+    if chosen.zero and chosen.zero.stage == 3:
+        return (
+            f"Micro-batches of a step: {shares} (on stage 3 every pass is collective: the slowest GPU sets the pace)."
+        )
+    return f"Micro-batches of a step: {shares} (by speed)."
+
+
+def _others(plan: Plan, chosen: Candidate) -> list[str]:
+    """The fastest other strategy, and which do not fit."""
+    others = [row for row in plan.rows if row.strategy != chosen.strategy]
+    fitting, failed = [row for row in others if row.fits], [row for row in others if not row.fits]
+    lines = []
+    if fitting:
+        second = max(fitting, key=lambda row: row.samples_per_second)
+        lines.append(
+            f"Next is {second.name} on {_counted(second.names)} with {second.samples_per_second:.1f} samples/s, "
+            f"limited by {second.limit}."
+        )
+    once = {row.limit: row for row in failed}.values()  # the last of those that fail for the same reason
+    return [*lines, *(f"{row.name} does not fit: {row.limit}." for row in once)]
+
+
+def _idle(plan: Plan, chosen: Candidate) -> str:
+    """The GPUs that the plan does not use; empty where it uses all."""
     used = set(chosen.gpus)
     idle = [
-        gpu.name for b, node in enumerate(plan.inventory.nodes) for c, gpu in enumerate(node.gpus) if (b, c) not in used
+        gpu.name for n, node in enumerate(plan.inventory.nodes) for g, gpu in enumerate(node.gpus) if (n, g) not in used
     ]
-    return _names(tuple(idle))
+    return _counted(tuple(idle))
 
 
 def _engine(row: Candidate) -> str:
     names = {
-        "single": "a single card",
+        "single": "a single GPU",
         "pipeline": f"a pipeline of {len(row.partition)} stages",
         "pipeline x data": f"{row.replicas} pipelines of {len(row.partition)} stages",
     }
-    told = names.get(row.strategy, row.strategy.replace("zero-", "ZeRO-"))
-    return told + row.name.removeprefix(row.strategy)
+    offload = row.name.removeprefix(row.strategy)
+    return names.get(row.strategy, row.strategy.replace("zero-", "ZeRO-")) + offload
 
 
-def _names(names: tuple[str, ...]) -> str:
+def _micro_batches(row: Candidate) -> str:
+    return f"{row.micro_batches} micro-batch{'es' if row.micro_batches > 1 else ''}"
+
+
+def _counted(names: tuple[str, ...]) -> str:
     return ", ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
 
 
 def _fullest(row: Candidate) -> tuple[float, int]:
+    """Bytes on the GPU with the largest share of its memory filled, and its number."""
     gpu = max(range(len(row.memory)), key=lambda i: row.memory[i].total / row.capacity[i])
     return row.memory[gpu].total, gpu
 
 
 def _setting(value: Any) -> str:
+    """A value as it is written in an override."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
-    return (
-        f"[{','.join(map(str, value))}]"
-        if isinstance(value, list)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -258,7 +258,7 @@ def test_where_no_change_helps_that_is_said():
     tiny = replace(CARDS["t4"], name="toy", memory=10**9)
     plan = plan_of(Inventory((InventoryNode("b", (tiny,), Interconnect(1e8, 1e-4)),)), "random-2.2b")
     assert plan.chosen is None and plan.change is None and plan.settings() == {}
-    assert "smaller model or a larger card" in words(plan)
+    assert "smaller model or a larger GPU" in words(plan)
 
 
 def test_what_is_asked_for_and_cannot_be_is_left_out():
@@ -305,17 +305,33 @@ def test_the_run_as_written_is_predicted_for_comparison():
     assert zero.strategy == "zero-3" and zero.time.total > 0
 
 
+def printed_table(plan, width: int) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(strategies_table(plan))
+    return console.export_text()
+
+
 def test_table_words_and_json_say_the_same():
     plan = plan_of("2x rtx4090 @ 10GbE, 1x rtx3060", "random-2.2b")
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(strategies_table(plan))
-    printed, record = console.export_text(), to_json(plan)
+    printed, record = printed_table(plan, 200), to_json(plan)
     assert json.loads(json.dumps(record)) == record
     assert all(row.name in printed for row in plan.rows)
     assert [row["name"] for row in record["strategies"] if row["chosen"]] == [plan.chosen.name]
     assert f"{plan.chosen.samples_per_second:.1f} samples/s" in words(plan)
     assert record["words"] == words(plan) and record["settings"] == plan.settings()
     assert record["chosen"]["bytes"][0]["total"] <= record["chosen"]["bytes"][0]["capacity"]
+
+
+@pytest.mark.parametrize("name", ["rtx4090", "NVIDIA GeForce RTX 4090 Laptop GPU"])
+def test_the_table_fits_into_80_columns_without_breaking_a_word(name):
+    gpus = (replace(CARDS["rtx4090"], name=name),) * 2
+    node = InventoryNode("node0", gpus, Interconnect(1.25e9, 1e-4))
+    plan = plan_of(Inventory((node, replace(node, gpus=(CARDS["rtx3060"],)))), "random-2.2b")
+    assert any(not row.fits for row in plan.rows) and any(row.fits for row in plan.rows)
+    narrow = printed_table(plan, 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.split() == printed_table(plan, 200).split()
+    assert narrow.splitlines()[0].split() == ["strategy", "GB", "a", "GPU", "s/step", "samples/s", "limited", "by"]
 
 
 def test_the_step_keeps_its_conversations():
