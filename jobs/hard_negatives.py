@@ -20,7 +20,7 @@ from smolray.data.collate import Group, collate_training, question_record
 from smolray.data.encode import Encoder, cached_encoder
 from smolray.data.reader import ShardReader
 from smolray.data.sample import Conversation, Message, Part, ShardRow
-from smolray.data.shards import read_manifest, write_shards
+from smolray.data.shards import write_shards
 from smolray.model.forward import target_states
 from smolray.model.load import base_model
 from smolray.model.trained import trained_model
@@ -34,14 +34,7 @@ ROWS_AT_ONCE = 8
 
 def shard_rows(folder: str, limit: int | None = None) -> list[ShardRow]:
     """The rows of a shard folder, at most `limit`."""
-    reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
-    rows = (
-        row
-        for shard in range(len(reader.files))
-        for group in range(reader.row_groups(shard))
-        for row in reader.row_group(shard, group)
-    )
-    return list(islice(rows, limit))
+    return list(islice(ShardReader.open(folder).rows(), limit))
 
 
 def answers_by_type(rows: Sequence[ShardRow]) -> dict[str, list[str]]:

@@ -164,7 +164,7 @@ def few_samples(config: RunConfig) -> Batch:
     """
     folder = config.data.train
     encoder = cached_encoder(config.model, config.data.replace({"packing": "image"}), config.image)
-    reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
+    reader = ShardReader.open(folder)
     groups: list[Group] = []
     for shard in range(len(reader.files)):
         for row_group in range(reader.row_groups(shard)):

@@ -240,10 +240,9 @@ def _records(task: Task, config: Any) -> Iterator[dict[str, Any]]:
 
     from smolray.data.local import local_plan
     from smolray.data.reader import ShardReader
-    from smolray.data.shards import read_manifest
 
     plan = local_plan(task.shards, config)
-    reader = ShardReader(task.shards, tuple(f.name for f in read_manifest(task.shards).files))
+    reader = ShardReader.open(task.shards)
     for number in range(len(plan)):
         for group in reader.groups([plan.micro_batch(number)])[0]:
             image = Image.open(io.BytesIO(group.row.images[0])).convert("RGB")

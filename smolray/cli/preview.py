@@ -38,10 +38,7 @@ class PreviewData:
 
     def rows(self) -> Iterator[ShardRow]:
         """The rows of the shards in order."""
-        reader = ShardReader(self.folder, tuple(f.name for f in self.manifest.files))
-        for shard in range(len(reader.files)):
-            for group in range(reader.row_groups(shard)):
-                yield from reader.row_group(shard, group)
+        return ShardReader.open(self.folder).rows()
 
 
 @contextmanager

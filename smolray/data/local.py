@@ -24,7 +24,7 @@ class LocalStream:
     def __init__(
         self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, sidecars: Sidecars = ALONE
     ):
-        self.reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files), sidecars)
+        self.reader = ShardReader.open(folder, sidecars)
         self.plan, self.numbers, self.encoder = plan, numbers, cached_encoder(config.model, config.data, config.image)
         self.collate = COLLATE[config.method]
         self.wait_seconds = 0.0

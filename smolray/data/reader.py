@@ -5,7 +5,7 @@ In: MicroBatchSpecs. Out: their rows. Open files stay open in the process, so a 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from smolray.data.collate import Group
 from smolray.data.image_features import decode_features
 from smolray.data.plan import MicroBatchSpec
 from smolray.data.sample import ShardRow
-from smolray.data.shards import ShardError, decode_rows
+from smolray.data.shards import ShardError, decode_rows, read_manifest
 from smolray.data.sidecar import open_table
 
 OPEN_FILES = 64
@@ -45,7 +45,18 @@ class ShardReader:
     sidecars: Sidecars = ALONE
     bytes_read: int = 0
     bytes_needed: int = 0
-    _open: OrderedDict[tuple[str, int], pq.ParquetFile] = field(default_factory=OrderedDict)
+    _files: OrderedDict[tuple[str, int], pq.ParquetFile] = field(default_factory=OrderedDict)
+
+    @classmethod
+    def open(cls, folder: str, sidecars: Sidecars = ALONE) -> "ShardReader":
+        """A reader of all shards that the manifest of `folder` names. Raises ShardError where there is none."""
+        return cls(folder, tuple(file.name for file in read_manifest(folder).files), sidecars)
+
+    def rows(self) -> Iterator[ShardRow]:
+        """All rows of all shards, in order."""
+        for shard in range(len(self.files)):
+            for row_group in range(self.row_groups(shard)):
+                yield from self.row_group(shard, row_group)
 
     def groups(self, specs: Sequence[MicroBatchSpec]) -> list[list[Group]]:
         """The groups of each micro-batch; a row group that several of them need is read once."""
@@ -102,13 +113,13 @@ class ShardReader:
 
     def _file(self, folder: str, shard: int) -> pq.ParquetFile:
         place = (folder, shard)
-        if place in self._open:
-            self._open.move_to_end(place)
-            return self._open[place]
-        self._open[place] = open_table(folder, self.files[shard])
-        if len(self._open) > OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
-        return self._open[place]
+        if place in self._files:
+            self._files.move_to_end(place)
+            return self._files[place]
+        self._files[place] = open_table(folder, self.files[shard])
+        if len(self._files) > OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return self._files[place]
 
 
 def _bytes_beside_text(group: Group) -> int:

@@ -59,13 +59,13 @@ def report_images(config: RunConfig, folders: Folders) -> dict[str, bytes]:
     """A few validation images by row key, whose predictions the report shows."""
     if not folders.validation:
         return {}
-    reader = ShardReader(folders.validation, tuple(f.name for f in read_manifest(folders.validation).files))
     images: dict[str, bytes] = {}
-    for row_group in range(reader.row_groups(0)):
-        images |= {row.key: row.images[0] for row in reader.row_group(0, row_group) if row.images}
+    for row in ShardReader.open(folders.validation).rows():
         if len(images) >= config.evaluate.samples_in_report:
             break
-    return dict(list(images.items())[: config.evaluate.samples_in_report])
+        if row.images:
+            images[row.key] = row.images[0]
+    return images
 
 
 def _start(history: list[Event]) -> Event:

@@ -61,8 +61,7 @@ class LogpsWriter:
         self.model = model.to(device).eval()
         self.sidecar, self.config, self.device, self.index = sidecar, config, device, index
         self.encoder = cached_encoder(config.model, config.data, config.image)
-        files = tuple(f.name for f in read_manifest(sidecar.folder).files)
-        self.reader = ShardReader(sidecar.folder, files, Sidecars(features=features))
+        self.reader = ShardReader.open(sidecar.folder, Sidecars(features=features))
 
     def write(self, name: str) -> None:
         """The table of one shard file, and its note."""

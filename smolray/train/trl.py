@@ -32,7 +32,6 @@ from smolray.data.plan import EpochPlan
 from smolray.data.processor import run_processor
 from smolray.data.reader import ShardReader
 from smolray.data.sample import Conversation, Message, ShardRow
-from smolray.data.shards import read_manifest
 from smolray.data.tiles import decode
 from smolray.engine.base import LocalSums
 from smolray.engine.optim import build_optimizer
@@ -232,7 +231,7 @@ class PlanOrder(Sampler[int]):
 
 def shard_dataset(folder: str, plan: EpochPlan, pairs: bool) -> Dataset:
     """A line of the index is an example; its row is read from the shards when it is asked for."""
-    reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
+    reader = ShardReader.open(folder)
     places = np.stack([plan.index[name].to_numpy() for name in ("shard", "row_group", "row", "conversation")], axis=1)
     held: dict[tuple[int, int], list[ShardRow]] = {}
 

@@ -16,7 +16,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from smolray import storage
 from smolray.config import load_config
 from smolray.data.reader import ShardReader
-from smolray.data.shards import read_manifest
 from smolray.export import export_run
 from smolray.launch.data import prepare_data
 from smolray.launch.driver import evaluate_run, launch_run
@@ -34,14 +33,7 @@ def losses(config):
 
 def training_ids(config):
     _, folders = prepare_data(with_absolute_paths(config))
-    reader = ShardReader(folders.train, tuple(f.name for f in read_manifest(folders.train).files))
-    rows = [
-        row
-        for shard in range(len(reader.files))
-        for group in range(reader.row_groups(shard))
-        for row in reader.row_group(shard, group)
-    ]
-    return sorted(c.id for row in rows for c in row.conversations)
+    return sorted(c.id for row in ShardReader.open(folders.train).rows() for c in row.conversations)
 
 
 def assert_every_sample_once(config):
@@ -186,8 +178,7 @@ def test_the_exported_folder_answers_in_plain_transformers_as_the_run_predicted(
     processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder).eval()
     predictions = pq.read_table(f"{config.run_dir}/predictions/step-{result['steps']:08d}.parquet").to_pylist()[:20]
     stored = load_config(storage.join(config.run_dir, "config.yaml"))
-    reader = ShardReader(stored.data.validation, tuple(f.name for f in read_manifest(stored.data.validation).files))
-    images = {row.key: row.images[0] for group in range(reader.row_groups(0)) for row in reader.row_group(0, group)}
+    images = {row.key: row.images[0] for row in ShardReader.open(stored.data.validation).rows()}
     for record in predictions:
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": record["question"]}]}]
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)

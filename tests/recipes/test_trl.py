@@ -10,7 +10,6 @@ from smolray.config import load_config
 from smolray.data.local import local_plan
 from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
-from smolray.data.shards import read_manifest
 from smolray.model.load import load_model
 from tests.gloo import run_workers
 from tests.recipes.curves import curve
@@ -25,7 +24,7 @@ def trl_losses(shards, overrides, folder):
 
     config = load_config(None, overrides)
     plan, rows = local_plan(shards, config), []
-    reader = ShardReader(shards, tuple(f.name for f in read_manifest(shards).files))
+    reader = ShardReader.open(shards)
     for number in range(STEPS):
         groups = reader.groups([plan.micro_batch(number)])[0]
         conversations = [(g.row.images[0], c) for g in groups for c in g.asked]

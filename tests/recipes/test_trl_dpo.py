@@ -12,7 +12,6 @@ from smolray.config import load_config
 from smolray.data.local import local_plan
 from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
-from smolray.data.shards import read_manifest
 from smolray.model.adapters import lora_config
 from smolray.model.load import load_model
 from smolray.objectives.dpo import DPO_METRICS
@@ -39,7 +38,7 @@ ALIKE = ["data.max_questions_per_image=1", "train.global_batch=1", "optimizer.we
 def examples(shards, config):
     """The pairs of the first STEPS micro-batches as TRL takes them."""
     plan, rows = local_plan(shards, config), []
-    reader = ShardReader(shards, tuple(f.name for f in read_manifest(shards).files))
+    reader = ShardReader.open(shards)
     for number in range(STEPS):
         pairs = [(g.row.images[0], c) for g in reader.groups([plan.micro_batch(number)])[0] for c in g.asked]
         assert len(pairs) == BATCH

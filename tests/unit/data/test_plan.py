@@ -16,7 +16,6 @@ from smolray.data.index import SCHEMA
 from smolray.data.local import local_index
 from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch, check_kind
 from smolray.data.reader import ShardReader
-from smolray.data.shards import read_manifest
 from smolray.data.stream import BATCHES_PER_TASK
 from smolray.train.balance import MicroBatchBalancer
 from tests.offline import asked, picture, shard_row
@@ -236,7 +235,7 @@ def test_label_tokens_of_the_plan_are_those_that_collate_yields(tmp_path, tiny_p
     ]
     folder, config = write_shards(str(tmp_path), rows, rows_per_file=9), run_config(tiny_path, 12, packing=packing)
     plan = build_epoch(local_index(folder, config), PlanLimits.of(config), 0, 0)
-    reader = ShardReader(folder, tuple(f.name for f in read_manifest(folder).files))
+    reader = ShardReader.open(folder)
     encoder = cached_encoder(config.model, config.data, config.image)
     ids = []
     for number in range(len(plan)):
@@ -254,10 +253,9 @@ def read_ratio(shards, config, world):
     """
     folder, index = shards
     plan = build_epoch(index, PlanLimits.of(config), 0, 0)
-    files = tuple(f.name for f in read_manifest(folder).files)
     read = needed = 0
     for rank in range(world):
-        reader, numbers = ShardReader(folder, files), worker_numbers(plan, rank, world, global_batch=world)
+        reader, numbers = ShardReader.open(folder), worker_numbers(plan, rank, world, global_batch=world)
         for start in range(0, len(numbers), BATCHES_PER_TASK):
             reader.groups([plan.micro_batch(n) for n in numbers[start : start + BATCHES_PER_TASK]])
         read, needed = read + reader.bytes_read, needed + reader.bytes_needed
