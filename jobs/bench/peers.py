@@ -246,7 +246,7 @@ def _records(task: Task, config: Any) -> Iterator[dict[str, Any]]:
     for number in range(len(plan)):
         for group in reader.groups([plan.micro_batch(number)])[0]:
             image = Image.open(io.BytesIO(group.row.images[0])).convert("RGB")
-            for c in group.asked:
+            for c in group.selected:
                 prompt = [
                     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": c.messages[0].text}]}
                 ]

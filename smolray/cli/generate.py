@@ -49,16 +49,19 @@ def generate(
     """
     from smolray.inference.generate import answers, require_suffix, writing
     from smolray.inference.predictor import Decoding, find_model
-    from smolray.inference.questions import Asking, check_pieces, find_pieces
+    from smolray.inference.questions import PromptSettings, check_question_tasks, find_question_tasks
 
     if out:
         require_suffix(out)
     settings = [*(overrides or ()), *([f"data.columns.question={question_column}"] if question_column else ())]
     found = find_model(model, storage, settings, checkpoint)
-    pieces, asking = find_pieces(source, Asking(found.config.data, tuple(prompt or ())), batch_size)
-    check_pieces(source, pieces, asking)
+    prompt_settings = PromptSettings(found.config.data, tuple(prompt or ()))
+    question_tasks = find_question_tasks(source, prompt_settings, batch_size)
+    check_question_tasks(source, question_tasks, prompt_settings)
 
-    tables = answers(found, pieces, asking, Decoding(max_new_tokens, temperature, top_p, seed), batch_size, workers)
+    tables = answers(
+        found, question_tasks, prompt_settings, Decoding(max_new_tokens, temperature, top_p, seed), batch_size, workers
+    )
     tally = _Tally()
     if out:
         with writing(out) as write:

@@ -20,7 +20,7 @@ from smolray.data.prepare import shard_folder
 from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
 from smolray.data.sample import ShardRow
-from smolray.data.shards import MANIFEST, Manifest, read_manifest, write_shards
+from smolray.data.shards import MANIFEST, ShardManifest, read_manifest, write_shards
 from smolray.model.tiny import SHAPES, build_processor
 
 RAW_ROWS = 128  # of raw data: enough for a fair picture of the lengths, few enough to take seconds
@@ -32,7 +32,7 @@ class PreviewData:
     """Training data to look at: shards in `folder`. `raw` is what they were made of where the data is not prepared."""
 
     folder: str
-    manifest: Manifest
+    manifest: ShardManifest
     encoder: Encoder
     raw: FirstRows | None = None
 
@@ -64,7 +64,7 @@ def open_preview(config: RunConfig, count: int) -> Iterator[PreviewData]:
         yield PreviewData(temporary, manifest, preview_encoder(config, temporary, manifest), raw)
 
 
-def preview_encoder(config: RunConfig, folder: str, manifest: Manifest) -> Encoder:
+def preview_encoder(config: RunConfig, folder: str, manifest: ShardManifest) -> Encoder:
     """The run's encoder. Of an offline model (tiny, random-*) only the processor is built, from the texts of the shards
     as training builds it, and nothing is kept.
     """

@@ -35,19 +35,20 @@ def build(
     from smolray.data.formats.layouts import CAPTION_PROMPT
     from smolray.inference.image_search import build_index
     from smolray.inference.predictor import find_model
-    from smolray.inference.questions import Asking, check_pieces, find_pieces
+    from smolray.inference.questions import PromptSettings, check_question_tasks, find_question_tasks
 
     found = find_model(model, storage, overrides or (), checkpoint)
     text = prompt if prompt is not None else found.config.data.prompt or CAPTION_PROMPT
-    pieces, asking = find_pieces(source, Asking(found.config.data, (text,)), batch_size)
-    check_pieces(source, pieces, asking)
+    prompt_settings = PromptSettings(found.config.data, (text,))
+    question_tasks = find_question_tasks(source, prompt_settings, batch_size)
+    check_question_tasks(source, question_tasks, prompt_settings)
     errors.print(
         f"beside each image: {plain(repr(text))}. "
         "The vectors match those of training where training had the same text there (--prompt)",
         soft_wrap=True,
     )
 
-    failed = build_index(found, pieces, asking, out, batch_size, workers)
+    failed = build_index(found, question_tasks, prompt_settings, out, batch_size, workers)
     reasons = ", ".join(f"{reason} {count}" for reason, count in failed.most_common())
     left_out = f"; left out: {failed.total():,} ({reasons})" if failed else ""
     errors.print(f"index in {plain(out)}{left_out}", soft_wrap=True)

@@ -12,7 +12,7 @@ from smolray.config.metrics import METRICS, MetricName
 from smolray.config.search import SearchConfig
 from smolray.config.section import Section
 
-Group = Literal["vision", "connector", "text"]
+ModelGroup = Literal["vision", "connector", "text"]
 PIPELINE_ACCUMULATION = 4  # with fewer micro-batches a stage, filling and emptying a pipeline takes most of a step
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -41,7 +41,7 @@ class ModelConfig(Section):
     """QLoRA: nf4 weights with double quantisation (bitsandbytes); merged into 16-bit weights only"""
     load_in_8bit: bool = False
     """QLoRA: int8 weights (bitsandbytes); merged into 16-bit weights only"""
-    train: tuple[Group, ...] = ("vision", "connector", "text")
+    train: tuple[ModelGroup, ...] = ("vision", "connector", "text")
     """parts of the model that are trained in full; with lora: in addition to the adapters"""
 
 
@@ -50,7 +50,7 @@ class LoraConfig(Section):
 
     r: int = Field(default=8, ge=1)
     """rank of the adapters"""
-    ranks: dict[Group, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    ranks: dict[ModelGroup, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """rank of a part of the model, where it differs from `r`"""
     use_dora: bool = False
     """weight-decomposed LoRA (DoRA)"""
@@ -60,7 +60,7 @@ class LoraConfig(Section):
     """the adapters' output is scaled by lora_alpha / r"""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """dropout on the adapters' input"""
-    groups: tuple[Group, ...] = Field(default=("text",), min_length=1)
+    groups: tuple[ModelGroup, ...] = Field(default=("text",), min_length=1)
     """parts of the model that get adapters"""
     target_modules: tuple[str, ...] = (
         "q_proj",
@@ -153,7 +153,7 @@ class OptimizerConfig(Section):
     """adamw_8bit and paged_adamw_8bit are from bitsandbytes and need engine.stage=0 or the pipeline"""
     learning_rate: float = Field(default=1e-4, ge=0)
     """highest learning rate of the schedule"""
-    learning_rates: dict[Group, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    learning_rates: dict[ModelGroup, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """learning rate of a part of the model, where it differs from `learning_rate`"""
     weight_decay: float = Field(default=0.0, ge=0)
     """decoupled weight decay; biases and norms are not decayed"""

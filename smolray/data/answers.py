@@ -11,11 +11,11 @@ from smolray.data.collate import question_record
 from smolray.data.shards import decode_rows
 
 TEXT_SHARDS = 8  # enough for the tokenizer of an offline model
-SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("count", pa.int64())])
+ANSWERS_SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("count", pa.int64())])
 
 
 def count_answers(folder: str, name: str, number: int) -> pa.Table:
-    """How often each (question, answer) stands in one shard (SCHEMA); images are not read."""
+    """How often each (question, answer) stands in one shard (ANSWERS_SCHEMA); images are not read."""
     fs, path = storage.filesystem(storage.join(folder, name))
     counts: Counter[tuple[str, str]] = Counter()
     table = pq.read_table(path, filesystem=fs, columns=["key", "conversations"])
@@ -24,7 +24,7 @@ def count_answers(folder: str, name: str, number: int) -> pa.Table:
             record = question_record(conversation)
             counts[record["question"], record["answer"]] += 1
     return pa.Table.from_pylist(
-        [{"question": q, "answer": a, "count": n} for (q, a), n in counts.items()], schema=SCHEMA
+        [{"question": q, "answer": a, "count": n} for (q, a), n in counts.items()], schema=ANSWERS_SCHEMA
     )
 
 

@@ -46,7 +46,7 @@ class Group:
         return [f.grid for f in self.features] or [tiler.grid(*image_size(image)) for image in self.row.images]
 
     @property
-    def asked(self) -> list[Conversation]:
+    def selected(self) -> list[Conversation]:
         return [self.row.conversations[i] for i in self.conversations]
 
 
@@ -58,8 +58,8 @@ def collate_training(groups: Sequence[Group], encoder: Encoder, images: bool = T
     packed = []
     for group in groups:
         grids = group.grids(encoder.tiler)
-        packed.append(pack([branch for c in group.asked for branch in encoder.branches(c, grids) or ()]))
-    ids = [c.id for group in groups for c in group.asked]
+        packed.append(pack([branch for c in group.selected for branch in encoder.branches(c, grids) or ()]))
+    ids = [c.id for group in groups for c in group.selected]
     return _collate(groups, packed, encoder, {"ids": ids}, flat=encoder.packing == "full", decode=images)
 
 
@@ -78,7 +78,7 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
     for group in groups:
         grids = group.grids(encoder.tiler)
         rows = []
-        for conversation in group.asked:
+        for conversation in group.selected:
             ids = encoder.prompt(conversation, grids)
             rows.append(Encoded(ids, np.zeros(len(ids), bool)))
             records.append(question_record(conversation) | {"key": group.row.key})
@@ -96,7 +96,7 @@ def collate_pairs(groups: Sequence[Group], encoder: Encoder) -> Batch:
     packed, records, pairs, count = [], [], [], 0
     for group in groups:
         grids, texts, images, about = group.grids(encoder.tiler), dict[bytes, int](), dict[bytes, int](), []
-        for conversation in group.asked:
+        for conversation in group.selected:
             record = question_record(conversation) | {"key": group.row.key}
             said = Conversation(conversation.id, (Message("user", (Part("text", record["answer"]),)),))
             shown, told = encoder.prompt(conversation, grids).tobytes(), encoder.prompt(said, ()).tobytes()

@@ -10,7 +10,7 @@ from smolray.data.collate import ImageFeatures
 from smolray.data.sample import ShardRow
 from smolray.data.tiles import Grid, Tiler, image_size
 
-SCHEMA = pa.schema(
+FEATURES_SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # of the shard's row
         ("images", pa.list_(pa.binary())),  # a hash of each image of the row

@@ -17,7 +17,7 @@ from smolray.data.pack import common_prefix, packed_length
 from smolray.data.shards import decode_rows
 from smolray.data.tiles import image_size
 
-SCHEMA = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         ("row_group", pa.int32()),
@@ -41,15 +41,15 @@ def fingerprint(encoder: Encoder) -> str:
         str(encoder.processor.image_seq_len),
         encoder.tiler.config.model_dump_json(),
         f"{encoder.max_length} {encoder.overlong}",
-        ",".join(SCHEMA.names),
+        ",".join(INDEX_SCHEMA.names),
     ]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Table:
-    """The lines of one shard file (see SCHEMA)."""
+    """The lines of one shard file (see INDEX_SCHEMA)."""
     fs, path = storage.filesystem(storage.join(folder, name))
-    columns: dict[str, list[int]] = {field.name: [] for field in SCHEMA}
+    columns: dict[str, list[int]] = {field.name: [] for field in INDEX_SCHEMA}
     with pq.ParquetFile(path, filesystem=fs) as file:
         for group in range(file.num_row_groups):
             for r, row in enumerate(decode_rows(file.read_row_group(group))):
@@ -63,7 +63,7 @@ def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Tab
                     line = (number, group, r, c, tokens, prefix, sum(labels), chosen, sum(g.tiles for g in grids))
                     for column, value in zip(columns.values(), line, strict=True):
                         column.append(value)
-    return pa.table({name: np.array(values) for name, values in columns.items()}).cast(SCHEMA)
+    return pa.table({name: np.array(values) for name, values in columns.items()}).cast(INDEX_SCHEMA)
 
 
 def index_uri(folder: str, encoder: Encoder) -> str:
@@ -71,7 +71,7 @@ def index_uri(folder: str, encoder: Encoder) -> str:
 
 
 def write_index(uri: str, table: pa.Table) -> None:
-    """Write the table (see SCHEMA) whole or not at all."""
+    """Write the table (see INDEX_SCHEMA) whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(uri, sink.getvalue().to_pybytes())

@@ -25,7 +25,7 @@ from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import READ_TASK_BYTES, ReadTask, Source, SourceError, is_wrong_layout
 from smolray.data.sample import SampleError
-from smolray.data.shards import MANIFEST, SCHEMA_VERSION, Manifest, ShardError, ShardFile, read_manifest
+from smolray.data.shards import MANIFEST, SCHEMA_VERSION, ShardError, ShardFile, ShardManifest, read_manifest
 from smolray.data.shuffle import (
     ReadTaskResult,
     Staging,
@@ -37,12 +37,12 @@ from smolray.data.shuffle import (
     write_shard,
 )
 
-Progress = Callable[[str, int, int], None]  # phase (read | write), pieces done, pieces in all
+ReportProgress = Callable[[str, int, int], None]  # phase (read | write), pieces done, pieces in all
 SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
 READER_THREADS = 16
 
 
-def prepare_run(config: RunConfig, progress: Progress | None = None) -> dict[str, Manifest]:
+def prepare_run(config: RunConfig, progress: ReportProgress | None = None) -> dict[str, ShardManifest]:
     """Prepare the train and validation data of a run into its shard folders; a source that is a shard folder already is
     read in place.
 
@@ -83,9 +83,9 @@ def prepare(
     out: str,
     data: DataConfig,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     task_bytes: int = READ_TASK_BYTES,
-) -> Manifest:
+) -> ShardManifest:
     """Turn raw data into shards under `out`; returns at once where they are there and whole.
 
     Needs an initialised Ray to do work.
@@ -109,7 +109,7 @@ def prepare(
     quarantined = _check_bad(source, results, staging, data)
     records = _write_shards(len(units), staging, data, progress)
     files = tuple(ShardFile(**r["file"]) for r in records if r["file"])
-    manifest = Manifest(
+    manifest = ShardManifest(
         schema_version=SCHEMA_VERSION,
         source_fingerprint=fingerprint,
         rows=sum(f.rows for f in files),
@@ -140,7 +140,7 @@ def _data_of(config: RunConfig, part: str) -> DataConfig:
     return config.data.replace({"split": split})
 
 
-def _whole(out: str, fingerprint: str) -> Manifest | None:
+def _whole(out: str, fingerprint: str) -> ShardManifest | None:
     """The manifest of a finished prepare of the same source. Raises ShardError where `out` holds shards of another one."""
     if not storage.exists(storage.join(out, MANIFEST)):
         return None
@@ -183,7 +183,7 @@ def check_layout(units: Sequence[ReadTask], data: DataConfig) -> None:
 
 
 def _run_read_tasks(
-    units: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int, progress: Progress | None
+    units: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int, progress: ReportProgress | None
 ) -> list[ReadTaskResult]:
     """First pass: every unit without a marker is read into sorted runs."""
     done = {info.base_name for info in storage.list_files(storage.join(staging.folder, "units"))}
@@ -222,7 +222,9 @@ def _check_bad(source: str, results: Sequence[ReadTaskResult], staging: Staging,
     return dict(sorted(counts.items()))
 
 
-def _write_shards(units: int, staging: Staging, data: DataConfig, progress: Progress | None) -> list[dict[str, Any]]:
+def _write_shards(
+    units: int, staging: Staging, data: DataConfig, progress: ReportProgress | None
+) -> list[dict[str, Any]]:
     """Second pass: slices of the order-key space become shards of about data.shard_bytes."""
     import ray
 
@@ -293,7 +295,7 @@ def _over(
             yield row["item"], json.loads(row["result"])
 
 
-def _clean(out: str, manifest: Manifest) -> None:
+def _clean(out: str, manifest: ShardManifest) -> None:
     """Delete the staging and the shards of an earlier, unfinished prepare."""
     named = {file.name for file in manifest.files}
     for info in storage.list_files(out):

@@ -11,7 +11,7 @@ from smolray import storage
 from smolray.config import RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import index_shard, index_uri, read_index, write_index
-from smolray.data.shards import Manifest, read_manifest
+from smolray.data.shards import ShardManifest, read_manifest
 
 ShardFunction = Callable[[str, str, int], pa.Table]  # folder, file name, number of the shard
 
@@ -33,7 +33,7 @@ def at_once(consumers: int, tasks: int) -> TaskPoolStrategy:
     return TaskPoolStrategy(size=max(1, min(tasks, int(ray.cluster_resources().get("CPU", 1)) // consumers)))
 
 
-def map_shards(folder: str, manifest: Manifest, function: ShardFunction, num_cpus: float) -> list[pa.Table]:
+def map_shards(folder: str, manifest: ShardManifest, function: ShardFunction, num_cpus: float) -> list[pa.Table]:
     """`function` of every shard, as Ray Data tasks; tables in shard order."""
     quiet_context()
 

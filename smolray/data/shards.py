@@ -17,7 +17,7 @@ from smolray.data.sample import Conversation, ShardRow
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-SCHEMA = pa.schema(
+SHARD_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("images", pa.list_(pa.binary())),
@@ -43,7 +43,7 @@ class ShardFile:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ShardManifest:
     schema_version: int
     source_fingerprint: str
     rows: int
@@ -63,7 +63,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=1)
 
 
-def read_manifest(folder: str) -> Manifest:
+def read_manifest(folder: str) -> ShardManifest:
     """The manifest of a shard folder. Raises ShardError where there is none or it is of another version."""
     uri = storage.join(folder, MANIFEST)
     try:
@@ -78,7 +78,7 @@ def read_manifest(folder: str) -> Manifest:
         found = record.get("schema_version")
         raise ShardError(f"{uri} has schema version {found}, expected {SCHEMA_VERSION}; run `smolray prepare` again")
     try:
-        return Manifest(**{**record, "files": tuple(ShardFile(**f) for f in record["files"])})
+        return ShardManifest(**{**record, "files": tuple(ShardFile(**f) for f in record["files"])})
     except (KeyError, TypeError) as error:
         raise ShardError(
             f"{uri} is not a manifest of version {SCHEMA_VERSION} ({error}); run `smolray prepare` again"
@@ -91,7 +91,7 @@ def encode_shard(rows: Iterable[ShardRow]) -> bytes:
     # The images are compressed already; statistics would hold their bytes a second time.
     compression = {"conversations": "zstd", "key": "none", "images": "none"}
     options = {"compression": compression, "write_statistics": False, "use_dictionary": False}
-    with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
+    with pq.ParquetWriter(sink, SHARD_SCHEMA, **options) as writer:
         group: list[ShardRow] = []
         size = 0
         for row in rows:
@@ -117,7 +117,9 @@ def write_shards(folder: str, rows: Sequence[ShardRow], rows_per_file: int = 50,
             ShardFile(name, len(part), conversations, len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
         )
     total = sum(f.conversations for f in files)
-    manifest = Manifest(SCHEMA_VERSION, source, len(rows), total, sum(len(r.images) for r in rows), {}, tuple(files))
+    manifest = ShardManifest(
+        SCHEMA_VERSION, source, len(rows), total, sum(len(r.images) for r in rows), {}, tuple(files)
+    )
     storage.write_bytes(storage.join(folder, MANIFEST), manifest.to_json().encode())
     return folder
 
@@ -137,4 +139,4 @@ def _to_batch(rows: list[ShardRow]) -> pa.RecordBatch:
         pa.array([list(r.images) for r in rows], pa.list_(pa.binary())),
         pa.array([[c.to_json() for c in r.conversations] for r in rows], pa.list_(pa.string())),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    return pa.RecordBatch.from_arrays(columns, schema=SHARD_SCHEMA)

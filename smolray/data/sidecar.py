@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from smolray import storage
-from smolray.data.shards import MANIFEST, Manifest, ShardError
+from smolray.data.shards import MANIFEST, ShardError, ShardManifest
 
 VERSION = 1
 STALE_SECONDS = 3600
@@ -57,7 +57,7 @@ def identity_of(*parts: Any) -> str:
     ).hexdigest()
 
 
-def unfinished(sidecar: Sidecar, shards: Manifest) -> list[int]:
+def unfinished(sidecar: Sidecar, shards: ShardManifest) -> list[int]:
     """Numbers of the shards whose table is not there or not whole. Raises ShardError where the manifest is damaged."""
     sizes = {info.base_name: info.size for info in storage.list_files(sidecar.uri)}
     files = (
@@ -68,12 +68,12 @@ def unfinished(sidecar: Sidecar, shards: Manifest) -> list[int]:
     return [n for n, f in enumerate(shards.files) if (made := files[f.name]) is None or sizes.get(f.name) != made.bytes]
 
 
-def is_whole(sidecar: Sidecar, shards: Manifest) -> bool:
+def is_whole(sidecar: Sidecar, shards: ShardManifest) -> bool:
     """Whether the sidecar is there, manifest and all. Raises ShardError where the manifest is damaged."""
     return storage.exists(storage.join(sidecar.uri, MANIFEST)) and not unfinished(sidecar, shards)
 
 
-def complete(sidecar: Sidecar, shards: Manifest, make: Callable[[list[int]], None]) -> str:
+def complete(sidecar: Sidecar, shards: ShardManifest, make: Callable[[list[int]], None]) -> str:
     """The URI of the sidecar, once `make` has written the tables (write_table) of those shards that have none.
 
     Raises ShardError.
@@ -192,7 +192,7 @@ def _read_note(uri: str, name: str, sizes: dict[str, int]) -> TableFile | None:
     return note if sizes[name] == note.bytes else None
 
 
-def _read_manifest(sidecar: Sidecar, shards: Manifest) -> dict[str, TableFile]:
+def _read_manifest(sidecar: Sidecar, shards: ShardManifest) -> dict[str, TableFile]:
     uri = storage.join(sidecar.uri, MANIFEST)
     remedy = f"delete {sidecar.uri} and it is made anew"
     try:

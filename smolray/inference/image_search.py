@@ -1,7 +1,7 @@
 """Image search by text: an index of what a model makes of images, and what it finds for a text.
 
-In: a ModelSource (of a run of method retrieval) and Pieces, then texts. Out: a folder with images.parquet (id, path),
-vectors.faiss (inner products of unit vectors: cosines) and, written last, index.json; then Hits.
+In: a ModelSource (of a run of method retrieval) and QuestionTasks, then texts. Out: a folder with images.parquet (id,
+path), vectors.faiss (inner products of unit vectors: cosines) and, written last, index.json; then Hits.
 """
 
 import json
@@ -23,7 +23,7 @@ from smolray.data.collate import Group, collate_prompts
 from smolray.data.sample import Conversation, Message, Part, ShardRow
 from smolray.inference.generate import over_batches
 from smolray.inference.predictor import Decoding, ModelSource, Predictor
-from smolray.inference.questions import Asked, Asking, Piece
+from smolray.inference.questions import PlacedQuestion, PromptSettings, QuestionTask
 from smolray.objectives.contrastive import embeddings
 from smolray.run import checkpoint
 
@@ -62,30 +62,40 @@ class Embedder:
         model = self.answerer.model
         return embeddings(model, batch.to(next(model.parameters()).device)).cpu().numpy()
 
-    def rows(self, batch: Batch | None, asked: Sequence[Asked]) -> pa.Table:
-        """A row for each of `asked`: id, path, error, vector."""
+    def rows(self, batch: Batch | None, questions: Sequence[PlacedQuestion]) -> pa.Table:
+        """A row for each question: id, path, error, vector."""
         vectors = self(batch) if batch is not None else np.zeros((0, 0), np.float32)
         return pa.table(
             {
-                "id": [a.id for a in asked],
-                "path": [a.path for a in asked],
-                "error": pa.array([a.error or None for a in asked], pa.string()),
-                "vector": pa.array([vectors[a.place] if a.place >= 0 else None for a in asked], pa.list_(pa.float32())),
+                "id": [a.id for a in questions],
+                "path": [a.path for a in questions],
+                "error": pa.array([a.error or None for a in questions], pa.string()),
+                "vector": pa.array(
+                    [vectors[a.place] if a.place >= 0 else None for a in questions], pa.list_(pa.float32())
+                ),
             }
         )
 
 
 def build_index(
-    source: ModelSource, pieces: Sequence[Piece], asking: Asking, out: str, batch_size: int, workers: int | None = None
+    source: ModelSource,
+    question_tasks: Sequence[QuestionTask],
+    prompt_settings: PromptSettings,
+    out: str,
+    batch_size: int,
+    workers: int | None = None,
 ) -> Counter[str]:
-    """Write the index of the images in `pieces`, each beside the one prompt of `asking`; returns the reasons why others
-    were left out, counted.
+    """Write the index of the images in `question_tasks`, each with the one prompt of `prompt_settings`.
+
+    Returns how many images were left out for each reason.
 
     Raises ConfigError where nothing is left, or without FAISS.
     """
-    faiss, (prompt,) = require_faiss(), asking.prompts
+    faiss, (prompt,) = require_faiss(), prompt_settings.prompts
     vectors, ids, paths, errors = list[np.ndarray](), list[str](), list[str](), Counter[str]()
-    for table in over_batches(source, pieces, asking, batch_size, 0, workers, partial(Embedder, source)):
+    for table in over_batches(
+        source, question_tasks, prompt_settings, batch_size, 0, workers, partial(Embedder, source)
+    ):
         for row in table.to_pylist():
             if row["error"]:
                 errors[row["error"].partition(":")[0]] += 1

@@ -17,7 +17,7 @@ from smolray import storage
 from smolray.config import ConfigError, RunConfig, load_config
 from smolray.data.batch import Batch
 from smolray.data.encode import Encoder, cached_encoder
-from smolray.inference.questions import Asked
+from smolray.inference.questions import PlacedQuestion
 from smolray.model.decoding import decode, most_likely
 from smolray.model.load import load_model
 from smolray.model.sampling import Sampler
@@ -113,7 +113,9 @@ class Predictor:
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def answer_rows(predictor: Predictor, batch: Batch | None, asked: Sequence[Asked]) -> list[dict[str, str | None]]:
+def answer_rows(
+    predictor: Predictor, batch: Batch | None, asked: Sequence[PlacedQuestion]
+) -> list[dict[str, str | None]]:
     """A row for each of `asked`: id, path, prompt, and text or error."""
     texts: list[str] = []
     if batch is not None:

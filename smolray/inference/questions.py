@@ -1,7 +1,8 @@
-"""What a model is asked: image files and rows of any layout -> Questions, batch by batch, in the order of the input.
+"""Questions to a model: image files and rows of any layout -> Questions, batch by batch, in the order of the input.
 
-In: a file, folder, glob, URI or hub data set id. Out: Pieces, which one task each reads alone; of a Piece lists of
-Questions; of such a list a Batch for decoding. What cannot be read or asked is a Question with an error, in its place.
+Flow: a file, folder, glob, URI or hub data set id is cut into QuestionTasks (what one worker reads alone). A task is
+read as Questions, and a list of Questions becomes a Batch for decoding. What cannot be read or encoded is a Question
+with an error, in its place in the order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,33 +24,34 @@ from smolray.data.shards import MANIFEST, read_manifest
 from smolray.data.tiles import image_size
 
 READ_TASK_BYTES = 32 * 2**20
-LOOKED_AT = 16  # rows that are looked at before a model is loaded
+CHECKED_QUESTIONS = 16  # read before a model is loaded
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What is asked of each image or row: `prompts` as `parse_questions` takes them, and how the data are read."""
+class PromptSettings:
+    """The prompts for each image or row (see `parse_questions`), and how the data are read."""
 
     data: DataConfig
     prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one task reads: a unit of data files, or the `images` inside the folder `unit.root`; with an `error` it
-    cannot be read at all.
+class QuestionTask:
+    """What one worker reads alone: a ReadTask of data files, or `images` inside the folder `source.root`.
+
+    With an `error` it cannot be read at all.
     """
 
-    task: ReadTask
+    source: ReadTask
     images: tuple[str, ...] = ()
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing asked: of the file `path`, a row or an image called `id`.
+    """One question about an image, or one row, of the file `path`.
 
-    `error`: "reason: message", where it cannot be asked.
+    `error`: "reason: message" where it cannot be read or encoded.
     """
 
     id: str
@@ -59,14 +61,14 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The last thing said before the answer."""
+        """The text of the last turn before the answer."""
         turns = self.sample.conversation.messages[:-1] if self.sample else ()
         return turns[-1].text.strip() if turns else ""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A Question on its way through decoding: `place` in the batch's conversations, -1 where it is not decoded."""
+class PlacedQuestion:
+    """A Question and its place among the conversations of a Batch; -1 where it is not decoded."""
 
     id: str
     path: str
@@ -75,98 +77,119 @@ class Asked:
     place: int = -1
 
 
-def find_pieces(source: str, asking: Asking, images_each: int) -> tuple[list[Piece], Asking]:
-    """The pieces of `source` in order, and what is asked of them.
+def find_question_tasks(source: str, settings: PromptSettings, images_each: int) -> list[QuestionTask]:
+    """The tasks of `source` in order.
 
-    A folder with data files and images is read by its data files.
+    Of a folder with data files and images the data files are read.
 
-    Raises SourceError where there is nothing to read, ConfigError where a column is named for image files.
+    Raises:
+        SourceError: there is nothing to read.
+        ConfigError: a column is named for image files.
     """
-    data = asking.data
+    data = settings.data
     named_image = source.lower().rpartition(".")[2] in IMAGE_PARTS  # `photos/cat.jpg` looks like a hub id
     if data.format == "auto" and (named_image or not is_hub(source, data)):
         if storage.exists(storage.join(source, MANIFEST)):
-            return [*_pieces_of(_shards(storage.absolute(source)))], asking
+            return [*_question_tasks(_shards(storage.absolute(source)))]
         images, root = image_files(source if storage.exists(source) else source.partition("#")[0])
         if images:
             if data.columns != ColumnsConfig():
                 raise ConfigError(
                     f"{source} holds image files, which have no columns: leave data.columns (--question-column) away"
                 )
-            task = ReadTask("images", root, "", root, 0)
-            return [Piece(task, tuple(images[n : n + images_each])) for n in range(0, len(images), images_each)], asking
-    return [*_pieces_of(resolve(source, data))], asking
+            folder = ReadTask("images", root, "", root, 0)
+            starts = range(0, len(images), images_each)
+            return [QuestionTask(folder, tuple(images[n : n + images_each])) for n in starts]
+    return [*_question_tasks(resolve(source, data))]
 
 
-def check_pieces(source: str, pieces: Sequence[Piece], asking: Asking) -> None:
+def check_question_tasks(source: str, tasks: Sequence[QuestionTask], settings: PromptSettings) -> None:
     """Fail before a model is loaded where there are no rows, or the first all lack the columns. Raises SourceError."""
-    first = [*islice(chain.from_iterable(read_questions(piece, asking) for piece in pieces), LOOKED_AT)]
+    questions = chain.from_iterable(read_questions(task, settings) for task in tasks)
+    first = [*islice(questions, CHECKED_QUESTIONS)]
     if not first:
         raise SourceError(f"{source} holds no rows")
     if all(is_wrong_layout(q.error.partition(":")[0]) for q in first):
         raise SourceError(f"{first[0].path}: {first[0].error}")
 
 
-def read_questions(piece: Piece, asking: Asking) -> Iterator[Question]:
-    """The questions of a piece, in order."""
-    task = piece.task
-    if piece.error:
-        yield Question(task.name, task.uri, error=f"torn_file: {piece.error}")
+def read_questions(task: QuestionTask, settings: PromptSettings) -> Iterator[Question]:
+    """The questions of a task, in order."""
+    source, data = task.source, settings.data
+    if task.error:
+        yield Question(source.name, source.uri, error=f"torn_file: {task.error}")
         return
-    rows = (Raw(n, {"image": name}, name) for n, name in enumerate(piece.images)) if piece.images else _rows(task)
-    reader = ImageReader(task.root if piece.images else folder_of(task.uri), task.root, asking.data.max_image_pixels)
+
+    rows = (Raw(n, {"image": name}, name) for n, name in enumerate(task.images)) if task.images else _rows(source)
+    folder = source.root if task.images else folder_of(source.uri)
+    reader = ImageReader(folder, source.root, data.max_image_pixels)
+
     for raw in rows:
-        path = storage.join(task.root, raw.name) if piece.images else task.uri
-        name = raw.name if piece.images else f"{task.name}#{raw.name or raw.row}"
+        path = storage.join(source.root, raw.name) if task.images else source.uri
+        name = raw.name if task.images else f"{source.name}#{raw.name or raw.row}"
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
-            for sample in parse_questions(raw.record, name, asking.data, reader, asking.prompts):
+            for sample in parse_questions(raw.record, name, data, reader, settings.prompts):
                 yield Question(sample.conversation.id, path, sample)
         except SampleError as error:
-            yield Question(_own_id(raw, asking.data) or name, path, error=f"{error.reason}: {error}")
+            yield Question(_own_id(raw, data) or name, path, error=f"{error.reason}: {error}")
 
 
 def collate_questions(
     questions: Sequence[Question], encoder: Encoder, max_new_tokens: int
-) -> tuple[Batch | None, list[Asked]]:
-    """A batch for decoding, those about the same images in one sequence, and each question with its place in it; None
-    where none can be asked.
+) -> tuple[Batch | None, list[PlacedQuestion]]:
+    """A batch for decoding, and each question with its place in it; no batch where no question can be encoded.
 
-    `encoder.max_length` is the model's context, which prompt and answer share.
+    Questions about the same images share one sequence. `encoder.max_length` is the model's context, which prompt and
+    answer share.
     """
-    rows: dict[str, list[int]] = {}
+    samples: dict[int, Sample] = {}
     errors: dict[int, str] = {}
     for number, question in enumerate(questions):
         if question.sample is None:
             continue
-        images, conversation = question.sample.images, question.sample.conversation
-        try:
-            length = len(encoder.prompt(conversation, [encoder.tiler.grid(*image_size(image)) for image in images]))
-        except EncodeError as error:
-            errors[number] = f"not_encoded: {error}"
-            continue
-        if length + max_new_tokens > encoder.max_length:
-            errors[number] = (
-                f"too_long: a prompt of {length} tokens and {max_new_tokens} new ones; the model's context holds {encoder.max_length}: "
-                "lower image.max_tiles, or --max-new-tokens"
-            )
-            continue
-        rows.setdefault(image_key(images, conversation), []).append(number)
+        if error := _encoding_error(question.sample, encoder, max_new_tokens):
+            errors[number] = error
+        else:
+            samples[number] = question.sample
+
+    rows: dict[str, list[int]] = {}
+    for number, sample in samples.items():
+        rows.setdefault(image_key(sample.images, sample.conversation), []).append(number)
+    groups = [_group(key, [samples[n] for n in numbers]) for key, numbers in rows.items()]
     order = [number for numbers in rows.values() for number in numbers]
     places = {number: place for place, number in enumerate(order)}
-    groups = [_group(key, [questions[n].sample for n in numbers]) for key, numbers in rows.items()]
-    asked = [Asked(q.id, q.path, q.prompt, errors.get(n, q.error), places.get(n, -1)) for n, q in enumerate(questions)]
-    return (collate_prompts(groups, encoder) if groups else None), asked
+
+    placed = [
+        PlacedQuestion(q.id, q.path, q.prompt, errors.get(n, q.error), places.get(n, -1))
+        for n, q in enumerate(questions)
+    ]
+    return (collate_prompts(groups, encoder) if groups else None), placed
 
 
-def _group(key: str, samples: Sequence[Sample | None]) -> Group:
-    there = [s for s in samples if s is not None]
-    return Group(ShardRow(key, there[0].images, tuple(s.conversation for s in there)), tuple(range(len(there))))
+def _encoding_error(sample: Sample, encoder: Encoder, max_new_tokens: int) -> str:
+    """Why the prompt of a sample cannot be decoded from; empty where it can."""
+    grids = [encoder.tiler.grid(*image_size(image)) for image in sample.images]
+    try:
+        length = len(encoder.prompt(sample.conversation, grids))
+    except EncodeError as error:
+        return f"not_encoded: {error}"
+    if length + max_new_tokens > encoder.max_length:
+        return (
+            f"too_long: a prompt of {length} tokens and {max_new_tokens} new ones; the model's context holds "
+            f"{encoder.max_length}: lower image.max_tiles, or --max-new-tokens"
+        )
+    return ""
+
+
+def _group(key: str, samples: Sequence[Sample]) -> Group:
+    conversations = tuple(s.conversation for s in samples)
+    return Group(ShardRow(key, samples[0].images, conversations), tuple(range(len(samples))))
 
 
 def _rows(task: ReadTask) -> Iterator[Raw]:
-    """The rows of a unit; where its file turns out to be torn, a row that says so ends them."""
+    """The rows of a read task; where its file turns out to be torn, the last row says so."""
     row = task.first_row - 1
     try:
         for raw in read_rows(task):
@@ -188,16 +211,15 @@ def _shards(folder: str) -> Source:
     return Source("parquet", tuple((storage.join(folder, f.name), f.bytes) for f in files), folder, "")
 
 
-def _pieces_of(source: Source) -> Iterator[Piece]:
-    """Units of a source, file by file: one that cannot be opened does not keep the others from being read."""
+def _question_tasks(source: Source) -> Iterator[QuestionTask]:
+    """The tasks of a source, file by file: a file that cannot be opened does not keep the others from being read."""
     if not FORMATS[source.format].suffixes:  # not made of files
-        yield from map(Piece, list_read_tasks(source))
+        yield from map(QuestionTask, list_read_tasks(source))
         return
     for file in source.files:
         uri = file[0]
         try:
-            yield from map(Piece, list_read_tasks(replace(source, files=(file,)), READ_TASK_BYTES))
+            yield from map(QuestionTask, list_read_tasks(replace(source, files=(file,)), READ_TASK_BYTES))
         except SourceError as error:
-            yield Piece(
-                ReadTask(source.format, uri, uri[len(source.root) :].strip("/"), source.root, 0), error=str(error)
-            )
+            whole = ReadTask(source.format, uri, uri[len(source.root) :].strip("/"), source.root, 0)
+            yield QuestionTask(whole, error=str(error))

@@ -14,11 +14,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from smolray.config import ConfigError, Group, LoraConfig, RunConfig
+from smolray.config import ConfigError, LoraConfig, ModelGroup, RunConfig
 from smolray.model.load import base_model, freeze, group_of
 
 # How PEFT's patterns spell a group (model/load.py, group_of).
-MODULES_OF: dict[Group, str] = {
+MODULES_OF: dict[ModelGroup, str] = {
     "vision": r".*vision_model\..*",
     "connector": r".*connector\..*",
     "text": r".*text_model\..*|lm_head",

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
-from smolray.config import ConfigError, Group, ModelConfig
+from smolray.config import ConfigError, ModelConfig, ModelGroup
 from smolray.model import attention
 from smolray.pretrained import DTYPES, resolve
 
@@ -70,13 +70,13 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
     return loaded
 
 
-def group_of(name: str) -> Group:
+def group_of(name: str) -> ModelGroup:
     """The group of a parameter or module by its Hugging Face name."""
     if ".vision_model." in f".{name}.":
         return "vision"
     return "connector" if ".connector." in f".{name}." else "text"
 
 
-def freeze(model: nn.Module, train: tuple[Group, ...]) -> None:
+def freeze(model: nn.Module, train: tuple[ModelGroup, ...]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(group_of(name) in train and parameter.is_floating_point())

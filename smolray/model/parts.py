@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from smolray.config import ConfigError, Group, ModelConfig, RunConfig
+from smolray.config import ConfigError, ModelConfig, ModelGroup, RunConfig
 from smolray.model.load import base_model, group_of
 from smolray.pretrained import tensor_files
 
 
-def frozen_prefix(config: RunConfig) -> tuple[Group, ...]:
+def frozen_prefix(config: RunConfig) -> tuple[ModelGroup, ...]:
     """The parts whose output never changes in a run, from the pixels on: none, the tower, or the tower and the
     connector.
     """
@@ -28,7 +28,7 @@ def frozen_prefix(config: RunConfig) -> tuple[Group, ...]:
     return ("vision",) if "connector" in trained else ("vision", "connector")
 
 
-def drop_submodules(model: nn.Module, groups: Collection[Group]) -> nn.Module:
+def drop_submodules(model: nn.Module, groups: Collection[ModelGroup]) -> nn.Module:
     """The model, changed in place, with empty modules where those groups were. forward.py knows a part that is not
     there by its emptiness.
     """
@@ -42,7 +42,7 @@ def drop_submodules(model: nn.Module, groups: Collection[Group]) -> nn.Module:
     return model
 
 
-def weights_digest(model: ModelConfig, groups: Sequence[Group]) -> str:
+def weights_digest(model: ModelConfig, groups: Sequence[ModelGroup]) -> str:
     """A hash of the stored tensors of those groups, by name: the same however they are spread over files.
 
     Raises ConfigError where there are none.

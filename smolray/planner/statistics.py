@@ -85,7 +85,7 @@ class DataStatistics:
 
     @classmethod
     def from_index(cls, index: pa.Table) -> "DataStatistics":
-        """From the table of data/index.py (SCHEMA). Raises NoDataError where no conversation is left to train on."""
+        """From the table of data/index.py (INDEX_SCHEMA). Raises NoDataError where no conversation is left to train on."""
         names = ("shard", "row_group", "row", "tokens", "prefix", "label_tokens", "tiles")
         column = {name: index[name].to_numpy() for name in names}
         kept = (column["tokens"] > 0) & (column["label_tokens"] > 0)

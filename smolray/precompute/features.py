@@ -1,6 +1,6 @@
 """What the frozen front of a model makes of the images, to stand beside the shards and be read in their place.
 
-In: rows of shards and a model. Out: for each row group a table of SCHEMA with, for each image, its hash, its grid and
+In: rows of shards and a model. Out: for each row group a table of FEATURES_SCHEMA with, for each image, its hash, its grid and
 the bits of its features: of the connector where that is frozen too, else of the vision tower. An image that stands in
 several rows is computed for each.
 """
@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from smolray import storage
 from smolray.config import RunConfig
 from smolray.data.encode import cached_encoder
-from smolray.data.image_features import SCHEMA, features_table
+from smolray.data.image_features import FEATURES_SCHEMA, features_table
 from smolray.data.sample import ShardRow
 from smolray.data.shards import decode_rows, read_manifest
 from smolray.data.sidecar import Sidecar, identity_of, write_table
@@ -87,7 +87,7 @@ class FeatureWriter:
     def write(self, name: str) -> None:
         """The table of one shard file, and its note."""
         about = self.sidecar.about
-        schema = SCHEMA.with_metadata({k: str(about[k]) for k in ("tokens", "hidden", "dtype")})
+        schema = FEATURES_SCHEMA.with_metadata({k: str(about[k]) for k in ("tokens", "hidden", "dtype")})
         write_table(self.sidecar, name, schema, self._tables(name, schema))
 
     def _tables(self, name: str, schema: pa.Schema) -> Iterator[pa.Table]:

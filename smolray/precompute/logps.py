@@ -1,6 +1,6 @@
 """The reference model's log-probability of every chosen and rejected answer, to stand beside the shards.
 
-In: preference shards, their index and the model before training. Out: for each row group a table of SCHEMA. The
+In: preference shards, their index and the model before training. Out: for each row group a table of LOGPS_SCHEMA. The
 micro-batches are packed as in training; the values do not depend on that.
 """
 
@@ -26,7 +26,7 @@ from smolray.model.parts import drop_submodules, frozen_prefix, weights_digest
 from smolray.objectives.base import completion_logps
 
 NEIGHBOURS = 4  # micro-batches read together: they share row groups
-SCHEMA = pa.schema(
+LOGPS_SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # of the shard's row
         # of each conversation: chosen, rejected; nan where it was left out as too long
@@ -65,7 +65,7 @@ class LogpsWriter:
 
     def write(self, name: str) -> None:
         """The table of one shard file, and its note."""
-        write_table(self.sidecar, name, SCHEMA, self._tables(self.reader.files.index(name)))
+        write_table(self.sidecar, name, LOGPS_SCHEMA, self._tables(self.reader.files.index(name)))
 
     def _tables(self, shard: int) -> Iterator[pa.Table]:
         values = self._logps(shard)
@@ -75,7 +75,7 @@ class LogpsWriter:
                 [values.get((row_group, r, c), (np.nan, np.nan)) for c in range(len(row.conversations))]
                 for r, row in enumerate(rows)
             ]
-            yield pa.table({"key": [row.key for row in rows], "logps": logps}, schema=SCHEMA)
+            yield pa.table({"key": [row.key for row in rows], "logps": logps}, schema=LOGPS_SCHEMA)
 
     @torch.inference_mode()
     def _logps(self, shard: int) -> dict[tuple[int, int, int], tuple[float, float]]:

@@ -14,7 +14,7 @@ from smolray.cli import app as cli
 from smolray.config import load_config
 from smolray.inference import generate
 from smolray.inference.predictor import Decoding, ModelSource, find_model
-from smolray.inference.questions import Asking, find_pieces
+from smolray.inference.questions import PromptSettings, find_question_tasks
 from tests.offline import picture
 
 DECODING = Decoding(max_new_tokens=5, temperature=0.7, seed=1)
@@ -41,14 +41,20 @@ def rows(tmp_path_factory):
 def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows, tiny_path, tmp_path):
     folder, ids = rows
     source = find_model(tiny_path, "runs", ["model.dtype=float32", "resources.use_gpu=no"])
-    pieces, asking = find_pieces(str(folder), Asking(source.config.data), 4)
-    assert len(pieces) == 3, "two tasks read the rows, and one file cannot be opened"
+    prompt_settings = PromptSettings(source.config.data)
+    question_tasks = find_question_tasks(str(folder), prompt_settings, 4)
+    assert len(question_tasks) == 3, "two tasks read the rows, and one file cannot be opened"
     with generate.writing(str(tmp_path / "out.parquet")) as write:
-        for table in generate.answers(source, pieces, asking, DECODING, batch_size=4, workers=2):
+        for table in generate.answers(source, question_tasks, prompt_settings, DECODING, batch_size=4, workers=2):
             write(table)
     got = pq.read_table(tmp_path / "out.parquet").to_pylist()
     alone = generate.here(
-        source, pieces, asking, 100, DECODING.max_new_tokens, partial(generate.Answers, source, DECODING)
+        source,
+        question_tasks,
+        prompt_settings,
+        100,
+        DECODING.max_new_tokens,
+        partial(generate.Answers, source, DECODING),
     )
     here = [row for table in alone for row in table.to_pylist()]
     assert got == here

@@ -22,7 +22,7 @@ from smolray import storage
 from smolray.config import DataConfig, RunConfig, load_config
 from smolray.data.formats.source import SourceError
 from smolray.data.prepare import prepare, prepare_run, shard_folder
-from smolray.data.shards import ROW_GROUP_ROWS, Manifest, ShardError, decode_rows, read_manifest
+from smolray.data.shards import ROW_GROUP_ROWS, ShardError, ShardManifest, decode_rows, read_manifest
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 1500
@@ -289,7 +289,7 @@ def test_the_job_prepares_from_s3_to_s3(job, questions, shards, s3_server):
     assert f"{QUESTIONS:,} conversations" in out and "quarantined: none" in out and "rows of the source/s" in out
     assert shard_bytes("s3://bucket/shards/train") == shard_bytes(shards)
     assert not storage.list_files("s3://bucket/shards/train/.staging", recursive=True)
-    assert isinstance(read_manifest("s3://bucket/shards/train"), Manifest)
+    assert isinstance(read_manifest("s3://bucket/shards/train"), ShardManifest)
 
 
 @pytest.mark.faults

@@ -27,7 +27,7 @@ def trl_losses(shards, overrides, folder):
     reader = ShardReader.open(shards)
     for number in range(STEPS):
         groups = reader.groups([plan.micro_batch(number)])[0]
-        conversations = [(g.row.images[0], c) for g in groups for c in g.asked]
+        conversations = [(g.row.images[0], c) for g in groups for c in g.selected]
         assert len(conversations) == BATCH
         for image, conversation in conversations:
             user, assistant = conversation.messages

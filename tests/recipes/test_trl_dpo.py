@@ -40,7 +40,7 @@ def examples(shards, config):
     plan, rows = local_plan(shards, config), []
     reader = ShardReader.open(shards)
     for number in range(STEPS):
-        pairs = [(g.row.images[0], c) for g in reader.groups([plan.micro_batch(number)])[0] for c in g.asked]
+        pairs = [(g.row.images[0], c) for g in reader.groups([plan.micro_batch(number)])[0] for c in g.selected]
         assert len(pairs) == BATCH
         for image, pair in pairs:
             rows.append(

@@ -17,7 +17,7 @@ from smolray.config import DataConfig
 from smolray.data.formats.images import ImageReader
 from smolray.data.sample import ROLES, Conversation, Message, Part, Sample, SampleError, check_sample
 
-Record = Mapping[str, Any]
+RawRecord = Mapping[str, Any]
 
 IMAGE_COLUMNS = ("images", "image", "jpg", "jpeg", "png", "webp", "img")
 QUESTION_COLUMNS = ("question", "query")
@@ -36,7 +36,7 @@ LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 MAX_TEXT = 16 * 2**20  # characters in a row; beyond it a row is an accident, and a batch of them a full memory
 
 
-def parse(record: Record, row_id: str, data: DataConfig, images: ImageReader) -> list[Sample]:
+def parse(record: RawRecord, row_id: str, data: DataConfig, images: ImageReader) -> list[Sample]:
     """The samples of one record; several captions give one conversation each, so nothing is lost.
 
     Ids: the row's own (`data.columns.id`, question_id, id) or `row_id`, with `/1`, `/2` … behind it where a row has
@@ -62,7 +62,7 @@ def parse(record: Record, row_id: str, data: DataConfig, images: ImageReader) ->
 
 
 def parse_questions(
-    record: Record, row_id: str, data: DataConfig, images: ImageReader, asked: Sequence[str] = ()
+    record: RawRecord, row_id: str, data: DataConfig, images: ImageReader, asked: Sequence[str] = ()
 ) -> list[Sample]:
     """What one record asks; answers that it holds are left aside.
 
@@ -110,7 +110,7 @@ def parse_questions(
 Parsed = tuple[list[Conversation], list[Any]]  # conversations without ids, image values found inside messages
 
 
-def _layout(record: Record, data: DataConfig) -> Callable[[Record, DataConfig], Parsed]:
+def _layout(record: RawRecord, data: DataConfig) -> Callable[[RawRecord, DataConfig], Parsed]:
     """The parser for this record's columns; an explicit answer column settles it, else the first layout that fits."""
     if data.columns.answer:
         return _vqa if _question(record, data) is not None else _caption
@@ -131,7 +131,7 @@ def _layout(record: Record, data: DataConfig) -> Callable[[Record, DataConfig], 
     )
 
 
-def _questions(record: Record, data: DataConfig) -> Parsed:
+def _questions(record: RawRecord, data: DataConfig) -> Parsed:
     """The conversations of a record that need hold no answers: prepared shards, any layout that is trained on, a
     question, a prompt, or an image alone.
     """
@@ -160,7 +160,7 @@ def _questions(record: Record, data: DataConfig) -> Parsed:
     )
 
 
-def _vqa(record: Record, data: DataConfig) -> Parsed:
+def _vqa(record: RawRecord, data: DataConfig) -> Parsed:
     """VQAv2 and its kin.
 
     All annotators' answers are kept; the one to learn is multiple_choice_answer, else the most common.
@@ -179,7 +179,7 @@ def _vqa(record: Record, data: DataConfig) -> Parsed:
     ], []
 
 
-def _caption(record: Record, data: DataConfig) -> Parsed:
+def _caption(record: RawRecord, data: DataConfig) -> Parsed:
     column = data.columns.answer or next(c for c in (*CAPTION_COLUMNS, *LABEL_COLUMNS) if record.get(c) is not None)
     captions = _answers(record[column], column)
     if not captions or not all(c.strip() for c in captions):
@@ -190,12 +190,12 @@ def _caption(record: Record, data: DataConfig) -> Parsed:
     return [Conversation("", (_user(question), _assistant(c)), answers=captions) for c in captions], []
 
 
-def _messages(record: Record, data: DataConfig) -> Parsed:
+def _messages(record: RawRecord, data: DataConfig) -> Parsed:
     messages, embedded = read_messages(record["messages"], "messages")
     return [Conversation("", messages)], embedded
 
 
-def _conversations(record: Record, data: DataConfig) -> Parsed:
+def _conversations(record: RawRecord, data: DataConfig) -> Parsed:
     """LLaVA: [{from: human | gpt | system, value}], where `<image>` in a human turn is the place of an image."""
     turns = _list(record["conversations"], "conversations")
     if turns and isinstance(turns[0], Mapping) and "role" in turns[0]:
@@ -216,7 +216,7 @@ def _conversations(record: Record, data: DataConfig) -> Parsed:
     return [Conversation("", tuple(llava))], []
 
 
-def _cauldron(record: Record, data: DataConfig) -> Parsed:
+def _cauldron(record: RawRecord, data: DataConfig) -> Parsed:
     """The Cauldron: [{user, assistant}], turns of one conversation about the row's images."""
     messages = []
     for turn in _list(record["texts"], "texts"):
@@ -226,13 +226,13 @@ def _cauldron(record: Record, data: DataConfig) -> Parsed:
     return [Conversation("", tuple(messages))], []
 
 
-def _prompt_completion(record: Record, data: DataConfig) -> Parsed:
+def _prompt_completion(record: RawRecord, data: DataConfig) -> Parsed:
     prompt, embedded = _prompt(record["prompt"], "prompt", data)
     completion, inside = _ending(record["completion"], "completion")
     return [Conversation("", prompt + completion)], embedded + inside
 
 
-def _preference(record: Record, data: DataConfig) -> Parsed:
+def _preference(record: RawRecord, data: DataConfig) -> Parsed:
     """TRL's preference formats: an explicit prompt (which the endings may repeat), or one implied by the common
     beginning.
     """
@@ -323,16 +323,16 @@ def _place(messages: tuple[Message, ...], images: int) -> tuple[Message, ...]:
     raise SampleError("no_turn", "the row has an image and no user turn to place it in")
 
 
-def _image_columns(record: Record, data: DataConfig) -> list[str]:
+def _image_columns(record: RawRecord, data: DataConfig) -> list[str]:
     columns = [data.columns.image] if data.columns.image else [c for c in IMAGE_COLUMNS if c in record]
     return [c for c in columns if record[c] is not None and record[c] != []]
 
 
-def _has_image(record: Record, data: DataConfig) -> bool:
+def _has_image(record: RawRecord, data: DataConfig) -> bool:
     return bool(_image_columns(record, data))
 
 
-def _image_values(record: Record, data: DataConfig, embedded: list[Any]) -> list[Any]:
+def _image_values(record: RawRecord, data: DataConfig, embedded: list[Any]) -> list[Any]:
     """Image values in order: those inside the messages, else those of the first image column that holds any."""
     columns = _image_columns(record, data)
     if embedded and columns:
@@ -353,13 +353,13 @@ def _answers(value: Any, name: str) -> tuple[str, ...]:
     return tuple(_string(v.get("answer") if isinstance(v, Mapping) else v, f"a value of {name!r}") for v in values)
 
 
-def _question(record: Record, data: DataConfig) -> Any:
+def _question(record: RawRecord, data: DataConfig) -> Any:
     if data.columns.question:
         return record[data.columns.question]
     return next((record[c] for c in QUESTION_COLUMNS if record.get(c) is not None), None)
 
 
-def own_id(record: Record, data: DataConfig) -> str:
+def own_id(record: RawRecord, data: DataConfig) -> str:
     """The row's own id, empty where it has none. Raises SampleError where the named column holds none."""
     for column in [data.columns.id] if data.columns.id else ID_COLUMNS:
         value = record.get(column)
@@ -372,7 +372,7 @@ def own_id(record: Record, data: DataConfig) -> str:
     return ""
 
 
-def _type(record: Record, data: DataConfig) -> str:
+def _type(record: RawRecord, data: DataConfig) -> str:
     for column in [data.columns.type] if data.columns.type else TYPE_COLUMNS:
         value = record.get(column)
         if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
@@ -432,6 +432,6 @@ def _show(value: Any) -> str:
     return f"{repr(value)[:80]} ({type(value).__name__})"
 
 
-def _found(record: Record) -> str:
+def _found(record: RawRecord) -> str:
     names = (str(name) if value is not None else f"{name} (empty)" for name, value in record.items())
     return f"columns found: {', '.join(names) or 'none'}"

@@ -12,7 +12,7 @@ import pytest
 from smolray.config import RunConfig
 from smolray.data.collate import collate_training
 from smolray.data.encode import cached_encoder
-from smolray.data.index import SCHEMA
+from smolray.data.index import INDEX_SCHEMA
 from smolray.data.local import local_index
 from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch, check_kind
 from smolray.data.reader import ShardReader
@@ -43,7 +43,7 @@ def synthetic_index(rows=10_007, seed=0, most=12, rows_per_shard=500):
         "chosen_tokens": np.zeros(len(row)),
         "tiles": np.ones(len(row)),
     }
-    return pa.table({name: np.asarray(values) for name, values in columns.items()}).cast(SCHEMA)
+    return pa.table({name: np.asarray(values) for name, values in columns.items()}).cast(INDEX_SCHEMA)
 
 
 @pytest.fixture(scope="module")

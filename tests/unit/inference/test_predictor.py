@@ -16,7 +16,7 @@ from smolray.config import ConfigError, RunConfig
 from smolray.export import export_run
 from smolray.inference import generate
 from smolray.inference.predictor import Decoding, find_model
-from smolray.inference.questions import Asking, find_pieces
+from smolray.inference.questions import PromptSettings, find_question_tasks
 from smolray.model.sampling import Sampler, probabilities
 from smolray.run.status import RunNotFoundError
 from tests.offline import picture
@@ -55,9 +55,15 @@ def photos(tmp_path_factory):
 def asked(name, photos, decoding, batch_size=100, prompts=PROMPTS, storage="runs", settings=()):
     """The rows for all photos, decoded in this process."""
     source = find_model(str(name), str(storage), settings)
-    pieces, asking = find_pieces(str(photos), Asking(source.config.data, prompts), batch_size)
+    prompt_settings = PromptSettings(source.config.data, prompts)
+    question_tasks = find_question_tasks(str(photos), prompt_settings, batch_size)
     tables = generate.here(
-        source, pieces, asking, batch_size, decoding.max_new_tokens, partial(generate.Answers, source, decoding)
+        source,
+        question_tasks,
+        prompt_settings,
+        batch_size,
+        decoding.max_new_tokens,
+        partial(generate.Answers, source, decoding),
     )
     return [row for table in tables for row in table.to_pylist()]
 
@@ -132,7 +138,7 @@ def test_long_texts_of_several_lines_are_written_whole(run, photos):
     row["text"] = "one\n\ntwo — “three”\u2028"
     for name in ("x.jsonl", "x.parquet"):
         with generate.writing(str(photos.parent / name)) as write:
-            write(generate.pa.Table.from_pylist([row], schema=generate.SCHEMA))
+            write(generate.pa.Table.from_pylist([row], schema=generate.GENERATED_SCHEMA))
     assert json.loads((photos.parent / "x.jsonl").read_bytes()) == row
     assert pq.read_table(photos.parent / "x.parquet").to_pylist() == [row]
 
@@ -160,7 +166,7 @@ def test_a_file_that_is_not_finished_is_not_there(tmp_path):
     for name in ("a.parquet", "a.jsonl"):
         (tmp_path / name).write_text("of an earlier time")
         with pytest.raises(RuntimeError), generate.writing(str(tmp_path / name)) as write:
-            write(generate.pa.Table.from_pylist([{"id": "1"}], schema=generate.SCHEMA))
+            write(generate.pa.Table.from_pylist([{"id": "1"}], schema=generate.GENERATED_SCHEMA))
             raise RuntimeError
         assert (tmp_path / name).read_text() == "of an earlier time"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "a.parquet"]

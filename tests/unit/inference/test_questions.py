@@ -13,16 +13,23 @@ import pytest
 
 from smolray.config import ColumnsConfig, ConfigError, DataConfig
 from smolray.data.formats.source import SourceError
-from smolray.inference.questions import Asking, check_pieces, collate_questions, find_pieces, read_questions
+from smolray.inference.questions import (
+    PromptSettings,
+    check_question_tasks,
+    collate_questions,
+    find_question_tasks,
+    read_questions,
+)
 from tests.hostile import CLASSES
 from tests.offline import asked, encoder_of, message, picture, shard_row
 from tests.shards import write_shards
 
 
 def questions_of(source, *prompts, images_each=2, **data):
-    pieces, asking = find_pieces(str(source), Asking(DataConfig(**data), prompts), images_each)
-    check_pieces(str(source), pieces, asking)
-    return [*chain.from_iterable(read_questions(piece, asking) for piece in pieces)]
+    prompt_settings = PromptSettings(DataConfig(**data), prompts)
+    question_tasks = find_question_tasks(str(source), prompt_settings, images_each)
+    check_question_tasks(str(source), question_tasks, prompt_settings)
+    return [*chain.from_iterable(read_questions(task, prompt_settings) for task in question_tasks)]
 
 
 def said(questions):
