@@ -66,9 +66,10 @@ def drain(
     wait: Annotated[float, typer.Option(min=1, help="seconds a run may take to save, and to train again")] = 300.0,
     storage: Storage = "runs",
 ) -> None:
-    """Give a node back to its owner: its runs save, leave it and continue on the others.
+    """Give a node back to its owner; its runs continue on the others.
 
-    Run it where the runs were submitted: in a checkout, whose code they then continue with, or anywhere else.
+    The runs save, leave the node and are submitted again. Where they were submitted from a checkout, run this there:
+    its code is uploaded again.
     """
     from smolray.cluster import nodes
 

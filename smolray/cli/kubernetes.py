@@ -16,7 +16,9 @@ def render(
         str, typer.Option("--config", "-c", help="YAML file of the run, or a recipe of `smolray config list`")
     ],
     overrides: Overrides = None,
-    overlay: Annotated[str, typer.Option(help="folder of the cluster's overlay")] = "k8s/overlays/home",
+    overlay: Annotated[
+        str, typer.Option(help="one of smolray's (home, pool, cpu, autoscale, kueue), or a folder")
+    ] = "home",
     tune: Annotated[bool, typer.Option("--tune", help="a search: `smolray tune` in place of `smolray train`")] = False,
     image: Annotated[str | None, typer.Option(help="default: the overlay's")] = None,
     schedule: Annotated[

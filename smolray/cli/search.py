@@ -57,7 +57,7 @@ def build(
 @search_app.command("query")
 def query(
     index: Annotated[str, typer.Argument(help="folder or URI that `search build` wrote")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT…")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="what to look for")],
     top: Annotated[int, typer.Option(min=1, help="images for each text")] = 10,
 ) -> None:
     """Print the images nearest to a text, best first: score, path."""

@@ -1,7 +1,6 @@
 """Ray Jobs from the outside: in go a cluster's address and a run, out come submitted, found, followed and stopped jobs.
 
-What is uploaded is the working directory less what `.gitignore` and `.rayignore` name. Nothing secret goes into a job:
-its entrypoint and its environment can be read by whoever may read the job list.
+Nothing secret goes into a job: its entrypoint and its environment can be read by whoever may read the job list.
 """
 
 import asyncio
@@ -14,33 +13,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from smolray import storage
+from smolray.cluster.upload import config_argument, is_checkout, job_environment
 from smolray.config import RunConfig
+from smolray.config.recipes import recipes
 from smolray.run.folder import CONFIG
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 
-ENTRY = "jobs/train.py"
-# Where a working directory has no ignore files of its own; .gitignore and .rayignore are honoured by Ray besides.
-EXCLUDES = (
-    ".git",
-    ".venv",
-    "venv",
-    "runs",
-    ".cache",
-    ".mypy_cache",
-    ".ruff_cache",
-    ".pytest_cache",
-    "__pycache__",
-    "*.egg-info",
-    "build",
-    "dist",
-    ".env",
-    ".aws",
-    "*.pem",
-    "auth_token",
-)
+ENTRY = ("python", "-m", "smolray", "train")
+JOB_FILE = "jobs/train.py"  # what `ray job submit` names in its place
 STALLED_SECONDS = 10.0
 STOP_SECONDS = 30.0  # Ray kills what has not ended 3 s after it was told
 RUN_KEY, STORAGE_KEY = "smolray_run", "smolray_storage"
@@ -70,7 +53,7 @@ def open_client(address: str) -> "JobSubmissionClient":
 
 
 def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence[str], working_dir: str = ".") -> str:
-    """Submit `python jobs/train.py ARGUMENTS` for the run of `config`; returns the job's id.
+    """Submit `python -m smolray train ARGUMENTS` for the run of `config`; returns the job's id.
 
     Raises JobsError for what cannot work: see `check_submission`; a run that a job is training already; an upload the
     cluster refuses.
@@ -78,57 +61,63 @@ def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence
     check_submission(config, arguments, working_dir)
     if active := active_jobs(client, config):
         raise JobsError(
-            f"run {config.name} is being trained by job {active[0].submission_id} ({active[0].status.value}); stop it, or take another name"
+            f"run {config.name} is being trained by job {active[0].submission_id} ({active[0].status.value}); "
+            "stop it, or take another name"
         )
     try:
-        return client.submit_job(
-            entrypoint=shlex.join(["python", ENTRY, *arguments]),
-            runtime_env={"working_dir": working_dir, "excludes": list(EXCLUDES)},
-            metadata={RUN_KEY: config.name, STORAGE_KEY: config.storage},
-        )
+        with job_environment(working_dir, arguments) as (environment, words):
+            return client.submit_job(
+                entrypoint=shlex.join([*ENTRY, *words]),
+                runtime_env=environment,
+                metadata={RUN_KEY: config.name, STORAGE_KEY: config.storage},
+            )
     except (RuntimeError, ValueError) as error:
         if "413" in str(error) or "exceeds" in str(error):
+            folder = Path(working_dir).resolve()
             raise JobsError(
-                f"{Path(working_dir).resolve()} is too large to upload: name data and outputs in .rayignore ({_first_line(error)})"
+                f"{folder} is too large to upload: name data and outputs in .rayignore ({_first_line(error)})"
             ) from None
         raise JobsError(f"the cluster refused the job: {_first_line(error)}") from None
 
 
 def check_submission(config: RunConfig, arguments: Sequence[str], working_dir: str = ".") -> None:
-    """Refuse what can only fail on the cluster. A job runs in a copy of the working directory that is deleted after it."""
-    root, faults = Path(working_dir).resolve(), []
-    if not (root / ENTRY).is_file():
-        faults.append(f"{root} has no {ENTRY}: submit from the top of the smolray checkout")
-    paths = {"storage": config.storage, "data.shards": config.data.shards, "data.train": config.data.train}
-    paths |= {"data.validation": config.data.validation, "model.path": config.model.path}
-    for key, value in paths.items():
-        if not value or "://" in value or Path(value).is_absolute():
-            continue
-        if key == "storage":
-            faults.append(
-                f"storage = {value!r} is relative: it would lie in the job's own folder, which is deleted; "
-                "give s3://… or an absolute path that all nodes share"
-            )
-        elif value.startswith((".", "~")) or Path(value).exists():
-            faults.append(
-                f"{key} = {value!r} is a path of this machine: give s3://… or an absolute path that all nodes share"
-            )
-    told = paths | {word.partition("=")[0]: word.partition("=")[2] for word in arguments if "=" in word}
+    """Raise JobsError for what can only fail on the cluster: paths of this machine, and credentials in the arguments.
+
+    A job runs in a copy of what was uploaded, which is deleted after it.
+    """
+    paths = {
+        "storage": config.storage,
+        "data.shards": config.data.shards,
+        "data.train": config.data.train,
+        "data.validation": config.data.validation,
+        "model.path": config.model.path,
+    }
+    given = paths | {word.partition("=")[0]: word.partition("=")[2] for word in arguments if "=" in word}
+    faults = [fault for key, value in paths.items() if (fault := _path_fault(key, value))]
     faults += [
         f"{key} carries credentials, which the job list would show: give them to the nodes"
-        for key, value in told.items()
+        for key, value in given.items()
         if _has_credentials(value)
     ]
-    if "--config" in arguments:
-        given = arguments[list(arguments).index("--config") + 1]
-        if (
-            storage.is_local(given)
-            and not Path(given).is_absolute()
-            and not (root / given).resolve().is_relative_to(root)
-        ):
-            faults.append(f"--config {given} is outside the uploaded folder {root}: put it there")
+
+    root, file = Path(working_dir).resolve(), config_argument(arguments)
+    relative = storage.is_local(file) and not Path(file).is_absolute() and file not in recipes()
+    if is_checkout(root) and relative and not (root / file).resolve().is_relative_to(root):
+        faults.append(f"--config {file} is outside the uploaded folder {root}: put it there")
     if faults:
         raise JobsError("\n".join(faults))
+
+
+def _path_fault(key: str, value: str) -> str:
+    """Why a path cannot be used by a job; empty for URIs, absolute paths and what is no path of this machine."""
+    if not value or "://" in value or Path(value).is_absolute():
+        return ""
+    remedy = "give s3://… or an absolute path that all nodes share"
+    if key == "storage":
+        return f"storage = {value!r} is relative: it would be in the job's own folder, which is deleted; {remedy}"
+    if value.startswith((".", "~")) or Path(value).exists():
+        return f"{key} = {value!r} is a path of this machine: {remedy}"
+    return ""
 
 
 def find_jobs(client: "JobSubmissionClient", name: str, storage_uri: str) -> list["JobDetails"]:
@@ -176,7 +165,8 @@ def _is_job_of(job: "JobDetails", name: str, storage_uri: str) -> bool:
         )
     words = [word.strip("\"'") for word in (job.entrypoint or "").split()]
     named = f"name={name}" in words or any(word.endswith(f"/{name}/{CONFIG}") for word in words)
-    return job.submission_id == name or (named and any(word.endswith(ENTRY) for word in words))
+    trains = {"smolray", "train"} <= set(words) or any(word.endswith(JOB_FILE) for word in words)
+    return job.submission_id == name or (named and trains)
 
 
 def stop_jobs(client: "JobSubmissionClient", name: str, storage_uri: str, patience: float = 30.0) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from smolray import storage
+from smolray.cluster.deploy import deploy_folder
 from smolray.config import RunConfig, to_yaml
 
 Manifest = dict[str, Any]
@@ -32,15 +33,17 @@ class K8sError(ValueError):
     """
 
 
-def overlay_objects(folder: str) -> list[Manifest]:
-    """The objects of a kustomize overlay.
+def overlay_objects(overlay: str) -> list[Manifest]:
+    """The objects of a kustomize overlay: a folder, or the name of one that ships with smolray, such as home.
 
     Raises K8sError where neither kustomize nor kubectl is there, or it refuses the folder.
     """
+    shipped = deploy_folder("k8s") / "overlays"
+    folder = str(shipped / overlay) if (shipped / overlay / "kustomization.yaml").is_file() else overlay
     if not (Path(folder) / "kustomization.yaml").is_file():
-        near = sorted(p.parent.name for p in Path(folder).parent.glob("*/kustomization.yaml"))
+        names = sorted(path.parent.name for path in shipped.glob("*/kustomization.yaml"))
         raise K8sError(
-            f"{folder} has no kustomization.yaml; there: {', '.join(near) or 'none'}. Give a folder such as k8s/overlays/home"
+            f"{overlay} is neither a folder with a kustomization.yaml nor an overlay of smolray: {', '.join(names)}"
         )
     tool = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
     if shutil.which(tool[0]) is None:

@@ -8,10 +8,12 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from smolray import storage
+from smolray import __version__, storage
+from smolray.cluster.deploy import deploy_folder, is_installed
 from smolray.cluster.jobs import RUN_KEY, STORAGE_KEY, JobsError, check_submission, stop_jobs, submit
 from smolray.config import RunConfig, load_config
 from smolray.run import status
@@ -86,8 +88,8 @@ def join_command(name: str, head: str, interface: str, user: str = "", gpu: str 
     """The one command that adds the node `name` (host name or address) to the cluster of `head` (address, host or job
     server).
 
-    The command is run in a checkout, on the machine that has the token. With `once` it is run on the node itself, and
-    the node stays until it is switched off. `gpu`: a label for resources.label_selector.
+    The command is run on this machine, which has the token. With `once` it is run on the node itself, and the node
+    stays until it is switched off. `gpu`: a label for resources.label_selector.
     """
     host = urlsplit(head).hostname if "://" in head else head.partition(":")[0]
     if not host:
@@ -101,9 +103,17 @@ def join_command(name: str, head: str, interface: str, user: str = "", gpu: str 
 
     settings = {"smolray_head_address": host, "smolray_interface": interface}
     settings |= {"smolray_gpu_label": gpu} if gpu else {}
+    if is_installed():  # there is no checkout to copy to the node
+        settings["smolray_package"] = f"smolray[s3]=={__version__}"
     account = ["-u", user] if user else []
     extra = [word for key, value in settings.items() for word in ("-e", f"{key}={value}")]
-    return shlex.join(["ansible-playbook", "cluster/site.yml", "-i", f"{name},", *account, *extra])
+    playbook = _short(deploy_folder("cluster") / "site.yml")
+    return shlex.join(["ansible-playbook", playbook, "-i", f"{name},", *account, *extra])
+
+
+def _short(path: Path) -> str:
+    """A path as seen from the current folder, where it is below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def drain(
@@ -111,7 +121,7 @@ def drain(
 ) -> Iterator[str]:
     """Empty a node and say each step: nothing new starts there; its runs save, stop, and continue on other nodes.
 
-    Run it in a checkout, whose code the runs are submitted with. Raises ClusterError and JobsError before a run is
+    Run in a checkout, the runs are submitted with its code. Raises ClusterError and JobsError before a run is
     stopped where it could not be submitted again.
     """
     node = find_node(address, name)

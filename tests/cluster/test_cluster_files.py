@@ -163,6 +163,11 @@ def test_a_box_without_an_interface_or_a_cluster_without_a_token_is_refused(tmp_
     assert told.returncode and "ray get-auth-token --generate" in told.stdout
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "cluster").rglob("*.yml")), ids=lambda path: path.name)
+def test_every_file_of_the_playbook_is_yaml(path):
+    assert yaml.safe_load(path.read_text())  # tasks that are included late are not parsed by the other tests
+
+
 def test_ray_up_reads_its_yaml():
     from ray.autoscaler._private.util import prepare_config, validate_config
 

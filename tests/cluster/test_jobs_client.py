@@ -27,17 +27,22 @@ ROOT = Path(__file__).parents[2]
 QUESTIONS = 300
 TOKEN = "0123456789abcdef" * 4
 SECRET = "a-key-of-the-storage"
+REAL = ROOT / "smolray"
+# A checkout whose `smolray train` is a loop without a model; its other modules are the real ones.
+PACKAGE = f"__path__.append({str(REAL)!r})"
 TRAIN = """
 import argparse, time
-from smolray import status, storage
+from smolray import storage
 from smolray.config import load_config, to_yaml
-from smolray.events import EventLog
+from smolray.run.events import EventLog
+from smolray.run.folder import RunFolder
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--config")
-arguments, overrides = parser.parse_known_args()
+arguments, (command, *overrides) = parser.parse_known_args()
+assert command == "train"
 config = load_config(arguments.config, overrides)
-storage.write_bytes(config.run_dir + "/config.yaml", to_yaml(config).encode())
+storage.write_bytes(RunFolder(config.run_dir).config, to_yaml(config).encode())
 log = EventLog(config.run_dir)
 log.write("start", workers=1, total_steps=config.train.max_steps)
 for step in range(1, config.train.max_steps + 1):
@@ -119,7 +124,7 @@ def wait_for(ready, folder, seconds=90):
 
 
 def smolray(folder, *arguments, cwd=None, token=TOKEN):
-    command = [sys.executable, "-m", "smolray", *arguments]
+    command = [sys.executable, "-P", "-m", "smolray", *arguments]  # -P: not the stand-in of a checkout
     return subprocess.run(
         command, env=environment(folder, token), cwd=cwd or folder, capture_output=True, text=True, timeout=400
     )
@@ -128,14 +133,15 @@ def smolray(folder, *arguments, cwd=None, token=TOKEN):
 @pytest.fixture(scope="module")
 def checkout(head):
     folder = Path(head[1]) / "checkout"
-    (folder / "jobs" / "configs").mkdir(parents=True)
-    (folder / "jobs" / "train.py").write_text(TRAIN)
-    (folder / "jobs" / "configs" / "a.yaml").write_text(f"storage: {head[1]}/runs\ntrain: {{max_steps: 5}}\n")
+    (folder / "smolray").mkdir(parents=True)
+    (folder / "smolray" / "__init__.py").write_text(PACKAGE)
+    (folder / "smolray" / "__main__.py").write_text(TRAIN)
+    (folder / "a.yaml").write_text(f"storage: {head[1]}/runs\ntrain: {{max_steps: 5}}\n")
     return folder
 
 
 def submit(head, checkout, *overrides, token=TOKEN):
-    arguments = ["submit", "--address", head[0], "--config", "jobs/configs/a.yaml", *overrides]
+    arguments = ["submit", "--address", head[0], "--config", "a.yaml", *overrides]
     return smolray(head[1], *arguments, cwd=checkout, token=token)
 
 
@@ -238,7 +244,7 @@ def project(head):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    with (folder / "smolray" / "launch.py").open("a") as file:
+    with (folder / "smolray" / "launch" / "driver.py").open("a") as file:
         file.write('\nprint("code of the job:", __file__, flush=True)\n')
     return folder
 
@@ -291,7 +297,7 @@ def test_ray_job_submit_trains_the_uploaded_project(head, project, settings):
     [code] = [line for line in done.stdout.splitlines() if line.startswith("code of the job:")]
     assert "working_dir_files" in code, "the job ran the code of this machine and not the uploaded one"
     assert [e["step"] for e in read_events(f"{head[1]}/runs/plain") if e["event"] == "step"] == [1, 2, 3]
-    uploaded = [path for path in Path(code.split(": ", 1)[1]).parents[1].rglob("*") if path.is_file()]
+    uploaded = [path for path in Path(code.split(": ", 1)[1]).parents[2].rglob("*") if path.is_file()]
     assert uploaded and sum(path.stat().st_size for path in uploaded) < 5 * 2**20
     assert not any("tests" in path.parts or ".git" in path.parts for path in uploaded)
 
@@ -302,6 +308,15 @@ def test_ray_job_submit_without_the_token_is_refused(head, project, settings, to
     assert done.returncode != 0
     assert TOKEN not in done.stdout + done.stderr
     assert not (Path(head[1]) / "runs" / "untrusted").exists()
+
+
+def test_a_folder_without_a_checkout_submits_the_installed_code(head, settings, tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: bare\ntrain: {max_steps: 2}\n")
+    (tmp_path / "data.bin").write_bytes(b"x" * 2**20)
+    arguments = ["submit", "--address", head[0], "--config", "mine.yaml", *settings, "--follow"]
+    done = smolray(head[1], *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [e["step"] for e in read_events(f"{head[1]}/runs/bare") if e["event"] == "step"] == [1, 2]
 
 
 @pytest.mark.slow

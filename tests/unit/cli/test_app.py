@@ -1,18 +1,21 @@
 """The command line: clean messages, exit codes, and what it does to a run's folder."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
+from smolray import __version__
 from smolray.cli import app as cli
 from smolray.cli import config as config_commands
 from smolray.cli import train as train_commands
-from smolray.cluster.jobs import EXCLUDES, JobsError, check_submission
 from smolray.config import ConfigError, load_config, to_yaml
 from smolray.run.folder import EVENTS
 
@@ -196,84 +199,41 @@ def test_a_run_resumes_from_its_own_config_where_it_lies_now(run, monkeypatch):
     assert (launched[0].seed, launched[0].train.max_steps, launched[0].run_dir) == (5, 7, str(run))
 
 
-# What goes to a cluster.
+def every_command():
+    """(words, command) of each command, groups included."""
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        nested = getattr(command, "commands", {})
+        yield from ((f"{name} {word}", inner) for word, inner in nested.items())
+        if not nested:
+            yield name, command
 
 
-@pytest.fixture
-def checkout(tmp_path):
-    folder = tmp_path / "checkout"
-    (folder / "jobs" / "configs").mkdir(parents=True)
-    (folder / "jobs" / "train.py").touch()
-    (folder / "jobs" / "configs" / "a.yaml").touch()
-    return folder
+@pytest.mark.parametrize(("name", "command"), [pytest.param(*c, id=c[0]) for c in every_command()])
+def test_every_command_is_described_in_one_line(name, command):
+    first, _, rest = command.help.partition("\n")
+    assert first.endswith(".") and len(first) <= 80 and not rest.strip("\n").startswith(" "), name
+    assert not rest or rest.startswith("\n"), "a blank line ends the first line"
+    for option in command.params:
+        assert option.name == "help" or option.help, f"{name}: {option.name} is not described"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "config", "told"),
-    [
-        ([], "jobs/configs/a.yaml", "storage = 'runs' is relative"),
-        (
-            ["storage=/shared", "data.train=./data"],
-            "jobs/configs/a.yaml",
-            "data.train = './data' is a path of this machine",
-        ),
-        (["storage=/shared", "model.path=local"], "jobs/configs/a.yaml", "model.path = 'local'"),
-        (["storage=/shared"], "../a.yaml", "outside the uploaded folder"),
-        (["storage=s3://key:secret@bucket/runs"], "jobs/configs/a.yaml", "storage carries credentials"),
-    ],
-)
-def test_a_submission_that_cannot_work_is_refused(checkout, monkeypatch, overrides, config, told):
-    monkeypatch.chdir(checkout)
-    (checkout / "local").mkdir()
-    with pytest.raises(JobsError) as caught:
-        check_submission(load_config(None, overrides), ["--config", config])
-    assert told in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+@pytest.mark.parametrize("module", ["smolray", "smolray.cli"])
+def test_the_command_line_is_a_module_too(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"smolray {__version__}\n", done.stderr
 
 
-def test_a_submission_that_can_work_passes_and_needs_the_job_file(checkout, monkeypatch):
-    config = load_config(None, ["storage=s3://bucket/runs", "data.train=HuggingFaceM4/VQAv2"])
-    monkeypatch.chdir(checkout)
-    check_submission(config, ["--config", "jobs/configs/a.yaml"])
-    check_submission(config, ["--config", "s3://bucket/runs/run/config.yaml"])
-    (checkout / "jobs" / "train.py").unlink()
-    with pytest.raises(JobsError, match=r"has no jobs/train\.py"):
-        check_submission(config, [])
+def test_env_shows_what_a_bug_report_needs():
+    shown = smolray("env").stdout
+    facts = json.loads(smolray("env", "--json").stdout)
+    assert facts["smolray"] == __version__ and facts["packages"]["torch"] in shown
+    assert {"python", "platform", "NVIDIA driver", "CUDA of torch", "gpus"} <= facts.keys()
+    assert "pytest" not in facts["packages"], "what a developer needs is left out"
 
 
-@pytest.mark.parametrize("excludes", [list(EXCLUDES), None], ids=["smolray submit", "ray job submit"])
-def test_the_upload_leaves_behind_what_a_job_does_not_need(tmp_path, excludes):
-    """Packed by Ray's own function, with the ignore files of this repository."""
-    from zipfile import ZipFile
-
-    from ray._private.runtime_env.packaging import create_package
-
-    tree = tmp_path / "tree"
-    wanted = {"smolray/cli/app.py", "smolray/data/shards.py", "jobs/train.py", "jobs/configs/a.yaml", "pyproject.toml"}
-    unwanted = {
-        ".git/objects/ab/cd",
-        ".venv/lib/x.py",
-        "runs/demo/events.jsonl",
-        ".cache/torch_extensions/x.so",
-        "tests/unit/test_x.py",
-    }
-    unwanted |= {
-        "smolray/__pycache__/cli.pyc",
-        "smolray.egg-info/PKG-INFO",
-        "k8s/x.yaml",
-        "cluster/x.yaml",
-        ".mypy_cache/a",
-        "build/a",
-        "dist/b",
-    }
-    for name in wanted | unwanted:
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).touch()
-    for name in (".gitignore", ".rayignore"):
-        (tree / name).write_bytes((ROOT / name).read_bytes())
-    create_package(str(tree), tmp_path / "package.zip", include_gitignore=True, excludes=excludes)
-    packed = {name for name in ZipFile(tmp_path / "package.zip").namelist() if not name.endswith("/")}
-    assert packed - {".gitignore", ".rayignore"} == wanted
+def test_a_mistyped_command_is_answered_with_the_nearest():
+    done = smolray("tran")
+    assert done.exit_code == 2 and "train" in done.stderr
 
 
 def test_the_options_of_a_run_are_those_of_its_yaml():

@@ -219,9 +219,9 @@ def test_a_run_finds_its_own_settings_on_the_head():
     [path] = [w for w in job["spec"]["entrypoint"].split() if w.startswith(mount["mountPath"])]
     stored = yaml.safe_load(settings["data"][Path(path).name])
     assert stored["name"] == "vqa.2" and stored["optimizer"]["learning_rate"] == 3e-4
-    script = job["spec"]["entrypoint"].split()[1]
-    assert (ROOT / Path(script).relative_to("/opt/smolray")).is_file()
-    assert "COPY jobs /opt/smolray/jobs" in (K8S / "Dockerfile").read_text()
+    assert job["spec"]["entrypoint"].startswith("python -m smolray train --config ")
+    search = one(run(kind="tune"), "RayJob")
+    assert search["spec"]["entrypoint"].startswith("python -m smolray tune --config ")
 
 
 def test_a_run_on_a_schedule_has_a_name_of_its_own_each_day():
@@ -302,8 +302,10 @@ def test_object_names_are_labels_and_no_two_runs_share_one(limit):
     assert object_name("vqa", limit) == "vqa"
 
 
-def test_a_folder_that_is_no_overlay_is_told_with_those_that_are():
-    with pytest.raises(K8sError, match="there: autoscale, cpu, home, kueue, pool"):
+def test_an_overlay_is_found_by_its_name_and_a_wrong_one_is_refused():
+    if shutil.which("kubectl") or shutil.which("kustomize"):
+        assert overlay_objects("pool") == objects_of("pool")
+    with pytest.raises(K8sError, match="nor an overlay of smolray: autoscale, cpu, home, kueue, pool"):
         overlay_objects(str(K8S / "overlays" / "hom"))
 
 
