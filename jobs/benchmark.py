@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="shape of the model that is trained: random-30m, random-256m, random-500m, random-2.2b",
     )
     options = parser.parse_args(arguments)
+
     cases = train_cases(options.model) | WITH_RAY
     records: dict[str, dict[str, Any]] = {}
     for name in options.only or cases:

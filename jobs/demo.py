@@ -7,6 +7,7 @@ transformers loads.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from jobs.easyvqa import export_easy_vqa
 from smolray.config import load_config
@@ -27,17 +28,21 @@ def main() -> None:
     config = load_config("demo", [*data, *options.overrides])
     result = launch_run(config)
     folder = export_run(config.run_dir)
+    print_result(result)
+    print(f"report:   {RunFolder(config.run_dir).report}\nexported: {folder}")
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The accuracy by question type, that of answering without looking, and how long it took."""
+    counts, blind = result["accuracy_counts"], result["blind_baseline"]
     print(f"\n{'type':10} {'questions':>9} {'accuracy':>9}")
     for name, value in result["accuracy"].items():
-        print(f"{name:10} {result['accuracy_counts'][name]:>9,} {value:>9.1%}")
+        print(f"{name:10} {counts[name]:>9,} {value:>9.1%}")
+    print(f"{'blind':10} {counts['overall']:>9,} {blind:>9.1%}   (answers without looking)")
     print(
-        f"{'blind':10} {result['accuracy_counts']['overall']:>9,} {result['blind_baseline']:>9.1%}   (answers without looking)"
+        f"\n{result['steps']} steps, {result['train_seconds']:.0f} s of training, {result['seconds']:.0f} s in all; "
+        f"{result['samples_per_second']} samples/s"
     )
-    rate = result["samples_per_second"]
-    print(
-        f"\n{result['steps']} steps, {result['train_seconds']:.0f} s of training, {result['seconds']:.0f} s in all; {rate} samples/s"
-    )
-    print(f"report:   {RunFolder(config.run_dir).report}\nexported: {folder}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Preference data of a trained model's own second choices: `python jobs/hard_negatives.py RUN OUT [--storage runs]`.
+"""Preference data from a trained model's own mistakes: `python jobs/hard_negatives.py RUN OUT [--storage runs]`.
 
-In: a run and its questions. Out: OUT/train and OUT/validation, shards in which each question's right answer is chosen
-and the wrong answer of its type that the model finds most probable is rejected: what DPO learns most from. Go on with
-`smolray train method=dpo data.train=OUT/train data.validation=OUT/validation model.path=RUN/export …`.
+In: a run and its questions. Out: OUT/train and OUT/validation, shards of preference data. The right answer is chosen;
+the wrong answer of the same type that the model finds most probable is rejected, as DPO learns most from it.
+
+Next: `smolray train method=dpo data.train=OUT/train data.validation=OUT/validation model.path=RUN/export …`
 """
 
 import argparse
@@ -75,7 +76,7 @@ def hard_negatives(
 
 
 def _answered(conversation: Conversation, answer: str) -> Conversation:
-    return replace(conversation, messages=(*conversation.messages[:-1], _said(answer)))
+    return replace(conversation, messages=(*conversation.messages[:-1], _turn(answer)))
 
 
 def _pair(conversation: Conversation, logps: dict[str, float]) -> Conversation | None:
@@ -83,13 +84,12 @@ def _pair(conversation: Conversation, logps: dict[str, float]) -> Conversation |
     wrong = {answer: logp for answer, logp in logps.items() if answer.strip().casefold() not in right}
     if not wrong:  # all answers of the type are right
         return None
-    *prompt, told = conversation.messages
-    return replace(
-        conversation, messages=tuple(prompt), chosen=(told,), rejected=(_said(max(wrong, key=wrong.__getitem__)),)
-    )
+    *prompt, answer = conversation.messages
+    hardest = max(wrong, key=wrong.__getitem__)
+    return replace(conversation, messages=tuple(prompt), chosen=(answer,), rejected=(_turn(hardest),))
 
 
-def _said(answer: str) -> Message:
+def _turn(answer: str) -> Message:
     return Message("assistant", (Part("text", answer),))
 
 
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="default: the best, else the newest")
     parser.add_argument("--limit", type=int, help="images of each part")
     options = parser.parse_args()
+
     run_dir = storage.join(options.storage, options.run)
     config = load_config(RunFolder(run_dir).config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,14 +110,14 @@ def main() -> None:
     # all answers of all questions about an image, in one sequence
     data = config.data.replace({"packing": "full", "max_length": 10**6})
     encoder = cached_encoder(config.model, data, config.image)
+
     answers = answers_by_type(shard_rows(config.data.train))
     for part in ("train", "validation"):
         if folder := getattr(config.data, part):
             rows = list(hard_negatives(model, shard_rows(folder, options.limit), answers, encoder, device))
-            write_shards(storage.join(options.out, part), rows)
-            print(
-                f"{part}: {sum(len(row.conversations) for row in rows):,} pairs about {len(rows):,} images in {storage.join(options.out, part)}"
-            )
+            target = write_shards(storage.join(options.out, part), rows)
+            pairs = sum(len(row.conversations) for row in rows)
+            print(f"{part}: {pairs:,} pairs about {len(rows):,} images in {target}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import multiprocessing
 import random
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ FILES = 4
 
 
 def prepare_case(scale: float, repetitions: int) -> list[Result]:
-    """Rows per second from raw Parquet to shards. Both sides have their worker processes running when the clock starts."""
+    """Rows per second from raw Parquet to shards. Worker processes of both sides run when the clock starts."""
     import ray
 
     from smolray.config import DataConfig
@@ -190,10 +191,11 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
         loaders = {}
         for workers in (0, 2):
             loaders[workers] = _loader(_Batches(f"{folder}/shards", files, plan, config), workers)
-            ways[f"workers={workers}"] = lambda loader=loaders[workers]: _epoch(loader, pictures, ray=False)  # type: ignore[misc]
+            ways[f"workers={workers}"] = partial(_epoch, loaders[workers], pictures, ray=False)
         costs = in_turns(ways, repetitions)
         del loaders, ways
-    what = f"read, decode to tiles of 512 px, encode, collate {len(plan)} micro-batches of 12 questions ({int(ray.cluster_resources()['CPU'])} CPUs)"
+    cpus = int(ray.cluster_resources()["CPU"])
+    what = f"read, decode to tiles of 512 px, encode, collate {len(plan)} micro-batches of 12 questions ({cpus} CPUs)"
     return [
         Result(
             name,

@@ -175,7 +175,10 @@ def plain(task: Task, meter: Meter, options: dict[str, str]) -> None:
 
 
 def trl(task: Task, meter: Meter, options: dict[str, str]) -> None:
-    """TRL's SFTTrainer (completion-only) or DPOTrainer. Options: workers (of the DataLoader), checkpointing (0 or 1)."""
+    """TRL's SFTTrainer (completion-only) or DPOTrainer.
+
+    Options: workers (of the DataLoader), checkpointing (0 or 1).
+    """
     import tempfile
 
     import torch

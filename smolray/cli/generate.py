@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -47,7 +48,7 @@ def generate(
 
     Example: smolray generate MODEL INPUT --prompt 'Describe the image.' --out answers.parquet
     """
-    from smolray.inference.generate import answers, require_suffix, writing
+    from smolray.inference.generate import answers, require_suffix
     from smolray.inference.predictor import Decoding, find_model
     from smolray.inference.questions import PromptSettings, check_question_tasks, find_question_tasks
 
@@ -62,21 +63,30 @@ def generate(
     tables = answers(
         found, question_tasks, prompt_settings, Decoding(max_new_tokens, temperature, top_p, seed), batch_size, workers
     )
-    tally = _Tally()
-    if out:
-        with writing(out) as write:
-            for table in tables:
-                write(table)
-                tally.add(table)
-    else:
-        for table in tables:
-            for row in table.to_pylist():
-                _show(row)
-            tally.add(table, quiet=True)
-
+    tally = _write(tables, out) if out else _print(tables)
     errors.print(tally.summary() + (f": {plain(out)}" if out else ""), soft_wrap=True)
     if not tally.answered:
         raise typer.Exit(1)
+
+
+def _write(tables: Iterator[Any], out: str) -> "_Tally":
+    from smolray.inference.generate import writing
+
+    tally = _Tally()
+    with writing(out) as write:
+        for table in tables:
+            write(table)
+            tally.add(table)
+    return tally
+
+
+def _print(tables: Iterator[Any]) -> "_Tally":
+    tally = _Tally()
+    for table in tables:
+        for row in table.to_pylist():
+            _show(row)
+        tally.add(table, quiet=True)
+    return tally
 
 
 def _show(row: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""What training will see, before it starts: the data behind `smolray preview`, prepared or raw. Needs no GPU and no Ray.
+"""What training will see, before it starts: the data behind `smolray preview`, prepared or raw.
+
+It needs no GPU and no Ray.
 
 In: a run. Out: PreviewData: a folder of shards, the run's encoder, and for raw data the rows that were left out.
 """

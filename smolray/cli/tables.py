@@ -1,4 +1,7 @@
-"""Tables of the command line: in go statuses, manifests and results, out come rich renderables and text."""
+"""Tables of the command line.
+
+In: statuses, manifests, results and comparisons. Out: rich tables.
+"""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -27,22 +30,23 @@ COLOURS = {
 
 
 def runs_table(runs: list[RunStatus]) -> Table:
-    """One line a run."""
+    """One row for each run."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("run", "state", "step", "loss", "accuracy", "samples/s", "wait", "eta"):
         table.add_column(column, justify="left" if column in ("run", "state") else "right", overflow="fold")
+
     for run in runs:
         table.add_row(escape(run.name), _state(run), _steps(run), *(_or_dash(v) for v in _numbers(run)))
     return table
 
 
 def run_details(run: RunStatus) -> Table:
-    """All that is known of one run, what is not known left out."""
+    """All that is known of one run; what is not known is left out."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    loss, accuracy, rate, wait, eta = _numbers(run)
-    by_type = ", ".join(f"{k} {percent(v)}" for k, v in (run.accuracy or {}).items() if k != "overall")
+
+    loss, accuracy, _, wait, eta = _numbers(run)
     rows = {
         "run": escape(run.name),
         "error": f"[red]{escape(run.error)}[/]" if run.error else None,
@@ -50,22 +54,19 @@ def run_details(run: RunStatus) -> Table:
         "state": _state(run),
         "step": _steps(run) + (f", epoch {run.epoch:g}" if run.epoch is not None else ""),
         "loss": loss,
-        "speed": f"{rate} samples/s, {count(run.tokens_per_second)} tokens/s"
-        if rate and run.tokens_per_second is not None
-        else rate,
+        "speed": _speed(run),
         "data wait": wait,
         "memory": size(run.memory_bytes) if run.memory_bytes else None,
         "eta": eta,
         "checkpoint": escape(run.last_checkpoint) if run.last_checkpoint else None,
-        "accuracy": f"{accuracy} at step {run.accuracy_step}{f' ({escape(by_type)})' if by_type else ''}"
-        if accuracy
-        else None,
+        "accuracy": f"{accuracy} at step {run.accuracy_step}{_by_type(run)}" if accuracy else None,
         "workers": str(run.workers) if run.workers else None,
         "GPUs": escape(run.gpus) if run.gpus else None,
         "balance": f"{' + '.join(map(str, run.shares))} micro-batches a step, by speed" if run.shares else None,
         "attempts": f"{run.attempts}, {run.restarts} resumed" if run.attempts else None,
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started)) if run.started else None,
     }
+
     for key, value in rows.items():
         if value:
             table.add_row(key, value)
@@ -73,11 +74,12 @@ def run_details(run: RunStatus) -> Table:
 
 
 def accuracy_table(result: dict[str, Any]) -> Table:
-    """Accuracy by question type with counts, the blind baseline under it."""
+    """Accuracy by question type with counts, and below it that of answering without the image."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("type")
     table.add_column("questions", justify="right")
     table.add_column("accuracy", justify="right")
+
     counts = result.get("accuracy_counts") or {}
     for kind, score in accuracy_of(result).items():
         number = counts.get(kind) or (sum(counts.values()) if kind == "overall" and "overall" not in counts else None)
@@ -94,6 +96,7 @@ def metrics_table(metrics: dict[str, Estimates]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("metric", "type", "samples", "value", "95 % interval"):
         table.add_column(column, justify="left" if column in ("metric", "type") else "right")
+
     for metric, kinds in metrics.items():
         for kind, found in kinds.items():
             cells = (escape(kind), f"{found['samples']:,}", shown(metric, found["value"]), interval(metric, found))
@@ -109,6 +112,7 @@ def comparison_table(comparison: "Comparison") -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in (metric, "n", "a", "b", "b - a", "95 % interval", "gained", "lost", "p"):
         table.add_column(column, justify="left" if column == metric else "right")
+
     for kind, change in comparison.by_type.items():
         certain = change.difference["low"] > 0 or change.difference["high"] < 0
         rose = change.difference["value"] > 0
@@ -128,10 +132,11 @@ def comparison_table(comparison: "Comparison") -> Table:
 
 
 def changes_table(comparison: "Comparison", limit: int = 10) -> Table:
-    """The questions that changed, at most `limit` gained and as many lost ones, with both answers and the references."""
+    """The questions whose answer changed, at most `limit` gained and `limit` lost, with answers and references."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "question", "a", "b", "truth"):
         table.add_column(column, overflow="fold")
+
     for name, colour, records in (("gained", "green", comparison.gained), ("lost", "red", comparison.lost)):
         for record in records[:limit]:
             truth = ", ".join(dict.fromkeys(record["answers"]))
@@ -144,10 +149,11 @@ def changes_table(comparison: "Comparison", limit: int = 10) -> Table:
 
 
 def manifests_table(manifests: dict[str, Any]) -> Table:
-    """What `prepare` wrote, a line a split; `manifests` are shard Manifests by split."""
+    """What `prepare` wrote, one row for each split; `manifests` are shard Manifests by split."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("split", "rows", "conversations", "images", "files", "quarantined"):
         table.add_column(column, justify="left" if column in ("split", "quarantined") else "right")
+
     for split, manifest in manifests.items():
         bad = ", ".join(f"{reason} {rows}" for reason, rows in manifest.quarantined.items()) or "none"
         numbers = (manifest.rows, manifest.conversations, manifest.images, len(manifest.files))
@@ -159,6 +165,18 @@ def _state(run: RunStatus) -> str:
     note = f" for {duration(run.stalled_seconds)}" if run.stalled_seconds is not None else ""
     asked = ", stop asked" if run.stop_requested and not run.ended else ""
     return f"[{COLOURS[run.state]}]{run.state}{note}{asked}[/]"
+
+
+def _speed(run: RunStatus) -> str | None:
+    if run.samples_per_second is None:
+        return None
+    samples = f"{count(run.samples_per_second)} samples/s"
+    return samples if run.tokens_per_second is None else f"{samples}, {count(run.tokens_per_second)} tokens/s"
+
+
+def _by_type(run: RunStatus) -> str:
+    scores = ", ".join(f"{kind} {percent(value)}" for kind, value in (run.accuracy or {}).items() if kind != "overall")
+    return f" ({escape(scores)})" if scores else ""
 
 
 def _steps(run: RunStatus) -> str:

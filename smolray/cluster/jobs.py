@@ -45,7 +45,8 @@ def open_client(address: str) -> "JobSubmissionClient":
         client.list_jobs()
     except AuthenticationError as error:
         raise JobsError(
-            f"{address} refused the token: {_first_line(error)}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            f"{address} refused the token: {_first_line(error)}; "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from None
     except (ConnectionError, RuntimeError) as error:
         raise JobsError(f"no job server answers at {address}: {_first_line(error)}") from None
@@ -227,7 +228,8 @@ def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.
             failures += 1
             if failures >= attempts:
                 raise JobsError(
-                    f"job {job_id} cannot be followed any more: {_first_line(error)}; `smolray status` reads its storage"
+                    f"job {job_id} cannot be followed any more: {_first_line(error)}; "
+                    "`smolray status` reads its storage"
                 ) from None
         time.sleep(retry_seconds)
 

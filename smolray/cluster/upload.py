@@ -1,7 +1,7 @@
 """What a job needs from this machine: the code of a checkout, or nothing but the run's settings.
 
-In: the folder in which a run is submitted, and the arguments of `smolray train`. Out: a runtime environment for Ray, and
-the arguments that mean the same inside it.
+In: the folder in which a run is submitted, and the arguments of `smolray train`. Out: a runtime environment for Ray,
+and the arguments that mean the same inside it.
 
 Nodes have smolray installed, so no code is uploaded. In a checkout its code is, so that changes can be tried at once.
 """
@@ -51,7 +51,7 @@ def config_argument(arguments: Sequence[str]) -> str:
 def job_environment(working_dir: str, arguments: Sequence[str]) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """The runtime environment of a job and its arguments; files made for it are deleted at the end.
 
-    In a checkout the whole folder is uploaded and the arguments stay. Elsewhere the config file is all that is uploaded.
+    In a checkout the whole folder is uploaded and the arguments stay. Elsewhere only the config file is uploaded.
     """
     root, given = Path(working_dir).resolve(), config_argument(arguments)
     if is_checkout(root):

@@ -246,7 +246,7 @@ def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_pat
     run = write_run(tmp_path, config)
     folder = export_run(run)
     said = re.search(
-        r"over 4-bit weights: from the model as it was trained its answers diverge by (\S+) nats",
+        r"over 4-bit weights: its answers diverge from those of the model as it was trained by (\S+) nats",
         (Path(folder) / "README.md").read_text(),
     )
     assert said and 0 < float(said[1]) < export.DIVERGENCE["4-bit"]

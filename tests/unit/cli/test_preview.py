@@ -295,9 +295,8 @@ def test_the_command_prints_samples_and_the_histogram(shards, tiny_path):
     arguments = ["preview", f"model.path={tiny_path}", f"data.train={shards}", "data.max_length=300", "-n", "2"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert (
-        result.output.count("trained\n") == 2 and "« a box<end_of_utterance>" in result.output and "█" in result.output
-    )
+    assert result.output.count("trained\n") == 2
+    assert "« a box<end_of_utterance>" in result.output and "█" in result.output
     missing = CliRunner().invoke(app, ["preview", f"model.path={tiny_path}", f"data.train={shards}/nothing"])
     assert missing.exit_code == 2
 
