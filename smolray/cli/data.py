@@ -1,11 +1,14 @@
 """Commands for training data: `smolray prepare` and `smolray preview`."""
 
+import time
 from typing import Annotated
 
 import typer
 
-from smolray.cli.options import ConfigFile, Overrides, console, plain
+from smolray.cli.options import ConfigFile, Overrides, console, errors, plain
 from smolray.config import ConfigError, load_config
+
+ALREADY_PREPARED_SECONDS = 1
 
 
 def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
@@ -20,12 +23,27 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
     from smolray.cli.tables import manifests_table
     from smolray.cluster.connect import connect
-    from smolray.data.prepare import prepare_run
+    from smolray.data.prepare import prepare_run, shard_folder
 
+    # Found before Ray starts, so that a wrong path is reported at once.
+    folders = {part: shard_folder(run, part) for part in ("train", "validation") if getattr(run.data, part)}
     connect()
-    manifests = prepare_run(run)
+    began = time.monotonic()
+    manifests = prepare_run(run, _show_progress)
+    seconds = time.monotonic() - began
+
     console.print(manifests_table(manifests))
-    console.print(f"shards: {plain(run.shards_dir)}")
+    for part, folder in folders.items():
+        console.print(f"{part}: {plain(folder)}", soft_wrap=True)
+    rows = sum(manifest.conversations for manifest in manifests.values())
+    quick = seconds < ALREADY_PREPARED_SECONDS
+    console.print("all of it was prepared before" if quick else f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s")
+
+
+def _show_progress(phase: str, done: int, total: int) -> None:
+    """At most one line for each twentieth of a phase."""
+    if done == total or done * 20 // total != (done - 1) * 20 // total:
+        errors.print(f"{'reading' if phase == 'read' else 'writing shards'}: {done} of {total}")
 
 
 def preview(
