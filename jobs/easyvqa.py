@@ -1,12 +1,11 @@
-"""Write the easy-vqa data set (PyPI `easy-vqa`) as Parquet in the Hugging Face layout: a small real data set for demos
-and tests.
+"""Write the easy-vqa data set (PyPI `easy-vqa`) as Parquet files: a small real data set for demos and tests.
 
 `python jobs/easyvqa.py OUT` writes OUT/train.parquet (38,575 questions, 4,000 images) and OUT/test.parquet (9,673
-questions).
+questions), in the layout of Hugging Face `datasets`.
 """
 
+import argparse
 import random
-import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -108,8 +107,16 @@ def export_easy_vqa(folder: str | Path, limit: int | None = None) -> dict[str, P
     return written
 
 
+def main() -> None:
+    """Write the two files and say where they are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", help="folder to write to")
+    parser.add_argument("--limit", type=int, help="most questions in each file; default: all")
+    options = parser.parse_args()
+
+    for split, path in export_easy_vqa(options.out, options.limit).items():
+        print(f"{split}: {path} ({pq.read_metadata(path).num_rows:,} questions)")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(f"usage: {sys.argv[0]} OUT")
-    for split, path in export_easy_vqa(sys.argv[1]).items():
-        print(f"{split}: {path} ({pq.read_metadata(path).num_rows} questions)")
+    main()
