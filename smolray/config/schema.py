@@ -298,7 +298,7 @@ class EvalConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """Workers, and what each takes from the cluster."""
+    """Workers, and what each takes from the cluster. A run that cannot start is refused at once."""
 
     num_workers: Literal["auto"] | int | Annotated[tuple[int, int], Field(min_length=2, max_length=2)] = "auto"
     """a number, or [min, max] for elastic; auto: all GPUs that are there, one worker where there is none"""
