@@ -26,10 +26,12 @@ class StorageFullError(StorageError):
 
 
 def is_local(uri: str) -> bool:
+    """Whether `uri` is a path of this machine."""
     return "://" not in uri or uri.startswith("file://")
 
 
 def join(uri: str, *parts: str) -> str:
+    """`parts` below `uri`, with one slash between them."""
     return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
 
 

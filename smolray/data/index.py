@@ -67,6 +67,7 @@ def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Tab
 
 
 def index_uri(folder: str, encoder: Encoder) -> str:
+    """Where the index of a shard folder is kept for this encoder."""
     return storage.join(folder, f"index-{fingerprint(encoder)}.parquet")
 
 
@@ -78,4 +79,5 @@ def write_index(uri: str, table: pa.Table) -> None:
 
 
 def read_index(uri: str) -> pa.Table:
+    """The index table (see INDEX_SCHEMA)."""
     return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))

@@ -35,6 +35,8 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class MicroBatchSpec:
+    """A micro-batch of the plan: its number in the epoch and its groups."""
+
     number: int
     groups: tuple[GroupSpec, ...]
 

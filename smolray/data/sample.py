@@ -31,6 +31,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Message:
+    """One turn of a conversation."""
+
     role: str
     content: tuple[Part, ...]
 

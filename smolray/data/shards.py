@@ -35,6 +35,8 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class ShardFile:
+    """One shard: its file name, sizes and hash."""
+
     name: str
     rows: int
     conversations: int
@@ -44,6 +46,8 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class ShardManifest:
+    """What a shard folder holds. It is written last, so a folder with a manifest is whole."""
+
     schema_version: int
     source_fingerprint: str
     rows: int
@@ -125,6 +129,7 @@ def write_shards(folder: str, rows: Sequence[ShardRow], rows_per_file: int = 50,
 
 
 def decode_rows(table: pa.Table) -> list[ShardRow]:
+    """The rows of a table that was read from a shard."""
     return [
         ShardRow(key, tuple(images), tuple(Conversation.from_json(c) for c in conversations))
         for key, images, conversations in zip(

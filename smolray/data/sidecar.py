@@ -44,6 +44,8 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class TableFile:
+    """One file of a sidecar: its name, sizes and hash."""
+
     name: str
     rows: int
     bytes: int

@@ -36,12 +36,16 @@ class LocalSums:
 
 @dataclass(frozen=True)
 class StepResult:
+    """The outcome of an optimizer step."""
+
     grad_norm: float  # of the mean loss over the step's tokens, before clipping
     skipped: bool = False  # fp16 overflow: the samples are consumed, the weights unchanged
     loss_scale: float | None = None
 
 
 class Engine(Protocol):
+    """One optimizer step over the micro-batches of a worker. All methods are called by every worker."""
+
     model: nn.Module
     objective: Objective
     device: torch.device

@@ -78,5 +78,6 @@ def group_of(name: str) -> ModelGroup:
 
 
 def freeze(model: nn.Module, train: tuple[ModelGroup, ...]) -> None:
+    """Make the floating-point parameters of the groups in `train` trainable, and no others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(group_of(name) in train and parameter.is_floating_point())

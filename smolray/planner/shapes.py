@@ -73,6 +73,8 @@ class PipelineLayer:
 
 @dataclass(frozen=True)
 class Vision:
+    """The sizes of a vision tower."""
+
     hidden: int
     num_layers: int
     heads: int
@@ -88,6 +90,8 @@ class Vision:
 
 @dataclass(frozen=True)
 class Text:
+    """The sizes of a text model."""
+
     hidden: int
     num_layers: int
     heads: int

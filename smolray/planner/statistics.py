@@ -178,6 +178,7 @@ class DataStatistics:
 
 
 def packed_tokens(row: Row) -> int:
+    """The length of the packed sequence of a row: the shared prefix is counted once."""
     return sum(row.lengths) - row.prefix * (len(row.lengths) - 1)
 
 

@@ -43,6 +43,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A whole checkpoint: its folder, the position in training and its metrics."""
+
     uri: str
     progress: Progress
     metrics: dict[str, float] = field(default_factory=dict)

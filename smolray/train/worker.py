@@ -102,6 +102,8 @@ def check_device(config: RunConfig, device: torch.device) -> None:
 
 @dataclass
 class Worker:
+    """One worker of a run."""
+
     config: RunConfig
     folders: Folders
     device: torch.device

@@ -1,7 +1,7 @@
 """The documentation is true: its commands run as written, its links and paths exist, its tables are complete.
 
-Every `sh` block of a page is run, in order, in a fresh folder that holds nothing but `jobs/` and the Makefile. A block that needs what
-is not there says so in a comment in the line before it: `<!-- not run: GPU, hub -->`, with reasons from
+Every `sh` block of a page is run, in order, in a fresh folder that holds nothing but `jobs/` and the Makefile. A block
+that needs what is not there says so in a comment in the line before it: `<!-- not run: GPU, hub -->`, with reasons from
 `tests.docs.markdown.REASONS`. A block after `<!-- slow -->` is run by `make slow` only.
 """
 
