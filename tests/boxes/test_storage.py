@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 UPLOAD = "import sys; from pathlib import Path; from smolray import storage; storage.write_bytes(sys.argv[2], Path(sys.argv[1]).read_bytes())"
 HISTORY = """
 import json
-from smolray.audit import consumed
-from smolray.events import read_events
+from smolray.train.audit import consumed
+from smolray.run.events import read_events
 print(json.dumps([read_events("{run}"), list(consumed("{run}").items())]))
 """
 

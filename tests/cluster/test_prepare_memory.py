@@ -12,24 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-# Argument 1 is the pass, 2 the source, 3 the folder to write to. All units, then all shards, one after the other in one
+# Argument 1 is the pass, 2 the source, 3 the folder to write to. All read tasks, then all shards, one after the other in one
 # process each.
 WORK = """
 import resource, sys
 import numpy as np
 from smolray.config import DataConfig
-from smolray.data.sources import list_units, resolve
-from smolray.data.staging import Staging, read_blocks, repeated_ids, run_unit, total_bytes, write_shard
+from smolray.data.formats.discover import list_read_tasks, resolve
+from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_read_task, total_bytes, write_shard
 phase, source, folder = sys.argv[1:]
 data, staging = DataConfig(), Staging(folder + "/staging", folder + "/out")
-units = list_units(resolve(source, data))
+tasks = list_read_tasks(resolve(source, data))
 if phase == "read":
-    for n, unit in enumerate(units):
-        run_unit(unit, n, staging, data, 0)
+    for n, task in enumerate(tasks):
+        run_read_task(task, n, staging, data, 0)
 else:
-    blocks = np.concatenate([read_blocks(staging, n) for n in range(len(units))])
-    shards = max(1, round(total_bytes(staging, len(units)) / 2**24))
-    print(sum(write_shard(n, shards, blocks, repeated_ids(staging, len(units)), staging)["file"]["rows"] for n in range(shards)))
+    blocks = np.concatenate([read_blocks(staging, n) for n in range(len(tasks))])
+    shards = max(1, round(total_bytes(staging, len(tasks)) / 2**24))
+    print(sum(write_shard(n, shards, blocks, repeated_ids(staging, len(tasks)), staging)["file"]["rows"] for n in range(shards)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

@@ -8,13 +8,14 @@ import tempfile
 import pytest
 
 from smolray.cluster.connect import refuse_open_head
-from smolray.cluster.jobs import EXCLUDES, JobsError, check_submission
+from smolray.cluster.jobs import JobsError, check_submission
+from smolray.cluster.upload import EXCLUDES
 from smolray.config import ConfigError, load_config
 
 START = """
 import subprocess, sys, os
 import ray
-from smolray.launch import connect
+from smolray.cluster.connect import connect
 connect()
 address = ray.get_runtime_context().gcs_address
 enter = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('let in')"
