@@ -136,7 +136,7 @@ def recall_at(similarity: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarra
 
 
 def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Average precision of each text: (texts,) float64. Equally similar images are taken together, as in scikit-learn."""
+    """Average precision of each text: (texts,) float64. Equally similar images count together, as in scikit-learn."""
     similarity, relevant = _checked(similarity, relevant)
     precisions = np.empty(len(similarity))
     for i, (row, hits) in enumerate(zip(similarity, relevant, strict=True)):

@@ -1,6 +1,6 @@
-"""What a person sees of a search while it goes on: a live table in a terminal, a line for each report elsewhere.
+"""What a person sees of a running search: a live table in a terminal, a line for each report elsewhere.
 
-In: the log. Out: text.
+In: the log of the search. Out: text.
 """
 
 from typing import Any
@@ -20,16 +20,16 @@ from smolray.tune.space import Space, longest
 COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
 
 
-class Board:
-    """Shows the log whenever it is told to, and keeps the HTML report up to date."""
+class SearchDisplay:
+    """Shows the trials of the log, and keeps the HTML report up to date."""
 
     def __init__(self, trial_log: TrialLog, config: RunConfig, space: Space, total: int):
         self.trial_log, self.config, self.space, self.total = trial_log, config, space, total
         self.console = Console(highlight=False)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self.seen: dict[int, tuple[str, str, int]] = {t.number: _stand(t) for t in trial_log.trials.values()}
+        self.printed: dict[int, tuple[str, str, int]] = {t.number: _state(t) for t in trial_log.trials.values()}
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "SearchDisplay":
         if self.live:
             self.live.start()
         return self
@@ -41,27 +41,25 @@ class Board:
     def show(self) -> None:
         """Refresh the table, or print what is new as lines."""
         if self.live:
-            self.live.update(trials_table(self.trials, self.config, self.space, self.total), refresh=True)
+            table = trials_table(self.trial_log.in_order(), self.config, self.space, self.total)
+            self.live.update(table, refresh=True)
             return
-        for trial in self.trials:
-            if self.seen.get(trial.number) != _stand(trial):
-                self.seen[trial.number] = _stand(trial)
+        for trial in self.trial_log.in_order():
+            if self.printed.get(trial.number) != _state(trial):
+                self.printed[trial.number] = _state(trial)
                 print(trial_line(trial, self.config), flush=True)
 
-    def save(self) -> None:
-        """Write the report as it stands."""
+    def write_report(self) -> None:
+        """Write the HTML report of the log as it is now."""
         write_report(self.trial_log.folder, self.config, self.space)
-
-    @property
-    def trials(self) -> list[TrialRecord]:
-        return [self.trial_log.trials[n] for n in sorted(self.trial_log.trials)]
 
 
 def trials_table(trials: list[TrialRecord], config: RunConfig, space: Space, total: int) -> Table:
-    """One line a trial, the best marked."""
+    """A row for each trial, the best one in green."""
     assert config.search is not None
-    metric, best = config.search.metric, best_trial(trials, config.search.metric)
-    ended = sum(t.ended for t in trials)
+    metric = config.search.metric
+    best = best_trial(trials, metric)
+    ended = sum(trial.ended for trial in trials)
     table = Table(
         box=None,
         pad_edge=False,
@@ -72,6 +70,7 @@ def trials_table(trials: list[TrialRecord], config: RunConfig, space: Space, tot
     for column in ("trial", "state", "reports", "step", metric, "training"):
         table.add_column(column, justify="left" if column == "state" else "right")
     table.add_column("settings", overflow="fold")
+
     for trial in trials:
         value = trial.value(metric)
         shown = "-" if value is None else f"{value:.4f}"
@@ -106,21 +105,20 @@ def settings_line(settings: dict[str, Any]) -> str:
     )
 
 
-def _stand(trial: TrialRecord) -> tuple[str, str, int]:
+def _state(trial: TrialRecord) -> tuple[str, str, int]:
+    """What a new line is printed for when it changes."""
     return trial.status, trial.run, len(trial.reports)
 
 
 def result_lines(result: dict[str, Any], folder: str) -> list[str]:
-    """What a search has to say at the end of a session, from its result.json."""
-    lines = [
-        f"{result['trials']} trials, {result['steps']:,} steps, {result['worker_minutes']:.1f} worker minutes of training"
-    ]
+    """The end of a session in words, from its result.json."""
+    minutes = f"{result['worker_minutes']:.1f} worker minutes of training"
+    lines = [f"{result['trials']} trials, {result['steps']:,} steps, {minutes}"]
     if result["left"]:
-        lines.append(f"interrupted: {result['left']} trials have not ended; the same name goes on with them")
+        lines.append(f"interrupted: {result['left']} trials have not ended; re-run with the same name to resume them")
     lines += [f"trial {number} failed: {reason}" for number, reason in result["failed"].items()]
     if best := result.get("best"):
-        lines.append(
-            f"best: trial {best['number']} (run {best['run']}), {result['metric']} {best[result['metric']]:.4f}, {settings_line(best['settings'])}"
-        )
+        value = f"{result['metric']} {best[result['metric']]:.4f}"
+        lines.append(f"best: trial {best['number']} (run {best['run']}), {value}, {settings_line(best['settings'])}")
         lines.append(f"train with it: smolray train --config {best['config']}")
     return [*lines, f"report: {RunFolder(folder).report}"]

@@ -1,11 +1,11 @@
-"""The log of a search: `<search>/trials.jsonl`, the truth that resuming, the table and the report read.
+"""The log of a search, `<search>/trials.jsonl`. Resuming, the table and the report read it.
 
-In: what the driver sees of each trial. Out: a TrialRecord for each, as far as it got.
+In: what the driver sees of each trial. Out: a TrialRecord for each.
 
 Kinds: start (trials, slots) and over (stopped) of a session, trial (number, run, settings, gpu_minutes: as planned),
 report (number, report, run, step, accuracy, loss, seconds, memory_bytes, workers), exploit (number, run, origin, hash,
-step, settings), end (number, status: finished | stopped | failed, reason). `report` counts 1, 2, … over the life of the
-weights: a trial that exploits another goes on from the other's count.
+step, settings), end (number, status: finished | stopped | failed, reason). `report` counts 1, 2, 3 over the life
+of the weights: a trial that exploits another continues the count of the other.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,20 @@ from smolray import storage
 from smolray.run.events import Event, EventLog, read_events
 
 FILE = "trials.jsonl"
-# What a trial that could not run counts as, so that the searcher keeps away from it. Only its rank matters.
+STORED = "search.yaml"  # the search as its newest session was configured
+# The value of a trial that could not run, so that the searcher avoids its settings. Only its rank matters.
 WORST = {"accuracy": 0.0, "loss": 1e6}
 
 
 @dataclass
 class TrialRecord:
-    """One trial as the log tells it. `settings` are those it has now; with pbt they have changed at each of `exploits`."""
+    """One trial by the log.
+
+    Attributes:
+        settings: those it has now; with pbt they have changed at each of `exploits`.
+        reason: why it failed.
+        gpu_minutes: what the planner expects of the whole run.
+    """
 
     number: int
     run: str
@@ -31,7 +38,7 @@ class TrialRecord:
     reason: str = ""
     reports: list[Event] = field(default_factory=list)
     exploits: list[Event] = field(default_factory=list)
-    gpu_minutes: float | None = None  # what the planner expects of the whole run
+    gpu_minutes: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -39,12 +46,12 @@ class TrialRecord:
 
     @property
     def reported(self) -> int:
-        """The number of the newest report of the run it has now; an exploit goes back to that of the other trial."""
+        """The number of the newest report of the run it has now, 0 before the first."""
         return int(self.reports[-1]["report"]) if self.reports and self.reports[-1]["run"] == self.run else 0
 
     @property
     def steps(self) -> int:
-        """Optimizer steps it has spent, by its newest report."""
+        """Optimizer steps, by its newest report."""
         return int(self.reports[-1]["step"]) if self.reports else 0
 
     @property
@@ -57,48 +64,57 @@ class TrialRecord:
         return self.seconds * int(self.reports[-1].get("workers", 1)) / 60 if self.reports else 0.0
 
     def value(self, metric: str) -> float | None:
-        """The best it has reached; None for one that failed or has not reported.
-
-        A failed trial keeps its reports, but nobody wants it.
-        """
+        """The best value that it has reported; None for a trial that failed or has not reported."""
         found = [report[metric] for report in self.reports if report.get(metric) is not None]
-        return None if self.status == "failed" or not found else (min(found) if metric == "loss" else max(found))
+        if self.status == "failed" or not found:
+            return None
+        return min(found) if metric == "loss" else max(found)
 
-    def second(self, objective: str) -> float | None:
-        """Peak memory in GiB or seconds of training."""
+    def cost(self, objective: str) -> float | None:
+        """What a second objective weighs: `memory`, the peak in GiB, or `seconds` of training."""
         if not self.reports:
             return None
-        return self.seconds if objective == "seconds" else max(r.get("memory_bytes") or 0 for r in self.reports) / 2**30
+        if objective == "seconds":
+            return self.seconds
+        return max(report.get("memory_bytes") or 0 for report in self.reports) / 2**30
 
 
 class TrialLog(EventLog):
-    """Appends to the log of the search in `folder`; a report that is there already is not written again."""
+    """Appends to the log of the search in `folder`, and keeps a record of each trial by its number."""
 
     def __init__(self, folder: str):
-        # a few lines a trial, and nothing comes after the last one
+        # Each event at once: they are few, and none follows the last one.
         super().__init__(folder, flush_seconds=0.0, file=FILE)
         self.folder, self.name = folder, folder.rstrip("/").rsplit("/", 1)[-1]
         self.trials = {t.number: t for t in read_trials(folder)}
 
     def write(self, event: str, **fields: Any) -> None:
-        """Log one event, unless a resumed trial tells what it has told before."""
+        """Log one event. A report that a resumed trial repeats is left out."""
         known = self.trials.get(fields.get("number", 0))
         if event == "report" and known and fields["report"] <= known.reported:
             return
         super().write(event, **fields)
-        apply(self.trials, {"event": event, **fields})
+        _apply(self.trials, {"event": event, **fields})
+
+    def in_order(self) -> list[TrialRecord]:
+        """All trials by number."""
+        return [self.trials[number] for number in sorted(self.trials)]
+
+    def unended(self, total: int) -> int:
+        """How many trials are left of `total`: those that have not ended, and those that have not begun."""
+        return sum(not trial.ended for trial in self.trials.values()) + max(0, total - len(self.trials))
 
 
 def read_trials(folder: str) -> list[TrialRecord]:
     """The trials of the search in `folder`, by number."""
     trials: dict[int, TrialRecord] = {}
     for event in read_events(folder, FILE):
-        apply(trials, event)
+        _apply(trials, event)
     return [trials[number] for number in sorted(trials)]
 
 
-def apply(trials: dict[int, TrialRecord], event: Event) -> None:
-    """Lay one event of the log over the records."""
+def _apply(trials: dict[int, TrialRecord], event: Event) -> None:
+    """Change the records by one event of the log."""
     kind = event["event"]
     if kind == "trial":
         trials[event["number"]] = TrialRecord(
@@ -116,13 +132,14 @@ def apply(trials: dict[int, TrialRecord], event: Event) -> None:
 
 
 def best_trial(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
-    """The one with the best value; of equals the one that took fewer steps."""
+    """The trial with the best value; of equals the one that took fewer steps."""
     valued = [(value, t) for t in trials if (value := t.value(metric)) is not None]
     if not valued:
         return None
-    return min(valued, key=lambda v: (v[0] if metric == "loss" else -v[0], v[1].steps, v[1].number))[1]
+    sign = 1 if metric == "loss" else -1
+    return min(valued, key=lambda item: (sign * item[0], item[1].steps, item[1].number))[1]
 
 
 def search_folder(storage_uri: str, name: str) -> str:
-    """Where a search keeps its log, best.yaml and report."""
+    """The folder of a search: its log, best.yaml and report."""
     return storage.join(storage_uri, name)

@@ -12,8 +12,9 @@ from markupsafe import Markup
 
 from smolray.report.charts import SPAN, polyline
 from smolray.report.page import render
+from smolray.tune.domain import Domain
 from smolray.tune.log import TrialRecord
-from smolray.tune.space import Domain, Space
+from smolray.tune.space import Space
 
 FAINTEST, STRONGEST = 0.15, 0.7  # opacity of the worst trial and of the one after the best
 

@@ -20,7 +20,7 @@ from smolray.run.folder import RunFolder
 from smolray.run.progress import duration, percent, size
 from smolray.tune.log import FILE, TrialRecord, best_trial, read_trials
 from smolray.tune.parallel_coordinates import parallel_coordinates
-from smolray.tune.proposals import new_study, past_trial
+from smolray.tune.searcher import new_study, past_trial
 from smolray.tune.space import Space
 
 BEST, CURVES = 10, 5
@@ -140,7 +140,7 @@ def _best_rows(trials: Sequence[TrialRecord], config: RunConfig) -> list[Row]:
     assert config.search is not None
     metric, second = config.search.metric, config.search.second_objective
     valued = _by_value(trials, metric)
-    points = [(t.value(metric) or 0.0, t.second(second) or 0.0) for t in valued] if second else []
+    points = [(t.value(metric) or 0.0, t.cost(second) or 0.0) for t in valued] if second else []
     front = _front(points, metric) if second else [False] * len(valued)
     return [_row(trial, metric, " *" if star else "") for trial, star in zip(valued[:BEST], front, strict=False)]
 
@@ -200,7 +200,7 @@ def _cost_of_each(trials: Sequence[TrialRecord]) -> Markup:
 
 
 def _row(trial: TrialRecord, metric: str, mark: str = "") -> Row:
-    memory = trial.second("memory")
+    memory = trial.cost("memory")
     notes = ", ".join(
         f"{key.rsplit('.', 1)[-1]} {f'{value:.4g}' if isinstance(value, float) else json.dumps(value)}"
         for key, value in trial.settings.items()

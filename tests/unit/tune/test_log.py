@@ -8,8 +8,8 @@ from smolray.config import load_config, to_yaml
 from smolray.run.events import read_events
 from smolray.tune.console import result_lines, trials_table
 from smolray.tune.log import FILE, TrialLog, best_trial, read_trials
-from smolray.tune.proposals import make_searcher
 from smolray.tune.report import importances, report_page
+from smolray.tune.searcher import make_searcher
 from smolray.tune.space import read_space
 
 SPACE = {
@@ -41,7 +41,7 @@ def report(number, n, accuracy, step=None, **fields):
 
 @pytest.fixture
 def trial_log(tmp_path):
-    """Eight trials: the better the learning rate, the better the trial; the sixth failed, the eighth is still running."""
+    """Eight trials: the higher the learning rate, the better. The sixth failed, the eighth is still running."""
     trial_log = TrialLog(str(tmp_path))
     trial_log.write("start", trials=9, slots=2)
     for number in range(1, 9):
@@ -195,7 +195,7 @@ def test_the_end_says_what_to_do_next():
         and "--config runs/find/best.yaml" in told
         and "trial 1 failed: out of memory" in told
     )
-    assert "interrupted" not in told and "4 trials have not ended; the same name" in "\n".join(
+    assert "interrupted" not in told and "4 trials have not ended; re-run with the same name" in "\n".join(
         result_lines({**result, "left": 4}, "runs/find")
     )
     assert "best" not in "\n".join(result_lines({**result, "best": None}, "runs/find"))

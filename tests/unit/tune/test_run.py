@@ -12,8 +12,9 @@ from smolray import storage
 from smolray.config import ConfigError, load_config, to_yaml
 from smolray.run.status import stop_requested
 from smolray.tune.callbacks import StopRequest
-from smolray.tune.log import TrialLog, TrialRecord, search_folder
-from smolray.tune.run import STORED, best_config, finish, refuse_other_search, refuse_strays
+from smolray.tune.conflicts import refuse_foreign_runs, refuse_other_search
+from smolray.tune.log import STORED, TrialLog, TrialRecord, search_folder
+from smolray.tune.result import best_config, finish
 from smolray.tune.space import read_space
 
 RATE = "optimizer.learning_rate"
@@ -40,13 +41,13 @@ def test_a_run_that_is_called_like_a_trial_is_not_taken_for_it(make_config):
     write_run(config, "find-2", "config.yaml")
     write_run(config, "find-4", "control/stop")
     with pytest.raises(ConfigError, match=r"find-2, find-3-g2; choose another name .* or move them away"):
-        refuse_strays(config, folder, 12)
+        refuse_foreign_runs(config, folder, 12)
     trial_log = TrialLog(folder)
     for number in (2, 3):
         trial_log.write("trial", number=number, run=f"find-{number}", settings={RATE: 0.1})
-    refuse_strays(config, folder, 12)
+    refuse_foreign_runs(config, folder, 12)
     with pytest.raises(ConfigError, match="find-13"):
-        refuse_strays(config, folder, 13)
+        refuse_foreign_runs(config, folder, 13)
 
 
 def test_another_best_trial_is_trained_under_another_name(make_config):
@@ -113,11 +114,11 @@ def test_an_interrupted_search_does_not_train_its_best(half):
 
 def test_ctrl_c_lets_the_trials_save_and_a_second_one_interrupts(half):
     config, trial_log = half
-    asked, former = StopRequest(trial_log, config.storage), signal.default_int_handler
+    stop, former = StopRequest(trial_log, config.storage), signal.default_int_handler
     before = signal.signal(signal.SIGINT, former)  # a shell's background jobs begin with Ctrl-C ignored
-    with asked.hearing_interrupts():
+    with stop.catching_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked.heard and not asked.stop_all()
+        assert stop.requested and not stop.stop_all()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.signal(signal.SIGINT, before) is former

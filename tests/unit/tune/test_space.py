@@ -65,7 +65,7 @@ def test_what_is_drawn_is_a_run_that_validates():
         ({"optimizer.learning_rate": {"choice": []}}, ["search.space.optimizer.learning_rate", "at least one"]),
         ({"optimizer.learning_rate": {"choice": [1e-3, "fast"]}}, ["search.space.optimizer.learning_rate", "fast"]),
         ({"optimizer.learning_rate": {"choice": [1e-3, "1e-3"]}}, ["search.space.optimizer.learning_rate", "twice"]),
-        ({"optimizer.learning_rate": {}}, ["search.space.optimizer.learning_rate", "one way"]),
+        ({"optimizer.learning_rate": {}}, ["search.space.optimizer.learning_rate", "one kind"]),
         ({"lora.lora_dropout": {"uniform": [0, 1]}}, ["search.space.lora.lora_dropout", "less than 1"]),
         (
             {"train.num_train_epochs": {"uniform": [1, 3]}},
