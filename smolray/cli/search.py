@@ -67,4 +67,4 @@ def query(
         console.print(f"[dim]{plain(text)}[/dim]", soft_wrap=True)
         for hit in hits:
             named = hit.path if hit.path.endswith(hit.id) else f"{hit.path}#{hit.id}"
-            console.print(f"{hit.score:.3f}  {plain(named)}", soft_wrap=True)
+            console.print(f"{hit.similarity:.3f}  {plain(named)}", soft_wrap=True)

@@ -1,7 +1,7 @@
-"""Image search by text: an index of what a model makes of images, and what it finds for a text.
+"""Image search by text: an index of the embeddings of images, and the images that are nearest to a text.
 
 In: a ModelSource (of a run of method retrieval) and QuestionTasks, then texts. Out: a folder with images.parquet (id,
-path), vectors.faiss (inner products of unit vectors: cosines) and, written last, index.json; then Hits.
+path), vectors.faiss (inner products of unit vectors, so cosines) and, written last, index.json; then Hits.
 """
 
 import json
@@ -21,7 +21,7 @@ from smolray.config import ConfigError, RunConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.sample import Conversation, Message, Part, ShardRow
-from smolray.inference.generate import over_batches
+from smolray.inference.job import InferenceJob, run_job
 from smolray.inference.predictor import Decoding, ModelSource, Predictor
 from smolray.inference.questions import PlacedQuestion, PromptSettings, QuestionTask
 from smolray.objectives.contrastive import embeddings
@@ -32,9 +32,9 @@ IMAGES, VECTORS, MANIFEST = "images.parquet", "vectors.faiss", "index.json"
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found. `score`: cosine of its embedding and the text's, -1..1."""
+    """An image that was found. `similarity`: cosine of its embedding and the text's, -1..1."""
 
-    score: float
+    similarity: float
     id: str
     path: str
 
@@ -51,15 +51,15 @@ def require_faiss() -> Any:
 
 
 class Embedder:
-    """Holds one model on one device. In: a Batch of prompts. Out: embeddings of length 1."""
+    """A model on a device. In: a Batch of prompts. Out: embeddings of length 1."""
 
     def __init__(self, source: ModelSource, device: torch.device):
-        self.answerer = Predictor(source, Decoding(), device)
+        self.predictor = Predictor(source, Decoding(), device)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> np.ndarray:
         """(conversations, hidden) float32, in the order of the batch."""
-        model = self.answerer.model
+        model = self.predictor.model
         return embeddings(model, batch.to(next(model.parameters()).device)).cpu().numpy()
 
     def rows(self, batch: Batch | None, questions: Sequence[PlacedQuestion]) -> pa.Table:
@@ -67,11 +67,12 @@ class Embedder:
         vectors = self(batch) if batch is not None else np.zeros((0, 0), np.float32)
         return pa.table(
             {
-                "id": [a.id for a in questions],
-                "path": [a.path for a in questions],
-                "error": pa.array([a.error or None for a in questions], pa.string()),
+                "id": [question.id for question in questions],
+                "path": [question.path for question in questions],
+                "error": pa.array([question.error or None for question in questions], pa.string()),
                 "vector": pa.array(
-                    [vectors[a.place] if a.place >= 0 else None for a in questions], pa.list_(pa.float32())
+                    [vectors[question.place] if question.place >= 0 else None for question in questions],
+                    pa.list_(pa.float32()),
                 ),
             }
         )
@@ -87,15 +88,13 @@ def build_index(
 ) -> Counter[str]:
     """Write the index of the images in `question_tasks`, each with the one prompt of `prompt_settings`.
 
-    Returns how many images were left out for each reason.
-
-    Raises ConfigError where nothing is left, or without FAISS.
+    Returns how many images were left out for each reason. Raises ConfigError where no image is left, or without FAISS.
     """
-    faiss, (prompt,) = require_faiss(), prompt_settings.prompts
+    faiss = require_faiss()
+    (prompt,) = prompt_settings.prompts
+    job = InferenceJob(source, question_tasks, prompt_settings, batch_size, 0, partial(Embedder, source))
     vectors, ids, paths, errors = list[np.ndarray](), list[str](), list[str](), Counter[str]()
-    for table in over_batches(
-        source, question_tasks, prompt_settings, batch_size, 0, workers, partial(Embedder, source)
-    ):
+    for table in run_job(job, workers):
         for row in table.to_pylist():
             if row["error"]:
                 errors[row["error"].partition(":")[0]] += 1
@@ -104,12 +103,13 @@ def build_index(
             ids.append(row["id"])
             paths.append(row["path"])
     if not vectors:
-        raise ConfigError(
-            f"no image could be read: {', '.join(f'{reason} {count}' for reason, count in errors.most_common())}"
-        )
+        reasons = ", ".join(f"{reason} {count}" for reason, count in errors.most_common())
+        raise ConfigError(f"no image could be read: {reasons}")
+
     index = faiss.IndexFlatIP(len(vectors[0]))
     index.add(np.stack(vectors))
-    storage.delete(storage.join(out, MANIFEST))
+
+    storage.delete(storage.join(out, MANIFEST))  # an index without it is incomplete
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"id": ids, "path": paths}), sink, compression="zstd")
     storage.write_bytes(storage.join(out, IMAGES), sink.getvalue().to_pybytes())
@@ -137,7 +137,8 @@ class ImageSearch:
             about: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))
         except FileNotFoundError:
             raise ConfigError(
-                f"{folder} holds no index of images ({MANIFEST}); make one with `smolray search build MODEL IMAGES --out {folder}`"
+                f"{folder} holds no index of images ({MANIFEST}); "
+                f"make one with `smolray search build MODEL IMAGES --out {folder}`"
             ) from None
         self.source = ModelSource(
             RunConfig.model_validate(about["config"]),
@@ -148,10 +149,10 @@ class ImageSearch:
         self.embed = Embedder(self.source, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     def find(self, texts: Sequence[str], top: int = 10) -> Iterator[list[Hit]]:
-        """For each text the `top` images that are nearest to it, the best first."""
+        """For each text the `top` images nearest to it, the best first."""
         rows = [ShardRow(text, (), (Conversation(text, (Message("user", (Part("text", text),)),)),)) for text in texts]
         vectors = self.embed(collate_prompts([Group(row, (0,)) for row in rows], self.source.encoder()))
-        scores, numbers = self.index.search(vectors, min(top, self.index.ntotal))
-        for row, found in zip(scores.tolist(), numbers.tolist(), strict=True):
+        similarities, numbers = self.index.search(vectors, min(top, self.index.ntotal))
+        for row, found in zip(similarities.tolist(), numbers.tolist(), strict=True):
             hits = self.images.take(found).to_pylist()
-            yield [Hit(score, hit["id"], hit["path"]) for score, hit in zip(row, hits, strict=True)]
+            yield [Hit(similarity, hit["id"], hit["path"]) for similarity, hit in zip(row, hits, strict=True)]

@@ -1,4 +1,4 @@
-"""A model that answers: named by its run, folder or hub id, loaded once in a process, asked batch by batch.
+"""A model that answers: named by its run, folder or hub id, loaded once in a process, used batch by batch.
 
 In: a name and overrides; then Batches of prompts. Out: a ModelSource, from which any process loads the same model; then
 texts.
@@ -18,7 +18,7 @@ from smolray.config import ConfigError, RunConfig, load_config
 from smolray.data.batch import Batch
 from smolray.data.encode import Encoder, cached_encoder
 from smolray.inference.questions import PlacedQuestion
-from smolray.model.decoding import decode, most_likely
+from smolray.model.decoding import Choose, decode, most_likely
 from smolray.model.load import load_model
 from smolray.model.sampling import Sampler
 from smolray.model.trained import trained_model
@@ -27,7 +27,7 @@ from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
 from smolray.run.folder import RunFolder
 from smolray.run.status import require_run
 
-# Of a run's data settings: the others describe its own source, and what is asked now may be of another layout.
+# The data settings of a run that matter here. The others describe its own data, and new data may have another layout.
 KEPT_DATA = ("prompt", "max_image_pixels", "num_cpus_per_task")
 
 
@@ -43,7 +43,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a process needs to load the model by itself: small, and the same everywhere.
+    """What a process needs to load the model: small, and the same everywhere.
 
     Without a checkpoint it is the folder `config.model.path`.
     """
@@ -59,11 +59,10 @@ class ModelSource:
 def find_model(
     name: str, storage_uri: str, overrides: Sequence[str] = (), checkpoint: str | None = None
 ) -> ModelSource:
-    """A run (its name, or its folder) with its best or newest checkpoint, else a folder or hub id that transformers
-    loads.
+    """A run, by its name or folder, with its best or newest checkpoint; else a folder or hub id for transformers.
 
-    Image settings, dtype and data.prompt are the run's, of a folder its own dtype; `overrides` come last.
-    Raises ConfigError, CheckpointError, RunNotFoundError, OSError.
+    Image settings, dtype and data.prompt are those of the run; a folder has the dtype of its files. `overrides` come
+    last. Raises ConfigError, CheckpointError, RunNotFoundError, OSError.
     """
     run_dir = next((d for d in (storage.join(storage_uri, name), name) if storage.exists(RunFolder(d).config)), None)
     if run_dir is None:
@@ -71,70 +70,75 @@ def find_model(
             raise ConfigError(
                 f"--checkpoint {checkpoint}: {name} is not a run under {storage_uri}; only runs have checkpoints"
             )
-        return _in_context(
-            load_config(None, overrides, {"model": {"path": name, "dtype": _dtype_of(name, storage_uri)}})
-        )
+        model = {"path": name, "dtype": _dtype_of(name, storage_uri)}
+        return _with_whole_context(load_config(None, overrides, {"model": model}))
+
     run_dir = storage.absolute(run_dir)
     chosen = chosen_checkpoint(run_dir, checkpoint)
-    stored = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(RunFolder(run_dir).config))).model_dump(
-        mode="json"
-    )
+    written = yaml.safe_load(storage.read_bytes(RunFolder(run_dir).config))
+    stored = RunConfig.model_validate(written).model_dump(mode="json")
     base = {part: stored[part] for part in ("seed", "method", "model", "lora", "image")}
     base["model"] |= {"vision_features": "compute", "gradient_checkpointing": False}
     base["data"] = {key: stored["data"][key] for key in KEPT_DATA}
-    return _in_context(load_config(None, overrides, base), chosen)
+    return _with_whole_context(load_config(None, overrides, base), chosen)
 
 
 class Predictor:
-    """Holds one model on one device."""
+    """A model on a device, which answers Batches of prompts."""
 
     def __init__(self, source: ModelSource, decoding: Decoding, device: torch.device):
         config = source.config
-        self.model: Any = (
-            trained_model(config, source.checkpoint) if source.checkpoint else load_model(config.model).eval()
-        )
-        if not (config.model.load_in_4bit or config.model.load_in_8bit):  # bitsandbytes has put those where they belong
+        if source.checkpoint:
+            self.model: Any = trained_model(config, source.checkpoint)
+        else:
+            self.model = load_model(config.model).eval()
+        if not (config.model.load_in_4bit or config.model.load_in_8bit):  # bitsandbytes has placed those already
             self.model.to(device)
         self.tokenizer, self.decoding = source.encoder().tokenizer, decoding
 
     def answers(self, batch: Batch, names: Sequence[str]) -> list[str]:
-        """The text of each conversation in the order of the batch. `names`: what their random numbers are drawn by."""
-        how, device = self.decoding, next(self.model.parameters()).device
-        choose = (
-            Sampler(names, how.max_new_tokens, how.temperature, how.top_p, how.seed) if how.temperature else most_likely
-        )
+        """The text of each conversation in the order of the batch.
+
+        `names` seed the random numbers of each conversation. Raises ConfigError where the batch does not fit into the
+        memory.
+        """
+        decoding, device = self.decoding, next(self.model.parameters()).device
+        limit, end = decoding.max_new_tokens, int(self.tokenizer.eos_token_id)
+        choose: Choose = most_likely
+        if decoding.temperature:
+            choose = Sampler(names, limit, decoding.temperature, decoding.top_p, decoding.seed)
         try:
-            ids = decode(self.model, batch.to(device), how.max_new_tokens, int(self.tokenizer.eos_token_id), choose)
+            ids = decode(self.model, batch.to(device), limit, end, choose)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"{len(names)} questions at a time do not fit into the memory of {device} ({str(error).splitlines()[0]}); "
-                "nearest: a smaller --batch-size, or image.max_tiles=5"
+                f"{len(names)} questions at a time do not fit into the memory of {device} "
+                f"({str(error).splitlines()[0]}); nearest: a smaller --batch-size, or image.max_tiles=5"
             ) from None
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def answer_rows(
-    predictor: Predictor, batch: Batch | None, asked: Sequence[PlacedQuestion]
+    predictor: Predictor, batch: Batch | None, questions: Sequence[PlacedQuestion]
 ) -> list[dict[str, str | None]]:
-    """A row for each of `asked`: id, path, prompt, and text or error."""
+    """A row for each question: id, path, prompt, and text or error."""
     texts: list[str] = []
     if batch is not None:
-        names = {a.place: f"{a.id}\0{a.prompt}" for a in asked if a.place >= 0}
+        names = {question.place: f"{question.id}\0{question.prompt}" for question in questions if question.place >= 0}
         texts = predictor.answers(batch, [names[place] for place in range(len(names))])
     return [
         {
-            "id": a.id,
-            "path": a.path,
-            "prompt": a.prompt,
-            "text": texts[a.place] if a.place >= 0 else None,
-            "error": a.error or None,
+            "id": question.id,
+            "path": question.path,
+            "prompt": question.prompt,
+            "text": texts[question.place] if question.place >= 0 else None,
+            "error": question.error or None,
         }
-        for a in asked
+        for question in questions
     ]
 
 
-def _in_context(config: RunConfig, chosen: Checkpoint | None = None) -> ModelSource:
-    """With the model's whole context as the longest sequence: data.max_length is a limit of training.
+def _with_whole_context(config: RunConfig, chosen: Checkpoint | None = None) -> ModelSource:
+    """The source with the model's whole context as the longest sequence: data.max_length is a limit of training.
 
     Raises OSError where there is no model.
     """
@@ -147,17 +151,15 @@ def _in_context(config: RunConfig, chosen: Checkpoint | None = None) -> ModelSou
 def _dtype_of(path: str, storage_uri: str) -> str:
     """The dtype in which a folder or hub id was saved.
 
-    Raises RunNotFoundError and ConfigError for what is neither, nor a run.
+    Raises RunNotFoundError or ConfigError where the name is neither of them and no run.
     """
     if "://" not in path:
         folder = Path(path).expanduser()
         if folder.is_dir() and not (folder / "config.json").exists():
-            adapter = (
-                " It holds adapters alone: name the run, or export it without --adapter."
-                if (folder / "adapter_config.json").exists()
-                else ""
-            )
-            raise ConfigError(f"{path} is neither a run (config.yaml) nor a model (config.json).{adapter}")
+            hint = ""
+            if (folder / "adapter_config.json").exists():
+                hint = " It holds adapters alone: name the run, or export it without --adapter."
+            raise ConfigError(f"{path} is neither a run (config.yaml) nor a model (config.json).{hint}")
         if not folder.is_dir() and path.count("/") != 1:
             require_run(storage_uri, path)
     saved = AutoConfig.from_pretrained(resolve(path), trust_remote_code=False)

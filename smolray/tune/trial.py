@@ -51,7 +51,7 @@ class Progress:
     reports: int = 0
     step: int = 0
     checkpoint: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     memory: int = 0
     workers: int = 1
@@ -89,7 +89,7 @@ class Progress:
         self.reports += 1
         self.step, self.checkpoint = event["step"], event["path"]
         mean = sum(self.losses) / len(self.losses) if self.losses else event["loss"]
-        self.metrics = {"loss": event["validation_loss"] if "validation_loss" in event else mean}
+        self.metrics = {"loss": event.get("validation_loss", mean)}
         if "accuracy" in event:
             self.metrics["accuracy"] = event["accuracy"]
         self.losses = []

@@ -2,8 +2,6 @@
 process.
 """
 
-from functools import partial
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +11,7 @@ from smolray import storage
 from smolray.cli import app as cli
 from smolray.config import load_config
 from smolray.inference import generate
+from smolray.inference.job import run_locally
 from smolray.inference.predictor import Decoding, ModelSource, find_model
 from smolray.inference.questions import PromptSettings, find_question_tasks
 from tests.offline import picture
@@ -48,16 +47,8 @@ def test_rows_are_answered_over_ray_in_order_as_in_one_process(ray_cluster, rows
         for table in generate.answers(source, question_tasks, prompt_settings, DECODING, batch_size=4, workers=2):
             write(table)
     got = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    alone = generate.here(
-        source,
-        question_tasks,
-        prompt_settings,
-        100,
-        DECODING.max_new_tokens,
-        partial(generate.Answers, source, DECODING),
-    )
-    here = [row for table in alone for row in table.to_pylist()]
-    assert got == here
+    job = generate.answering_job(source, question_tasks, prompt_settings, DECODING, batch_size=100)
+    assert got == [row for table in run_locally(job) for row in table.to_pylist()]
     assert [row["id"] for row in got] == [*ids, "9.parquet"]
     assert {row["id"]: row["error"].partition(":")[0] for row in got if row["error"]} == {
         "empty": "wrong_columns",

@@ -24,7 +24,7 @@ RAY_IMPORTERS = {
     "data.ray_jobs",
     "data.stream",
     "precompute.jobs",
-    "inference.generate",
+    "inference.job",
 }
 # A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention
 # says so.

@@ -48,7 +48,7 @@ def index(photos, tiny_path, tmp_path_factory):
 
 def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, tiny_path):
     source = find_model(tiny_path, "runs", SETTINGS)
-    model, encoder = ImageSearch(index).embed.answerer.model, source.encoder()
+    model, encoder = ImageSearch(index).embed.predictor.model, source.encoder()
     names = sorted(p.name for p in photos.iterdir() if p.name != "broken.png")
     rows = [shard_row([(photos / name).read_bytes()], asked("find this", text)) for name in names for text in TEXTS]
     batch = collate_pairs([Group(row, (0,)) for row in rows], encoder)  # as in training
@@ -60,7 +60,7 @@ def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, 
     for number, hits in enumerate(found):
         best = np.argsort(-cosines[:, number])[:4]
         assert [hit.id for hit in hits] == [names[n] for n in best]
-        np.testing.assert_allclose([hit.score for hit in hits], cosines[best, number], atol=1e-5)
+        np.testing.assert_allclose([hit.similarity for hit in hits], cosines[best, number], atol=1e-5)
     assert len({tuple(hit.id for hit in hits) for hits in found}) > 1, (
         "every text finds the same: this test would show nothing"
     )
@@ -98,7 +98,7 @@ def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_t
         rows.append(shard_row([image], sample.conversation))
     batch = collate_pairs([Group(row, (0,)) for row in rows], search.source.encoder())
     with torch.no_grad():
-        trained = embeddings(search.embed.answerer.model, batch).numpy()[[pair[0] for pair in batch.meta["pairs"]]]
+        trained = embeddings(search.embed.predictor.model, batch).numpy()[[pair[0] for pair in batch.meta["pairs"]]]
     np.testing.assert_allclose(search.index.reconstruct_n(0, 3), trained, atol=1e-5)
 
 

@@ -3,7 +3,6 @@ are written whole.
 """
 
 import json
-from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +14,7 @@ from smolray.cli import app as cli
 from smolray.config import ConfigError, RunConfig
 from smolray.export import export_run
 from smolray.inference import generate
+from smolray.inference.job import run_locally
 from smolray.inference.predictor import Decoding, find_model
 from smolray.inference.questions import PromptSettings, find_question_tasks
 from smolray.model.sampling import Sampler, probabilities
@@ -57,15 +57,8 @@ def asked(name, photos, decoding, batch_size=100, prompts=PROMPTS, storage="runs
     source = find_model(str(name), str(storage), settings)
     prompt_settings = PromptSettings(source.config.data, prompts)
     question_tasks = find_question_tasks(str(photos), prompt_settings, batch_size)
-    tables = generate.here(
-        source,
-        question_tasks,
-        prompt_settings,
-        batch_size,
-        decoding.max_new_tokens,
-        partial(generate.Answers, source, decoding),
-    )
-    return [row for table in tables for row in table.to_pylist()]
+    job = generate.answering_job(source, question_tasks, prompt_settings, decoding, batch_size)
+    return [row for table in run_locally(job) for row in table.to_pylist()]
 
 
 GREEDY = Decoding(max_new_tokens=12)
