@@ -102,7 +102,9 @@ class TrialQueue(DriverOnly, RaySearcher):
         stop: StopRequest,
     ):
         super().__init__()
-        self.searcher, self.cost_estimator, self.trial_log, self.stop = searcher, cost_estimator, trial_log, stop
+        # Not `self.searcher`: Tune takes an object with this attribute for a wrapper of another RaySearcher.
+        self.settings_searcher = searcher
+        self.cost_estimator, self.trial_log, self.stop = cost_estimator, trial_log, stop
         self.interrupted = [trial for trial in known if not trial.ended]
         self.new_numbers = iter(range(max((trial.number for trial in known), default=0) + 1, total + 1))
 
@@ -115,7 +117,7 @@ class TrialQueue(DriverOnly, RaySearcher):
             return {**trial.settings, "number": trial.number, "reported": trial.reported}
 
         for number in self.new_numbers:
-            settings = self.searcher.suggest(number)
+            settings = self.settings_searcher.suggest(number)
             cost = self.cost_estimator(settings)
             self.trial_log.write(
                 "trial",
@@ -127,7 +129,7 @@ class TrialQueue(DriverOnly, RaySearcher):
             if cost is None or not cost.lacks:
                 return {**settings, "number": number, "reported": 0}
             self.trial_log.write("end", number=number, status="failed", reason=cost.lacks)
-            self.searcher.observe(self.trial_log.trials[number])
+            self.settings_searcher.observe(self.trial_log.trials[number])
         return RaySearcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

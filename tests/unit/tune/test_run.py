@@ -11,10 +11,11 @@ import yaml
 from smolray import storage
 from smolray.config import ConfigError, load_config, to_yaml
 from smolray.run.status import stop_requested
-from smolray.tune.callbacks import StopRequest
+from smolray.tune.callbacks import StopRequest, TrialQueue
 from smolray.tune.conflicts import refuse_foreign_runs, refuse_other_search
 from smolray.tune.log import STORED, TrialLog, TrialRecord, search_folder
 from smolray.tune.result import best_config, finish
+from smolray.tune.searcher import make_searcher
 from smolray.tune.space import read_space
 
 RATE = "optimizer.learning_rate"
@@ -123,3 +124,16 @@ def test_ctrl_c_lets_the_trials_save_and_a_second_one_interrupts(half):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.signal(signal.SIGINT, before) is former
     assert [stop_requested(f"{config.storage}/find-{number}") for number in (1, 2)] == [False, True]
+
+
+def test_tune_saves_its_state_without_taking_the_queue_for_a_wrapper(half, tmp_path):
+    from ray.tune.search.search_generator import SearchGenerator
+
+    config, trial_log = half
+    searcher = make_searcher(config, read_space(config), trial_log.in_order())
+    stop = StopRequest(trial_log, config.storage)
+    queue = TrialQueue(searcher, trial_log.in_order(), 3, lambda settings: None, trial_log, stop)
+    SearchGenerator(queue).save_to_dir(str(tmp_path), "session")
+    assert queue.suggest("")["number"] == 2, "the interrupted trial first"
+    assert queue.suggest("")["number"] == 3 and trial_log.trials[3].run == "find-3"
+    assert queue.suggest("") == TrialQueue.FINISHED
