@@ -1,0 +1,31 @@
+"""A plan needs no GPU; a run resumes from its own settings."""
+
+import json
+
+from smolray.cli import train as train_commands
+from tests.commands import smolray
+
+
+def test_a_plan_says_what_fits_and_why(tmp_path):
+    done = smolray(
+        "plan",
+        "--inventory",
+        "2x rtx4090 @ 10GbE, 1x rtx3060",
+        "model.path=random-256m",
+        "--json",
+        str(tmp_path / "plan.json"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "Chosen: " in done.stdout and "pipeline" in done.stdout
+    assert json.loads((tmp_path / "plan.json").read_text())["settings"]["resources.num_workers"] >= 1
+
+
+def test_a_run_resumes_from_its_own_config_where_it_lies_now(run, monkeypatch):
+    launched = []
+    monkeypatch.setattr(train_commands, "launch", launched.append)
+    (run / "control").mkdir()
+    (run / "control" / "stop").touch()
+    done = smolray("resume", "demo", "train.max_steps=7", "--storage", str(run.parent))
+    assert done.exit_code == 0, done.output
+    assert not (run / "control" / "stop").exists()
+    assert (launched[0].seed, launched[0].train.max_steps, launched[0].run_dir) == (5, 7, str(run))
