@@ -91,7 +91,8 @@ def lengths_table(summary: LengthSummary) -> Table:
     about = (
         f"{summary.label_tokens / tokens.sum():.1%} of the tokens trained; "
         f"{summary.tiles / summary.rows:.1f} tiles a row; "
-        f"{summary.micro_batches:,} micro-batches an epoch, {summary.padding:.1%} of them padding"
+        f"{summary.micro_batches:,} micro-batches{'' if summary.sample else ' an epoch'}, "
+        f"{summary.padding:.1%} of them padding"
     )
     table.add_row("", f"{len(tokens):,}", percentiles, style="dim")
     table.add_row("", "", about, style="dim")

@@ -6,8 +6,6 @@ stop flag as the real one does. The last ones upload the project and train.
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ import pytest
 from jobs.easyvqa import export_easy_vqa
 from smolray.run.events import read_events, surviving
 from smolray.train.audit import consumed
+from tests.ray_head import ray_head
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 300
@@ -57,12 +56,6 @@ log.write("end", status="finished", step=step)
 """
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def environment(folder, token=TOKEN):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SMOLRAY_"))}
     extra = {
@@ -81,36 +74,14 @@ def environment(folder, token=TOKEN):
 
 @pytest.fixture(scope="module")
 def head():
-    """A head node with a job server of its own; gives its address and a folder for it.
-
-    Only its own process group is ended.
-    """
-    with tempfile.TemporaryDirectory(prefix="sj", ignore_cleanup_errors=True) as folder:
-        ports = {
-            name: free_port()
-            for name in ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-        }
-        flags = [f"--{name}={port}" for name, port in ports.items()]
-        flags += [
-            "--node-ip-address=127.0.0.1",
-            "--num-cpus=2",
-            "--object-store-memory=200000000",
-            f"--temp-dir={folder}/r",
-        ]
-        ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *flags]
-        with (Path(folder) / "head.log").open("w") as log:
-            process = subprocess.Popen(ray, env=environment(folder), stdout=log, stderr=log, start_new_session=True)
-        try:
-            address = f"http://127.0.0.1:{ports['dashboard-port']}"
-            wait_for(
-                lambda: smolray(folder, "stop", "probe", "--storage", folder, "--address", address).returncode == 0,
-                folder,
-            )
-            yield address, folder
-        finally:
-            # told politely it takes 30 s; what it started in other groups ends with its raylet
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    """A head node with a job server of its own; gives its address and a folder for it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sj", ignore_cleanup_errors=True) as folder,
+        ray_head(sys.executable, folder, environment(folder)) as address,
+    ):
+        stop = ["stop", "probe", "--storage", folder, "--address", address]
+        wait_for(lambda: smolray(folder, *stop).returncode == 0, folder)
+        yield address, folder
 
 
 def wait_for(ready, folder, seconds=90):

@@ -7,10 +7,10 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from zipfile import ZipFile
@@ -19,6 +19,7 @@ import pytest
 
 from smolray.config.recipes import recipes
 from tests.offline import picture
+from tests.ray_head import ray_head
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("smolray", "cluster", "k8s", "pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE")
@@ -160,36 +161,21 @@ def test_a_run_is_trained_reported_and_used_in_an_empty_folder(python, folder, t
 
 
 @pytest.mark.slow
-def test_a_run_is_submitted_without_a_checkout(python, folder, tmp_path):
+def test_a_run_is_submitted_without_a_checkout(python, folder):
     (folder / "run.yaml").write_text(smolray(python, folder, "config", "new", "demo"))
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    head = subprocess.Popen(
-        [
-            *(python, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block", "--port=0"),
-            *("--node-ip-address=127.0.0.1", "--num-cpus=2", "--object-store-memory=200000000"),
-            *(f"--dashboard-port={port}", "--ray-client-server-port=0"),
-        ],
-        env=environment(python, **token),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for_port(port)
-        address = ["--address", f"http://127.0.0.1:{port}", "--follow"]
-        submitted = smolray(python, folder, "submit", *address, *settings(folder, "submitted"), **token)
-        assert "SUCCEEDED" in submitted
-        assert "finished" in smolray(python, folder, "status", "submitted", "--storage", str(folder / "runs"))
-    finally:
-        os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
+    # short: socket paths have a limit
+    with (
+        tempfile.TemporaryDirectory(prefix="sw", ignore_cleanup_errors=True) as home,
+        ray_head(python, home, environment(python, **token)) as address,
+    ):
+        wait_for_port(int(address.rsplit(":", 1)[1]), Path(home) / "head.log")
+        options = ["--address", address, "--follow", *settings(folder, "submitted")]
+        assert "SUCCEEDED" in smolray(python, folder, "submit", *options, **token)
+    assert "finished" in smolray(python, folder, "status", "submitted", "--storage", str(folder / "runs"))
 
 
-def wait_for_port(port, seconds=90):
+def wait_for_port(port, log, seconds=90):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with socket.socket() as sock:
@@ -197,4 +183,4 @@ def wait_for_port(port, seconds=90):
                 time.sleep(5)  # the job server answers a little later than its port
                 return
         time.sleep(1)
-    raise AssertionError("the head did not start")
+    raise AssertionError(log.read_text()[-3000:])
