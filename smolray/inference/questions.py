@@ -14,9 +14,10 @@ from smolray.config import ColumnsConfig, ConfigError, DataConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import EncodeError, Encoder
+from smolray.data.formats.columns import own_id
 from smolray.data.formats.discover import image_files, is_hub, list_read_tasks, read_rows, resolve
 from smolray.data.formats.images import ImageReader, folder_of
-from smolray.data.formats.layouts import own_id, parse_questions
+from smolray.data.formats.questions import parse_questions
 from smolray.data.formats.registry import FORMATS
 from smolray.data.formats.source import IMAGE_PARTS, Raw, ReadTask, Source, SourceError, is_wrong_layout
 from smolray.data.sample import Sample, SampleError, ShardRow, image_key

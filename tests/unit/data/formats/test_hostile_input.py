@@ -1,7 +1,7 @@
-"""Hostile input, twenty-nine classes of it by eight seeds: a clear message, a quarantine row, or whole passage; no
+"""Hostile input of thirty classes, each with eight seeds: a clear message, a quarantine row, or whole passage; no
 crash, no silent loss.
 
-Each case goes through what prepare's tasks run (units -> sorted runs -> a shard), and every row is accounted for in the
+Each case goes through what prepare's tasks run (read tasks -> sorted runs -> a shard), and every row is accounted for in the
 end.
 """
 
