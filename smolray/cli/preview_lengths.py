@@ -60,9 +60,9 @@ def summarize(index: pa.Table, config: RunConfig, sample: str = "") -> LengthSum
     first = np.ones(len(index), bool)
     first[1:] = (place[:, 1:] != place[:, :-1]).any(0)
 
-    used = int(column["tokens"][plan.lines].sum())
+    used = int(column["tokens"][plan.index_rows].sum())
     # the conversations of a group share their prefix
-    used -= int((column["prefix"][plan.lines[plan.group_start[:-1]]] * (np.diff(plan.group_start) - 1)).sum())
+    used -= int((column["prefix"][plan.index_rows[plan.group_start[:-1]]] * (np.diff(plan.group_start) - 1)).sum())
     return LengthSummary(
         tokens=column["tokens"][kept],
         label_tokens=int(column["label_tokens"][kept].sum()),

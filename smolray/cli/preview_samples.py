@@ -14,7 +14,8 @@ from rich.text import Text
 
 from smolray.config import DataConfig
 from smolray.data.encode import Encoded, EncodeError, Encoder
-from smolray.data.pack import common_prefix, packed_length
+from smolray.data.fill import packed_length
+from smolray.data.pack import common_prefix
 from smolray.data.sample import Conversation, ShardRow
 from smolray.data.tiles import Grid, image_size
 

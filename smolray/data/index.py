@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from smolray import storage
 from smolray.data.encode import Encoder
-from smolray.data.pack import common_prefix, packed_length
+from smolray.data.fill import packed_length
+from smolray.data.pack import common_prefix
 from smolray.data.shards import decode_rows
 from smolray.data.tiles import image_size
 

@@ -45,11 +45,6 @@ def common_prefix(encoded: Sequence[Encoded]) -> int:
     return shared
 
 
-def packed_length(lengths: Sequence[int], prefix: int) -> int:
-    """Tokens of the packed sequence of conversations of these lengths."""
-    return sum(lengths) - prefix * (len(lengths) - 1)
-
-
 def pack(encoded: Sequence[Encoded]) -> Packed:
     """One sequence of the conversations of one row (at least one)."""
     prefix = common_prefix(encoded)

@@ -1,26 +1,23 @@
-"""The order of an epoch, laid before it starts and the same for any number of workers.
+"""The order of an epoch, built before it starts and the same for any number of workers.
 
 In: the index, a seed and an epoch. Out: EpochPlan: micro-batches in one order, each a list of groups (conversations of
-one row that are packed together). An optimizer step takes `global_batch` of them; each worker a contiguous run of the
-step. A position in training is (epoch, micro-batches consumed), so nothing is lost or seen twice when the number of
-workers changes.
+one row that are packed together). An optimizer step takes `global_batch` of them; each worker takes a contiguous slice
+of the step. A position in training is (epoch, micro-batches consumed), so nothing is lost or seen twice when the number
+of workers changes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
-from smolray.config import RunConfig
-from smolray.data.pack import packed_length
-
-WINDOW = 8  # groups that wait to be the one that fills a micro-batch
+from smolray.data.fill import WINDOW, fill_micro_batches, group_conversations, padded_tokens
+from smolray.data.fill import PlanLimits as PlanLimits
 
 
 class PlanError(ValueError):
-    """The data cannot be laid out as asked; the message says what is in the way."""
+    """No plan can be built for this data and these settings; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +39,13 @@ class MicroBatchSpec:
 
 
 @dataclass(frozen=True)
-class PlanLimits:
-    """How micro-batches are filled."""
-
-    samples: int  # conversations in a micro-batch, at most
-    tokens: int | None  # padded tokens in a micro-batch, at most
-    group: int  # conversations packed into one sequence, at most
-    length: int | None = None  # tokens of a packed sequence, at most
-    padded: bool = True  # sequences are rows of equal length; otherwise they lie end to end
-
-    @classmethod
-    def of(cls, config: RunConfig) -> "PlanLimits":
-        train, data = config.train, config.data
-        group = 1 if data.packing == "none" else min(data.max_questions_per_image, train.per_device_train_batch_size)
-        return cls(
-            train.per_device_train_batch_size, train.micro_batch_tokens, group, data.max_length, data.packing != "full"
-        )
-
-
-@dataclass(frozen=True)
 class EpochPlan:
-    """Flat arrays: micro-batch m holds groups batch_start[m]:batch_start[m+1], group g the lines
-    group_start[g]:group_start[g+1].
+    """Flat arrays: micro-batch m holds the groups batch_start[m]:batch_start[m+1], and group g holds
+    index_rows[group_start[g]:group_start[g+1]].
     """
 
     index: pa.Table
-    lines: np.ndarray
+    index_rows: np.ndarray  # rows of `index` in the order of training
     group_start: np.ndarray
     batch_start: np.ndarray
     label_tokens: np.ndarray  # per micro-batch
@@ -79,11 +57,11 @@ class EpochPlan:
 
     @property
     def samples(self) -> int:
-        return len(self.lines)
+        return len(self.index_rows)
 
-    def samples_in(self, run: range) -> int:
-        """Conversations in a run of micro-batches."""
-        first, last = (self.group_start[self.batch_start[n]] for n in (run.start, run.stop))
+    def samples_in(self, micro_batches: range) -> int:
+        """Conversations in these micro-batches."""
+        first, last = (self.group_start[self.batch_start[n]] for n in (micro_batches.start, micro_batches.stop))
         return int(last - first)
 
     def steps(self, global_batch: int) -> int:
@@ -92,13 +70,10 @@ class EpochPlan:
     def micro_batch(self, number: int) -> MicroBatchSpec:
         groups = []
         for g in range(self.batch_start[number], self.batch_start[number + 1]):
-            lines = self.lines[self.group_start[g] : self.group_start[g + 1]]
-            shard, row_group, row = (int(self._column(c)[lines[0]]) for c in ("shard", "row_group", "row"))
-            groups.append(
-                GroupSpec(
-                    shard, row_group, row, conversations=tuple(int(c) for c in self._column("conversation")[lines])
-                )
-            )
+            index_rows = self.index_rows[self.group_start[g] : self.group_start[g + 1]]
+            shard, row_group, row = (int(self._column(c)[index_rows[0]]) for c in ("shard", "row_group", "row"))
+            conversations = tuple(int(c) for c in self._column("conversation")[index_rows])
+            groups.append(GroupSpec(shard, row_group, row, conversations))
         return MicroBatchSpec(number, tuple(groups))
 
     def _column(self, name: str) -> np.ndarray:
@@ -106,7 +81,7 @@ class EpochPlan:
 
 
 def share(micro_batches: range, rank: int, counts: Sequence[int]) -> range:
-    """The contiguous run of a step that falls to `rank`; `counts`: how many each worker takes."""
+    """The contiguous slice of a step that `rank` takes; `counts`: how many micro-batches each worker takes."""
     first = sum(counts[:rank])
     return micro_batches[first : first + counts[rank]]
 
@@ -127,14 +102,13 @@ def check_kind(index: pa.Table, method: str) -> None:
 
 
 def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:
-    """Lay the micro-batches of one epoch.
+    """Build the micro-batches of one epoch.
 
-    Row groups are permuted (their rows were shuffled over the whole data set when the shards were made), rows inside a
-    group and conversations inside a row as well; micro-batches are filled from neighbours, so that each row group is
+    Row groups are permuted (their rows were shuffled over the whole data set when the shards were made), as are rows
+    inside a group and conversations inside a row; micro-batches are filled from neighbours, so that each row group is
     read about once. Without `shuffle` everything stays in the order of the shards. Raises PlanError where no
     conversation is left to train on.
     """
-    rng = np.random.default_rng([seed, epoch])
     column = {name: index[name].to_numpy() for name in index.column_names}
     kept = np.flatnonzero((column["tokens"] > 0) & (column["label_tokens"] > 0))
     if not len(kept):
@@ -142,74 +116,36 @@ def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuf
             f"none of {len(index)} conversations fits data.max_length; "
             "see `smolray preview`, raise data.max_length or lower image.max_tiles"
         )
-    # One random number per row group, row and conversation orders the lines by all three at once.
-    group_id = _runs(column["shard"], column["row_group"])
-    row_id = _runs(column["shard"], column["row_group"], column["row"])
+
+    # One random number for each row group, row and conversation orders the index rows by all three at once.
+    rng = np.random.default_rng([seed, epoch])
+    group_id = _slice_numbers(column["shard"], column["row_group"])
+    row_id = _slice_numbers(column["shard"], column["row_group"], column["row"])
     if shuffle:
         keys = (rng.random(len(index)), rng.random(row_id[-1] + 1)[row_id], rng.random(group_id[-1] + 1)[group_id])
         kept = kept[np.lexsort(tuple(key[kept] for key in keys))]
-    groups = _groups(row_id[kept].tolist(), column["tokens"][kept].tolist(), column["prefix"][kept].tolist(), limits)
-    batches = _fill(groups, limits, WINDOW if shuffle else 1)
-    order = [groups[n] for batch in batches for n in batch]
-    lines = np.concatenate([kept[start:end] for start, end, _ in order])
-    group_start = np.cumsum([0, *(end - start for start, end, _ in order)])
+
+    groups = group_conversations(
+        row_id[kept].tolist(), column["tokens"][kept].tolist(), column["prefix"][kept].tolist(), limits
+    )
+    batches = fill_micro_batches(groups, limits, WINDOW if shuffle else 1)
+    ordered = [groups[n] for batch in batches for n in batch]
+
+    index_rows = np.concatenate([kept[group.start : group.stop] for group in ordered])
+    group_start = np.cumsum([0, *(group.samples for group in ordered)])
     batch_start = np.cumsum([0, *map(len, batches)])
-    padded = [_laid([groups[n][2] for n in batch], limits) for batch in batches]
+    tokens = [padded_tokens([groups[n].tokens for n in batch], limits) for batch in batches]
     first = group_start[batch_start[:-1]]
     label_sums, chosen_sums = (
-        np.add.reduceat(column[name][lines], first) for name in ("label_tokens", "chosen_tokens")
+        np.add.reduceat(column[name][index_rows], first) for name in ("label_tokens", "chosen_tokens")
     )
-    return EpochPlan(index.combine_chunks(), lines, group_start, batch_start, label_sums, chosen_sums, np.array(padded))
+    return EpochPlan(
+        index.combine_chunks(), index_rows, group_start, batch_start, label_sums, chosen_sums, np.array(tokens)
+    )
 
 
-def _groups(rows: list[int], tokens: list[int], prefix: list[int], limits: PlanLimits) -> list[tuple[int, int, int]]:
-    """(start, end, tokens) of each packed group of neighbouring lines of one row."""
-    allowed = min((n for n in (limits.length, limits.tokens) if n is not None), default=None)
-    found, position = [], 0
-    while position < len(rows):
-        end, length = position + 1, tokens[position]
-        while end < len(rows) and end - position < limits.group and rows[end] == rows[position]:
-            longer = packed_length((length, tokens[end]), prefix[position])
-            if allowed is not None and longer > allowed:
-                break
-            end, length = end + 1, longer
-        found.append((position, end, length))
-        position = end
-    return found
-
-
-def _fill(groups: list[tuple[int, int, int]], limits: PlanLimits, window: int) -> list[list[int]]:
-    """Numbers of the groups of each micro-batch: the first that waits opens it, and of the next `window` those are
-    added that fit.
-    """
-    batches: list[list[int]] = []
-    waiting: list[int] = []
-    coming = iter(range(len(groups)))
-    while True:
-        waiting += islice(coming, window - len(waiting))
-        if not waiting:
-            return batches
-        batch: list[int] = []
-        at = longest = total = count = 0
-        while at < len(waiting) and count < limits.samples:
-            start, end, length = groups[waiting[at]]
-            laid = max(longest, length) * (len(batch) + 1) if limits.padded else total + length
-            if batch and (count + end - start > limits.samples or (limits.tokens is not None and laid > limits.tokens)):
-                at += 1
-                continue
-            batch.append(waiting.pop(at))
-            longest, total, count = max(longest, length), total + length, count + end - start
-            waiting += islice(coming, 1)
-        batches.append(batch)
-
-
-def _laid(lengths: list[int], limits: PlanLimits) -> int:
-    """Tokens of a micro-batch of sequences of these lengths, padding included."""
-    return max(lengths) * len(lengths) if limits.padded else sum(lengths)
-
-
-def _runs(*columns: np.ndarray) -> np.ndarray:
-    """Number the runs of equal lines: (lines,) int64, starting at 0."""
+def _slice_numbers(*columns: np.ndarray) -> np.ndarray:
+    """Number the slices of equal neighbouring index rows: (index rows,) int64, starting at 0."""
     changed = np.zeros(len(columns[0]), bool)
     for column in columns:
         changed[1:] |= column[1:] != column[:-1]

@@ -7,17 +7,16 @@ sample of the rows into micro-batches as an epoch's plan does (data/plan.py) and
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from smolray.config import RunConfig
+from smolray.data.fill import PackedGroup, PlanLimits, fill_micro_batches, group_conversations, packed_length
 from smolray.planner.shapes import ModelShape
 
 SAMPLED_ROWS = 1000
-WINDOW = 8  # groups among which a micro-batch is filled, as in data/plan.py
 # A data set that is not prepared yet is taken for one like VQAv2: photographs of 640 x 480, 5.4 questions each, short
 # answers.
 ASSUMED_WIDTH, ASSUMED_HEIGHT, ASSUMED_QUESTIONS, ASSUMED_QUESTION_TOKENS, ASSUMED_LABEL_TOKENS = 640, 480, 5, 20, 4
@@ -141,45 +140,47 @@ class DataStatistics:
         The largest takes each number at its own worst: every sequence as long as the longest, as many tiles as five
         deviations above the mean.
         """
-        data, limit = config.data, config.train.micro_batch_tokens
-        together = 1 if data.packing == "none" else min(data.max_questions_per_image, micro_batch)
-        padded = data.packing != "full"
-        groups = [
-            group for number, row in enumerate(self.rows) for group in _groups(number, row, together, data.max_length)
-        ]
-        while len({number for number, *_ in groups}) < 8 and sum(n for _, _, n, _, _ in groups) < 2 * micro_batch:
-            # a small sample, laid again and again
-            groups += [(number + groups[-1][0] + 1, a, b, c, d) for number, a, b, c, d in groups]
-        batches = [_load(batch, padded, data.packing != "none") for batch in _fill(groups, micro_batch, limit, padded)]
+        limits = PlanLimits.with_micro_batch(config, micro_batch)
+        groups = _packed_rows(self.rows, limits)
+        while len({g.row for g in groups}) < 8 and sum(g.samples for g in groups) < 2 * micro_batch:
+            after = groups[-1].row + 1  # a small sample is repeated
+            groups += [g._replace(row=g.row + after) for g in groups]
+
+        packed = config.data.packing != "none"
+        batches = [_load(batch, limits.padded, packed) for batch in _micro_batches(groups, limits)]
         batches = batches[:-1] if len(batches) > 1 else batches
         mean = Load(*(sum(values) / len(batches) for values in zip(*map(_numbers, batches), strict=True)))
-        spreads = [float(np.std([getattr(b, name) for b in batches])) for name in ("tiles", "tokens")]
-        mean = replace(
-            mean, tiles_spread=spreads[0] / max(mean.tiles, 1.0), tokens_spread=spreads[1] / max(mean.tokens, 1.0)
+        tiles_deviation, tokens_deviation = (
+            float(np.std([getattr(batch, name) for batch in batches])) for name in ("tiles", "tokens")
         )
-        longest = (
-            min(self.longest, data.max_length)
-            if together > 1
-            else min(max(n for row in self.rows for n in row.lengths), data.max_length)
+        mean = replace(
+            mean,
+            tiles_spread=tiles_deviation / max(mean.tiles, 1.0),
+            tokens_spread=tokens_deviation / max(mean.tokens, 1.0),
         )
         worst = Load(*map(max, zip(*map(_numbers, batches), strict=True)))
-        tokens = max(worst.sequences * longest if padded else worst.tokens + longest, worst.tokens)
-        tokens = max(min(tokens, limit), worst.tokens) if limit else tokens
-        tiles = min(
-            max(worst.tiles, mean.tiles + 5 * spreads[0], float(self.most_tiles)), worst.sequences * self.most_tiles
-        )
-        pairs = (
-            max(worst.pairs, worst.sequences * longest**2 * (1 if worst.mask else 0.5))
-            if padded
-            else worst.pairs + longest**2 / 2
-        )
+        return mean, self._largest(worst, mean.tiles + 5 * tiles_deviation, limits)
+
+    def _largest(self, worst: Load, likely_tiles: float, limits: PlanLimits) -> Load:
+        """The largest micro-batch that may come: `worst` of the sample, with the longest sequences of all data."""
+        alone = max(n for row in self.rows for n in row.lengths)
+        longest = self.longest if limits.group > 1 else alone
+        longest = longest if limits.length is None else min(longest, limits.length)
+
+        tokens = max(worst.sequences * longest if limits.padded else worst.tokens + longest, worst.tokens)
+        tokens = max(min(tokens, limits.tokens), worst.tokens) if limits.tokens else tokens
+        tiles = min(max(worst.tiles, likely_tiles, float(self.most_tiles)), worst.sequences * self.most_tiles)
+        if limits.padded:
+            pairs = max(worst.pairs, worst.sequences * longest**2 * (1 if worst.mask else 0.5))
+        else:
+            pairs = worst.pairs + longest**2 / 2
         mask = worst.sequences * longest**2 if worst.mask else 0.0
-        return mean, replace(worst, tokens=tokens, tiles=tiles, pairs=pairs, mask=mask)
+        return replace(worst, tokens=tokens, tiles=tiles, pairs=pairs, mask=mask)
 
 
 def packed_tokens(row: Row) -> int:
     """The length of the packed sequence of a row: the shared prefix is counted once."""
-    return sum(row.lengths) - row.prefix * (len(row.lengths) - 1)
+    return packed_length(row.lengths, row.prefix)
 
 
 def assumed_tiles(config: RunConfig, shape: ModelShape) -> int:
@@ -195,62 +196,46 @@ def assumed_tiles(config: RunConfig, shape: ModelShape) -> int:
     return min(tiles, image.max_tiles) if image.max_tiles else tiles
 
 
-Group = tuple[int, int, int, int, int]  # row number, packed length, conversations, label tokens, tiles
+class _Group(NamedTuple):
+    """Conversations of one row that become one sequence."""
+
+    row: int
+    tokens: int
+    samples: int
+    label_tokens: int
+    tiles: int
 
 
-def _groups(number: int, row: Row, together: int, max_length: int) -> list[Group]:
-    """The conversations of a row in groups that share their prefix, as `lay_epoch` makes them."""
-    groups: list[Group] = []
-    for length, labels in zip(row.lengths, row.labels, strict=True):
-        if groups:
-            _, before, n, told, tiles = groups[-1]
-            if n < together and before + length - row.prefix <= max_length:
-                groups[-1] = (number, before + length - row.prefix, n + 1, told + labels, tiles)
-                continue
-        groups.append((number, length, 1, labels, row.tiles))
-    return groups
+def _packed_rows(rows: Sequence[Row], limits: PlanLimits) -> list[_Group]:
+    """The rows' conversations in groups, as the plan of an epoch packs them."""
+    numbers = [n for n, row in enumerate(rows) for _ in row.lengths]
+    prefixes = [row.prefix for row in rows for _ in row.lengths]
+    tokens = [length for row in rows for length in row.lengths]
+    labels = [label for row in rows for label in row.labels]
+    return [
+        _Group(numbers[g.start], g.tokens, g.samples, sum(labels[g.start : g.stop]), rows[numbers[g.start]].tiles)
+        for g in group_conversations(numbers, tokens, prefixes, limits)
+    ]
 
 
-def _fill(groups: Sequence[Group], samples: int, tokens: int | None, padded: bool) -> list[list[Group]]:
-    """Micro-batches as data/plan.py fills them: the first group that waits opens one, and of the next few those are
-    added that fit.
-    """
-    batches: list[list[Group]] = []
-    coming, waiting = iter(groups), list[Group]()
-    while waiting or not batches:
-        waiting += islice(coming, WINDOW - len(waiting))
-        batch: list[Group] = []
-        longest = total = count = at = 0
-        while at < len(waiting) and count < samples:
-            _, length, size, _, _ = waiting[at]
-            laid = max(longest, length) * (len(batch) + 1) if padded else total + length
-            if batch and (count + size > samples or (tokens is not None and laid > tokens)):
-                at += 1
-                continue
-            batch.append(waiting.pop(at))
-            longest, total, count = max(longest, length), total + length, count + size
-            waiting += islice(coming, 1)
-        batches.append(batch)
-    return [batch for batch in batches if batch]
+def _micro_batches(groups: Sequence[_Group], limits: PlanLimits) -> list[list[_Group]]:
+    """The groups in micro-batches, as the plan of an epoch fills them."""
+    stops = np.cumsum([0, *(g.samples for g in groups)]).tolist()
+    packed = [PackedGroup(start, start + g.samples, g.tokens) for start, g in zip(stops, groups, strict=False)]
+    return [[groups[n] for n in batch] for batch in fill_micro_batches(packed, limits)]
 
 
-def _load(batch: Sequence[Group], padded: bool, packed: bool) -> Load:
-    lengths = [g[1] for g in batch]
-    tiles = sum({g[0]: g[4] for g in batch}.values())
-    samples, labels = sum(g[2] for g in batch), sum(g[3] for g in batch)
+def _load(batch: Sequence[_Group], padded: bool, packed: bool) -> Load:
+    lengths = [g.tokens for g in batch]
+    tiles = sum({g.row: g.tiles for g in batch}.values())  # the groups of a row share its images
+    samples, labels = sum(g.samples for g in batch), sum(g.label_tokens for g in batch)
     if not padded:
         return Load(samples, len(batch), sum(lengths), sum(n * n for n in lengths) / 2, 0.0, tiles, labels)
+
     area = float(len(batch) * max(lengths) ** 2)
-    masked = packed and any(g[2] > 1 for g in batch)
-    return Load(
-        samples,
-        len(batch),
-        len(batch) * max(lengths),
-        area if masked else area / 2,
-        area if masked else 0.0,
-        tiles,
-        labels,
-    )
+    masked = packed and any(g.samples > 1 for g in batch)
+    pairs, mask = (area, area) if masked else (area / 2, 0.0)
+    return Load(samples, len(batch), len(batch) * max(lengths), pairs, mask, tiles, labels)
 
 
 def _numbers(load: Load) -> tuple[Any, ...]:

@@ -134,7 +134,7 @@ class TrlRun(TrainerCallback):
         epoch, number = divmod(step - 1, self._epoch_steps)
         size, batch, plan = self.config.global_batch, self.config.train.per_device_train_batch_size, self.plans[epoch]
         consumed = min((number + 1) * size, self.micro_batches)
-        lines = plan.lines[number * size * batch : consumed * batch]
+        lines = plan.index_rows[number * size * batch : consumed * batch]
         device = next(iter(self.parameters.values())).device
         sums = torch.tensor([self._waited, float(self._stop())], dtype=torch.float64, device=device)
         memory = torch.tensor([float(peak_memory_bytes(device))], dtype=torch.float64, device=device)
@@ -226,7 +226,7 @@ class PlanOrder(Sampler[int]):
         return self.plans[0].samples
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.plans[min(self.epoch, len(self.plans) - 1)].lines.tolist())
+        return iter(self.plans[min(self.epoch, len(self.plans) - 1)].index_rows.tolist())
 
 
 def shard_dataset(folder: str, plan: EpochPlan, pairs: bool) -> Dataset:

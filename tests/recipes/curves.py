@@ -106,4 +106,6 @@ def stream_of(shards: str, config: RunConfig) -> Callable[[EpochPlan, Sequence[i
 
 def unpacked(plan: EpochPlan) -> EpochPlan:
     """The same micro-batches, their groups cut into single conversations."""
-    return replace(plan, group_start=np.arange(len(plan.lines) + 1), batch_start=plan.group_start[plan.batch_start])
+    return replace(
+        plan, group_start=np.arange(len(plan.index_rows) + 1), batch_start=plan.group_start[plan.batch_start]
+    )

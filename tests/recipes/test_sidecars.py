@@ -87,7 +87,7 @@ def test_in_these_curves_a_worker_has_text_alone_while_the_other_has_images(mixe
     shards, overrides = mixed
     config, pairs = load_config(None, overrides), set()
     for plan in (local_plan(shards, config, epoch) for epoch in range(3)):
-        tiles = plan.index["tiles"].to_numpy()[plan.lines]
+        tiles = plan.index["tiles"].to_numpy()[plan.index_rows]
         runs = zip(plan.group_start[plan.batch_start[:-1]], plan.group_start[plan.batch_start[1:]], strict=True)
         has_image = [bool(tiles[first:last].any()) for first, last in runs]
         for start in range(0, len(plan), config.global_batch):

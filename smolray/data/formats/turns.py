@@ -49,10 +49,12 @@ def _is_embedded(part: Mapping[str, Any]) -> bool:
 
 
 def user_turn(text: str) -> Message:
+    """A message of the user."""
     return Message("user", (Part("text", text),))
 
 
 def assistant_turn(text: str) -> Message:
+    """A message of the assistant."""
     return Message("assistant", (Part("text", text),))
 
 

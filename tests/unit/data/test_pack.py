@@ -14,9 +14,10 @@ from smolray.config import ModelConfig, RunConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_pairs, collate_prompts, collate_training
 from smolray.data.encode import Encoded
+from smolray.data.fill import packed_length
 from smolray.data.index import index_shard
 from smolray.data.local import local_index
-from smolray.data.pack import common_prefix, pack, packed_length
+from smolray.data.pack import common_prefix, pack
 from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.sample import Conversation
 from smolray.data.shards import read_manifest

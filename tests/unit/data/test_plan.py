@@ -115,7 +115,7 @@ def test_a_resume_sees_the_rest_exactly_once_with_any_number_of_workers(index, p
 
 def test_epochs_differ_and_the_same_seed_repeats(index, plan):
     def key(p):
-        return p.lines.tobytes(), p.group_start.tobytes(), p.batch_start.tobytes()
+        return p.index_rows.tobytes(), p.group_start.tobytes(), p.batch_start.tobytes()
 
     assert key(build_epoch(index, LIMITS, 0, 0)) == key(plan)
     others = {key(build_epoch(index, LIMITS, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))}
@@ -132,7 +132,7 @@ def test_neighbours_of_the_shards_are_not_neighbours_of_the_epoch(index, plan):
 
 def test_without_shuffling_the_order_is_that_of_the_shards(index):
     unshuffled = build_epoch(index, LIMITS, 5, 3, shuffle=False)
-    assert unshuffled.lines.tolist() == list(range(len(index)))
+    assert unshuffled.index_rows.tolist() == list(range(len(index)))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_limits_hold_and_micro_batches_are_filled(limits):
     assert plan.samples == len(index)
     lengths = []
     for start, stop in zip(plan.group_start, plan.group_start[1:], strict=False):
-        lines = plan.lines[start:stop]
+        lines = plan.index_rows[start:stop]
         assert (
             len({tuple(column[c][line] for c in ("shard", "row_group", "row")) for line in lines}) == 1
             and len(lines) <= limits.group
@@ -193,7 +193,7 @@ def test_overlong_and_answerless_lines_are_left_out_and_nothing_left_is_an_error
     tokens[::3], labels[1::3] = 0, 0
     changed = index.set_column(4, "tokens", pa.array(tokens)).set_column(6, "label_tokens", pa.array(labels))
     plan = build_epoch(changed, LIMITS, 0, 0)
-    assert sorted(plan.lines.tolist()) == [i for i in range(len(index)) if i % 3 == 2]
+    assert sorted(plan.index_rows.tolist()) == [i for i in range(len(index)) if i % 3 == 2]
     none = index.set_column(4, "tokens", pa.array(np.zeros(len(index), np.int32)))
     with pytest.raises(PlanError, match=rf"none of {len(index)} conversations fits data.max_length"):
         build_epoch(none, LIMITS, 0, 0)

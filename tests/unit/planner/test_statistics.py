@@ -5,12 +5,11 @@ import pyarrow as pa
 import pytest
 
 from smolray.config import DataConfig, ImageConfig, RunConfig, TrainConfig
-from smolray.data import plan
 from smolray.data.index import index_shard
 from smolray.data.plan import PlanLimits, build_epoch
 from smolray.data.shards import read_manifest
 from smolray.planner.shapes import known_shape
-from smolray.planner.statistics import WINDOW, DataStatistics, Row, assumed_tiles, packed_tokens
+from smolray.planner.statistics import DataStatistics, Row, assumed_tiles, packed_tokens
 from tests.offline import encoder_of
 from tests.shards import vqa_rows, write_shards
 
@@ -93,7 +92,3 @@ def test_packing_shares_tiles_between_the_questions_of_an_image():
     assert by_packing["none"].tiles == by_packing["image"].tiles == 20, "a tile is computed once a micro-batch"
     assert by_packing["image"].tokens < by_packing["none"].tokens / 3
     assert by_packing["image"].mask > 0 and by_packing["none"].mask == 0
-
-
-def test_micro_batches_are_filled_from_as_many_groups_as_the_plan_takes():
-    assert plan.WINDOW == WINDOW
