@@ -1,8 +1,7 @@
 """Measure smolray against what one would use without it: `python jobs/benchmark.py [--only NAME] [--json FILE]`.
 
 In: nothing but this machine; the data is easy-vqa or generated. Out: a table of medians with min..max, and JSON with an
-object per case. `ratio` says how many times as fast as the peer smolray is, by wall time or, where said so, by
-CPU-seconds.
+object for each case. `ratio`: how many times as fast as the peer smolray is, by the clock that `clock` names.
 """
 
 import argparse
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# as a script it finds its own folder only; its cases are beside it
+# A script finds modules of its own folder only; the cases are imported from the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.bench.data import prepare_case, stream_case
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the usual amount of work")
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the usual amount of work")
     parser.add_argument(
         "--model",
         default="random-30m",
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             start_ray()
         records |= {result.name: result.to_json() for result in cases[name](options.scale, options.repetitions)}
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        if options.json:  # after each case: what was measured is not lost with what comes after
+        if options.json:  # after each case, so that a later failure loses nothing
             Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     _print(list(records.values()))
 
@@ -63,7 +62,7 @@ def start_ray() -> None:
 
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # by default Ray's workers step back behind all else, which the peer's do not
+    # Ray gives its workers a low priority by default, which the peer's processes do not have.
     os.environ.setdefault("RAY_worker_niceness", "0")
     connect()
 

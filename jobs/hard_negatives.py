@@ -29,7 +29,7 @@ from smolray.objectives.base import completion_logps
 from smolray.run.checkpoint import chosen_checkpoint
 from smolray.run.folder import RunFolder
 
-MOST_ANSWERS = 32  # of a type: the commonest
+MOST_ANSWERS = 32  # of a type: the most common ones
 ROWS_AT_ONCE = 8
 
 
@@ -39,7 +39,7 @@ def shard_rows(folder: str, limit: int | None = None) -> list[ShardRow]:
 
 
 def answers_by_type(rows: Sequence[ShardRow]) -> dict[str, list[str]]:
-    """The commonest answers of each question type: what a wrong answer is taken from."""
+    """The most common answers of each question type. Wrong answers are taken from them."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         for conversation in row.conversations:
@@ -57,15 +57,15 @@ def hard_negatives(
 ) -> Iterator[ShardRow]:
     """The rows as preference data.
 
-    All answers of a question's type are branches of one packed prompt, so an image is looked at once.
+    All answers of a question's type are branches of one packed prompt, so each image is encoded once.
     """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
-        asked = [
+        candidates = [
             replace(row, conversations=tuple(_answered(c, a) for c in row.conversations for a in answers[c.type]))
             for row in part
         ]
-        batch = collate_training([Group(row, tuple(range(len(row.conversations)))) for row in asked], encoder).to(
+        batch = collate_training([Group(row, tuple(range(len(row.conversations)))) for row in candidates], encoder).to(
             device
         )
         logps = iter(completion_logps(base_model(model).lm_head, target_states(model, batch), batch).tolist())
@@ -107,7 +107,7 @@ def main() -> None:
     config = load_config(RunFolder(run_dir).config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = trained_model(config, chosen_checkpoint(run_dir, options.checkpoint)).to(device)
-    # all answers of all questions about an image, in one sequence
+    # All answers of all questions about an image are one sequence.
     data = config.data.replace({"packing": "full", "max_length": 10**6})
     encoder = cached_encoder(config.model, data, config.image)
 

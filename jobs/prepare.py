@@ -1,6 +1,6 @@
 """Turn raw data into shards, as a job: `python jobs/prepare.py data.train=/data/vqav2 out=s3://bucket/shards`.
 
-In: settings. Out: a shard folder each for train and validation, and a summary. Started again, it continues where it was.
+In: settings. Out: a shard folder each for train and validation, and a summary. Started again, it continues.
 """
 
 import sys

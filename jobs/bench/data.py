@@ -1,6 +1,6 @@
 """Benchmarks of the data side: prepare against a plain multiprocessing script, the stream against a torch DataLoader.
 
-In: generated JPEG pictures with three questions each. Out: Results. Both sides do the same work with the same number of
+In: generated JPEG images with three questions each. Out: Results. Both sides do the same work with the same number of
 processes.
 """
 
@@ -34,37 +34,35 @@ def prepare_case(scale: float, repetitions: int) -> list[Result]:
     from smolray.config import DataConfig
     from smolray.data.prepare import prepare
 
-    pictures, processes = max(8, int(2400 * scale)), int(ray.cluster_resources()["CPU"])
+    images, processes = max(8, int(2400 * scale)), int(ray.cluster_resources()["CPU"])
     with (
         tempfile.TemporaryDirectory(prefix="bench") as folder,
         multiprocessing.get_context("spawn").Pool(processes) as pool,
     ):
-        source, numbers = write_pictures(Path(folder) / "raw", pictures), iter(range(1000))
+        source, numbers = write_images(Path(folder) / "raw", images), iter(range(1000))
 
         def ours() -> Cost:
             with measured(ray=True) as cost:
                 manifest = prepare(str(source), f"{folder}/ours-{next(numbers)}", DataConfig())
-            if (manifest.conversations, manifest.rows) != (pictures * QUESTIONS, pictures):
-                raise RuntimeError(f"prepare kept {manifest.conversations} of {pictures * QUESTIONS} rows")
+            if (manifest.conversations, manifest.rows) != (images * QUESTIONS, images):
+                raise RuntimeError(f"prepare kept {manifest.conversations} of {images * QUESTIONS} rows")
             return cost
 
         def plain() -> Cost:
             with measured(ray=False) as cost:
                 rows = plain_prepare(pool, source, Path(folder) / f"plain-{next(numbers)}")
-            if rows != pictures:
-                raise RuntimeError(f"the plain script wrote {rows} of {pictures} rows")
+            if rows != images:
+                raise RuntimeError(f"the plain script wrote {rows} of {images} rows")
             return cost
 
         costs = in_turns({"ours": ours, "plain": plain}, repetitions)
     what = "parse, decode every JPEG, gather questions by image, shuffle, write Parquet"
     peer = f"multiprocessing.Pool({processes}), all rows in memory"
-    return [Result("prepare", what, pictures * QUESTIONS, "row", peer, costs["ours"], costs["plain"], "cpu")]
+    return [Result("prepare", what, images * QUESTIONS, "row", peer, costs["ours"], costs["plain"], "cpu")]
 
 
-def write_pictures(folder: Path, pictures: int) -> Path:
-    """`pictures` JPEG files of some 20 to 60 kB as Parquet in the Hugging Face layout, a row a question, in FILES
-    files.
-    """
+def write_images(folder: Path, count: int) -> Path:
+    """Write `count` JPEG images of about 20 to 60 kB as FILES Parquet files, one row for each question."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     schema = pa.schema(
@@ -75,10 +73,10 @@ def write_pictures(folder: Path, pictures: int) -> Path:
             ("id", pa.string()),
         ]
     )
-    for file, numbers in enumerate(np.array_split(np.arange(pictures), FILES)):
+    for file, numbers in enumerate(np.array_split(np.arange(count), FILES)):
         rows = []
         for number in numbers.tolist():
-            # Blurred noise with some grain on it: decodes and compresses about as photographs do.
+            # Blurred noise with some grain: decodes and compresses about as photographs do.
             smooth = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
                 SIZE, Image.Resampling.BICUBIC
             )
@@ -100,22 +98,21 @@ def write_pictures(folder: Path, pictures: int) -> Path:
 
 
 def plain_prepare(pool: Any, source: Path, out: Path) -> int:
-    """What one would write without Ray: row groups to a pool, everything gathered in this process.
-
-    Returns the rows written.
-    """
+    """Prepare without Ray: a pool reads row groups, this process gathers everything. Returns the rows written."""
     out.mkdir()
     work = [
         (str(file), group)
         for file in sorted(source.glob("*.parquet"))
         for group in range(pq.ParquetFile(file).num_row_groups)
     ]
+
     images: dict[str, bytes] = {}
     conversations: dict[str, list[str]] = {}
     for part in pool.imap_unordered(_plain_row_group, work):
         for key, image, texts in part:
             images.setdefault(key, image)
             conversations.setdefault(key, []).extend(texts)
+
     keys = sorted(images)
     random.Random(0).shuffle(keys)
     shards = max(1, round(sum(map(len, images.values())) / 2**26))
@@ -161,8 +158,9 @@ def _plain_shard(work: tuple[str, list[tuple[str, bytes, list[str]]]]) -> None:
 
 
 def stream_case(scale: float, repetitions: int) -> list[Result]:
-    """An epoch of Batches through the stream of one worker, against DataLoaders that read, decode and collate with the
-    same functions.
+    """An epoch of Batches through the stream of one worker.
+
+    The peers are torch DataLoaders that read, decode and collate with the same functions.
     """
     import ray
 
@@ -174,24 +172,24 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
     from smolray.data.stream import Stream
     from smolray.model.tiny import build_processor
 
-    pictures = max(8, int(1000 * scale))
+    images = max(8, int(1000 * scale))
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         # The processor of SmolVLM-256M: tiles of 512 pixels; its weights are not needed.
         build_processor("random-256m", ["what is in part of it? thing 1234567890"]).save_pretrained(
             f"{folder}/processor"
         )
         config = load_config(None, [f"model.path={folder}/processor", "train.per_device_train_batch_size=12"])
-        prepare(str(write_pictures(Path(folder) / "raw", pictures)), f"{folder}/shards", config.data)
+        prepare(str(write_images(Path(folder) / "raw", images)), f"{folder}/shards", config.data)
         ensure_index(f"{folder}/shards", config)
         plan = build_epoch(load_index(f"{folder}/shards", config), PlanLimits.of(config), 0, 0)
         files = tuple(f.name for f in read_manifest(f"{folder}/shards").files)
         ways: dict[str, Callable[[], Cost]] = {
-            "ours": lambda: _epoch(Stream(f"{folder}/shards", plan, range(len(plan)), config), pictures, ray=True)
+            "ours": lambda: _epoch(Stream(f"{folder}/shards", plan, range(len(plan)), config), images, ray=True)
         }
         loaders = {}
         for workers in (0, 2):
             loaders[workers] = _loader(_Batches(f"{folder}/shards", files, plan, config), workers)
-            ways[f"workers={workers}"] = partial(_epoch, loaders[workers], pictures, ray=False)
+            ways[f"workers={workers}"] = partial(_epoch, loaders[workers], images, ray=False)
         costs = in_turns(ways, repetitions)
         del loaders, ways
     cpus = int(ray.cluster_resources()["CPU"])
@@ -200,7 +198,7 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
         Result(
             name,
             what,
-            pictures * QUESTIONS,
+            images * QUESTIONS,
             "sample",
             f"torch DataLoader, num_workers={workers}",
             costs["ours"],
@@ -211,11 +209,11 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
     ]
 
 
-def _epoch(batches: Any, pictures: int, ray: bool) -> Cost:
+def _epoch(batches: Any, images: int, ray: bool) -> Cost:
     with measured(ray=ray) as cost:
         samples = sum(batch.samples for batch in batches)
-    if samples != pictures * QUESTIONS:
-        raise RuntimeError(f"{samples} of {pictures * QUESTIONS} samples arrived")
+    if samples != images * QUESTIONS:
+        raise RuntimeError(f"{samples} of {images * QUESTIONS} samples arrived")
     return cost
 
 

@@ -1,8 +1,7 @@
-"""Benchmark of the launcher: the same optimizer steps in workers that Ray Train started, and in workers that torchrun
-started.
+"""Benchmark of the launcher: the same optimizer steps in workers of Ray Train and in workers of torchrun.
 
-In: a tiny model, so that the launcher's own work would show. Out: a Result per optimizer step over all workers. The
-start itself, which is seconds either way, is not in it.
+In: a tiny model, so that the launcher's own work shows. Out: a Result for an optimizer step over all workers. The start
+takes seconds either way and is left out.
 """
 
 import json
@@ -46,7 +45,7 @@ def launch_case(scale: float, repetitions: int) -> list[Result]:
 
 
 def train(task: dict[str, Any]) -> dict[str, float]:
-    """The steps, inside an initialised process group: CPU-seconds of all workers and wall seconds, of one step."""
+    """Run the steps in an initialised process group. Returns CPU-seconds of all workers and wall seconds of a step."""
     import torch
     import torch.distributed as dist
 

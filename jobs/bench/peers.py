@@ -1,9 +1,8 @@
-"""The ways to train that jobs/bench/train.py compares, each in a process of its own: smolray, TRL's trainers, a plain
-PyTorch loop.
+"""The ways to train that jobs/bench/train.py compares: smolray, TRL's trainers, a plain PyTorch loop.
 
-In: a Task (shards, model, settings) and a connection to the process that takes the times. Out: after so many optimizer
-steps as it asks for, what they cost. All see the same conversations in the same order, BATCH a step, and train with
-AdamW in the same dtype.
+In: a Task (shards, model, settings) and a connection to the process that measures. Out: the cost of as many optimizer
+steps as it asks for. All ways see the same conversations in the same order, as many a step, and train with AdamW in the
+same dtype.
 """
 
 import io
@@ -20,7 +19,7 @@ import psutil  # type: ignore[import-untyped]
 
 @dataclass(frozen=True)
 class Task:
-    """What every way is given. `overrides` of the run; `batch`: conversations, or pairs, in a step."""
+    """What each way gets. `overrides`: settings of the run; `batch`: conversations, or pairs, in a step."""
 
     shards: str
     overrides: tuple[str, ...]
@@ -31,9 +30,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Turn:
-    """What some steps cost: seconds of the process and its children, wall seconds, conversations trained, peak memory
-    so far.
-    """
+    """What some steps cost. `cpu_s` counts the process and its children; `peak_mb` is the peak so far."""
 
     cpu_s: float
     wall_s: float
@@ -42,13 +39,11 @@ class Turn:
 
 
 class Stop(Exception):
-    """The benchmark has what it wants."""
+    """The benchmark asks for no more steps."""
 
 
 class Meter:
-    """Told of every optimizer step; hands over a Turn when enough are done and then waits for the next number of steps
-    (0: stop).
-    """
+    """Counts optimizer steps, sends a Turn when enough are done, and waits for the next number of steps (0: stop)."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
@@ -132,9 +127,7 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
 
 
 def plain(task: Task, meter: Meter, options: dict[str, str]) -> None:
-    """What a careful person writes: transformers' forward, every conversation by itself, the head only where there are
-    labels.
-    """
+    """A careful plain loop: transformers' forward, no packing, the head only where there are labels."""
     import torch
     from torch.nn import functional as F
     from transformers import AutoModelForImageTextToText
@@ -197,7 +190,7 @@ def trl(task: Task, meter: Meter, options: dict[str, str]) -> None:
     freeze(model, config.model.train)
     pairs = config.method == "dpo"
 
-    class Told(TrainerCallback):
+    class StepCallback(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             torch.set_num_threads(task.threads)  # accelerate may have raised it
 
@@ -234,11 +227,13 @@ def trl(task: Task, meter: Meter, options: dict[str, str]) -> None:
         if config.image.longest_edge:
             processor.image_processor.size = {"longest_edge": config.image.longest_edge}
         data = Dataset.from_list(list(_records(task, config)))
-        InOrder(model=model, args=arguments, train_dataset=data, processing_class=processor, callbacks=[Told()]).train()
+        InOrder(
+            model=model, args=arguments, train_dataset=data, processing_class=processor, callbacks=[StepCallback()]
+        ).train()
 
 
 def _records(task: Task, config: Any) -> Iterator[dict[str, Any]]:
-    """The conversations in the plan's order, as TRL takes them; from the start again where the data end."""
+    """The conversations in the plan's order, as TRL takes them."""
     from PIL import Image
 
     from smolray.data.local import local_plan

@@ -1,9 +1,7 @@
-"""How costs grow: of the stream with the number of samples, of a training step with the questions a picture.
+"""How costs grow: of the stream with the number of samples, of a training step with the questions per image.
 
-In: nothing but this machine.
-
-Out: `python jobs/bench/scaling.py OUT.html` writes both as a table on standard output and as a page with two charts.
-CPU-seconds throughout.
+In: nothing but this machine. Out: `python jobs/bench/scaling.py OUT.html` prints both and writes a page with charts.
+All costs are CPU-seconds.
 """
 
 import sys
@@ -26,8 +24,9 @@ QUESTIONS = (1, 2, 4, 8)
 
 
 def stream_costs(samples: Sequence[int] = SAMPLES) -> list[tuple[int, float]]:
-    """(samples of an epoch, CPU-milliseconds of the whole stream for each): easy-vqa's pictures, taken again under
-    other names as needed.
+    """(samples of an epoch, CPU-milliseconds of the whole stream for each).
+
+    The images are those of easy-vqa, repeated under other names as needed.
     """
     from jobs.easyvqa import vqa_rows
     from smolray.config import load_config
@@ -43,7 +42,8 @@ def stream_costs(samples: Sequence[int] = SAMPLES) -> list[tuple[int, float]]:
         texts = [m.text for row in rows[:200] for c in row.conversations for m in c.messages]
         build_processor("tiny", texts).save_pretrained(f"{folder}/processor")
         config = load_config(None, [f"model.path={folder}/processor", "train.per_device_train_batch_size=64"])
-        for wanted in (samples[0], *samples):  # the first once more: it starts Ray's worker processes
+
+        for wanted in (samples[0], *samples):  # the first twice: it starts Ray's worker processes
             shards = write_shards(f"{folder}/shards-{len(found)}", _rows(rows, wanted), rows_per_file=1000)
             ensure_index(shards, config)
             plan = local_plan(shards, config)
@@ -56,9 +56,7 @@ def stream_costs(samples: Sequence[int] = SAMPLES) -> list[tuple[int, float]]:
 
 
 def question_costs(questions: Sequence[int] = QUESTIONS, model: str = "random-30m") -> list[tuple[int, float, float]]:
-    """(questions a picture, CPU-milliseconds of training for each, what the arithmetic makes of the cost of one
-    question a picture).
-    """
+    """(questions per image, CPU-milliseconds of training a question, the same by the arithmetic of shared images)."""
     costs = []
     for count in questions:
         with tempfile.TemporaryDirectory(prefix="bench") as folder:
@@ -66,15 +64,15 @@ def question_costs(questions: Sequence[int] = QUESTIONS, model: str = "random-30
             with process("ours", task) as ask:
                 turns = [ask(2) for _ in range(3)]
         costs.append(1000 * sorted(t.cpu_s / t.items for t in turns)[1])
-    # A picture costs p and a question q: from the two ends, p + q and p / n + q.
+    # An image costs p and a question q. Both follow from the two ends: p + q and p / n + q.
     first, last = questions[0], questions[-1]
-    picture = (costs[0] - costs[-1]) / (1 / first - 1 / last)
-    question = costs[0] - picture / first
-    return [(n, cost, picture / n + question) for n, cost in zip(questions, costs, strict=True)]
+    image = (costs[0] - costs[-1]) / (1 / first - 1 / last)
+    question = costs[0] - image / first
+    return [(n, cost, image / n + question) for n, cost in zip(questions, costs, strict=True)]
 
 
 def _rows(rows: Sequence[Any], wanted: int) -> list[Any]:
-    """Rows of exactly so many conversations."""
+    """Rows with exactly `wanted` conversations in all."""
     found, count = [], 0
     for number in range(10**9):
         row = rows[number % len(rows)]
@@ -92,13 +90,15 @@ def _rows(rows: Sequence[Any], wanted: int) -> list[Any]:
 
 def main(out: str) -> None:
     """Measure, print, write the page."""
-    asked = question_costs()
+    trained = question_costs()
     start_ray()
     streamed = stream_costs()
+
     for samples, cost in streamed:
         print(f"stream of {samples:,} samples: {cost:.3f} CPU-ms a sample ({cost / streamed[0][1]:.2f} of the first)")
-    for count, cost, expected in asked:
-        print(f"{count} questions a picture: {cost:.1f} CPU-ms a question, {expected:.1f} by p / n + q")
+    for count, cost, expected in trained:
+        print(f"{count} questions per image: {cost:.1f} CPU-ms a question, {expected:.1f} by p / n + q")
+
     charts = [
         line_chart(
             "CPU-milliseconds of the stream a sample, by samples of an epoch (logarithm)",
@@ -107,13 +107,13 @@ def main(out: str) -> None:
             x_label="10^",
         ),
         line_chart(
-            "CPU-milliseconds of training a question, by questions a picture",
+            "CPU-milliseconds of training a question, by questions per image",
             [
-                Series("measured", tuple((float(n), c) for n, c, _ in asked), dots=True),
-                Series("p / n + q", tuple((float(n), e) for n, _, e in asked)),
+                Series("measured", tuple((float(n), c) for n, c, _ in trained), dots=True),
+                Series("p / n + q", tuple((float(n), e) for n, _, e in trained)),
             ],
             y_limits=(0, None),
-            x_label="questions a picture",
+            x_label="questions per image",
         ),
     ]
     page = render("charts.html", title="How costs grow", charts=charts)

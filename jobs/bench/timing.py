@@ -1,5 +1,4 @@
-"""How benchmarks measure: two ways of doing one thing, in turns, and what they took as medians with the range behind
-them.
+"""How benchmarks measure: several ways of doing one thing take turns; the result is a median with its range.
 
 In: functions that do the work once. Out: Results, which `jobs/benchmark.py` prints and writes as JSON.
 """
@@ -22,9 +21,7 @@ SAMPLE_SECONDS = 0.5
 
 @dataclass
 class Cost:
-    """What one repetition took: wall seconds, CPU-seconds of all processes that worked for it, and peak memory where it
-    was taken.
-    """
+    """What one repetition took. CPU-seconds count all processes that worked for it; peak memory is not always taken."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
@@ -66,10 +63,12 @@ class Result:
 
 
 def in_turns(ways: dict[str, Callable[[], Cost]], repetitions: int) -> dict[str, list[Cost]]:
-    """Each way once to warm up (imports, worker processes, file cache), then all of them in turns: what else the
-    machine does meets all.
+    """Run each way once to warm up (imports, worker processes, file cache), then all of them in turns.
+
+    Whatever else the machine does then slows all of them alike.
     """
     costs: dict[str, list[Cost]] = {name: [] for name in ways}
+
     for repetition in range(repetitions + 1):
         for name, way in ways.items():
             cost = way()
@@ -80,12 +79,13 @@ def in_turns(ways: dict[str, Callable[[], Cost]], repetitions: int) -> dict[str,
 
 @contextmanager
 def measured(ray: bool) -> Iterator[Cost]:
-    """A Cost that is filled in at the end: this process, and Ray's processes with `ray`, else those of
-    `multiprocessing`.
+    """A Cost of the block, filled in at its end.
+
+    It counts this process and, with `ray`, Ray's processes, otherwise those of `multiprocessing`.
     """
     cost, seen, before = Cost(), {}, _cpu(ray)
 
-    def sample(over: threading.Event) -> None:  # a process that ends in between takes its times with it
+    def sample(over: threading.Event) -> None:  # the times of a process are gone when it has ended
         while not over.wait(SAMPLE_SECONDS):
             seen.update(_cpu(ray))
 

@@ -1,10 +1,9 @@
-"""Benchmarks of the training step: smolray against TRL's trainers and a plain PyTorch loop with a labels-only head, on
-the same samples.
+"""Benchmarks of the training step: smolray, TRL's trainers and a plain PyTorch loop, on the same samples.
 
-In: easy-vqa pictures with so many questions each, a random model with SmolVLM's vocabulary. Out: a Result per case,
-costs per conversation (or pair). Every way runs in a process of its own (peers.py) and they take turns, some optimizer
-steps at a time, after one to warm up. Reading, decoding and collating is in the cost. TRL's is the fastest of a sweep:
-DataLoader workers 0 and 2, gradient checkpointing on and off.
+In: easy-vqa's images with some of their questions, and a random model with SmolVLM's vocabulary. Out: a Result for each
+case, with costs per conversation (or pair). Each way runs in a process of its own (peers.py). They take turns of some
+optimizer steps, after one step to warm up. The cost includes reading, decoding and collating. TRL's figure is the
+fastest of a sweep: DataLoader workers 0 and 2, gradient checkpointing on and off.
 """
 
 import multiprocessing
@@ -19,7 +18,7 @@ from typing import Any
 from jobs.bench.peers import Task, Turn, serve
 from jobs.bench.timing import Cost, Result
 
-QUESTIONS = (3, 4, 5, 6, 9)  # a picture, in turn: 5.4 on average, as in VQAv2
+QUESTIONS = (3, 4, 5, 6, 9)  # per image, in turn: 5.4 on average, as in VQAv2
 BATCH = 16  # conversations, or pairs, in an optimizer step
 STEPS = 2  # in a turn
 SWEEP = tuple(f"trl,workers={workers},checkpointing={on}" for workers in (0, 2) for on in (0, 1))
@@ -27,9 +26,7 @@ SWEEP = tuple(f"trl,workers={workers},checkpointing={on}" for workers in (0, 2) 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: questions a picture, settings of all, settings of ours alone, and whether the plain loop can do
-    it.
-    """
+    """One comparison: questions per image, settings of all ways and of ours alone, whether the plain loop can do it."""
 
     what: str
     questions: tuple[int, ...]
@@ -39,15 +36,15 @@ class Case:
 
 
 CASES = {
-    "sft_multi_question": Case("SFT, everything trained, 5.4 questions a picture", QUESTIONS),
-    "sft_single_question": Case("SFT, everything trained, one question a picture", (1,)),
+    "sft_multi_question": Case("SFT, everything trained, 5.4 questions per image", QUESTIONS),
+    "sft_single_question": Case("SFT, everything trained, one question per image", (1,)),
     "sft_frozen_cached": Case(
-        "SFT, vision and connector frozen, second epoch, 5.4 questions a picture",
+        "SFT, vision and connector frozen, second epoch, 5.4 questions per image",
         QUESTIONS,
         ("model.train=[text]",),
         ("model.vision_features=precompute",),
     ),
-    "dpo": Case("DPO, everything trained, one pair a picture", (1,), ("method=dpo",), plain=False),
+    "dpo": Case("DPO, everything trained, one pair per image", (1,), ("method=dpo",), plain=False),
 }
 
 
@@ -95,10 +92,11 @@ def make_task(folder: Path, case: Case, model: str, batch: int, steps: int) -> T
     from smolray.data.shards import write_shards
     from smolray.model.tiny import SHAPES, build_model
 
-    rows = list(pictures(batch * (steps + 2), case.questions, pairs="method=dpo" in case.overrides))
+    rows = list(image_rows(batch * (steps + 2), case.questions, pairs="method=dpo" in case.overrides))
     shards = write_shards(str(folder / "shards"), rows, source="benchmark")
     texts = [m.text for row in rows for c in row.conversations for m in (*c.messages, *c.chosen, *c.rejected)]
     build_model(model, texts, folder / "model")
+
     cuda = _on_gpu()
     side = SHAPES[model]["vision"]["image_size"]
     overrides = (
@@ -119,8 +117,8 @@ def with_settings(task: Task, settings: tuple[str, ...]) -> Task:
     return replace(task, overrides=(*task.overrides, *settings))
 
 
-def pictures(conversations: int, questions: tuple[int, ...], pairs: bool) -> Iterator[Any]:
-    """Rows of easy-vqa's training pictures with so many of their questions, in turn."""
+def image_rows(conversations: int, questions: tuple[int, ...], pairs: bool) -> Iterator[Any]:
+    """Rows of easy-vqa's training images, each with `questions[number]` of its questions, in turn."""
     from jobs.easyvqa import preference_rows, vqa_rows
     from smolray.data.sample import ShardRow
 
@@ -134,7 +132,7 @@ def pictures(conversations: int, questions: tuple[int, ...], pairs: bool) -> Ite
 
 
 def take_turns(ways: dict[str, tuple[str, Task]], repetitions: int) -> dict[str, list[Turn]]:
-    """Turns of every way, all of them in turn: what else the machine does meets all. The first is thrown away."""
+    """The turns of each way, in turn, so that other work on the machine slows all. The first is left out."""
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
     with ExitStack() as stack:
         asks = {name: stack.enter_context(process(way, task)) for name, (way, task) in ways.items()}
@@ -172,7 +170,7 @@ def process(way: str, task: Task) -> Iterator[Callable[[int], Turn]]:
         try:
             found = here.recv()
         except EOFError:
-            raise RuntimeError(f"{way} died; its error stands above") from None
+            raise RuntimeError(f"{way} died; its error is printed above") from None
         if "error" in found:
             raise RuntimeError(found["error"])
         return Turn(**found)
