@@ -18,18 +18,19 @@ from smolray.objectives.sft import sft
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch], label_tokens: int, device: torch.device) -> float:
-    """Cross entropy summed over every worker's batches, divided by their `label_tokens` together.
+    """Cross entropy of the batches of all workers, divided by `label_tokens`, which is their number of trained tokens.
 
-    Collective: all receive the same.
+    Collective: all receive the same value. The model keeps its mode.
     """
     training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches:
         batch = batch.to(device)
-        total += sft(base_model(model).lm_head, target_states(model, batch), batch, Normalisers(0, label_tokens))[
-            0
-        ].double()
+        hidden = target_states(model, batch)
+        loss, _ = sft(base_model(model).lm_head, hidden, batch, Normalisers(0, label_tokens))
+        total += loss.double()
+
     dist.all_reduce(total)
     model.train(training)
     return total.item()

@@ -1,6 +1,6 @@
 """Image search by text: how well texts find their images.
 
-In: a model and Batches of images beside their texts. Out: an EvalReport with recall@k and mean average precision. A
+In: a model and Batches of images with their texts. Out: an EvalReport with recall@k and mean average precision. A
 text and an image are compared by the cosine of their embeddings (method: retrieval).
 """
 

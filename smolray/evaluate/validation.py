@@ -1,8 +1,7 @@
-"""What a worker evaluates: answers, searches, preferences and losses over the validation shards, each worker every
-so-manieth micro-batch.
+"""Evaluation of the validation shards: answers, searches, preferences and the loss.
 
-In: a model, a run's config and Folders. Out: an EvalReport, the same on every worker. Collective over the process
-group.
+In: a model, a run's config and Folders. Out: an EvalReport, the same on every worker. Each worker takes every
+world_size-th micro-batch; all functions on models are collective over the process group.
 """
 
 from dataclasses import replace
@@ -16,7 +15,7 @@ from torch import nn
 
 from smolray.config import RunConfig
 from smolray.data.encode import cached_encoder
-from smolray.data.plan import PlanLimits, build_epoch
+from smolray.data.plan import EpochPlan, PlanLimits, build_epoch
 from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Folders
 from smolray.data.stream import Stream
@@ -28,22 +27,17 @@ from smolray.evaluate.retrieval import search_report
 
 
 def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> EvalReport:
-    """Greedy decoding of the validation shards (method: retrieval: a search in them), each worker every so-manieth
-    micro-batch. Collective.
-    """
-    settings, folder, sidecars = config.evaluate, folders.validation, folders.validation_sidecars
+    """Greedy decoding of the validation questions, or a search among the validation images. Collective."""
+    settings = config.evaluate
+    index = load_index(folders.validation, config)
+    rows = _first_samples(index.filter(pc.greater(index["tokens"], 0)), config)
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing != "none" else 1
-    index = load_index(folder, config)
-    asked = index.filter(pc.greater(index["tokens"], 0))
-    if settings.max_samples is not None:
-        asked = asked.slice(0, settings.max_samples)
-    plan = build_epoch(asked, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    plan = build_epoch(rows, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
+
     collate = "retrieval" if config.method == "retrieval" else "prompts"
-    stream = Stream(
-        folder, plan, range(len(plan))[rank::world], config, collate=collate, consumers=world, sidecars=sidecars
-    )
+    stream = _own_batches(plan, config, folders, collate)
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
+
     training = model.training
     model.eval()
     if config.method == "retrieval":
@@ -51,8 +45,9 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
     else:
         report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device, settings.metrics)
     if config.method == "dpo":
-        report = with_preference(report, model, config, folders, asked, device)
+        report = with_preference(report, model, config, folders, rows, device)
     model.train(training)
+
     return replace(report, left_out=int((index["tokens"].to_numpy() == 0).sum()))
 
 
@@ -79,22 +74,15 @@ def headline(report: EvalReport, config: RunConfig) -> float:
 
 
 def with_preference(
-    report: EvalReport, model: nn.Module, config: RunConfig, folders: Folders, asked: pa.Table, device: torch.device
+    report: EvalReport, model: nn.Module, config: RunConfig, folders: Folders, rows: pa.Table, device: torch.device
 ) -> EvalReport:
-    """The report with the preference accuracy of the pairs among the lines `asked`. Collective."""
-    pairs = asked.filter(pc.greater(asked["chosen_tokens"], 0))
+    """The report with the preference accuracy of the pairs among the index rows. Collective."""
+    pairs = rows.filter(pc.greater(rows["chosen_tokens"], 0))
     if not len(pairs):
         return report
+
     plan = build_epoch(pairs, PlanLimits.of(config), 0, 0, shuffle=False)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(
-        folders.validation,
-        plan,
-        range(len(plan))[rank::world],
-        config,
-        consumers=world,
-        sidecars=folders.validation_sidecars,
-    )
+    stream = _own_batches(plan, config, folders)
     found = preference(margins(model, stream, device), report.predictions)
     accuracy, counts = {"preference": found["overall"]["value"]}, {"preference": found["overall"]["samples"]}
     return replace(
@@ -106,19 +94,28 @@ def with_preference(
 
 
 def validation_loss(model: nn.Module, config: RunConfig, folders: Folders, device: torch.device) -> float:
-    """Mean over the trained tokens of the validation shards. Collective."""
+    """Mean loss over the trained tokens of the validation shards. Collective."""
     index = load_index(folders.validation, config)
-    asked = index.filter(pc.and_(pc.greater(index["tokens"], 0), pc.greater(index["label_tokens"], 0)))
-    if config.evaluate.max_samples is not None:
-        asked = asked.slice(0, config.evaluate.max_samples)
-    plan = build_epoch(asked, PlanLimits.of(config), 0, 0, shuffle=False)
+    trained = index.filter(pc.and_(pc.greater(index["tokens"], 0), pc.greater(index["label_tokens"], 0)))
+    plan = build_epoch(_first_samples(trained, config), PlanLimits.of(config), 0, 0, shuffle=False)
+    stream = _own_batches(plan, config, folders)
+    return mean_loss(model, stream, int(plan.label_tokens.sum()), device)
+
+
+def _first_samples(rows: pa.Table, config: RunConfig) -> pa.Table:
+    """The index rows that evaluate.max_samples leaves."""
+    return rows if config.evaluate.max_samples is None else rows.slice(0, config.evaluate.max_samples)
+
+
+def _own_batches(plan: EpochPlan, config: RunConfig, folders: Folders, collate: str | None = None) -> Stream:
+    """The micro-batches of this worker; without `collate` as in training."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    stream = Stream(
+    return Stream(
         folders.validation,
         plan,
         range(len(plan))[rank::world],
         config,
+        collate=collate,
         consumers=world,
         sidecars=folders.validation_sidecars,
     )
-    return mean_loss(model, stream, int(plan.label_tokens.sum()), device)

@@ -1,4 +1,4 @@
-"""The axes of a chart: where a value lies between 0 and 1, and which round numbers stand beside the axis.
+"""The axes of a chart: where a value lies between 0 and 1, and which round numbers label the axis.
 
 In: the values that are drawn. Out: an Axis.
 """

@@ -64,7 +64,7 @@ class Wording(NamedTuple):
 
     title: str
     headline: str
-    asked: str
+    unit: str
     share: str
     chart: str
 
@@ -80,8 +80,8 @@ SEARCHING = Wording(
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of a table of figures; `all`: over all question types."""
+class MetricRow:
+    """A row of a table of metrics; `all`: over all question types."""
 
     name: str
     all: bool
@@ -96,7 +96,7 @@ class Scores:
     """The accuracy over all, and by question type."""
 
     overall: str
-    rows: list[Row]
+    rows: list[MetricRow]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def wording(run: RunContents) -> Wording:
 
 
 def status(run: RunContents) -> str:
-    """How the run stands: as its last attempt ended, or as far as is known."""
+    """The state of the run: how its last attempt ended, or what is known before the end."""
     last = next((e for e in reversed(run.history) if e["event"] in ("start", "end")), None)
     if last is not None and last["event"] == "end":
         return str(last.get("status", "finished"))
@@ -163,7 +163,7 @@ def scores(run: RunContents) -> Scores | None:
     counts = dict(run.result.get("accuracy_counts") or run.evaluated.get("counts") or {})
     counts["overall"] = counts.get("overall") or sum(n for kind, n in counts.items() if kind != "overall")
     rows = [
-        Row(
+        MetricRow(
             kind,
             kind == "overall",
             f"{counts[kind]:,}" if counts.get(kind) else "",
@@ -199,11 +199,11 @@ def tiles(run: RunContents) -> dict[str, str]:
     return {label: value for label, value in known.items() if value}
 
 
-def metrics(run: RunContents) -> list[Row]:
+def metrics(run: RunContents) -> list[MetricRow]:
     """Each metric by question type, with its interval."""
     found = run.result.get("metrics") or run.evaluated.get("metrics") or {}
     return [
-        Row(
+        MetricRow(
             f"{metric}, {kind}",
             kind == "overall",
             f"{estimate['samples']:,}",

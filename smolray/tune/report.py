@@ -27,7 +27,7 @@ BEST, CURVES = 10, 5
 FEWEST_FOR_IMPORTANCE = 6  # trials with a value; of fewer nothing can be said
 
 
-class Row(NamedTuple):
+class TrialRow(NamedTuple):
     """A trial as the tables of the page show it."""
 
     trial: str
@@ -135,7 +135,7 @@ def _by_value(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
     return [trial for *_, trial in sorted(valued, key=lambda item: item[:2])]
 
 
-def _best_rows(trials: Sequence[TrialRecord], config: RunConfig) -> list[Row]:
+def _best_rows(trials: Sequence[TrialRecord], config: RunConfig) -> list[TrialRow]:
     """The best trials; a star marks those on the front of both objectives."""
     assert config.search is not None
     metric, second = config.search.metric, config.search.second_objective
@@ -199,7 +199,7 @@ def _cost_of_each(trials: Sequence[TrialRecord]) -> Markup:
     )
 
 
-def _row(trial: TrialRecord, metric: str, mark: str = "") -> Row:
+def _row(trial: TrialRecord, metric: str, mark: str = "") -> TrialRow:
     memory = trial.cost("memory")
     notes = ", ".join(
         f"{key.rsplit('.', 1)[-1]} {f'{value:.4g}' if isinstance(value, float) else json.dumps(value)}"
@@ -207,7 +207,7 @@ def _row(trial: TrialRecord, metric: str, mark: str = "") -> Row:
     )
     notes += "".join(f"; took over {exploit['origin']}" for exploit in trial.exploits)
     notes += f"; {trial.reason}" if trial.reason else ""
-    return Row(
+    return TrialRow(
         f"{trial.number}{mark}",
         trial.status,
         _shown(trial.value(metric), metric),

@@ -35,8 +35,8 @@ OWN_KEYS = ("number", "reported")  # in Tune's config, next to the settings
 
 
 @dataclass
-class Progress:
-    """What the log of a trial's run has told so far. The life of the weights counts, also that in other runs.
+class TrialProgress:
+    """What the log of a trial's run holds so far, counted over the life of the weights, also in other runs.
 
     Attributes:
         reports: evaluated checkpoints.
@@ -131,7 +131,7 @@ class RunTrial(tune.Trainable):
 
         last_read = time.monotonic()
         while True:
-            # asked before reading, so that nothing written before the end is missed
+            # checked before reading, so that nothing written before the end is missed
             over = self.thread is None or not self.thread.is_alive()
             try:
                 self.unread += self.tail.new()
@@ -162,7 +162,7 @@ class RunTrial(tune.Trainable):
     def _begin(self) -> None:
         self.begun = True
         self.run, self.origin = choose_run(self.base, self.trial_name, self.settings, self.pointer)
-        self.progress = Progress(
+        self.progress = TrialProgress(
             reports=int(self.origin.get("reports", 0)),
             step=int(self.origin.get("step", 0)),
             seconds=float(self.origin.get("seconds", 0)),

@@ -76,7 +76,7 @@ def test_metrics_have_intervals_over_the_texts():
         assert found["low"] < found["value"] < found["high"] and found["samples"] == 60
 
 
-def test_precision_lies_between_recall_at_1_and_at_5_where_one_image_is_wanted():
+def test_precision_of_one_wanted_image_lies_between_recalls():
     similarity = np.eye(60) * 1.5 + np.random.default_rng(1).normal(size=(60, 60))
     means = {name: values.mean() for name, values in per_text(similarity, np.eye(60)).items()}
     assert means["recall@1"] < means["mean_average_precision"] < means["recall@5"]

@@ -69,7 +69,7 @@ def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, 
 @pytest.mark.parametrize(
     ("overrides", "prompt"), [([], "Describe the image."), (["data.prompt=what colour?"], "what colour?")]
 )
-def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_them(
+def test_without_a_prompt_images_are_embedded_as_in_training(
     photos,
     tiny_path,
     tmp_path,
@@ -102,7 +102,7 @@ def test_without_a_prompt_pictures_are_embedded_as_training_on_captions_embeds_t
     np.testing.assert_allclose(search.index.reconstruct_n(0, 3), trained, atol=1e-5)
 
 
-def test_without_faiss_the_way_to_install_it_is_said_before_anything_is_embedded(
+def test_without_faiss_an_error_says_how_to_install_it(
     photos,
     tiny_path,
     tmp_path,

@@ -69,7 +69,7 @@ def greedy(run, photos):
     return asked("my-run", photos, GREEDY, storage=run.parent)
 
 
-def test_the_answers_of_a_run_are_those_of_generate_in_plain_transformers_on_its_export(run, photos, greedy):
+def test_answers_are_those_of_transformers_generate_on_the_export(run, photos, greedy):
     model, processor = (
         AutoModelForImageTextToText.from_pretrained(run / "export").eval(),
         AutoProcessor.from_pretrained(run / "export"),
@@ -90,7 +90,7 @@ def test_the_answers_of_a_run_are_those_of_generate_in_plain_transformers_on_its
     assert len(set(want)) > 3, "the answers do not vary: this test would show nothing"
 
 
-def test_a_run_by_name_by_folder_and_its_export_answer_alike_whatever_the_batch(run, photos, greedy):
+def test_run_name_folder_and_export_answer_alike_in_any_batch(run, photos, greedy):
     assert asked(run, photos, GREEDY) == greedy
     assert asked(run / "export", photos, GREEDY, batch_size=2) == greedy
     assert asked("my-run", photos, GREEDY, batch_size=1, storage=run.parent) == greedy
@@ -110,7 +110,7 @@ def test_each_image_has_a_row_for_each_prompt_and_a_broken_one_an_error(photos, 
     )
 
 
-def test_a_sampled_answer_depends_on_its_seed_and_question_and_not_on_its_company(run, photos, greedy):
+def test_a_sampled_answer_depends_on_seed_and_question_alone(run, photos, greedy):
     how = Decoding(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=3)
     rows = asked(run, photos, how)
     assert asked(run, photos, how, batch_size=2) == rows
@@ -138,7 +138,7 @@ def test_long_texts_of_several_lines_are_written_whole(run, photos):
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_tokens_are_drawn_from_the_distribution_that_transformers_draws_from(temperature, top_p):
+def test_tokens_are_sampled_from_the_distribution_of_transformers(temperature, top_p):
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 3
     warped = (
         TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, logits))

@@ -74,7 +74,7 @@ def test_best_yaml_has_the_batch_of_its_trial_whatever_the_workers_now(make_conf
     assert best.resources.num_workers == 3 and best.optimizer.learning_rate == 0.1
 
 
-def test_a_search_goes_on_with_other_workers_only_where_they_make_the_same_batch(make_config):
+def test_a_search_resumes_with_other_workers_only_with_the_same_batch(make_config):
     config = make_config("resources.num_workers=4")
     folder = search_folder(config.storage, config.name)
     storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())

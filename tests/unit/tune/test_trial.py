@@ -56,7 +56,7 @@ def test_a_storage_that_is_away_for_a_moment_does_not_end_a_trial(trial, log, tm
     ]
 
 
-def test_a_run_that_was_asked_to_stop_has_ended_before_it_is_launched_again(trial, log, tmp_path):
+def test_a_stopping_run_has_ended_before_it_is_launched_again(trial, log, tmp_path):
     request_stop(str(tmp_path / "find-1"))
     began = time.monotonic()
     end = threading.Timer(0.7, log.write, ("end",), {"status": "finished", "step": 9})  # it came to its end instead
