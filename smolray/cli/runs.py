@@ -30,7 +30,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="continue until the run ends")] = False,
     storage: Storage = "runs",
 ) -> None:
-    """Print the progress of a run, one line for each event."""
+    """Print the progress of a run, one line for each event.
+
+    What the workers themselves print stays on their nodes: the line `launch` of a run says where.
+    """
     run_dir, total = run_state.require_run(storage, name), None
     for event in run_state.follow_events(run_dir) if follow else read_events(run_dir):
         total = event.get("total_steps", total)

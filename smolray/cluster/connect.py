@@ -3,6 +3,11 @@
 import ipaddress
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -28,7 +33,41 @@ def connect() -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         refuse_open_head(os.environ.get("RAY_AUTH_MODE", "token"), ray.util.get_node_ip_address())
+        # Ray warns of four times as many processes as may start at a time, by default one a core. Our data tasks take a
+        # part of a core each: so many are meant.
+        cores = int(ray._private.utils.get_num_cpus())
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(2 * cores))
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def worker_logs() -> str:
+    """Where Ray writes what the workers print: the same path on every node."""
+    return f"{_log_folder()}/worker-*"
+
+
+@contextmanager
+def native_errors_in_log() -> Iterator[None]:
+    """A block in which Ray's C++ code writes its errors into Ray's log folder; Python's stderr stays where it is.
+
+    Ray Data starts its actors with arguments in the object store, for which Ray's core prints an error each time. It
+    means nothing here: the driver holds these arguments as long as it needs the actors.
+    """
+    python, shown = sys.stderr, os.fdopen(os.dup(2), "w", buffering=1)
+    with shown, (_log_folder() / f"smolray-driver-{os.getpid()}.err").open("ab") as log:
+        python.flush()
+        if python is sys.__stderr__:
+            sys.stderr = shown
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown.fileno(), 2)
+            sys.stderr = python
+
+
+def _log_folder() -> Path:
+    node: Any = ray._private.worker.global_worker.node
+    return Path(node.get_logs_dir_path())
 
 
 def refuse_open_head(auth_mode: str, address: str) -> None:

@@ -49,7 +49,7 @@ def submit_until_ended(
         else:
             yield f"job {job_id} trains {config.name}\n"
         yield from jobs_client.follow(client, job_id, RETRY_SECONDS, int(patience / RETRY_SECONDS))
-        fresh = read_events(config.run_dir)[seen:]
+        fresh = [e for e in read_events(config.run_dir)[seen:] if e["event"] != "launch"]
         if any(e["event"] == "end" for e in fresh) or _ended_of_its_own(client, job_id):
             stopped = not fresh or fresh[-1].get("status") == "stopped"
             job_id = _submitted_again(client, config, MOVED_SECONDS) if stopped else None

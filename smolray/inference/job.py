@@ -15,7 +15,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 
-from smolray.cluster.connect import connect
+from smolray.cluster.connect import connect, native_errors_in_log
 from smolray.config import ConfigError
 from smolray.data.batch import Batch
 from smolray.data.ray_jobs import at_once, quiet_context
@@ -85,9 +85,10 @@ def run_job(job: InferenceJob, workers: int | None = None) -> Iterator[pa.Table]
         models = min(models, -(-job.questions // job.batch_size))
 
     dataset = _dataset(job, models, bool(gpus))
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for table in batch["table"]:
-            yield pa.ipc.open_stream(table.as_buffer()).read_all()
+    with native_errors_in_log():
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for table in batch["table"]:
+                yield pa.ipc.open_stream(table.as_buffer()).read_all()
 
 
 def run_locally(job: InferenceJob) -> Iterator[pa.Table]:

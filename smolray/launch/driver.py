@@ -15,7 +15,7 @@ import ray
 from ray.train import TrainingFailedError
 
 from smolray import storage
-from smolray.cluster.connect import connect
+from smolray.cluster.connect import connect, worker_logs
 from smolray.config import ConfigError, RunConfig, to_yaml
 from smolray.data.ray_jobs import ensure_index, load_index
 from smolray.data.reader import Folders, Sidecars
@@ -61,17 +61,22 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
         store_config(run)
 
     with shown_progress(config):
-        if run.reason:
-            EventLog(config.run_dir).write("workers", why=run.reason)
+        reason = {"workers": run.reason} if run.reason else {}
+        EventLog(config.run_dir).write("launch", **reason, logs=worker_logs())
         try:
             record = fit_planned(run) if config.engine.name == "auto" else fit(config, folders)
         except Exception as error:
-            EventLog(config.run_dir).write("end", status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+            write_failure(config, f"{type(error).__name__}: {error}"[:2000])
             raise
         if "error" in record:
-            EventLog(config.run_dir).write("end", status="failed", error=record["error"])
+            write_failure(config, record["error"])
             raise RunError(record["error"])
     return finish(config, folders, record, time.time() - began)
+
+
+def write_failure(config: RunConfig, error: str) -> None:
+    """Write into the run's log that it failed, why, and where its workers' own output is."""
+    EventLog(config.run_dir).write("end", status="failed", error=error, logs=worker_logs())
 
 
 def store_config(run: ResolvedRun) -> None:

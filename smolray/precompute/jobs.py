@@ -15,6 +15,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from smolray import storage
+from smolray.cluster.connect import native_errors_in_log
 from smolray.config import ConfigError, RunConfig
 from smolray.data.ray_jobs import at_once, load_index, quiet_context
 from smolray.data.reader import Sidecars
@@ -144,5 +145,6 @@ def _write_tables(names: Sequence[str], maker: WriterMaker, config: RunConfig, d
         num_cpus=config.data.num_cpus_per_task,
         num_gpus=1 if gpus else None,
     )
-    for count, _ in enumerate(made.iter_rows(), start=1):
-        done(count)
+    with native_errors_in_log():
+        for count, _ in enumerate(made.iter_rows(), start=1):
+            done(count)

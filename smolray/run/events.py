@@ -4,7 +4,7 @@ In: events of rank 0. Out: the surviving history: a resume discards the events a
 
 Every event has `event` (its kind), `time` (seconds since 1970) and `attempt` (1, 2, …). The kinds and their fields:
 
-- workers: why (the reason for their number)
+- launch: logs (where the workers' own output is), workers (why there are so many, where the launch chose it)
 - start: config, versions, workers, total_steps, device
 - resume: step, position, checkpoint
 - inventory: workers, links

@@ -60,6 +60,14 @@ def _speed(event: Event) -> list[str]:
     return parts
 
 
+def _launch(event: Event) -> str:
+    return "\n".join([*([event["workers"]] if "workers" in event else []), _logs(event)])
+
+
+def _logs(event: Event) -> str:
+    return f"the workers' own output: {event['logs']} on each node"
+
+
 def _start(event: Event) -> str:
     workers, steps = event.get("workers", "?"), event.get("total_steps", "?")
     return f"attempt {event.get('attempt', 1)}, {workers} worker(s), {steps} steps"
@@ -85,7 +93,8 @@ def _plan(event: Event) -> str:
 def _end(event: Event) -> str:
     where = f" at step {event['step']} after {duration(event.get('seconds') or 0)}" if "step" in event else ""
     why = f": {event['error']}" if event.get("error") else ""
-    return f"{event.get('status', '?')}{where}{why}"
+    logs = f"\n{_logs(event)}" if event.get("logs") else ""
+    return f"{event.get('status', '?')}{where}{why}{logs}"
 
 
 def _other(event: Event) -> str:
@@ -116,7 +125,7 @@ def gpus_text(inventory: Event) -> str:
 # Kind of event -> the first word of its line, and the rest of it.
 LINES: dict[str, tuple[str, Callable[[Event], str]]] = {
     "start": ("start", _start),
-    "workers": ("workers", lambda event: event["why"]),
+    "launch": ("launch", _launch),
     "resume": ("resume", lambda event: f"from step {event['step']}"),
     "evaluate": ("eval", _evaluate),
     "checkpoint": ("saved", lambda event: f"step {event.get('step', '?')}  {event.get('path', '')}"),

@@ -55,6 +55,7 @@ class RunStatus:
     updated: float | None = None
     stop_requested: bool = False
     error: str | None = None
+    logs: str | None = None  # of the workers, a path on each node
 
     @property
     def ended(self) -> bool:
@@ -97,6 +98,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
         started=written[0]["time"],
         updated=written[-1]["time"],
         error=written[-1].get("error") if state == "failed" else None,
+        logs=next((e["logs"] for e in reversed(written) if e.get("logs")), None),
     )
 
 

@@ -30,7 +30,9 @@ def test_auto_is_a_number_in_the_run_and_auto_in_its_stored_config(make):
     run = resolve(make(), gpus(2))
     assert run.config.resources.num_workers == 2 and run.config.train.global_batch == 2
     assert run.stored.resources.num_workers == "auto" and run.stored.train.global_batch == 2
-    assert event_line({"event": "workers", "why": run.reason}) == "workers 2 workers for 2 GPUs: one for each GPU"
+    line = event_line({"event": "launch", "workers": run.reason, "logs": "/tmp/ray/logs/worker-*"})
+    assert line.splitlines()[0] == "launch  2 workers for 2 GPUs: one for each GPU"
+    assert "/tmp/ray/logs/worker-*" in line.splitlines()[1]
 
 
 def test_without_a_gpu_auto_is_one_worker(make):

@@ -203,3 +203,12 @@ def test_counts_are_short(value, text):
 def test_units():
     assert [duration(s) for s in (0.4, 61, 3725, float("inf"))] == ["0s", "1m01s", "1h02m", "?"]
     assert (percent(0.8806), size(3 * 2**20), size(1.5 * 2**30)) == ("88.1 %", "3 MiB", "1.5 GiB")
+
+
+def test_a_failed_run_says_where_its_workers_wrote(tmp_path):
+    place = {"logs": "/tmp/ray/session_1/logs/worker-*"}
+    launch = {"event": "launch", "time": NOW, "attempt": 1} | place
+    failed = end(NOW + 6, "failed") | {"error": "ActorDiedError: worker lost"} | place
+    run_dir = write(tmp_path, launch, start(NOW + 1), failed)
+    assert status.run_status(run_dir).logs == place["logs"]
+    assert "the workers' own output: /tmp/ray/session_1/logs/worker-* on each node" in event_line(failed)
