@@ -56,7 +56,8 @@ def train(task: dict[str, Any]) -> dict[str, float]:
     from smolray.model.load import load_model
     from smolray.objectives.registry import objective_of
     from smolray.run.checkpoint import Progress
-    from smolray.train.loop import StepInfo, TrainLoop
+    from smolray.train.loop import TrainLoop
+    from smolray.train.step import StepInfo
 
     torch.set_num_threads(1)
     config = load_config(

@@ -21,8 +21,9 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     from smolray.engine.base import NonFiniteLossError
     from smolray.planner.probe import probe_hardware
     from smolray.run.state import StateMismatchError
+    from smolray.train.collective import SETUP_ERRORS
     from smolray.train.task import WorkerTask
-    from smolray.train.worker import SETUP_ERRORS, evaluate_worker, measure_worker, run_worker
+    from smolray.train.worker import evaluate_worker, measure_worker, run_worker
 
     gc.freeze()  # nor does it look through them in the middle of a step
     gc.enable()

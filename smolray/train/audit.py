@@ -12,7 +12,7 @@ from smolray import storage
 from smolray.run.events import read_events
 from smolray.run.folder import RunFolder
 from smolray.run.lines import LineFile
-from smolray.train.loop import StepInfo
+from smolray.train.step import StepInfo
 
 
 class Audit:

@@ -1,84 +1,46 @@
 """The training loop: plan -> stream -> accumulate -> check -> step -> hooks, the same for every engine.
 
-In: an engine, the epoch plans and a stream for each epoch. Out: trained weights, events, checkpoints. Every worker runs
-it; what is written is written by rank 0. It knows nothing of Ray.
+In: an engine, the epoch plans and a stream for each epoch. Out: trained weights, and a StepInfo for the hooks after
+each step. Every worker runs it. It knows nothing of Ray.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 import torch.distributed as dist
 
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.data.plan import EpochPlan
-from smolray.engine.base import Engine, LocalSums, NonFiniteLossError
+from smolray.engine.base import Engine, LocalSums, NonFiniteLossError, StepResult
 from smolray.engine.optim import schedule
 from smolray.objectives.base import Normalisers
 from smolray.run.checkpoint import Progress
 from smolray.train.balance import MicroBatchBalancer
+from smolray.train.step import Hook, StepInfo, StepMetrics, StopPoll, sum_over_workers
 
-STOP_POLL_SECONDS = 2.0
+LearningRate = Callable[[int], float]  # of the steps that are done
 
 
 class BatchStream(Protocol):
-    """A worker's micro-batches of an epoch, and the seconds its consumer stood still for them."""
+    """This worker's micro-batches of an epoch, and the seconds that training has waited for them."""
 
     wait_seconds: float
 
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """One optimizer step over all workers.
-
-    Losses and metrics are means over the trained tokens (DPO: the pairs) of the step.
-    """
-
-    step: int
-    total_steps: int
-    position: tuple[int, int]  # (epoch, micro-batches of it consumed) after this step
-    epoch: float
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    samples: int
-    tokens: int
-    label_tokens: int
-    seconds: float
-    data_wait_seconds: float  # mean over workers
-    memory_bytes: int  # peak of the busiest worker
-    skipped: bool = False
-    loss_scale: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)  # of the objective
-
-
-@dataclass
-class StepInfo:
-    """What a hook sees after a step.
-
-    `local` and `numbers` are this worker's; everything else is the same on every worker.
-    """
-
-    progress: Progress
-    metrics: StepMetrics
-    local: LocalSums
-    end_of_epoch: bool
-    last: bool
-    stopping: bool
-
-
-Hook = Callable[[StepInfo], None]
-
-
 @dataclass
 class TrainLoop:
-    """`stop_requested` is asked on rank 0 every two seconds; the answer reaches all workers with the step's sums."""
+    """Trains from `progress` to the end of the plans, or until a stop is requested.
+
+    `open_stream`: this worker's micro-batches of an epoch, by their numbers in its plan.
+    `balancer`: by default every worker takes the same number of micro-batches.
+    """
 
     config: RunConfig
     engine: Engine
@@ -87,135 +49,142 @@ class TrainLoop:
     progress: Progress
     hooks: Sequence[Hook] = ()
     stop_requested: Callable[[], bool] = lambda: False
-    balancer: MicroBatchBalancer | None = None  # default: equal shares
-    _polled: float = field(default=0.0, init=False)
+    balancer: MicroBatchBalancer | None = None
+
+    def __post_init__(self) -> None:
+        self._stop = StopPoll(self.stop_requested)
 
     @property
     def total_steps(self) -> int:
+        """The steps of all epochs, or `train.max_steps` where that is less."""
         steps = sum(plan.steps(self.config.global_batch) for plan in self.plans)
         limit = self.config.train.max_steps
         return min(steps, limit) if limit > 0 else steps
 
     def run(self) -> Progress:
         """Train to the end or to a stop. Raises NonFiniteLossError before the weights are touched by a bad step."""
-        rate = schedule(self.config.optimizer, self.total_steps)
-        for step_info in self._steps(rate):
+        for step_info in self._steps():
             for hook in self.hooks:
                 hook(step_info)
             if step_info.stopping or step_info.last:
                 break
         return self.progress
 
-    def _steps(self, rate: Callable[[int], float]) -> Iterator[StepInfo]:
-        balancer, size = self.balancer or MicroBatchBalancer(*self.engine.data_parallel), self.config.global_batch
+    def _steps(self) -> Iterator[StepInfo]:
+        """The steps that are left, over all epochs."""
+        balancer = self.balancer or MicroBatchBalancer(*self.engine.data_parallel)
+        learning_rate = schedule(self.config.optimizer, self.total_steps)
+        size = self.config.global_batch
+
         for epoch in range(self.progress.epoch, len(self.plans)):
             plan = self.plans[epoch]
             starts = range(self.progress.consumed, len(plan), size)
             if not starts or self.progress.step >= self.total_steps:
                 continue
             self.engine.epoch = epoch
-            for span in balancer.spans([range(s, min(s + size, len(plan))) for s in starts]):
-                yield from self._span(epoch, span, balancer, rate)
+            for windows in balancer.spans([range(s, min(s + size, len(plan))) for s in starts]):
+                yield from self._span(epoch, windows, balancer, learning_rate)
 
     def _span(
-        self, epoch: int, steps: Sequence[range], balancer: MicroBatchBalancer, rate: Callable[[int], float]
+        self, epoch: int, windows: Sequence[range], balancer: MicroBatchBalancer, learning_rate: LearningRate
     ) -> Iterator[StepInfo]:
-        """Steps of one epoch through one stream."""
+        """Successive steps of one epoch through one stream; a window is the micro-batches of one step."""
         plan = self.plans[epoch]
-        stream = self.open_stream(plan, [n for run in steps for n in balancer.share(run)])
+        stream = self.open_stream(plan, [number for window in windows for number in balancer.own(window)])
         batches = iter(stream)
-        for run in steps:
-            began, waited = time.perf_counter(), stream.wait_seconds
-            normalisers = normalisers_of(plan, run)
-            local = self.engine.accumulate(
-                islice(batches, len(balancer.share(run))), max(balancer.counts(len(run))), normalisers
-            )
-            waited = stream.wait_seconds - waited
-            sums = self._reduce(local, waited)
-            loss = sums["loss"]
-            if not torch.isfinite(torch.tensor(loss)):
-                raise NonFiniteLossError(
-                    f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, micro-batches {run.start}..{run.stop - 1}); "
-                    "the optimizer has not stepped; lower optimizer.learning_rate or look at the data"
-                )
-            learning_rate = rate(self.progress.step)
-            result = self.engine.step(learning_rate)
-            self._advance(epoch, run, int(sums["samples"]), int(sums["tokens"]), result.skipped)
-            metrics = StepMetrics(
-                step=self.progress.step,
-                total_steps=self.total_steps,
-                position=(epoch, run.stop),
-                epoch=epoch + run.stop / len(plan),
-                loss=loss,
-                metrics={name: sums[name] for name in self.engine.objective.metrics},
-                grad_norm=result.grad_norm,
-                learning_rate=learning_rate,
-                samples=int(sums["samples"]),
-                tokens=int(sums["tokens"]),
-                label_tokens=normalisers.label_tokens,
-                seconds=time.perf_counter() - began,
-                data_wait_seconds=sums["waited"] / dist.get_world_size(),
-                memory_bytes=int(sums["memory"]),
-                skipped=result.skipped,
-                loss_scale=result.loss_scale,
-            )
-            yield StepInfo(
-                self.progress,
-                metrics,
-                local,
-                end_of_epoch=run.stop == len(plan),
-                stopping=sums["stop"] > 0,
-                last=self.progress.step >= self.total_steps or (run.stop == len(plan) and epoch == len(self.plans) - 1),
-            )
-            balancer.observe(local.tokens, local.seconds - waited, len(run), self.engine.device)
 
-    def _reduce(self, local: LocalSums, waited: float) -> dict[str, float]:
-        """Sums over all workers (the peak memory: maximum), in two small collectives a step."""
-        names = ("loss", "samples", "tokens", "waited", "stop", *self.engine.objective.metrics)
-        values = [local.loss, local.samples, local.tokens, waited, float(self._poll()), *local.metrics]
-        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.engine.device) for v in values])
-        dist.all_reduce(sums)
-        memory = torch.tensor(
-            [float(peak_memory_bytes(self.engine.device))], dtype=torch.float64, device=self.engine.device
+        for window in windows:
+            began, waited_before = time.perf_counter(), stream.wait_seconds
+
+            # The divisors of the means are known beforehand, so every worker's contributions simply add up.
+            normalisers = normalisers_of(plan, window)
+            own = islice(batches, len(balancer.own(window)))
+            local = self.engine.accumulate(own, max(balancer.counts(len(window))), normalisers)
+
+            waited = stream.wait_seconds - waited_before
+            sums = self._sum(local, waited)
+            self._require_finite(sums["loss"], epoch, window)
+
+            rate = learning_rate(self.progress.step)
+            result = self.engine.step(rate)
+            self._advance(epoch, window, sums, result.skipped)
+
+            seconds = time.perf_counter() - began
+            metrics = self._metrics(epoch, window, sums, normalisers, result, rate, seconds)
+            yield self._info(epoch, window, metrics, local, stopping=sums["stop"] > 0)
+            balancer.observe(local.tokens, local.seconds - waited, len(window), self.engine.device)
+
+    def _sum(self, local: LocalSums, waited: float) -> dict[str, float]:
+        """The numbers of a step over all workers. Collective."""
+        numbers = {
+            "loss": local.loss,
+            "samples": local.samples,
+            "tokens": local.tokens,
+            "waited": waited,
+            "stop": float(self._stop()),
+            **dict(zip(self.engine.objective.metrics, local.metrics, strict=True)),
+        }
+        return sum_over_workers(numbers, self.engine.device)
+
+    def _require_finite(self, loss: float, epoch: int, window: range) -> None:
+        """Raise NonFiniteLossError while the weights are still good."""
+        if math.isfinite(loss):
+            return
+        raise NonFiniteLossError(
+            f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, "
+            f"micro-batches {window.start}..{window.stop - 1}); the optimizer has not stepped; "
+            "lower optimizer.learning_rate or look at the data"
         )
-        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-        return dict(zip(names, sums.tolist(), strict=True)) | {"memory": memory.item()}
 
-    def _poll(self) -> bool:
-        if dist.get_rank() or time.monotonic() - self._polled < STOP_POLL_SECONDS:
-            return False
-        self._polled = time.monotonic()
-        return self.stop_requested()
-
-    def _advance(self, epoch: int, run: range, samples: int, tokens: int, skipped: bool) -> None:
+    def _advance(self, epoch: int, window: range, sums: dict[str, float], skipped: bool) -> None:
         """An overflowed fp16 step consumes its samples and does not advance the schedule."""
-        done = run.stop == len(self.plans[epoch])
+        done = window.stop == len(self.plans[epoch])
         self.progress = replace(
             self.progress,
             step=self.progress.step + (not skipped),
             epoch=epoch + done,
-            consumed=0 if done else run.stop,
-            samples=self.progress.samples + samples,
-            tokens=self.progress.tokens + tokens,
+            consumed=0 if done else window.stop,
+            samples=self.progress.samples + int(sums["samples"]),
+            tokens=self.progress.tokens + int(sums["tokens"]),
         )
 
+    def _metrics(
+        self,
+        epoch: int,
+        window: range,
+        sums: dict[str, float],
+        normalisers: Normalisers,
+        result: StepResult,
+        learning_rate: float,
+        seconds: float,
+    ) -> StepMetrics:
+        return StepMetrics(
+            step=self.progress.step,
+            total_steps=self.total_steps,
+            position=(epoch, window.stop),
+            epoch=epoch + window.stop / len(self.plans[epoch]),
+            loss=sums["loss"],
+            metrics={name: sums[name] for name in self.engine.objective.metrics},
+            grad_norm=result.grad_norm,
+            learning_rate=learning_rate,
+            samples=int(sums["samples"]),
+            tokens=int(sums["tokens"]),
+            label_tokens=normalisers.label_tokens,
+            seconds=seconds,
+            data_wait_seconds=sums["waited"] / dist.get_world_size(),
+            memory_bytes=int(sums["memory"]),
+            skipped=result.skipped,
+            loss_scale=result.loss_scale,
+        )
 
-def normalisers_of(plan: EpochPlan, run: range) -> Normalisers:
-    """The divisors of the step that trains `run`, known before it starts."""
-    part = slice(run.start, run.stop)
-    return Normalisers(plan.samples_in(run), int(plan.label_tokens[part].sum()), int(plan.chosen_tokens[part].sum()))
+    def _info(self, epoch: int, window: range, metrics: StepMetrics, local: LocalSums, stopping: bool) -> StepInfo:
+        end_of_epoch = window.stop == len(self.plans[epoch])
+        end_of_plans = end_of_epoch and epoch == len(self.plans) - 1
+        last = end_of_plans or self.progress.step >= self.total_steps
+        return StepInfo(self.progress, metrics, local, end_of_epoch, last, stopping)
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak bytes: of the CUDA allocator on a GPU, of the resident process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def metrics_fields(metrics: StepMetrics) -> dict[str, Any]:
-    """The fields of a `step` event (run/events.py)."""
-    fields = {k: v for k, v in metrics.__dict__.items() if k != "metrics"}
-    return fields | metrics.metrics
+def normalisers_of(plan: EpochPlan, window: range) -> Normalisers:
+    """The divisors of the means of a step, known before it starts."""
+    part = slice(window.start, window.stop)
+    return Normalisers(plan.samples_in(window), int(plan.label_tokens[part].sum()), int(plan.chosen_tokens[part].sum()))

@@ -49,7 +49,7 @@ def consume(ray, folder, plan, config, world_size):
         numbers = [
             n
             for s in starts
-            for n in MicroBatchBalancer(rank, world_size).share(range(s, min(s + config.global_batch, len(plan))))
+            for n in MicroBatchBalancer(rank, world_size).own(range(s, min(s + config.global_batch, len(plan))))
         ]
         stream = Stream(folder, plan, numbers, config, consumers=world_size)
         seen = [(batch.meta["number"], batch.meta["ids"]) for batch in stream]

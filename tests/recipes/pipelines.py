@@ -12,7 +12,8 @@ from smolray.config import load_config
 from smolray.data.local import local_plan
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Progress
-from smolray.train.loop import StepInfo, TrainLoop
+from smolray.train.loop import TrainLoop
+from smolray.train.step import StepInfo
 from tests.gloo import build_engine
 from tests.losses import sft_sum
 from tests.recipes.curves import stream_of

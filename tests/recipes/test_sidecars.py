@@ -95,7 +95,7 @@ def test_in_these_curves_a_worker_has_text_alone_while_the_other_has_images(mixe
             pairs |= {
                 (has_image[a], has_image[b])
                 for a, b in zip(
-                    MicroBatchBalancer(0, WORLD).share(step), MicroBatchBalancer(1, WORLD).share(step), strict=False
+                    MicroBatchBalancer(0, WORLD).own(step), MicroBatchBalancer(1, WORLD).own(step), strict=False
                 )
             }
     assert {(True, False), (False, True)} <= pairs

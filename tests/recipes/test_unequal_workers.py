@@ -24,15 +24,15 @@ SLOW = ["engine.stage=2", "train.global_batch=8", "train.per_device_train_batch_
 
 
 def train_unequal(shards: str, overrides: list[str], names: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Curves and seconds of a run that deals by "speed" and of one with "equal" shares, on workers that sleep, and what
-    the first heard.
+    """Curves and seconds of a run that balances by "speed" and of one with "equal" counts, on workers that sleep, and
+    the balance that the first one found.
     """
     found = {}
     for name in names:
         config = load_config(None, overrides)
         engine = build_engine(config)
         engine.engine.register_forward_hook(lambda *_: time.sleep(BREAKS[dist.get_rank()]))
-        heard, losses, seconds, done = [], [], [], []
+        balance, losses, seconds, done = [], [], [], []
 
         def note(step_info, losses=losses, seconds=seconds, done=done):
             losses.append(step_info.metrics.loss)
@@ -40,7 +40,9 @@ def train_unequal(shards: str, overrides: list[str], names: list[str]) -> dict[s
             done.append(len(step_info.local.ids))
 
         balancer = MicroBatchBalancer(
-            *engine.data_parallel, measure=name == "speed", heard=lambda *told, heard=heard: heard.extend(told)
+            *engine.data_parallel,
+            measure=name == "speed",
+            on_balanced=lambda *found, balance=balance: balance.extend(found),
         )
         TrainLoop(
             config,
@@ -51,7 +53,7 @@ def train_unequal(shards: str, overrides: list[str], names: list[str]) -> dict[s
             [note],
             balancer=balancer,
         ).run()
-        found[name] = {"losses": losses, "seconds": seconds, "heard": heard, "done": done}
+        found[name] = {"losses": losses, "seconds": seconds, "balance": balance, "done": done}
     return found
 
 
@@ -68,17 +70,17 @@ def unequal(recipe):
 
 
 def test_dealing_by_speed_trains_what_equal_shares_train(unequal):
-    equal, dealt = unequal["equal"], unequal["speed"]
-    assert len(dealt["losses"]) == STEPS and set(equal["done"]) == {4}
-    assert dealt["done"] == [4] * (WARM_UP + MEASURED) + [6] * 4, (
+    equal, balanced = unequal["equal"], unequal["speed"]
+    assert len(balanced["losses"]) == STEPS and set(equal["done"]) == {4}
+    assert balanced["done"] == [4] * (WARM_UP + MEASURED) + [6] * 4, (
         "the fast one takes three where the slow one takes one"
     )
-    assert dealt["losses"] == pytest.approx(equal["losses"], abs=1e-5)
+    assert balanced["losses"] == pytest.approx(equal["losses"], abs=1e-5)
     assert equal["losses"][-1] < equal["losses"][0]
 
 
 def test_a_step_is_as_much_shorter_as_the_arithmetic_says(unequal):
-    speeds, shares = unequal["speed"]["heard"]
+    speeds, shares = unequal["speed"]["balance"]
     each = [1 / s for s in speeds]
     before = max(4 * each[0], 4 * each[1])
     after = max(n * t for n, t in zip(shares, each, strict=True))
@@ -91,8 +93,8 @@ def test_in_a_contrastive_step_waiting_for_the_others_is_no_work(recipe):
     """Its first pass ends with every worker's embeddings on every worker: the fast one waits there for the slow one."""
     shards, overrides = recipe
     few = ["method=retrieval", "train.global_batch=4", f"train.max_steps={WARM_UP + MEASURED + 1}"]
-    heard = run_workers(train_unequal, 2, shards, [*overrides, *SLOW, *few], ["speed"])["speed"]["heard"]
-    assert heard[0][0] / heard[0][1] == pytest.approx(BREAKS[1] / BREAKS[0], rel=0.2)
+    balance = run_workers(train_unequal, 2, shards, [*overrides, *SLOW, *few], ["speed"])["speed"]["balance"]
+    assert balance[0][0] / balance[0][1] == pytest.approx(BREAKS[1] / BREAKS[0], rel=0.2)
 
 
 def test_workers_see_cards_and_links_within_seconds():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smolray.config import ConfigError, load_config
-from smolray.train.worker import check_device
+from smolray.train.setup import check_device
 
 LORA = ["lora.r=8", "model.train=[]"]
 

@@ -73,7 +73,7 @@ def runs(plan: EpochPlan, global_batch: int, first: int = 0):
 
 
 def worker_numbers(plan, rank, world, global_batch, first=0):
-    return [n for run in runs(plan, global_batch, first) for n in MicroBatchBalancer(rank, world).share(run)]
+    return [n for run in runs(plan, global_batch, first) for n in MicroBatchBalancer(rank, world).own(run)]
 
 
 def test_every_conversation_exactly_once_on_any_number_of_workers(index, plan):
@@ -90,13 +90,13 @@ def test_every_conversation_exactly_once_on_any_number_of_workers(index, plan):
 def test_the_order_of_steps_does_not_depend_on_the_number_of_workers(plan):
     for world in (1, 2, 3, 4, 5):
         for run in runs(plan, 7):
-            assert [n for rank in range(world) for n in MicroBatchBalancer(rank, world).share(run)] == list(run)
+            assert [n for rank in range(world) for n in MicroBatchBalancer(rank, world).own(run)] == list(run)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 64])
 def test_shares_are_contiguous_and_differ_by_at_most_one(count):
     for world in range(1, 9):
-        shares = [MicroBatchBalancer(rank, world).share(range(10, 10 + count)) for rank in range(world)]
+        shares = [MicroBatchBalancer(rank, world).own(range(10, 10 + count)) for rank in range(world)]
         assert [n for s in shares for n in s] == list(range(10, 10 + count))
         sizes = [len(s) for s in shares]
         assert max(sizes) - min(sizes) <= 1 and all(s.step == 1 for s in shares)

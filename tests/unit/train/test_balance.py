@@ -12,7 +12,7 @@ STEPS = [range(s, s + 5) for s in range(0, 50, 5)]
 def test_a_step_is_dealt_by_speed_and_whole():
     fast, slow = (MicroBatchBalancer(rank, 2, speeds=(3.0, 2.0)) for rank in (0, 1))
     assert fast.counts(5) == slow.counts(5) == (3, 2)
-    assert [*fast.share(range(10, 15)), *slow.share(range(10, 15))] == list(range(10, 15))
+    assert [*fast.own(range(10, 15)), *slow.own(range(10, 15))] == list(range(10, 15))
     assert MicroBatchBalancer(0, 2).counts(5) == (3, 2) and MicroBatchBalancer(0, 3).counts(2) == (1, 1, 0)
 
 

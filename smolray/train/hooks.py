@@ -1,0 +1,162 @@
+"""What happens after each step of a run: log it, list its samples, save and evaluate.
+
+In: the StepInfo of the loop. Out: events, audit files, checkpoints and predictions. Rank 0 writes all but the audit.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from smolray.config import RunConfig
+from smolray.data.reader import Folders
+from smolray.engine.base import Engine
+from smolray.evaluate.evaluator import EvalReport
+from smolray.evaluate.validation import evaluate_shards, headline, validation_loss
+from smolray.run import checkpoint
+from smolray.run.checkpoint import Checkpoint, Progress
+from smolray.run.events import Event, EventLog
+from smolray.run.predictions import write_predictions
+from smolray.run.rates import ETA_STEPS, seconds_left
+from smolray.run.state import EngineState
+from smolray.train.audit import Audit
+from smolray.train.collective import agree
+from smolray.train.step import Hook, StepInfo, metrics_fields
+from smolray.train.versions import versions
+
+if TYPE_CHECKING:
+    from smolray.train.trl import TrlRun
+
+
+class RunLog:
+    """The run's log on rank 0; on other ranks nothing is written."""
+
+    def __init__(self, run_dir: str):
+        self.log = EventLog(run_dir) if dist.get_rank() == 0 else None
+        self._recent: deque[Event] = deque(maxlen=ETA_STEPS + 1)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Add an event."""
+        if self.log is not None:
+            self.log.write(kind, **fields)
+
+    def flush(self) -> None:
+        """Write what has not been written. Raises StorageFullError."""
+        if self.log is not None:
+            self.log.flush()
+
+    def step(self, step_info: StepInfo) -> None:
+        """A hook: add a step, with the time that is left."""
+        metrics = step_info.metrics
+        self._recent.append({"step": metrics.step, "time": time.time(), "seconds": metrics.seconds})
+        eta = seconds_left(list(self._recent), metrics.total_steps)
+        self.event("step", **metrics_fields(metrics), eta_seconds=eta)
+
+    def balanced(self, speeds: Sequence[float], counts: Sequence[int]) -> None:
+        """Add the result of load balancing."""
+        self.event("balance", tokens_per_second=[round(s, 1) for s in speeds], shares=list(counts))
+
+
+class RunHooks:
+    """The hooks of a run, and what they leave behind: the newest report, and whether the run was stopped."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folders: Folders,
+        device: torch.device,
+        engine: "Engine | TrlRun",
+        log: RunLog,
+        audit: Audit | None,
+    ):
+        self.config, self.folders, self.device, self.engine = config, folders, device, engine
+        self.log, self.audit = log, audit
+        self.report = EvalReport()
+        self.stopped = False
+
+    def in_order(self) -> list[Hook]:
+        """The hooks, in the order in which the loop calls them."""
+        return [hook for hook in (self.log.step, self.audit, self.save_and_evaluate) if hook is not None]
+
+    def save_and_evaluate(self, step_info: StepInfo) -> None:
+        """A hook: save at the end of epochs, every save_steps and before the run ends; evaluate where it is due."""
+        config, step = self.config, step_info.progress.step
+        every = config.checkpoint.save_steps
+        periodic = every and step % every == 0 and not step_info.metrics.skipped
+        saving = step_info.stopping or step_info.last or step_info.end_of_epoch or periodic
+
+        metrics: dict[str, float] = {"loss": step_info.metrics.loss}
+        # Save first: an evaluation may need more memory than there is.
+        saved = self._save(step_info.progress, metrics) if saving else None
+        if self._evaluation_is_due(step_info):
+            metrics["accuracy"] = headline(self.evaluate(step), config)
+            if config.evaluate.loss and config.method == "sft":
+                with self.engine.gathered():
+                    metrics["validation_loss"] = validation_loss(self.engine.model, config, self.folders, self.device)
+        if saving:
+            agree(lambda: self._announce(saved, metrics))
+        self.stopped = step_info.stopping and not step_info.last
+
+    def evaluate(self, step: int) -> EvalReport:
+        """Evaluate the weights on the validation shards, and write the predictions. Collective."""
+        with self.engine.gathered():
+            report = evaluate_shards(self.engine.model, self.config, self.folders, self.device)
+        self.report = report
+
+        if dist.get_rank() == 0:
+            write_predictions(self.config.run_dir, step, report.predictions)
+        self.log.event(
+            "evaluate",
+            step=step,
+            accuracy=report.accuracy,
+            counts=report.counts,
+            samples=report.samples,
+            left_out=report.left_out,
+            metrics=report.metrics,
+        )
+        for name, why in report.skipped.items():
+            self.log.event("skipped", what=f"metric {name}", why=why)
+        self.log.flush()
+        return report
+
+    def flush(self) -> None:
+        """Write what has not been written. Raises StorageFullError."""
+        if self.audit:
+            self.audit.flush()
+        self.log.flush()
+
+    def _evaluation_is_due(self, step_info: StepInfo) -> bool:
+        if not self.folders.validation or step_info.stopping:
+            return False
+        epochs = self.config.evaluate.eval_epochs
+        of_epoch = step_info.end_of_epoch and epochs and step_info.progress.epoch % epochs == 0
+        return bool(step_info.last or of_epoch)
+
+    def _save(self, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
+        """The checkpoint on rank 0, None elsewhere. Collective."""
+        state = self.engine.state()
+        # No worker continues, and perhaps dies, before the checkpoint is whole.
+        return agree(lambda: self._write(state, progress, metrics))
+
+    def _write(self, state: EngineState, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
+        saved = None
+        if dist.get_rank() == 0:
+            about = {"config": self.config.model_dump(mode="json"), "versions": versions()}
+            saved = checkpoint.save(self.config.run_dir, state, progress, metrics, about)
+        self.flush()
+        return saved
+
+    def _announce(self, saved: Checkpoint | None, metrics: dict[str, float]) -> None:
+        """Add to a checkpoint what was measured since it was written, log it, and delete older ones. On rank 0."""
+        if saved is None:
+            return
+
+        settings, step = self.config.checkpoint, saved.progress.step
+        if metrics != saved.metrics:
+            saved = checkpoint.annotate(saved, metrics)
+        checkpoint.prune(self.config.run_dir, settings.save_total_limit, settings.keep_best, step)
+        self.log.event("checkpoint", step=step, path=saved.uri, **metrics)
+        self.log.flush()

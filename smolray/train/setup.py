@@ -1,0 +1,179 @@
+"""What a worker builds before it trains: plans, model, engine and loop.
+
+In: a config, the prepared folders, and the newest checkpoint if there is one. Out: a loop that is ready to run, and the
+engine in it.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+import torch
+from torch import nn
+
+from smolray import storage
+from smolray.config import ConfigError, RunConfig
+from smolray.data.encode import cached_encoder
+from smolray.data.index import fingerprint as index_fingerprint
+from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch, check_kind
+from smolray.data.ray_jobs import load_index
+from smolray.data.reader import Folders
+from smolray.data.shards import read_manifest
+from smolray.engine.base import Engine
+from smolray.engine.pipeline.engine import PipelineEngine
+from smolray.engine.pipeline.load import load_stage
+from smolray.model.adapters import prepare_for_training
+from smolray.model.load import load_model
+from smolray.model.parts import drop_submodules, frozen_prefix
+from smolray.objectives.registry import objective_of
+from smolray.planner.probe import HardwareProbe
+from smolray.run import checkpoint
+from smolray.run.checkpoint import Checkpoint, Progress
+from smolray.run.folder import RunFolder
+from smolray.run.state import EngineState
+from smolray.train.balance import MicroBatchBalancer, OnBalanced
+from smolray.train.loop import TrainLoop
+from smolray.train.streams import WorkerStreams
+
+if TYPE_CHECKING:
+    from smolray.train.trl import TrlRun
+
+
+@dataclass
+class WorkerSetup:
+    """Builds what one worker needs; `load` comes first, then `build_loop`."""
+
+    config: RunConfig
+    folders: Folders
+    device: torch.device
+    hardware: HardwareProbe
+    plans: list[EpochPlan] = field(init=False)
+    data: str = field(init=False)  # fingerprint of shards, index and plan
+    streams: WorkerStreams = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.streams = WorkerStreams(self.config, self.folders)
+
+    def load(self, found: Checkpoint | None) -> tuple[nn.Module, EngineState | None]:
+        """Check the device, build the plans, read the model and the checkpoint.
+
+        Not collective: it may fail on one worker alone.
+        """
+        check_device(self.config, self.device)
+        self.plans = build_plans(self.config, self.folders)
+        check_validation(self.config, self.folders)
+
+        self.data = data_fingerprint(self.config, self.folders)
+        if found is not None and found.progress.data != self.data:
+            raise ConfigError(
+                f"run {self.config.name!r} has a checkpoint at step {found.step} with other data, seed, batch or length "
+                "settings: its position means nothing here; choose another name, or restore the settings"
+            )
+        return self._load_model(), checkpoint.load_state(found) if found else None
+
+    def build_loop(
+        self,
+        model: nn.Module,
+        state: EngineState | None,
+        progress: Progress,
+        on_balanced: OnBalanced = lambda speeds, counts: None,
+    ) -> "tuple[TrainLoop | TrlRun, Engine | TrlRun]":
+        """The training loop without its hooks, and the engine in it. Collective."""
+        stop = stop_check(self.config.run_dir)
+        if self.config.engine.name == "trl":
+            from smolray.train.trl import TrlRun
+
+            model = model.to(self.device)
+            run = TrlRun(self.config, model, state, self.plans, self.folders.train, progress, stop_requested=stop)
+            return run, run
+
+        engine = self._build_engine(model, state)
+        loop = TrainLoop(
+            self.config,
+            engine,
+            self.plans,
+            partial(self.streams.open, collate=None if engine.sees_images else "imageless"),
+            progress,
+            stop_requested=stop,
+            balancer=self._balancer(engine, on_balanced),
+        )
+        return loop, engine
+
+    def _load_model(self) -> nn.Module:
+        if self.config.engine.name == "pipeline":
+            return load_stage(self.config, self._stage_order())
+        model = prepare_for_training(load_model(self.config.model), self.config)
+        return drop_submodules(model, frozen_prefix(self.config)) if self.folders.sidecars.features else model
+
+    def _build_engine(self, model: nn.Module, state: EngineState | None) -> Engine:
+        objective = objective_of(self.config)
+        if self.config.engine.name == "pipeline":
+            return PipelineEngine(model, objective, self.config, self.device, state, self._stage_order())
+        from smolray.engine.zero import ZeroEngine  # DeepSpeed looks for its accelerator when it is imported
+
+        return ZeroEngine(model, objective, self.config, self.device, state)
+
+    def _stage_order(self) -> tuple[int, ...] | None:
+        """The ranks in the order of the pipeline's stages; None: the order of their numbers."""
+        return self.hardware.ranks(self.config.engine.gpus) if self.config.engine.gpus else None
+
+    def _balancer(self, engine: Engine, on_balanced: OnBalanced) -> MicroBatchBalancer:
+        setting, chosen = self.config.train.load_balancing, self.config.engine
+        wanted = setting == "speed" or (setting == "auto" and self.hardware.unequal)
+        # Stage 3 gathers parameters in every pass: all workers take the same number of micro-batches.
+        possible = chosen.name == "zero" and chosen.stage < 3
+        return MicroBatchBalancer(*engine.data_parallel, measure=wanted and possible, on_balanced=on_balanced)
+
+
+def check_device(config: RunConfig, device: torch.device) -> None:
+    """Raise ConfigError where this device cannot compute in the run's dtype."""
+    dtype = config.model.dtype
+    if dtype == "float16" and device.type != "cuda":
+        raise ConfigError(
+            "model.dtype = float16 needs a CUDA device, this worker has none; "
+            "allowed here: float32, bfloat16; nearest: bfloat16"
+        )
+    if dtype != "bfloat16" or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(
+            f"model.dtype = bfloat16: {name} has no bf16 units; allowed there: float16, float32; nearest: float16"
+        )
+
+
+def build_plans(config: RunConfig, folders: Folders) -> list[EpochPlan]:
+    """The plan of each epoch. Raises PlanError where the data do not fit the method."""
+    index, limits = load_index(folders.train, config), PlanLimits.of(config)
+    check_kind(index, config.method)
+    return [build_epoch(index, limits, config.seed, epoch) for epoch in range(config.train.num_train_epochs)]
+
+
+def check_validation(config: RunConfig, folders: Folders) -> None:
+    """Raise PlanError where there are validation data and none of them fits data.max_length."""
+    if not folders.validation:
+        return
+    tokens = load_index(folders.validation, config)["tokens"]
+    if not pc.any(pc.greater(tokens, 0)).as_py():
+        raise PlanError(
+            f"none of the validation conversations fits data.max_length = {config.data.max_length}; "
+            "raise it, or lower image.longest_edge"
+        )
+
+
+def data_fingerprint(config: RunConfig, folders: Folders) -> str:
+    """Names the order of the samples: a checkpoint's position counts in it."""
+    encoder = cached_encoder(config.model, config.data, config.image)
+    shards = read_manifest(folders.train).fingerprint
+    parts = (shards, index_fingerprint(encoder), PlanLimits.of(config), config.seed)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def stop_check(run_dir: str) -> Callable[[], bool]:
+    """Looks whether a person or the launcher requests that the workers save and end."""
+    folder = RunFolder(run_dir)
+    flags: Sequence[str] = (folder.stop_flag, folder.resize_flag)
+    return lambda: any(storage.exists(flag) for flag in flags)
