@@ -37,7 +37,7 @@ COMPARED_ROWS = COMPARED_QUESTIONS = 4
 
 
 class ExportError(ValueError):
-    """The exported model differs from the trained one, or the target cannot be replaced; the target is left as it was."""
+    """The exported model differs from the trained one, or the target cannot be replaced. The target is unchanged."""
 
 
 def export_run(run_dir: str, out: str | None = None, name: str | None = None) -> str:
@@ -118,7 +118,10 @@ def export_adapter(run_dir: str, out: str | None = None, name: str | None = None
 
 
 def publish(folder: str, target: str, last: str) -> None:
-    """Replace what `target` holds by the files of `folder`. The file `last` makes a folder a model: it is written last."""
+    """Replace what `target` holds by the files of `folder`.
+
+    The file `last` makes a folder a model: it is written last.
+    """
     storage.delete(target)
     for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == last):
         storage.write_bytes(storage.join(target, file.name), file.read_bytes())
@@ -212,7 +215,8 @@ def image_note(config: RunConfig) -> str:
     if not config.image.upscale:
         notes.append(
             "Training did not enlarge small images. The stock processor scales every image to `size.longest_edge`: "
-            "pass `size={'longest_edge': N}` with N = the next multiple of the tile's side above the image's longer edge."
+            "pass `size={'longest_edge': N}` with N = the next multiple of the tile's side above the image's "
+            "longer edge."
         )
     if config.image.max_tiles not in (None, 1):
         notes.append(

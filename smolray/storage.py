@@ -51,7 +51,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     scheme, rest = uri.split("://", 1)
     if "@" in rest.split("/", 1)[0]:
         raise StorageError(
-            f"credentials inside a storage URI ({scheme}://…@…) are refused: use the AWS environment or files of the node"
+            f"credentials inside a storage URI ({scheme}://…@…) are refused: use the AWS environment or "
+            "files of the node"
         )
     if scheme == "s3":
         return _s3(), rest

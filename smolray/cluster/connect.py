@@ -74,6 +74,7 @@ def refuse_open_head(auth_mode: str, address: str) -> None:
     """Raise ConfigError where a Ray started here would let in whoever reaches `address`."""
     if auth_mode.lower() != "token" and not ipaddress.ip_address(address).is_loopback:
         raise ConfigError(
-            f"RAY_AUTH_MODE = {auth_mode!r} would start a Ray on {address} in which everyone who reaches it may run code; "
+            f"RAY_AUTH_MODE = {auth_mode!r} would start a Ray on {address} in which everyone who reaches it "
+            "may run code; "
             "unset it, or set RAY_AUTH_MODE=token"
         )

@@ -27,7 +27,7 @@ def explain(root: Model, error: ValidationError) -> str:
 
 
 def _key_of(root: Model, fault: Any) -> str:
-    """The dotted key at fault; pydantic adds the branch of a union (`int`, `tuple[…]`, `literal[…]`), which is left out."""
+    """The dotted key at fault, without the branch of a union (`int`, `tuple[…]`, `literal[…]`) that pydantic adds."""
     parts: list[str] = []
     for part in fault["loc"]:
         if (part == "int" or str(part).startswith(("tuple[", "literal["))) and _section_at(root, parts) is None:
@@ -50,7 +50,8 @@ def _explain(root: Model, key: str, faults: list[Any]) -> str:
     if len(faults) > 1:  # every branch of a union refused it: the description of the setting says what is meant
         return f"{key} = {value!r}: expected {_describe(root, location)}"
     if fault["type"] in ("model_type", "dict_type"):
-        return f"{key} = {value!r}: expected a section with the keys {', '.join(_fields_at(root, location)) or 'of your choice'}"
+        keys = ", ".join(_fields_at(root, location)) or "of your choice"
+        return f"{key} = {value!r}: expected a section with the keys {keys}"
     return f"{key} = {value!r}: {message[0].lower()}{message[1:]}{_nearest(fault['type'], value, context)}"
 
 

@@ -17,7 +17,10 @@ from smolray.config.schema import RENAMED, SHORTHANDS, RunConfig
 def load_config(
     path: str | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None
 ) -> RunConfig:
-    """Merge a YAML file (a path, a URI, or the name of a recipe) over `base`, dotted `key=value` overrides over both, and validate the whole.
+    """Read, merge and validate the settings of a run.
+
+    `path` is a YAML file (a path, a URI, or the name of a recipe). It is merged over `base`, and the dotted `key=value`
+    overrides over both.
 
     Raises ConfigError with one line per fault. Combinations are checked by `check_run`, which is called here.
     """

@@ -57,7 +57,7 @@ class Batch:
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def held(self) -> "Batch":
-        """To keep for a while: in memory of its own, where `from_bytes` has left large tensors in Ray's object store."""
+        """A copy in its own memory, to keep for a while: `from_bytes` leaves large tensors in Ray's object store."""
         large = {
             f.name: getattr(self, f.name)
             for f in fields(self)

@@ -34,7 +34,7 @@ class EncodeError(ValueError):
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation: `input_ids` (length,) int32, `trained` (length,) bool, True where the token counts in the loss."""
+    """One conversation. `input_ids`: (length,) int32; `trained`: (length,) bool, whether the loss counts it."""
 
     input_ids: np.ndarray
     trained: np.ndarray
@@ -79,7 +79,8 @@ class Encoder:
         self.image_block = lru_cache(maxsize=256)(self._image_block)
         if (least := len(self.image_block(Grid(0, 0)))) >= self.max_length:
             raise ConfigError(
-                f"data.max_length = {self.max_length} is shorter than one image of one tile ({least} tokens) and a word; "
+                f"data.max_length = {self.max_length} is shorter than one image of one tile ({least} tokens) "
+                "and a word; "
                 f"nearest: data.max_length={2 * least}"
             )
 
@@ -101,7 +102,10 @@ class Encoder:
         return None if None in found else found  # type: ignore[return-value]
 
     def prompt(self, conversation: Conversation, grids: Sequence[Grid]) -> np.ndarray:
-        """Tokens up to the last assistant turn, generation prompt included: what decoding starts from. (length,) int32"""
+        """Tokens up to the last assistant turn, generation prompt included: what decoding starts from.
+
+        (length,) int32
+        """
         messages = (*conversation.messages, *conversation.chosen)
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
         if last == 0:  # nothing was asked: only the head of the turn is given

@@ -19,7 +19,10 @@ from smolray.data.shards import read_manifest
 
 
 class LocalStream:
-    """Iterates Batches. `wait_seconds`: time spent on reading, decoding and collating, which nothing else hides here."""
+    """Iterates Batches.
+
+    `wait_seconds`: time spent on reading, decoding and collating, which nothing else hides here.
+    """
 
     def __init__(
         self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, sidecars: Sidecars = ALONE

@@ -133,7 +133,7 @@ def source_fingerprint(source: Source, data: DataConfig, seed: int) -> str:
 
 
 def _data_of(config: RunConfig, part: str) -> DataConfig:
-    """data.split is meant for training data; a hub id for validation has its own `#split`, or the split of that name."""
+    """data.split applies to training data. A hub id for validation has its `#split`, else the split `validation`."""
     if part == "train":
         return config.data
     split = "validation" if is_hub(config.data.validation, config.data) else ""
@@ -141,13 +141,17 @@ def _data_of(config: RunConfig, part: str) -> DataConfig:
 
 
 def _whole(out: str, fingerprint: str) -> ShardManifest | None:
-    """The manifest of a finished prepare of the same source. Raises ShardError where `out` holds shards of another one."""
+    """The manifest of a finished prepare of the same source.
+
+    Raises ShardError where `out` holds shards of another one.
+    """
     if not storage.exists(storage.join(out, MANIFEST)):
         return None
     manifest = read_manifest(out)
     if manifest.source_fingerprint != fingerprint:
         raise ShardError(
-            f"{out} already holds shards of another source, other settings or another seed (fingerprint {manifest.source_fingerprint}, "
+            f"{out} already holds shards of another source, other settings or another seed (fingerprint "
+            f"{manifest.source_fingerprint}, "
             f"wanted {fingerprint}); choose another folder with data.shards, or delete this one"
         )
     sizes = {info.base_name: info.size for info in storage.list_files(out)}
@@ -214,10 +218,12 @@ def _check_bad(source: str, results: Sequence[ReadTaskResult], staging: Staging,
     if bad > data.max_bad_fraction * rows or bad == rows:
         examples = [e for r in results for e in r.examples][:5]
         raise SourceError(
-            f"{bad} of {rows} rows of {source} are bad, more than data.max_bad_fraction = {data.max_bad_fraction} allows\n"
+            f"{bad} of {rows} rows of {source} are bad, more than data.max_bad_fraction = "
+            f"{data.max_bad_fraction} allows\n"
             + "".join(f"  {reason}: {count}\n" for reason, count in counts.most_common())
             + "".join(f"  {row_id}: {reason}: {message}\n" for row_id, reason, message in examples)
-            + f"All of them are in {storage.join(staging.out, 'quarantine')}; mend the source or raise data.max_bad_fraction"
+            + f"All of them are in {storage.join(staging.out, 'quarantine')}; "
+            "mend the source or raise data.max_bad_fraction"
         )
     return dict(sorted(counts.items()))
 

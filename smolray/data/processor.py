@@ -1,4 +1,4 @@
-"""The processor of a model: tokenizer, chat template and image settings, loaded from its files and adjusted by the run."""
+"""The processor of a model: tokenizer, chat template and image settings, from its files and the run's settings."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def run_processor(config: RunConfig) -> Idefics3Processor:
 
 
 def load_processor(model: ModelConfig) -> Idefics3Processor:
-    """The processor with the PIL image backend; for images of SmolVLM2 too, whose own processor wants a video backend."""
+    """The processor with the PIL image backend, also for SmolVLM2, whose own processor wants a video backend."""
     path, revision = resolve(model.path), model.revision or "main"
     tokenizer = load_tokenizer(path, revision)
     settings = _processor_settings(path, revision)
@@ -39,7 +39,8 @@ def load_processor(model: ModelConfig) -> Idefics3Processor:
     template = tokenizer.chat_template or settings.get("chat_template") or _chat_template(path, revision)
     if not template:
         raise ConfigError(
-            f"model.path = {model.path}: the processor has no chat template; expected chat_template.jinja or .json beside it"
+            f"model.path = {model.path}: the processor has no chat template; expected chat_template.jinja or "
+            ".json beside it"
         )
     return Idefics3Processor(
         image_processor,

@@ -79,7 +79,7 @@ class ShardReader:
         return int(self._file(self.folder, shard).num_row_groups)
 
     def _groups(self, shard: int, row_group: int) -> list[tuple[Group, int]]:
-        """The rows of one row group, each with all its conversations and what stands beside it, and the bytes of each."""
+        """The rows of one row group, each with all its conversations and sidecar values, and the bytes of each."""
         features, logps = self.sidecars.features, self.sidecars.logps
         table = self._table(shard, row_group, images=not features)
         rows = decode_rows(table)
@@ -107,7 +107,8 @@ class ShardReader:
         table = self._file(folder, shard).read_row_group(row_group)
         if table["key"].to_pylist() != [row.key for row in rows]:
             raise ShardError(
-                f"{folder}/{self.files[shard]}, row group {row_group}: other rows than in {self.folder}; delete {folder} and it is made anew"
+                f"{folder}/{self.files[shard]}, row group {row_group}: other rows than in {self.folder}; delete "
+                f"{folder} and it is made anew"
             )
         return table
 

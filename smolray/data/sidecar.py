@@ -91,7 +91,8 @@ def complete(sidecar: Sidecar, shards: ShardManifest, make: Callable[[list[int]]
     notes = {f.name: _read_note(sidecar.uri, f.name, sizes) for f in shards.files}
     if lost := [name for name, note in notes.items() if note is None]:
         raise ShardError(
-            f"{sidecar.uri} lacks {len(lost)} of {len(shards.files)} tables after all were made: {', '.join(lost[:3])} …; start again"
+            f"{sidecar.uri} lacks {len(lost)} of {len(shards.files)} tables after all were made: "
+            f"{', '.join(lost[:3])} …; start again"
         )
     record = {
         "schema_version": VERSION,
@@ -205,7 +206,8 @@ def _read_manifest(sidecar: Sidecar, shards: ShardManifest) -> dict[str, TableFi
         raise ShardError(f"{uri} is damaged ({type(error).__name__}: {error}); {remedy}") from None
     if found != (expected := (VERSION, sidecar.kind, sidecar.identity)):
         raise ShardError(
-            f"{uri} says version, kind and identity {found}, expected {expected}: it was made of other weights, processor or shards; {remedy}"
+            f"{uri} says version, kind and identity {found}, expected {expected}: it was made of other weights, "
+            f"processor or shards; {remedy}"
         )
     if {name: f.rows for name, f in files.items()} != {f.name: f.rows for f in shards.files}:
         raise ShardError(f"{uri} is of other files or rows than the shards' own manifest; {remedy}")

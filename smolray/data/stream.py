@@ -28,7 +28,10 @@ BATCHES_PER_TASK = 4  # neighbours share row groups, and a task's own cost is sp
 
 
 class Stream:
-    """Iterates Batches. `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of rows."""
+    """Iterates Batches.
+
+    `wait_seconds`: time the consumer stood still for data; `bytes_read`, `bytes_needed`: of rows.
+    """
 
     def __init__(
         self,

@@ -141,7 +141,7 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey values of 16- and 32-bit modes as bytes: mode I;16 has 65535 for white, in I and F the largest value tells."""
+    """Grey values of 16- and 32-bit modes as bytes. White is 65535 in mode I;16, the largest value in I and F."""
     values = np.nan_to_num(values.astype(np.float64))
     peak = 65535.0
     if not mode.startswith("I;16"):

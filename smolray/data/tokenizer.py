@@ -3,8 +3,8 @@
 In: a folder or hub id. Out: a fast tokenizer that gives the ids that the model was trained on.
 
 transformers' AutoTokenizer chooses a class by the model's type. For Idefics3 that is GPT2Tokenizer, which puts its own
-pre-tokenizer in place of the file's: digits after blank lines then become other tokens, without an error. So the file is
-loaded as it is, and what the loaded tokenizer would save is held against it.
+pre-tokenizer in place of the file's: digits after blank lines then become other tokens, without an error. So the file
+is loaded as it is, and what the loaded tokenizer would save is compared with it.
 """
 
 import json

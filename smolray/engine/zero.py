@@ -278,7 +278,7 @@ class ZeroEngine:
         return safe_get_full_fp32_param(p), {key: safe_get_full_optimizer_state(p, key) for key in FP32}
 
     def _make_moments(self) -> None:
-        """One step with lr = 0 and no decay: DeepSpeed makes the moments on the first step only, and setters need them."""
+        """One step with lr = 0 and no decay: DeepSpeed creates the moments on the first step, and setters need them."""
         groups = self.engine.optimizer.param_groups
         decay = [g["weight_decay"] for g in groups]
         for g in groups:

@@ -109,11 +109,13 @@ def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
     for group in lora.groups:
         if not any(group_of(name) == group for name in targets):
             raise ConfigError(
-                f"lora.groups names {group!r}, but lora.target_modules = {list(lora.target_modules)} matches none of its linear layers"
+                f"lora.groups names {group!r}, but lora.target_modules = {list(lora.target_modules)} matches none of "
+                "its linear layers"
             )
     if "lm_head" in targets and model.config.tie_word_embeddings:  # type: ignore[union-attr]
         raise ConfigError(
-            "lora.target_modules names lm_head, whose weights are also the token embedding here: merged, the adapter would change both"
+            "lora.target_modules names lm_head, whose weights are also the token embedding here: merged, the adapter "
+            "would change both"
         )
     ranks = {MODULES_OF[group]: rank for group, rank in lora.ranks.items()}
     alphas = {} if lora.use_rslora else {modules: lora.lora_alpha * rank / lora.r for modules, rank in ranks.items()}

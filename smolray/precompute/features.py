@@ -1,7 +1,7 @@
 """What the frozen front of a model makes of the images, to stand beside the shards and be read in their place.
 
-In: rows of shards and a model. Out: for each row group a table of FEATURES_SCHEMA with, for each image, its hash, its grid and
-the bits of its features: of the connector where that is frozen too, else of the vision tower. An image that stands in
+In: rows of shards and a model. Out: for each row group a table of FEATURES_SCHEMA. It has, for each image, its hash,
+its grid and the bits of its features: of the connector where that is frozen too, else of the vision tower. An image in
 several rows is computed for each.
 """
 

@@ -88,7 +88,8 @@ def ensure_logps(folder: str, config: RunConfig, features: str = "", say: Say = 
             return LogpsWriter(sidecar, config, device, load_index(folder, config), features)
 
         say(
-            f"reference log-probabilities: of {sum(shards.files[n].conversations for n in todo)} pairs, in {sidecar.uri}"
+            f"reference log-probabilities: of {sum(shards.files[n].conversations for n in todo)} pairs, in "
+            f"{sidecar.uri}"
         )
         _write_tables(
             [shards.files[n].name for n in todo],

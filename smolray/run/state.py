@@ -66,7 +66,8 @@ def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, t
     for name, parameter in parameters.items():
         if weights[name].numel() != (numel := getattr(parameter, "ds_numel", parameter.numel())):
             raise StateMismatchError(
-                f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: lora.r or the model has changed"
+                f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: lora.r or the "
+                "model has changed"
             )
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -184,7 +184,8 @@ def test_ray_up_reads_its_yaml():
 def test_join_prints_one_command():
     forever = cluster.join_command("192.168.1.12", "http://192.168.1.10:8265", "eno1", user="me", gpu="rtx-3090")
     assert forever == (
-        "ansible-playbook cluster/site.yml -i 192.168.1.12, -u me -e smolray_head_address=192.168.1.10 -e smolray_interface=eno1 -e smolray_gpu_label=rtx-3090"
+        "ansible-playbook cluster/site.yml -i 192.168.1.12, -u me -e smolray_head_address=192.168.1.10 -e "
+        "smolray_interface=eno1 -e smolray_gpu_label=rtx-3090"
     )
     once = shlex.split(cluster.join_command("loft", "192.168.1.10", "eno1", once=True))
     assert once[:2] == ["env", "RAY_AUTH_MODE=token"] and "--address=192.168.1.10:6379" in once

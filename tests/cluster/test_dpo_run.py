@@ -22,7 +22,7 @@ from tests.shards import preference_rows
 
 @pytest.fixture(scope="module")
 def preference_data(tmp_path_factory):
-    """train.parquet and test.parquet with image, prompt, chosen, rejected and question_type, as TRL's users have them."""
+    """train.parquet and test.parquet with image, prompt, chosen, rejected, question_type: the layout of TRL's users."""
     folder = tmp_path_factory.mktemp("preference")
     for split, images in (("train", 50), ("test", 10)):
         rows = [

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-# Argument 1 is the pass, 2 the source, 3 the folder to write to. All read tasks, then all shards, one after the other in one
-# process each.
+# Argument 1 is the pass, 2 the source, 3 the folder to write to. One process runs all read tasks, another writes all
+# shards.
 WORK = """
 import resource, sys
 import numpy as np
@@ -29,7 +29,8 @@ if phase == "read":
 else:
     blocks = np.concatenate([read_blocks(staging, n) for n in range(len(tasks))])
     shards = max(1, round(total_bytes(staging, len(tasks)) / 2**24))
-    print(sum(write_shard(n, shards, blocks, repeated_ids(staging, len(tasks)), staging)["file"]["rows"] for n in range(shards)))
+    repeated = repeated_ids(staging, len(tasks))
+    print(sum(write_shard(n, shards, blocks, repeated, staging)["file"]["rows"] for n in range(shards)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

@@ -19,10 +19,12 @@ from smolray.cluster.connect import connect
 connect()
 address = ray.get_runtime_context().gcs_address
 enter = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('let in')"
-for name, told in (("without", {"RAY_AUTH_MODE": "disabled"}), ("wrong", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64})):
-    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | told
+wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+for name, settings in (("without", {"RAY_AUTH_MODE": "disabled"}), ("wrong", wrong)):
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | settings
     done = subprocess.run([sys.executable, "-c", enter, address], env=own, capture_output=True, text=True, timeout=100)
-    print(name, "let in" if "let in" in done.stdout else "refused" if "AuthenticationError" in done.stderr else done.stderr[-500:])
+    refused = "refused" if "AuthenticationError" in done.stderr else done.stderr[-500:]
+    print(name, "let in" if "let in" in done.stdout else refused)
 """
 
 

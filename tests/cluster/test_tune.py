@@ -1,4 +1,4 @@
-"""Searches through Ray Tune and Ray Train: trials are ordinary runs, nothing is left behind, and the same name goes on."""
+"""Searches through Ray Tune and Ray Train: trials are ordinary runs, nothing is left behind, a name resumes."""
 
 import threading
 import time

@@ -80,7 +80,8 @@ def test_asha_with_optuna_finds_better_settings_in_fewer_steps(easy_search):
     search_run(random)
     drawn = sorted(t.value("accuracy") for t in read_trials(folder_of(random)))
     print(
-        f"\n12 trials in {seconds:.0f} s, {share:.0%} of the steps; best {result['best']['accuracy']:.3f}, random trials {drawn}"
+        f"\n12 trials in {seconds:.0f} s, {share:.0%} of the steps; best {result['best']['accuracy']:.3f}, random "
+        f"trials {drawn}"
     )
     assert len(trials) == 12 and all(t.ended for t in trials)
     assert share < 0.6
@@ -133,7 +134,10 @@ def test_a_search_whose_driver_is_killed_repeats_nothing(make_search, tmp_path):
         "checkpoint.save_steps=5",
     )
     (tmp_path / "run.yaml").write_text(to_yaml(config))
-    code = f"from smolray.config import load_config; from smolray.tune.run import search_run; search_run(load_config({str(tmp_path / 'run.yaml')!r}))"
+    code = (
+        "from smolray.config import load_config; from smolray.tune.run import search_run; "
+        f"search_run(load_config({str(tmp_path / 'run.yaml')!r}))"
+    )
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
 

@@ -99,7 +99,10 @@ def first_gradients(shards: str, jobs: dict[str, list[str]], folder: str) -> Non
 
 
 def stream_of(shards: str, config: RunConfig) -> Callable[[EpochPlan, Sequence[int]], LocalStream]:
-    """How the loop opens its stream. Sidecars that the run wants must be there already: every worker would make them."""
+    """How the loop opens its stream.
+
+    Sidecars that the run wants must be there already: every worker would make them.
+    """
     sidecars = local_sidecars(shards, config)
     return lambda plan, numbers: LocalStream(shards, plan, numbers, config, sidecars)
 

@@ -65,7 +65,7 @@ def resumed(shards: str, overrides: list[str], root: str) -> dict[str, list[tupl
 
 
 def whole_parts(shards: str, overrides: list[str]) -> list[dict[str, bool]]:
-    """Under ZeRO-3: are the weights of a part whole on this worker, after training, inside an evaluation, and after it?"""
+    """ZeRO-3: whether a part's weights are whole on this worker after training, in an evaluation, and after it."""
     plain = zero.deepspeed_config
 
     def none_is_small(*args, **settings):  # DeepSpeed leaves whole what is below 100,000 values: all of this model

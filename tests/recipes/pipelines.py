@@ -23,7 +23,7 @@ Curve = list[tuple[float, float]]
 
 @dataclass
 class Record:
-    """A hook: (loss, gradient norm) of each step; the gradients of the first, from Adam's first moment, to `gradients`."""
+    """A hook for (loss, gradient norm) of each step. `gradients` gets those of the first, from Adam's first moment."""
 
     engine: object
     gradients: str = ""

@@ -1,4 +1,4 @@
-"""Captions of real scans: trained from random weights in two CPU-minutes, then written exactly and found by their text."""
+"""Captions of real scans, trained from random weights in two CPU-minutes: written exactly, found by their text."""
 
 import io
 import time

@@ -210,7 +210,8 @@ def test_pictures_are_found_by_the_24_captions(tmp_path):
         ],
     )
     print(
-        f"mean average precision over {len({r.conversations[0].answers[0] for r in tested})} captions, {len(tested)} pictures: {before:.3f} -> {after:.3f}"
+        f"mean average precision over {len({r.conversations[0].answers[0] for r in tested})} captions, {len(tested)} "
+        f"pictures: {before:.3f} -> {after:.3f}"
     )
     assert before < 0.3
     assert after > 0.8

@@ -94,6 +94,7 @@ def test_the_memory_that_is_told_is_within_15_percent_of_what_the_process_takes(
     told = zero_memory(work, Zero(0, 1))
     predicted = told.total - told.workspace  # which is a GPU's: its context and what its allocator leaves unused
     print(
-        f"{name}: predicted {predicted / 1e9:.3f} GB, measured {measured / 1e9:.3f}; { ({k: round(v / 1e6) for k, v in asdict(told).items()}) }"
+        f"{name}: predicted {predicted / 1e9:.3f} GB, measured {measured / 1e9:.3f}; "
+        f"{ ({k: round(v / 1e6) for k, v in asdict(told).items()}) }"
     )
     assert predicted == pytest.approx(measured, rel=0.15)

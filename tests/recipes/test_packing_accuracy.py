@@ -84,7 +84,8 @@ def test_packed_training_is_as_accurate_and_faster(tmp_path):
     difference = packed - separate
     interval = 4.303 * difference.std(ddof=1) / np.sqrt(len(SEEDS))  # Student's t of three seeds, 95 %
     print(
-        f"packed {packed}, separate {separate}: {difference.mean():+.4f} +- {interval:.4f}; {separate_s.sum() / packed_s.sum():.2f} times as fast"
+        f"packed {packed}, separate {separate}: {difference.mean():+.4f} +- {interval:.4f}; "
+        f"{separate_s.sum() / packed_s.sum():.2f} times as fast"
     )
     assert difference.mean() > -max(interval, 0.01), found
     assert separate_s.sum() > 2 * packed_s.sum()

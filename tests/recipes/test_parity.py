@@ -1,4 +1,4 @@
-"""The same loss curve whatever runs it: 1, 2 or 3 workers, accumulation, ZeRO 0 to 3, packed or not, resumed anywhere."""
+"""The loss curve is the same with 1, 2 or 3 workers, accumulation, ZeRO 0 to 3, packed or not, resumed anywhere."""
 
 import pytest
 import torch

@@ -182,7 +182,8 @@ def test_settings_are_not_read_from_the_environment_deep_inside(path):
         if isinstance(n, ast.Attribute) and ast.unparse(n) in {"os.environ", "os.getenv", "os.environb"}
     ]
     assert not read, (
-        f"{relative(path)} reads the environment in lines {read}; pass it in, or name the module in ENVIRONMENT_READERS with a reason"
+        f"{relative(path)} reads the environment in lines {read}; pass it in, or name the module in "
+        "ENVIRONMENT_READERS with a reason"
     )
     assert not {"os.environ", "os.getenv"} & set(imports_of(path))
 
@@ -250,7 +251,10 @@ def test_what_the_workers_are_told_is_unpickled_without_importing_anything(tmp_p
     assert type(settings["task"]) is str
     assert Folders.from_plain(settings["folders"]) == folders
     (tmp_path / "settings").write_bytes(pickle.dumps(settings))
-    code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); assert not any(m.split('.')[0] == 'smolray' for m in sys.modules)"
+    code = (
+        "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); "
+        "assert not any(m.split('.')[0] == 'smolray' for m in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "settings")], capture_output=True, text=True, timeout=120
     )

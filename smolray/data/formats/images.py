@@ -59,7 +59,10 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def check_image(data: bytes, max_pixels: int) -> None:
-    """Decode the whole image (of an animation: its first frame). Raises SampleError, truncated_image among the reasons."""
+    """Decode the whole image (of an animation: its first frame).
+
+    Raises SampleError, truncated_image among the reasons.
+    """
     image = open_image(data, max_pixels)
     kind = image.format
     try:

@@ -123,7 +123,8 @@ def _elements(task: ReadTask) -> Iterator[tuple[int, Any]]:
             if text[at : at + 1] == "]":
                 if text[at + 1 :].strip() or file.read(SCAN_BYTES).strip():
                     raise SourceError(
-                        f"{task.uri}: more follows behind the end of the JSON list at byte {place}; expected one list, or JSON lines"
+                        f"{task.uri}: more follows behind the end of the JSON list at byte {place}; expected one "
+                        "list, or JSON lines"
                     )
                 return
             # A number at the end of the text may go on in the next chunk.

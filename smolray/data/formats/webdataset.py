@@ -46,7 +46,10 @@ def read_tar(task: ReadTask) -> Iterator[Raw]:
                 tar.members = []  # type: ignore[attr-defined]  # the list of members would grow with the archive
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         found = f" (key {key!r})" if key is not None else ""
-        message = f"{task.uri} cannot be read beyond row {row}{found}: {error}; the rows behind it are lost: download it again"
+        message = (
+            f"{task.uri} cannot be read beyond row {row}{found}: {error}; the rows behind it are lost: "
+            "download it again"
+        )
         yield Raw(row, {}, reason="torn_file", message=message)
         return
     except Exception as error:  # decompressors raise errors of their own (zlib, lzma)

@@ -214,7 +214,8 @@ class PipelineEngine:
         if self._unchecked and images:
             if missing:
                 raise RuntimeError(
-                    f"{len(missing)} trainable parameters of stage {self.index} got no gradient on the first step: {', '.join(missing[:5])} …"
+                    f"{len(missing)} trainable parameters of stage {self.index} got no gradient on the first step: "
+                    f"{', '.join(missing[:5])} …"
                 )
             self._unchecked = False
         for name in missing:

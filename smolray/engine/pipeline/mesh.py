@@ -19,7 +19,7 @@ class Mesh:
 
     @classmethod
     def of(cls, stages: int, order: Sequence[int] | None = None) -> "Mesh":
-        """Of the initialised process group; default: ranks as they are, so that those of one pipeline are neighbours."""
+        """Of the initialised process group. By default ranks keep their order: those of a pipeline are neighbours."""
         return cls(tuple(order or range(dist.get_world_size())), stages)
 
     @property

@@ -14,7 +14,10 @@ from smolray.engine.pipeline.split import Split
 
 @dataclass(frozen=True)
 class ParameterPlacement:
-    """A parameter, wherever the model holds it: two references where embedding and head are tied. `stages`: who owns it."""
+    """A parameter, wherever the model holds it: two references where embedding and head are tied.
+
+    `stages`: who owns it.
+    """
 
     name: str
     references: tuple[tuple[nn.Module, str], ...]

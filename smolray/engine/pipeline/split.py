@@ -84,12 +84,14 @@ def split_of(model: nn.Module, config: RunConfig, workers: int) -> Split:
         )
     if stages > len(layers):
         raise ConfigError(
-            f"engine.pipeline_stages = {stages}: the model has {len(layers)} layers to cut; nearest: engine.pipeline_stages={len(layers)}"
+            f"engine.pipeline_stages = {stages}: the model has {len(layers)} layers to cut; nearest: "
+            f"engine.pipeline_stages={len(layers)}"
         )
     partition = engine.partition or even_partition(layer_costs(model, layers), stages)
     if len(partition) != stages or sum(partition) != len(layers):
         raise ConfigError(
-            f"engine.partition = {list(partition)}: expected {stages} numbers, one a stage, that add up to {len(layers)} layers ({layers[0]} … {layers[-1]})"
+            f"engine.partition = {list(partition)}: expected {stages} numbers, one a stage, that add up to "
+            f"{len(layers)} layers ({layers[0]} … {layers[-1]})"
         )
     return Split(layers, partition)
 

@@ -33,7 +33,7 @@ def same_tokens(stock, encoder, conversation, images):
 
 
 def with_numbers(seed):
-    """Conversations whose texts hold what tokenizers differ in: digits after blanks and blank lines, tables, fractions."""
+    """Texts in which tokenizers differ: digits after blanks and blank lines, tables, fractions."""
     rng = random.Random(seed)
     texts = [t for t in golden_ids(MODELS[0])["as_text"] if "<" not in t and t == t.strip()]
     yield asked(rng.choice(texts), rng.choice(texts)), 1

@@ -1,4 +1,4 @@
-"""The tokens of published models: texts become the ids that their tokenizer.json gives, and another tokenizer is refused."""
+"""Tokens of published models: texts become the ids of their tokenizer.json, and another tokenizer is refused."""
 
 import json
 from pathlib import Path

@@ -210,8 +210,10 @@ def test_a_browser_lays_the_page_out_without_overflow_or_requests(run, tmp_path,
     page = tmp_path / "probe.html"
     report = Path(write_report(str(run), {"a": png("red"), "b": png("blue")})).read_text(encoding="utf-8")
     probe = (
-        "<script>onload = () => document.title = JSON.stringify({wide: document.documentElement.scrollWidth - innerWidth,"
-        "charts: [...document.querySelectorAll('figure')].filter(f => f.querySelector('svg').getBoundingClientRect().height > 60).length,"
+        "<script>onload = () => document.title = JSON.stringify({wide: document.documentElement.scrollWidth "
+        "- innerWidth,"
+        "charts: [...document.querySelectorAll('figure')].filter(f => "
+        "f.querySelector('svg').getBoundingClientRect().height > 60).length,"
         "images: [...document.images].filter(i => i.naturalWidth === 16).length,"
         "requests: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length})</script>"
     )

@@ -1,8 +1,8 @@
 """Hostile input of thirty classes, each with eight seeds: a clear message, a quarantine row, or whole passage; no
 crash, no silent loss.
 
-Each case goes through what prepare's tasks run (read tasks -> sorted runs -> a shard), and every row is accounted for in the
-end.
+Each case goes through what prepare's tasks run (read tasks -> sorted runs -> a shard), and every row is accounted for
+in the end.
 """
 
 import random
