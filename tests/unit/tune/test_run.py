@@ -4,6 +4,7 @@ repeats its trial, and what was interrupted is not taken for finished.
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,8 +14,10 @@ from smolray.config import ConfigError, load_config, to_yaml
 from smolray.run.status import stop_requested
 from smolray.tune.callbacks import StopRequest, TrialQueue
 from smolray.tune.conflicts import refuse_foreign_runs, refuse_other_search
+from smolray.tune.cost import CostEstimate
 from smolray.tune.log import STORED, TrialLog, TrialRecord, search_folder
 from smolray.tune.result import best_config, finish
+from smolray.tune.run import population
 from smolray.tune.searcher import make_searcher
 from smolray.tune.space import read_space
 
@@ -137,3 +140,20 @@ def test_tune_saves_its_state_without_taking_the_queue_for_a_wrapper(half, tmp_p
     assert queue.suggest("")["number"] == 2, "the interrupted trial first"
     assert queue.suggest("")["number"] == 3 and trial_log.trials[3].run == "find-3"
     assert queue.suggest("") == TrialQueue.FINISHED
+
+
+def test_a_population_has_the_settings_that_the_searcher_suggests(make_config):
+    config = make_config(num_samples=3, algorithm="random", scheduler="pbt")
+    searcher, trial_log = make_searcher(config, read_space(config)), TrialLog(search_folder(config.storage, "find"))
+    stop = StopRequest(trial_log, config.storage)
+    no_room = CostEstimate(0.0, "does not fit")
+    queue = TrialQueue(
+        searcher, [], 3, lambda settings: no_room if settings == searcher.suggest(2) else None, trial_log, stop
+    )
+    param_space = population(queue, 3)
+    assert param_space["number"] == {"grid_search": [1, 3]}
+    for number in (1, 3):
+        spec = SimpleNamespace(config={"number": number})
+        assert param_space[RATE].func(spec) == searcher.suggest(number)[RATE]
+        assert param_space["reported"].func(spec) == 0
+    assert trial_log.trials[2].status == "failed" and trial_log.trials[2].reason == "does not fit"
