@@ -106,7 +106,7 @@ def shown_progress(config: RunConfig) -> Iterator[None]:
 
 
 def fit_planned(run: ResolvedRun) -> dict[str, Any]:
-    """`engine: auto`: probe the GPUs, plan, train; after the loss of a worker, all of it again with those that are left.
+    """`engine: auto`: probe the GPUs, plan, train. After the loss of a worker, repeat it with those that are left.
 
     Raises auto.NothingFitsError, and the workers' error when max_failures are used up.
     """

@@ -129,8 +129,10 @@ def check_resources(config: RunConfig, available: dict[str, float]) -> None:
     if largest * (each + task) > cpus + 1e-9:
         up_to = "up to " if largest > wanted else ""
         raise ResourcesError(
-            f"asked for {up_to}{largest} workers x ({each:g} CPU + {task:g} CPU for their data tasks) = {largest * (each + task):g} CPU, "
-            f"the cluster has {cpus:g}: the data tasks would starve; nearest: {_nearest_cpus(wanted, largest, each, task, cpus)}"
+            f"asked for {up_to}{largest} workers x ({each:g} CPU + {task:g} CPU for their data tasks) = "
+            f"{largest * (each + task):g} CPU, "
+            f"the cluster has {cpus:g}: the data tasks would starve; nearest: "
+            f"{_nearest_cpus(wanted, largest, each, task, cpus)}"
         )
 
 
@@ -149,7 +151,8 @@ def _nearest_cpus(smallest: int, largest: int, each: float, task: float, cpus: f
         return f"resources.num_workers={fits}"
     if (spare := floor(cpus - task)) > 0:
         return f"resources.num_workers=1 resources.cpus_per_worker={spare:g}"
-    return f"resources.num_workers=1 resources.cpus_per_worker={floor(cpus / 2):g} data.num_cpus_per_task={floor(cpus / 2):g}"
+    half = floor(cpus / 2)
+    return f"resources.num_workers=1 resources.cpus_per_worker={half:g} data.num_cpus_per_task={half:g}"
 
 
 def _gpus(available: dict[str, float]) -> str:

@@ -18,7 +18,7 @@ from smolray.run.predictions import read_predictions
 
 
 def finished_result(config: RunConfig) -> dict[str, Any]:
-    """result.json of a run that has finished under just these settings and still has its last checkpoint; else nothing."""
+    """result.json of a run that finished with exactly these settings and still has its last checkpoint, else None."""
     folder = RunFolder(config.run_dir)
     result, settings = folder.result, folder.config
     if not (

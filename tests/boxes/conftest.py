@@ -106,7 +106,8 @@ class Cluster:
         """Names of the boxes that the head takes for alive; empty while it does not answer."""
         code = (
             "from ray.util.state import list_nodes\n"
-            f"print(*(n.labels['smolray.io/node'] for n in list_nodes('{self.address}', timeout=5) if n.state == 'ALIVE'))"
+            f"print(*(n.labels['smolray.io/node'] for n in list_nodes('{self.address}', timeout=5) if n.state "
+            "== 'ALIVE'))"
         )
         try:
             return set(self.python(code, timeout=30).split())

@@ -49,7 +49,7 @@ def settings(name, storage, data, epochs=EPOCHS):
 
 
 def check_history(events, history, epochs=EPOCHS):
-    """It has ended as finished, no step is missing or there twice, and each epoch consumed every sample exactly once."""
+    """It has finished, no step is missing or there twice, and each epoch consumed every sample exactly once."""
     assert events[-1]["event"] == "end" and events[-1]["status"] == "finished", events[-1]
     steps = [e["step"] for e in surviving(events) if e["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1))

@@ -29,7 +29,8 @@ def test_a_worker_that_loses_power_costs_a_run_only_the_steps_since_the_last_che
     seconds = run.trains_again_after(step_info)
     [resumed] = run.events("resume")
     print(
-        f"worker cut at step {last}, noticed after {gone:.1f} s; on 1 worker again from step {resumed['step']} after {seconds:.1f} s"
+        f"worker cut at step {last}, noticed after {gone:.1f} s; on 1 worker again from step {resumed['step']} after "
+        f"{seconds:.1f} s"
     )
     assert resumed["step"] >= last - SAVE_STEPS and run.events("start")[-1]["workers"] == 1
     assert gone <= 12 and seconds <= LOSS_SECONDS

@@ -29,12 +29,13 @@ ASK = """
 import os, urllib.error, urllib.request
 headers = {"Authorization": "Bearer " + os.environ["TOKEN"]} if os.environ["TOKEN"] else {}
 for method, path in [
-    ("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("DELETE", "/api/jobs/x"), ("GET", "/api/v0/nodes"), ("GET", "/nodes?view=summary"),
-    ("GET", "/api/cluster_status"), ("GET", "/api/packages/gcs/x.zip"), ("PUT", "/api/packages/gcs/x.zip"),
+    ("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("DELETE", "/api/jobs/x"), ("GET", "/api/v0/nodes"),
+    ("GET", "/nodes?view=summary"), ("GET", "/api/cluster_status"), ("GET", "/api/packages/gcs/x.zip"), ("PUT", "/api/packages/gcs/x.zip"),
 ]:
     body = None if method == "GET" else b'{"entrypoint": "id"}'
     try:
-        status = urllib.request.urlopen(urllib.request.Request(os.environ["JOB_SERVER"] + path, body, headers, method=method), timeout=20).status
+        request = urllib.request.Request(os.environ["JOB_SERVER"] + path, body, headers, method=method)
+        status = urllib.request.urlopen(request, timeout=20).status
     except urllib.error.HTTPError as error:
         status = error.code
     print(method, path, status)
@@ -119,7 +120,11 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
 
 @pytest.mark.parametrize("token", ["", "f" * 64], ids=["none", "wrong"])
 def test_doctor_and_jobs_are_refused_without_the_right_token(cluster, token):
-    code = "from smolray.cluster import doctor\ntry:\n    doctor.join_running({!r})\nexcept doctor.DoctorError as error:\n    print('told:', error)\n"
+    code = (
+        "from smolray.cluster import doctor\n"
+        "try:\n    doctor.join_running({!r})\n"
+        "except doctor.DoctorError as error:\n    print('told:', error)\n"
+    )
     told = cluster.python(
         code.format(f"{cluster.head.ip}:6379"), box="laptop", RAY_AUTH_TOKEN=token, HOME="/srv/nobody"
     )

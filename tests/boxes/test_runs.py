@@ -43,7 +43,8 @@ def test_a_run_grows_when_a_box_returns_and_saves_first(cluster, shared):
     seconds = run.trains_again_after(step_info)
     [grown], resumed = run.events("resize"), run.events("resume")[-1]
     print(
-        f"power on: on 2 workers from step {resumed['step']} after {seconds:.1f} s, of which {run.interruptions()[-1]} s without a step"
+        f"power on: on 2 workers from step {resumed['step']} after {seconds:.1f} s, of which "
+        f"{run.interruptions()[-1]} s without a step"
     )
     assert run.events("start")[-1]["workers"] == 2
     assert grown["step"] == resumed["step"], "it has saved: nothing is trained twice"
@@ -119,8 +120,10 @@ def test_a_drained_box_is_empty_and_its_run_goes_on_without_losing_a_step(cluste
     run = Run(cluster, shared, "drained")
     run.reaches(SAVE_STEPS + 3)
     told = cluster.python(
-        f"import os; os.chdir({str(ROOT)!r})\nfrom smolray.cluster.nodes import drain\nfrom smolray.cluster.jobs import open_client\n"
-        f"for line in drain(open_client('{cluster.address}'), '{cluster.address}', 'loft', '{shared}/runs'): print(line, flush=True)",
+        f"import os; os.chdir({str(ROOT)!r})\nfrom smolray.cluster.nodes import drain\nfrom smolray.cluster.jobs "
+        "import open_client\n"
+        f"for line in drain(open_client('{cluster.address}'), '{cluster.address}', 'loft', '{shared}/runs'): "
+        "print(line, flush=True)",
         box="laptop",
         timeout=400,
     )

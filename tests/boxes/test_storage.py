@@ -14,7 +14,10 @@ from tests.boxes.conftest import ROOT
 from tests.boxes.runs import SAVE_STEPS, Run, check_history, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-UPLOAD = "import sys; from pathlib import Path; from smolray import storage; storage.write_bytes(sys.argv[2], Path(sys.argv[1]).read_bytes())"
+UPLOAD = (
+    "import sys; from pathlib import Path; from smolray import storage; "
+    "storage.write_bytes(sys.argv[2], Path(sys.argv[1]).read_bytes())"
+)
 HISTORY = """
 import json
 from smolray.train.audit import consumed
@@ -57,7 +60,8 @@ def test_from_a_laptop_ray_job_submit_trains_over_two_boxes_on_the_storage_of_a_
     assert start["workers"] == 2, "one on each box"
     assert bucket["AWS_SECRET_ACCESS_KEY"] not in told + done.stdout + done.stderr
     print(
-        f"{len(steps)} steps on 2 boxes, {time.monotonic() - began:.0f} s in all, {steps[-1]['time'] - steps[0]['time']:.0f} s of training, 0 s interrupted"
+        f"{len(steps)} steps on 2 boxes, {time.monotonic() - began:.0f} s in all, "
+        f"{steps[-1]['time'] - steps[0]['time']:.0f} s of training, 0 s interrupted"
     )
 
 
