@@ -82,6 +82,12 @@ def exists(uri: str) -> bool:
     return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
+def file_size(uri: str) -> int:
+    """Bytes of a file, 0 where there is none."""
+    fs, path = filesystem(uri)
+    return fs.get_file_info(path).size or 0
+
+
 def list_files(uri: str, recursive: bool = False) -> list[pafs.FileInfo]:
     """Files under the folder `uri`, sorted by path; an absent folder has none."""
     fs, path = filesystem(uri)
@@ -114,12 +120,17 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 @contextmanager
-def writing(uri: str) -> Iterator[IO[bytes]]:
+def writing(uri: str, spool: bool = True) -> Iterator[IO[bytes]]:
     """A file to write into, which is at `uri` as a whole once the block has ended, and not at all where it raises.
 
-    Raises StorageFullError.
+    A file in object storage is first written to the local disk. With `spool=False` it is sent as it is written; then a
+    part of it may be there where the block raises. Raises StorageFullError.
     """
     fs, path = filesystem(uri)
+    if not spool and not isinstance(fs, pafs.LocalFileSystem):
+        with fs.open_output_stream(path) as stream:
+            yield stream
+        return
     if not isinstance(fs, pafs.LocalFileSystem):  # a stream that is given up would leave its part there
         with tempfile.TemporaryFile() as file:
             yield file

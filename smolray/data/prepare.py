@@ -1,15 +1,12 @@
-"""Raw data -> canonical shards, as two Ray Data jobs: units of the source become sorted runs, slices of the order
-become shards.
+"""Raw data -> canonical shards, as two Ray Data jobs: read tasks become sorted runs, slices of the order become shards.
 
 In: a source (path, URI, glob, hub id). Out: `<out>/shard-*.parquet`, `<out>/quarantine/*.parquet` and, last,
-`<out>/manifest.json`. Memory is bounded by a run or a shard a task, whatever the size of the source. Every piece of
-work has a marker: interrupted at any point, prepare goes on where it was, and the shards come out the same to the last
-byte.
+`<out>/manifest.json`. A task holds one run or one shard in memory, whatever the size of the source. All finished work
+has a marker: interrupted at any point, prepare resumes there, and the shards are the same to the last byte.
 """
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,9 +34,10 @@ from smolray.data.shuffle import (
     write_shard,
 )
 
-ReportProgress = Callable[[str, int, int], None]  # phase (read | write), pieces done, pieces in all
+ReportProgress = Callable[[str, int, int], None]  # phase (read | write), tasks done, tasks in all
 SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
 READER_THREADS = 16
+CHECKED_ROWS = 16  # read before the work is started
 
 
 def prepare_run(config: RunConfig, progress: ReportProgress | None = None) -> dict[str, ShardManifest]:
@@ -91,7 +89,7 @@ def prepare(
     Needs an initialised Ray to do work.
 
     The result depends on the source's files (their names, sizes and times), the settings and the seed, not on
-    `unit_bytes` or the cluster. Raises SourceError (unreadable source, too many bad rows) and ShardError (`out` holds
+    `task_bytes` or the cluster. Raises SourceError (unreadable source, too many bad rows) and ShardError (`out` holds
     other shards).
     """
     out = storage.absolute(out)
@@ -99,15 +97,18 @@ def prepare(
     fingerprint = source_fingerprint(found, data, seed)
     if (manifest := _whole(out, fingerprint)) is not None:
         return manifest
+
     _require_ray()
-    units = list_read_tasks(found, task_bytes)
-    if not units:
+    tasks = list_read_tasks(found, task_bytes)
+    if not tasks:
         raise SourceError(f"{source} holds no rows")
-    check_layout(units, data)
-    staging = Staging(storage.join(out, ".staging", f"{fingerprint}-{read_tasks_fingerprint(units)}"), out)
-    results = _run_read_tasks(units, staging, data, seed, progress)
+    check_layout(tasks, data)
+
+    staging = Staging(storage.join(out, ".staging", f"{fingerprint}-{read_tasks_fingerprint(tasks)}"), out)
+    results = _run_read_tasks(tasks, staging, data, seed, progress)
     quarantined = _check_bad(source, results, staging, data)
-    records = _write_shards(len(units), staging, data, progress)
+    records = _write_shards(len(tasks), staging, data, progress)
+
     files = tuple(ShardFile(**r["file"]) for r in records if r["file"])
     manifest = ShardManifest(
         schema_version=SCHEMA_VERSION,
@@ -133,7 +134,9 @@ def source_fingerprint(source: Source, data: DataConfig, seed: int) -> str:
 
 
 def _data_of(config: RunConfig, part: str) -> DataConfig:
-    """data.split applies to training data. A hub id for validation has its `#split`, else the split `validation`."""
+    """The data settings of a part. data.split is for training; a hub id for validation has its own `#split`, or the
+    split of that name is taken.
+    """
     if part == "train":
         return config.data
     split = "validation" if is_hub(config.data.validation, config.data) else ""
@@ -141,23 +144,19 @@ def _data_of(config: RunConfig, part: str) -> DataConfig:
 
 
 def _whole(out: str, fingerprint: str) -> ShardManifest | None:
-    """The manifest of a finished prepare of the same source.
-
-    Raises ShardError where `out` holds shards of another one.
-    """
+    """The manifest of a finished prepare of the same source. Raises ShardError where `out` holds other shards."""
     if not storage.exists(storage.join(out, MANIFEST)):
         return None
     manifest = read_manifest(out)
     if manifest.source_fingerprint != fingerprint:
         raise ShardError(
-            f"{out} already holds shards of another source, other settings or another seed (fingerprint "
-            f"{manifest.source_fingerprint}, "
-            f"wanted {fingerprint}); choose another folder with data.shards, or delete this one"
+            f"{out} already holds shards of another source, other settings or another seed "
+            f"(fingerprint {manifest.source_fingerprint}, wanted {fingerprint}); choose another folder with data.shards, or delete this one"
         )
     sizes = {info.base_name: info.size for info in storage.list_files(out)}
     if all(sizes.get(file.name) == file.bytes for file in manifest.files):
         return manifest
-    storage.delete(storage.join(out, MANIFEST))  # a shard is gone or torn: they are made again, and come out the same
+    storage.delete(storage.join(out, MANIFEST))  # a shard is gone or torn: they are made again
     return None
 
 
@@ -170,11 +169,12 @@ def _require_ray() -> None:
         )
 
 
-def check_layout(units: Sequence[ReadTask], data: DataConfig) -> None:
+def check_layout(tasks: Sequence[ReadTask], data: DataConfig) -> None:
     """Fail now, not after hours, where the first rows all lack the columns or are no records. Raises SourceError."""
     faults = []
-    for unit, raw in islice(((u, r) for u in units for r in read_rows(u)), 16):
-        images = ImageReader(folder_of(unit.uri), unit.root, data.max_image_pixels)
+    rows = ((task, raw) for task in tasks for raw in read_rows(task))
+    for task, raw in islice(rows, CHECKED_ROWS):
+        images = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
@@ -183,25 +183,25 @@ def check_layout(units: Sequence[ReadTask], data: DataConfig) -> None:
         except SampleError as error:
             faults.append(error)
     if faults and all(is_wrong_layout(f.reason) for f in faults):
-        raise SourceError(f"{units[0].uri}: {faults[0]}")
+        raise SourceError(f"{tasks[0].uri}: {faults[0]}")
 
 
 def _run_read_tasks(
-    units: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int, progress: ReportProgress | None
+    tasks: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int, progress: ReportProgress | None
 ) -> list[ReadTaskResult]:
-    """First pass: every unit without a marker is read into sorted runs."""
-    done = {info.base_name for info in storage.list_files(storage.join(staging.folder, "units"))}
-    todo = [n for n in range(len(units)) if f"unit-{n:05d}.json" not in done]
-    if len(todo) == len(units):
+    """First pass: each read task without a marker is read into sorted runs."""
+    done = {info.base_name for info in storage.list_files(storage.join(staging.folder, "tasks"))}
+    todo = [n for n in range(len(tasks)) if f"task-{n:05d}.json" not in done]
+    if len(todo) == len(tasks):
         storage.delete(storage.join(staging.out, "quarantine"))  # of an earlier source
-    for count, _ in enumerate(
-        _over(_read_task, todo, data.num_cpus_per_task, units=units, staging=staging, data=data, seed=seed),
-        len(units) - len(todo) + 1,
-    ):
+
+    finished = _over(_read_task, todo, data.num_cpus_per_task, tasks=tasks, staging=staging, data=data, seed=seed)
+    for count, _ in enumerate(finished, len(tasks) - len(todo) + 1):
         if progress:
-            progress("read", count, len(units))
+            progress("read", count, len(tasks))
+
     with ThreadPoolExecutor(READER_THREADS) as pool:
-        return list(pool.map(lambda n: read_result(staging, n), range(len(units))))
+        return list(pool.map(lambda n: read_result(staging, n), range(len(tasks))))
 
 
 def _check_bad(source: str, results: Sequence[ReadTaskResult], staging: Staging, data: DataConfig) -> dict[str, int]:
@@ -218,8 +218,8 @@ def _check_bad(source: str, results: Sequence[ReadTaskResult], staging: Staging,
     if bad > data.max_bad_fraction * rows or bad == rows:
         examples = [e for r in results for e in r.examples][:5]
         raise SourceError(
-            f"{bad} of {rows} rows of {source} are bad, more than data.max_bad_fraction = "
-            f"{data.max_bad_fraction} allows\n"
+            f"{bad} of {rows} rows of {source} are bad, "
+            f"more than data.max_bad_fraction = {data.max_bad_fraction} allows\n"
             + "".join(f"  {reason}: {count}\n" for reason, count in counts.most_common())
             + "".join(f"  {row_id}: {reason}: {message}\n" for row_id, reason, message in examples)
             + f"All of them are in {storage.join(staging.out, 'quarantine')}; "
@@ -229,15 +229,16 @@ def _check_bad(source: str, results: Sequence[ReadTaskResult], staging: Staging,
 
 
 def _write_shards(
-    units: int, staging: Staging, data: DataConfig, progress: ReportProgress | None
+    tasks: int, staging: Staging, data: DataConfig, progress: ReportProgress | None
 ) -> list[dict[str, Any]]:
     """Second pass: slices of the order-key space become shards of about data.shard_bytes."""
     import ray
 
     with ThreadPoolExecutor(READER_THREADS) as pool:
-        blocks = ray.put(np.concatenate(list(pool.map(lambda n: read_blocks(staging, n), range(units)))))
-    repeated = ray.put(repeated_ids(staging, units))
-    shards = max(1, round(total_bytes(staging, units) / data.shard_bytes))
+        blocks = ray.put(np.concatenate(list(pool.map(lambda n: read_blocks(staging, n), range(tasks)))))
+    repeated = ray.put(repeated_ids(staging, tasks))
+    shards = max(1, round(total_bytes(staging, tasks) / data.shard_bytes))
+
     records = {}
     work = _over(
         _shard_task,
@@ -256,12 +257,12 @@ def _write_shards(
 
 
 def _read_task(
-    row: dict[str, Any], units: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int
+    row: dict[str, Any], tasks: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int
 ) -> dict[str, Any]:
     number = int(row["item"])
     try:
-        run_read_task(units[number], number, staging, data, seed)
-    except SourceError as error:  # a fault of the source is said in its own words, not as the trace of a worker
+        run_read_task(tasks[number], number, staging, data, seed)
+    except SourceError as error:  # reported in its own words, not as the trace of a worker
         return {"item": number, "result": "", "error": str(error)}
     return {"item": number, "result": "{}", "error": ""}
 
@@ -281,24 +282,16 @@ def _over(
     if not items:
         return
     import ray
-    from ray.data import DataContext, TaskPoolStrategy
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off is meant
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with DataContext.current(context):
-        pieces = ray.data.from_items([{"item": n} for n in items], override_num_blocks=len(items))
-        # The CPU share of a task lets prepare run beside other work; by itself it would start several busy processes a
-        # core.
-        at_once = max(1, min(len(items), int(ray.cluster_resources().get("CPU", 1))))
-        for row in pieces.map(
-            task, fn_kwargs=shared, num_cpus=num_cpus, compute=TaskPoolStrategy(size=at_once)
-        ).iter_rows():
-            if row["error"]:
-                raise SourceError(row["error"])
-            yield row["item"], json.loads(row["result"])
+    from smolray.data.ray_context import at_once, quiet_context
+
+    quiet_context()
+    data_set = ray.data.from_items([{"item": n} for n in items], override_num_blocks=len(items))
+    made = data_set.map(task, fn_kwargs=shared, num_cpus=num_cpus, compute=at_once(1, len(items)))
+    for row in made.iter_rows():
+        if row["error"]:
+            raise SourceError(row["error"])
+        yield row["item"], json.loads(row["result"])
 
 
 def _clean(out: str, manifest: ShardManifest) -> None:

@@ -1,36 +1,18 @@
 """Ray Data jobs over shards: one function applied to every shard, and the index that such a job makes."""
 
-import logging
 from collections.abc import Callable
 
 import pyarrow as pa
 import ray
-from ray.data import TaskPoolStrategy
 
 from smolray import storage
 from smolray.config import RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import index_shard, index_uri, read_index, write_index
+from smolray.data.ray_context import at_once, quiet_context
 from smolray.data.shards import ShardManifest, read_manifest
 
 ShardFunction = Callable[[str, str, int], pa.Table]  # folder, file name, number of the shard
-
-
-def quiet_context() -> ray.data.DataContext:
-    """Ray Data without progress bars and start-up notes: our own progress line says what matters."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off is meant
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    return context
-
-
-def at_once(consumers: int, tasks: int) -> TaskPoolStrategy:
-    """As many tasks at a time as the cluster has cores for each of `consumers` pipelines: a share of a CPU lets tasks
-    run beside other work, but by itself it would start several busy processes a core.
-    """
-    return TaskPoolStrategy(size=max(1, min(tasks, int(ray.cluster_resources().get("CPU", 1)) // consumers)))
 
 
 def map_shards(folder: str, manifest: ShardManifest, function: ShardFunction, num_cpus: float) -> list[pa.Table]:

@@ -1,12 +1,12 @@
-"""The shuffle behind prepare, without Ray: one unit -> sorted runs in staging, one range of the order -> one shard.
+"""The shuffle behind prepare, without Ray: a read task -> sorted runs in staging, a slice of the order -> a shard.
 
-In: a Unit, later a slice of the order-key space. Out: runs in staging (rows sorted by order key, in indexed blocks), a
-quarantine file, `shard-00000.parquet`, and beside each a marker written last, so that a piece of work counts when it is
-whole and is done once.
+In: a ReadTask, later a slice of the order-key space. Out: runs in staging (rows sorted by order key, in indexed
+blocks), a quarantine file, `shard-00000.parquet`, and for each a marker that is written last: work counts once it is
+whole, and is done once.
 
-The order key of a row is a hash of (seed, its images): sorting by it shuffles all rows, gathers those about the same
-images, and comes out the same however the work was cut. Shards are equal slices of the key space, so no histogram of it
-is needed.
+The order key of a row is a hash of (seed, its images). Sorting by it shuffles all rows, gathers those about the same
+images, and gives the same result however the work was cut. Shards are equal slices of the key space, so no histogram of
+it is needed.
 """
 
 import io
@@ -49,14 +49,14 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 BLOCK_DTYPE = np.dtype(
-    [("unit", "u4"), ("run", "u4"), ("offset", "u8"), ("length", "u8"), ("first", "u8"), ("last", "u8")]
+    [("task", "u4"), ("run", "u4"), ("offset", "u8"), ("length", "u8"), ("first", "u8"), ("last", "u8")]
 )
-QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "reason", "message", "unit")] + [("row", pa.int64())])
+QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "reason", "message", "file")] + [("row", pa.int64())])
 
 
 @dataclass(frozen=True)
 class ReadTaskResult:
-    """What became of a unit's rows: each is kept or quarantined.
+    """What became of the rows of a read task: each is kept or quarantined.
 
     `examples` are (id, reason, message) of the first bad ones.
     """
@@ -68,32 +68,33 @@ class ReadTaskResult:
 
 @dataclass(frozen=True)
 class Staging:
-    """Where the pieces of one prepare lie: `folder` for what is deleted at the end, `out` for what stays."""
+    """Where the files of one prepare are: `folder` for what is deleted at the end, `out` for what stays."""
 
     folder: str
     out: str
 
     def task(self, number: int, suffix: str) -> str:
-        return storage.join(self.folder, "units", f"unit-{number:05d}.{suffix}")
+        return storage.join(self.folder, "tasks", f"task-{number:05d}.{suffix}")
 
     def run(self, task: int, run: int) -> str:
-        return storage.join(self.folder, "runs", f"unit-{task:05d}-{run:03d}.bin")
+        return storage.join(self.folder, "runs", f"task-{task:05d}-{run:03d}.bin")
 
     def shard_marker(self, number: int) -> str:
         return storage.join(self.folder, "shards", f"shard-{number:05d}.json")
 
     def quarantine(self, task: int) -> str:
-        return storage.join(self.out, "quarantine", f"unit-{task:05d}.parquet")
+        return storage.join(self.out, "quarantine", f"task-{task:05d}.parquet")
 
 
 def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfig, seed: int) -> ReadTaskResult:
-    """Read, parse and check the rows of a unit and leave them as sorted runs. Doing it again gives the same files.
+    """Read, parse and check the rows of a task and write them as sorted runs. Doing it again gives the same files.
 
     Raises SourceError where the source as a whole cannot be read.
     """
     images = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
     runs, quarantine = _Runs(number, staging), _Quarantine(task)
     rows = 0
+
     for raw in read_rows(task):
         rows += 1
         place = f"{task.name}#{raw.row}"
@@ -107,6 +108,7 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
             continue
         for k, sample in enumerate(samples):
             runs.add(sample, f"{task.file:06d}.{raw.row:012d}.{k:06d}", place, seed)
+
     blocks, ids, sketch = runs.finish()
     if quarantine.counts:
         storage.write_bytes(staging.quarantine(number), quarantine.to_parquet())
@@ -119,13 +121,13 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
 
 
 def read_result(staging: Staging, number: int) -> ReadTaskResult:
-    """The marker of a unit, which is there once its work is whole."""
+    """The marker of a read task, which is there once its work is whole."""
     record = json.loads(storage.read_bytes(staging.task(number, "json")))
     return ReadTaskResult(record["rows"], record["quarantined"], tuple((i, r, m) for i, r, m in record["examples"]))
 
 
 def read_blocks(staging: Staging, number: int) -> np.ndarray:
-    """Index of the blocks of a unit's runs: (blocks,) of BLOCK_DTYPE."""
+    """Index of the blocks of a task's runs: (blocks,) of BLOCK_DTYPE."""
     return np.frombuffer(storage.read_bytes(staging.task(number, "blocks")), BLOCK_DTYPE)
 
 
@@ -133,14 +135,14 @@ def total_bytes(staging: Staging, tasks: int) -> int:
     """Bytes of all distinct rows: exact for few of them, else estimated from the SKETCH_KEYS smallest order keys
     (bottom-k sketch).
 
-    Repeats of an image in other units are not counted again, and the figure does not depend on how units were cut.
+    Repeats of an image in other tasks are not counted again, and the figure does not depend on how tasks were cut.
     """
     merged = _Sketch()
     for number in range(tasks):
-        for order, image_bytes, text_bytes in (
-            np.frombuffer(storage.read_bytes(staging.task(number, "sketch")), "u8").reshape(-1, 3).tolist()
-        ):
+        sketch = np.frombuffer(storage.read_bytes(staging.task(number, "sketch")), "u8").reshape(-1, 3)
+        for order, image_bytes, text_bytes in sketch.tolist():
             merged.add(order, image_bytes, text_bytes)
+
     array = merged.to_array()
     if len(array) < SKETCH_KEYS:
         return int(array[:, 1:].sum())
@@ -148,23 +150,18 @@ def total_bytes(staging: Staging, tasks: int) -> int:
 
 
 def repeated_ids(staging: Staging, tasks: int, rows_at_once: int = 2**24) -> np.ndarray:
-    """Hashes of the ids that stand at more than one conversation, sorted: (n,) uint64.
+    """Hashes of the ids that more than one conversation has, sorted: (n,) uint64.
 
     Holds `rows_at_once` hashes at a time.
     """
-    sizes = [_size(staging.task(n, "ids")) // 8 for n in range(tasks)]
-    passes = 1 + sum(sizes) // rows_at_once
+    count = sum(storage.file_size(staging.task(n, "ids")) // 8 for n in range(tasks))
+    passes = 1 + count // rows_at_once
     repeated = []
     for part in range(passes):
-        hashes = (
-            [np.frombuffer(storage.read_bytes(staging.task(n, "ids")), "u8") for n in range(tasks) if sizes[n]]
-            if passes == 1
-            else []
-        )
-        if passes > 1:
-            for n in range(tasks):
-                whole = np.frombuffer(storage.read_bytes(staging.task(n, "ids")), "u8")
-                hashes.append(whole[whole % np.uint64(passes) == part])
+        hashes = []
+        for n in range(tasks):
+            whole = np.frombuffer(storage.read_bytes(staging.task(n, "ids")), "u8")
+            hashes.append(whole if passes == 1 else whole[whole % np.uint64(passes) == part])
         values, counts = np.unique(np.concatenate([np.empty(0, "u8"), *hashes]), return_counts=True)
         repeated.append(values[counts > 1])
     return np.sort(np.concatenate(repeated))
@@ -179,6 +176,7 @@ def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarr
     name = f"shard-{number:05d}.parquet"
     if (done := _finished_shard(staging, number, storage.join(staging.out, name))) is not None:
         return done
+
     low, high = number * KEY_SPACE // shards, (number + 1) * KEY_SPACE // shards
     rows: list[ShardRow] = []
     images = conversations = 0
@@ -186,13 +184,13 @@ def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarr
         images += 0 if rows and rows[-1].images == row.images else len(row.images)
         conversations += len(row.conversations)
         rows.append(row)
+
     file = None
     if rows:
         content = encode_shard(rows)
         storage.write_bytes(storage.join(staging.out, name), content)
-        file = asdict(
-            ShardFile(name, len(rows), conversations, len(content), blake2b(content, digest_size=16).hexdigest())
-        )
+        digest = blake2b(content, digest_size=16).hexdigest()
+        file = asdict(ShardFile(name, len(rows), conversations, len(content), digest))
     record = {"file": file, "images": images}
     storage.write_bytes(staging.shard_marker(number), json.dumps(record).encode())
     return record
@@ -213,19 +211,18 @@ def _read_slice(blocks: np.ndarray, low: int, high: int, staging: Staging) -> li
     """All staged rows with low <= order < high, one range read a run."""
     wanted = blocks[(blocks["last"] >= np.uint64(low)) & (blocks["first"] <= np.uint64(high - 1))]
     rows: list[dict[str, Any]] = []
-    for (task, run), group in groupby(wanted, key=lambda b: (int(b["unit"]), int(b["run"]))):
+    for (task, run), group in groupby(wanted, key=lambda b: (int(b["task"]), int(b["run"]))):
         spans = [(int(b["offset"]), int(b["length"])) for b in group]
         fs, path = storage.filesystem(staging.run(task, run))
         start = spans[0][0]
         with fs.open_input_file(path) as file:
-            piece = pa.py_buffer(file.read_at(spans[-1][0] + spans[-1][1] - start, start))
+            content = pa.py_buffer(file.read_at(spans[-1][0] + spans[-1][1] - start, start))
+
         for offset, length in spans:
-            batch = pa.ipc.read_record_batch(piece.slice(offset - start, length), ROW_SCHEMA)
+            batch = pa.ipc.read_record_batch(content.slice(offset - start, length), ROW_SCHEMA)
             orders = batch["order"].to_numpy()
-            begin, end = (
-                np.searchsorted(orders, np.uint64(low)),
-                np.searchsorted(orders, np.uint64(high - 1), side="right"),
-            )
+            begin = np.searchsorted(orders, np.uint64(low))
+            end = np.searchsorted(orders, np.uint64(high - 1), side="right")
             rows += batch.slice(begin, end - begin).to_pylist()
     return rows
 
@@ -245,7 +242,7 @@ def _gather(staged: list[dict[str, Any]], repeated: np.ndarray) -> Iterator[Shar
 
 
 def _unique(conversation: Conversation, place: str, repeated: np.ndarray) -> Conversation:
-    """Ids of the source that stand at several rows get the place of the row behind them: `id@file#row`."""
+    """Ids that several rows of the source have get the place of the row appended: `id@file#row`."""
     value = np.uint64(_hash(conversation.id.encode()))
     at = np.searchsorted(repeated, value)
     return (
@@ -260,7 +257,7 @@ def _hash(data: bytes, seed: int = 0) -> int:
 
 
 class _Runs:
-    """Rows of one unit on their way to staging: collected, sorted, each image kept once, written every RUN_BYTES."""
+    """Rows of one read task on their way to staging: collected, sorted, each image kept once, written every RUN_BYTES."""
 
     def __init__(self, task: int, staging: Staging):
         self.task, self.staging = task, staging
@@ -299,7 +296,8 @@ class _Runs:
             start = sink.tell()
             sink.write(pa.RecordBatch.from_pylist(block, ROW_SCHEMA).serialize())
             index.append((self.task, self.run, start, sink.tell() - start, block[0]["order"], block[-1]["order"]))
-        storage.write_bytes(self.staging.run(self.task, self.run), memoryview(sink.getvalue()))  # type: ignore[arg-type]
+        content = memoryview(sink.getvalue())
+        storage.write_bytes(self.staging.run(self.task, self.run), content)  # type: ignore[arg-type]
         self.blocks.append(np.array(index, BLOCK_DTYPE))
         self.rows, self.images, self.held, self.run = [], {}, 0, self.run + 1
 
@@ -320,9 +318,7 @@ class _Runs:
 
 
 class _Sketch:
-    """Bytes of the rows with the SKETCH_KEYS smallest order keys; merging the sketches of parts gives that of the
-    whole.
-    """
+    """Bytes of the rows with the SKETCH_KEYS smallest order keys; sketches of parts merge to that of the whole."""
 
     def __init__(self) -> None:
         self.sizes: dict[int, tuple[int, int]] = {}
@@ -345,7 +341,7 @@ class _Sketch:
 
 
 class _Quarantine:
-    """Bad rows of a unit, compressed as they come, with counts by reason and the first few for the message."""
+    """Bad rows of a task, compressed as they come, with counts by reason and the first few for the message."""
 
     def __init__(self, task: ReadTask):
         self.task = task
@@ -360,7 +356,7 @@ class _Quarantine:
         self.counts[reason] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append((row_id, reason, message[:400]))
-        self.pending.append({"id": row_id, "reason": reason, "message": message, "unit": self.task.name, "row": row})
+        self.pending.append({"id": row_id, "reason": reason, "message": message, "file": self.task.name, "row": row})
         if len(self.pending) >= 1000:
             self._flush(self.pending)
 
@@ -374,8 +370,3 @@ class _Quarantine:
         if self.writer is not None:
             self.writer.close()
         return self.sink.getvalue()
-
-
-def _size(uri: str) -> int:
-    fs, path = storage.filesystem(uri)
-    return fs.get_file_info(path).size or 0

@@ -8,17 +8,12 @@ has its note is not made again.
 
 import hashlib
 import json
-import os
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from smolray import storage
@@ -112,7 +107,9 @@ def complete(sidecar: Sidecar, shards: ShardManifest, make: Callable[[list[int]]
 def write_table(sidecar: Sidecar, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write one shard's table, each of `tables` as a row group, as they come; then its note."""
     rows = 0
-    with _writing(storage.join(sidecar.uri, name)) as sink:
+    # A table may be too large to be spooled to the local disk first; it counts only with its note.
+    with storage.writing(storage.join(sidecar.uri, name), spool=False) as file:
+        sink = _HashingSink(file)
         # Neither dictionaries nor statistics: the values are bits that no one searches.
         with pq.ParquetWriter(
             pa.PythonFile(sink, mode="w"),
@@ -157,27 +154,6 @@ class _HashingSink:
 
     def close(self) -> None:  # the file is closed by who opened it
         self.flush()
-
-
-@contextmanager
-def _writing(uri: str) -> Iterator[_HashingSink]:
-    """A file that is seen whole or not at all, also where two processes write it; too large to be held as bytes."""
-    fs, path = storage.filesystem(uri)
-    if not isinstance(fs, pafs.LocalFileSystem):
-        with fs.open_output_stream(path) as stream:
-            yield _HashingSink(stream)
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield _HashingSink(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _note(name: str) -> str:

@@ -20,7 +20,7 @@ from smolray.data.batch import Batch
 from smolray.data.collate import COLLATE
 from smolray.data.encode import cached_encoder
 from smolray.data.plan import EpochPlan
-from smolray.data.ray_jobs import at_once, quiet_context
+from smolray.data.ray_context import at_once, quiet_context
 from smolray.data.reader import ALONE, ShardReader, Sidecars
 from smolray.data.shards import read_manifest
 

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from smolray.cluster.connect import connect, native_errors_in_log
 from smolray.config import ConfigError
 from smolray.data.batch import Batch
-from smolray.data.ray_jobs import at_once, quiet_context
+from smolray.data.ray_context import at_once, quiet_context
 from smolray.inference.predictor import ModelSource
 from smolray.inference.questions import PlacedQuestion, PromptSettings, QuestionTask, collate_questions, read_questions
 from smolray.planner.shapes import shape_of

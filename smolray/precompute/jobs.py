@@ -17,7 +17,8 @@ from ray.data import ActorPoolStrategy
 from smolray import storage
 from smolray.cluster.connect import native_errors_in_log
 from smolray.config import ConfigError, RunConfig
-from smolray.data.ray_jobs import at_once, load_index, quiet_context
+from smolray.data.ray_context import at_once, quiet_context
+from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Sidecars
 from smolray.data.shards import read_manifest
 from smolray.data.sidecar import complete, is_whole

@@ -164,7 +164,7 @@ def test_an_interrupted_prepare_goes_on_where_it_was(ray_cluster, questions, sha
         prepare(source, str(out), SMALL, progress=stopping_at(phase, piece), task_bytes=1)
     assert not (out / "manifest.json").exists()
     time.sleep(1)  # tasks under way when the driver stopped may still finish
-    tasks = len(list(out.glob(".staging/*/units/*.json")))
+    tasks = len(list(out.glob(".staging/*/tasks/*.json")))
     whole = [out / f"{marker.stem}.parquet" for marker in out.glob(".staging/*/shards/*.json")]
     kept = {p: p.stat().st_mtime_ns for p in whole}
     assert (tasks if phase == "read" else len(whole)) >= piece
@@ -172,7 +172,7 @@ def test_an_interrupted_prepare_goes_on_where_it_was(ray_cluster, questions, sha
     prepare(source, str(out), SMALL, progress=lambda *what: seen.append(what), task_bytes=1)
     assert shard_bytes(out) == shard_bytes(shards)
     assert {p: p.stat().st_mtime_ns for p in whole} == kept, "a finished shard was written again"
-    assert sum(phase == "read" for phase, *_ in seen) == 2 - tasks, "a finished unit was read again"
+    assert sum(phase == "read" for phase, *_ in seen) == 2 - tasks, "a finished task was read again"
     assert not (out / ".staging").exists()
 
 

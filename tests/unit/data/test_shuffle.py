@@ -59,7 +59,7 @@ def test_small_runs_and_blocks_give_the_same_shards_as_one_of_each(tmp_path, mon
     monkeypatch.setattr(shuffle, "BLOCK_BYTES", 500)
     staging, tasks = staged(source, tmp_path / "b", task_bytes=16 * 900)
     blocks = np.concatenate([read_blocks(staging, n) for n in range(tasks)])
-    assert len(np.unique(blocks[["unit", "run"]])) > 10 and len(blocks) > 40
+    assert len(np.unique(blocks[["task", "run"]])) > 10 and len(blocks) > 40
     assert written(staging, tasks, shards=3) == whole
     assert sum(len(rows) for rows in whole) == 40
 
@@ -77,21 +77,21 @@ def test_the_sketch_knows_the_bytes_of_distinct_rows_however_they_were_cut(keys,
     for key in range(keys):
         order, size = shuffle._hash(f"{key}".encode()), 1000 + key % 977
         truth += size + 3 * 7
-        for part in parts:  # the same image in every unit, with one conversation of 7 bytes in each
+        for part in parts:  # the same image in every task, with one conversation of 7 bytes in each
             part.add(order, size, 7)
     for n, part in enumerate(parts):
-        (tmp_path / "units").mkdir(exist_ok=True)
-        (tmp_path / "units" / f"unit-{n:05d}.sketch").write_bytes(part.to_array().tobytes())
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        (tmp_path / "tasks" / f"task-{n:05d}.sketch").write_bytes(part.to_array().tobytes())
     estimate = total_bytes(staging, 3)
     assert estimate == truth if keys < shuffle.SKETCH_KEYS else abs(estimate / truth - 1) < 0.1
 
 
 def test_repeated_ids_are_found_in_any_number_of_passes(tmp_path):
     staging, rng = Staging(str(tmp_path), str(tmp_path)), np.random.default_rng(0)
-    (tmp_path / "units").mkdir()
+    (tmp_path / "tasks").mkdir()
     hashes = rng.integers(0, 2**64, 1000, "u8")
     for n, part in enumerate((hashes[:600], hashes[500:], hashes[:0])):
-        (tmp_path / "units" / f"unit-{n:05d}.ids").write_bytes(part.tobytes())
+        (tmp_path / "tasks" / f"task-{n:05d}.ids").write_bytes(part.tobytes())
     for rows_at_once in (2**24, 100):
         assert (repeated_ids(staging, 3, rows_at_once) == np.sort(hashes[500:600])).all()
 
