@@ -151,7 +151,8 @@ def _whole(out: str, fingerprint: str) -> ShardManifest | None:
     if manifest.source_fingerprint != fingerprint:
         raise ShardError(
             f"{out} already holds shards of another source, other settings or another seed "
-            f"(fingerprint {manifest.source_fingerprint}, wanted {fingerprint}); choose another folder with data.shards, or delete this one"
+            f"(fingerprint {manifest.source_fingerprint}, wanted {fingerprint}); "
+            "choose another folder with data.shards, or delete this one"
         )
     sizes = {info.base_name: info.size for info in storage.list_files(out)}
     if all(sizes.get(file.name) == file.bytes for file in manifest.files):

@@ -257,7 +257,7 @@ def _hash(data: bytes, seed: int = 0) -> int:
 
 
 class _Runs:
-    """Rows of one read task on their way to staging: collected, sorted, each image kept once, written every RUN_BYTES."""
+    """Rows of one read task on their way to staging: sorted, each image kept once, written every RUN_BYTES."""
 
     def __init__(self, task: int, staging: Staging):
         self.task, self.staging = task, staging
