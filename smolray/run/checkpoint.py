@@ -1,13 +1,13 @@
 """Checkpoints free of world size and engine: tensors by Hugging Face name in safetensors, and the position in training.
 
-In: an EngineState and Progress. Out: `<run>/checkpoints/step-00000100/`, whose manifest with sizes and hashes is
-written last; only a folder whose manifest holds is ever loaded, others are skipped with a message. No pickle.
+In: an EngineState and Progress. Out: the folder `<run>/checkpoints/step-00000100/`. Its manifest with sizes and hashes
+is written last. Only a folder that agrees with its manifest is loaded; others are skipped with a message. No pickle.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from smolray import storage
 from smolray.run.folder import RunFolder
-from smolray.run.state import EngineState
+from smolray.run.state import EngineState, Moments
 
 MANIFEST = "manifest.json"
 TENSORS = ("weights", "exp_avg", "exp_avg_sq")
@@ -57,48 +57,49 @@ class Checkpoint:
 def save(
     run_dir: str, state: EngineState, progress: Progress, metrics: dict[str, float], about: dict[str, Any]
 ) -> Checkpoint:
-    """Write a checkpoint; `about` (config, versions) is kept beside it. A folder of the same step is written anew.
+    """Write a checkpoint; an older one of the same step is replaced. `about` (config, versions) is kept with it.
 
     Raises StorageFullError, and then leaves nothing behind.
     """
     uri = RunFolder(run_dir).checkpoint(progress.step)
     storage.delete(storage.join(uri, MANIFEST))  # a half-written folder must not carry the old manifest
+    extra = {
+        "optimizer_step": state.optimizer_step,
+        "loss_scale": state.loss_scale,
+        "codes": bool(state.codes),
+        "progress": asdict(progress),
+        "about": about,
+    }
+
     files: dict[str, dict[str, Any]] = {}
-
-    def write(name: str, data: bytes) -> None:
-        storage.write_bytes(storage.join(uri, name), data)
-        files[name] = {"bytes": len(data), "blake2b": _hash(data)}
-
     try:
-        for name in TENSORS:
-            write(
-                f"{name}.safetensors",
-                safetensors.torch.save({k: v.contiguous() for k, v in getattr(state, name).items()}),
-            )
-        if state.codes:
-            write(
-                CODES,
-                safetensors.torch.save(
-                    {f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}
-                ),
-            )
-        extra = {
-            "optimizer_step": state.optimizer_step,
-            "loss_scale": state.loss_scale,
-            "codes": bool(state.codes),
-            "progress": asdict(progress),
-        }
-        write(STATE, json.dumps(extra | {"about": about}, indent=1).encode())
+        for name, tensors in _tensor_files(state):
+            files[name] = _write(uri, name, safetensors.torch.save(tensors))
+        files[STATE] = _write(uri, STATE, json.dumps(extra, indent=1).encode())
         record = {"progress": asdict(progress), "metrics": metrics, "files": files}
-        storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(record, indent=1).encode())
+        _write(uri, MANIFEST, json.dumps(record, indent=1).encode())
     except storage.StorageFullError:
         storage.delete(uri)  # half of it is of no use, and takes room
         raise
     return Checkpoint(uri, progress, metrics)
 
 
+def _tensor_files(state: EngineState) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The files of tensors, one after another: each is a copy in memory."""
+    for name in TENSORS:
+        yield f"{name}.safetensors", {key: value.contiguous() for key, value in getattr(state, name).items()}
+    if state.codes:
+        yield CODES, {f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}
+
+
+def _write(uri: str, name: str, data: bytes) -> dict[str, Any]:
+    """Write one file; returns its entry in the manifest."""
+    storage.write_bytes(storage.join(uri, name), data)
+    return {"bytes": len(data), "blake2b": _hash(data)}
+
+
 def annotate(saved: Checkpoint, metrics: dict[str, float]) -> Checkpoint:
-    """The checkpoint with what was measured of it since it was written."""
+    """Replace the metrics of a checkpoint: an evaluation comes after the save."""
     path = storage.join(saved.uri, MANIFEST)
     record = json.loads(storage.read_bytes(path)) | {"metrics": metrics}
     storage.write_bytes(path, json.dumps(record, indent=1).encode())
@@ -109,15 +110,12 @@ def verify(uri: str, contents: bool = True) -> Checkpoint:
     """Check a checkpoint folder by its manifest: sizes always, hashes with `contents`. Raises CheckpointError."""
     found, files = _manifest(uri)
     for name, (size, digest) in files.items():
-        if contents:
-            data = _checked(uri, name, size, digest)
-            if name == STATE:
-                _extra(found, data)
-        else:
-            try:
-                _check_size(uri, name, _size(storage.join(uri, name)), size)
-            except FileNotFoundError:
-                raise CheckpointError(f"{uri}/{name} is missing") from None
+        if not contents:
+            _check_size(uri, name, _size(uri, name), size)
+            continue
+        data = _checked(uri, name, size, digest)
+        if name == STATE:
+            _extra(found, data)
     return found
 
 
@@ -130,7 +128,8 @@ def load_state(checkpoint: Checkpoint) -> EngineState:
         name: safetensors.torch.load(_checked(uri, f"{name}.safetensors", *files[f"{name}.safetensors"]))
         for name in TENSORS
     }
-    codes: dict[str, dict[str, torch.Tensor]] = {}
+
+    codes: dict[str, Moments] = {}
     if extra.get("codes"):
         for key, value in safetensors.torch.load(_checked(uri, CODES, *files[CODES])).items():
             name, _, part = key.rpartition("/")
@@ -181,7 +180,7 @@ def _check_size(uri: str, name: str, found: int, size: int) -> None:
 
 
 def _extra(found: Checkpoint, data: bytes) -> dict[str, Any]:
-    """What stands in STATE, when it is of the same progress as the manifest."""
+    """The content of STATE. Raises CheckpointError where its progress is not that of the manifest."""
     extra: dict[str, Any] = json.loads(data)
     if Progress(**extra["progress"]) != found.progress:
         raise CheckpointError(f"{found.uri}/{MANIFEST} is damaged: its progress is not that of {STATE}")
@@ -215,21 +214,41 @@ def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
     return max((c for c in found if metric in c.metrics), key=lambda c: c.metrics[metric], default=None)
 
 
-def prune(run_dir: str, keep_last: int, keep_best: bool, saved: int | None = None) -> list[int]:
-    """Delete all but the newest `keep_last` whole checkpoints and the best; torn ones older than the newest go too.
+def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
+    """The checkpoint called `name` ("step-00000100", "latest", a URI); without a name the best evaluated, else the
+    newest whole one.
 
-    Returns the steps deleted.
+    Raises CheckpointError where it is damaged, or where there is none.
+    """
+    if name and name != "latest":
+        return verify(name if "/" in name else storage.join(RunFolder(run_dir).checkpoints, name))
+
+    found = None if name else best(run_dir)
+    try:
+        found = verify(found.uri) if found else latest(run_dir)
+    except CheckpointError:
+        found = latest(run_dir)
+    if found is None:
+        raise CheckpointError(f"{run_dir} has no whole checkpoint to take")
+    return found
+
+
+def prune(run_dir: str, keep_last: int, keep_best: bool, saved: int | None = None) -> list[int]:
+    """Delete all but the newest `keep_last` whole checkpoints and the best one, and torn ones older than the newest.
+
+    `saved`: the step that was just saved, which stays in any case. Returns the steps deleted.
     """
     steps = list_steps(run_dir)
     whole = [s for s in steps if _is_whole(run_dir, s)]
-    kept = {*whole[-keep_last:], saved}  # a newer one may be damaged inside: what was just saved stays in any case
+    kept = {*whole[-keep_last:], saved}  # a newer one may be damaged inside
     if keep_best and (top := best(run_dir)) is not None:
         kept.add(top.step)
+
     gone = [s for s in steps if s not in kept and whole and s < whole[-1]]
     for step in gone:
-        # first: an interrupted delete leaves nothing that looks whole
-        storage.delete(storage.join(RunFolder(run_dir).checkpoint(step), MANIFEST))
-        storage.delete(RunFolder(run_dir).checkpoint(step))
+        uri = RunFolder(run_dir).checkpoint(step)
+        storage.delete(storage.join(uri, MANIFEST))  # first: an interrupted delete leaves nothing that looks whole
+        storage.delete(uri)
     return gone
 
 
@@ -241,30 +260,13 @@ def _is_whole(run_dir: str, step: int) -> bool:
     return True
 
 
-def _size(uri: str) -> int:
-    fs, path = storage.filesystem(uri)
+def _size(uri: str, name: str) -> int:
+    fs, path = storage.filesystem(storage.join(uri, name))
     info = fs.get_file_info(path)
     if info.size is None:
-        raise FileNotFoundError(uri)
+        raise CheckpointError(f"{uri}/{name} is missing")
     return int(info.size)
 
 
 def _hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
-    """The checkpoint called `name` ("step-00000100", "latest", a URI); without a name the best evaluated, else the
-    newest whole one.
-    """
-    if name and name != "latest":
-        uri = name if "/" in name else storage.join(RunFolder(run_dir).checkpoints, name)
-        return verify(uri)
-    found = None if name else best(run_dir)
-    try:
-        found = verify(found.uri) if found else latest(run_dir)
-    except CheckpointError:
-        found = latest(run_dir)
-    if found is None:
-        raise CheckpointError(f"{run_dir} has no whole checkpoint to take")
-    return found

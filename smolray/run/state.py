@@ -14,9 +14,10 @@ Moments = dict[str, torch.Tensor]
 
 @dataclass
 class EngineState:
-    """World-size-free and engine-free: tensors on the CPU by Hugging Face parameter name. Filled on rank 0 only.
+    """Tensors on the CPU by Hugging Face parameter name, free of world size and engine. Filled on rank 0 only.
 
-    Weights and moments are fp32; a parameter whose moments are kept in 8 bit has them in `codes` instead (optim.CODES).
+    Weights and moments are fp32. A parameter whose moments are kept in 8 bit has them in `codes` instead
+    (engine/optim.py).
     """
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -37,11 +38,9 @@ class EngineState:
 
     def moments(self, name: str) -> Moments:
         """Adam's moments of one parameter, as they were kept."""
-        return (
-            self.codes[name]
-            if name in self.codes
-            else {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
-        )
+        if name in self.codes:
+            return self.codes[name]
+        return {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
 
 
 def canonical_name(name: str) -> str:
@@ -63,12 +62,14 @@ def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, t
         raise StateMismatchError(
             f"the checkpoint and the run train different parameters ({named}): model.train or lora has changed"
         )
+
     for name, parameter in parameters.items():
         if weights[name].numel() != (numel := getattr(parameter, "ds_numel", parameter.numel())):
             raise StateMismatchError(
-                f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: lora.r or the "
-                "model has changed"
+                f"{name} has {numel} values in the run and {weights[name].numel()} in the checkpoint: "
+                "lora.r or the model has changed"
             )
+
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name].to(parameter.device))

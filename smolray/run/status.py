@@ -68,8 +68,8 @@ def require_run(storage_uri: str, name: str) -> str:
     if not folder.is_run():
         names = [n for n in storage.list_dirs(storage_uri) if RunFolder(storage.join(storage_uri, n)).is_run()]
         raise RunNotFoundError(
-            f"no run {name!r} under {storage_uri}; there: {', '.join(names) or 'none'} (--storage or "
-            "SMOLRAY_STORAGE chooses)"
+            f"no run {name!r} under {storage_uri}; there: {', '.join(names) or 'none'} "
+            "(--storage or SMOLRAY_STORAGE chooses)"
         )
     return folder.uri
 

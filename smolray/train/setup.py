@@ -69,9 +69,8 @@ class WorkerSetup:
         self.data = data_fingerprint(self.config, self.folders)
         if found is not None and found.progress.data != self.data:
             raise ConfigError(
-                f"run {self.config.name!r} has a checkpoint at step {found.step} with other data, seed, "
-                "batch or length "
-                "settings: its position means nothing here; choose another name, or restore the settings"
+                f"run {self.config.name!r} has a checkpoint at step {found.step} with other data, seed, batch or "
+                "length settings: its position means nothing here; choose another name, or restore the settings"
             )
         return self._load_model(), checkpoint.load_state(found) if found else None
 

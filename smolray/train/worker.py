@@ -88,7 +88,7 @@ def measure_worker(config: RunConfig, folders: Folders, device: torch.device, no
 
 
 def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, uri: str) -> dict[str, Any]:
-    """Decode the validation shards with the checkpoint at `uri`. Rank 0 writes the predictions into the run folder."""
+    """Decode the validation shards with the checkpoint at `uri`; rank 0 writes the predictions."""
     chosen = checkpoint.verify(uri)
     model = trained_model(config, chosen)
     if folders.validation_sidecars.features:

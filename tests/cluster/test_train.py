@@ -172,7 +172,7 @@ def test_a_checkpoint_evaluated_again_gives_the_same_accuracy(reference):
     assert again["accuracy"] == result["accuracy"] and again["step"] == result["steps"]
 
 
-def test_the_exported_folder_answers_in_plain_transformers_as_the_run_predicted(reference):
+def test_the_exported_folder_answers_in_transformers_as_in_the_run(reference):
     config, result, _ = reference
     folder = export_run(config.run_dir, name="latest")
     processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder).eval()

@@ -72,7 +72,7 @@ def test_zero_on_a_single_worker_gives_the_same_curve(alone, reference):
     assert_same(alone["stage1"], reference)
 
 
-def test_every_parameter_has_the_same_gradient_on_one_worker_and_on_two_under_every_stage(recipe, tmp_path):
+def test_gradients_are_the_same_on_one_worker_and_two_in_every_stage(recipe, tmp_path):
     """To 1e-5 of the global norm."""
     shards, overrides = recipe
     run_workers(first_gradients, 1, shards, {"alone": overrides}, str(tmp_path))
@@ -122,9 +122,7 @@ def test_bf16_follows_fp32(two, reference):
         pytest.param(2, 3, 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_of_two_workers_resumed_under_another_stage_and_world_goes_on_as_if_nothing_had_been(
-    recipe, reference, tmp_path, first, then, workers
-):
+def test_resuming_with_another_stage_and_world_keeps_the_curve(recipe, reference, tmp_path, first, then, workers):
     """Three workers: nothing divides there."""
     shards, overrides = recipe
     run_dir, half = str(tmp_path / "run"), STEPS // 2

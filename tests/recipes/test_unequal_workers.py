@@ -69,7 +69,7 @@ def unequal(recipe):
     return run_workers(train_unequal, 2, shards, [*overrides, *SLOW], ["equal", "speed"])
 
 
-def test_dealing_by_speed_trains_what_equal_shares_train(unequal):
+def test_balancing_by_speed_trains_what_equal_counts_train(unequal):
     equal, balanced = unequal["equal"], unequal["speed"]
     assert len(balanced["losses"]) == STEPS and set(equal["done"]) == {4}
     assert balanced["done"] == [4] * (WARM_UP + MEASURED) + [6] * 4, (

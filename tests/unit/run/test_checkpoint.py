@@ -144,7 +144,7 @@ def edit(folder, change):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_skipped_with_a_message_that_names_the_file(run, damage):
+def test_a_damaged_checkpoint_is_skipped_and_its_file_is_named(run, damage):
     saved(run, 1)
     folder = saved(run, 2)
     hurt, message = DAMAGES[damage]
@@ -251,7 +251,7 @@ def test_files_are_safetensors_and_json_and_hold_no_pickle(run):
             list(pickletools.genops(data))
 
 
-def test_what_is_measured_after_saving_is_written_beside_a_checkpoint_that_stays_whole(run):
+def test_metrics_added_after_saving_leave_the_checkpoint_whole(run):
     saved(run, 1, loss=2.0, accuracy=0.5)
     later = checkpoint.verify(str(saved(run, 2, loss=1.0)))
     assert checkpoint.best(run).step == 1

@@ -15,7 +15,7 @@ def steps(events):
     return [e["step"] for e in events if e["event"] == "step"]
 
 
-def test_a_resume_takes_back_later_steps(tmp_path):
+def test_a_resume_discards_later_steps(tmp_path):
     first = EventLog(str(tmp_path))
     first.write("start", workers=2)
     for step in (10, 20, 30):
@@ -35,7 +35,7 @@ def test_a_resume_takes_back_later_steps(tmp_path):
     assert [e["attempt"] for e in written if e["event"] == "start"] == [1, 2]
 
 
-def test_a_resume_before_an_earlier_resume_takes_back_both(tmp_path):
+def test_a_resume_before_an_earlier_resume_discards_both(tmp_path):
     log = EventLog(str(tmp_path))
     for kind, step in [
         ("step", 10),
@@ -80,7 +80,7 @@ def test_events_carry_time_and_attempt_and_are_lines_of_json(tmp_path):
     assert event["why"] == "hash differs — ü"
 
 
-def test_events_that_a_full_storage_does_not_take_are_written_when_there_is_room(tmp_path):
+def test_events_wait_for_room_on_a_full_storage(tmp_path):
     log = EventLog(str(tmp_path))
     log.write("start", workers=1)
     path = tmp_path / "events.jsonl"

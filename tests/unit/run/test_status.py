@@ -139,7 +139,7 @@ def test_a_stop_waits_for_the_end_that_answers_it(tmp_path):
     assert not status.run_status(run, NOW).stop_requested
 
 
-def test_following_tells_each_event_once_and_ends_with_the_run(tmp_path):
+def test_following_yields_each_event_once_and_ends_with_the_run(tmp_path):
     run = write(tmp_path / "r", start(NOW), step(10, NOW))
 
     def go_on():
@@ -150,9 +150,9 @@ def test_following_tells_each_event_once_and_ends_with_the_run(tmp_path):
 
     writer = threading.Thread(target=go_on)
     writer.start()
-    told = [(e["event"], e.get("step")) for e in status.follow_events(run, poll=0.05)]
+    seen = [(e["event"], e.get("step")) for e in status.follow_events(run, poll=0.05)]
     writer.join()
-    assert told == [("start", None), ("step", 10), ("step", 20), ("end", 100)]
+    assert seen == [("start", None), ("step", 10), ("step", 20), ("end", 100)]
 
 
 def test_tensorboard_gets_the_surviving_points(tmp_path):

@@ -20,7 +20,7 @@ def restart(run, step):
         log.write("resume", step=step, position=(0, step))
 
 
-def test_a_resume_takes_back_what_was_consumed_after_its_checkpoint(tmp_path):
+def test_a_resume_discards_what_was_consumed_after_its_checkpoint(tmp_path):
     restart(tmp_path, 0)
     write(tmp_path, 1, 0, (1, ["a"]), (2, ["c"]), (3, ["e"]))
     write(tmp_path, 1, 1, (1, ["b"]), (2, ["d"]))
@@ -29,7 +29,7 @@ def test_a_resume_takes_back_what_was_consumed_after_its_checkpoint(tmp_path):
     assert consumed(str(tmp_path)) == {0: [(1, "a"), (1, "b"), (2, "c"), (2, "d"), (3, "e"), (3, "f"), (4, "g")]}
 
 
-def test_an_attempt_that_died_before_its_first_checkpoint_is_taken_back_whole(tmp_path):
+def test_an_attempt_without_a_checkpoint_is_discarded(tmp_path):
     restart(tmp_path, 0)
     EventLog(str(tmp_path)).write("step", step=1, loss=1.0)
     write(tmp_path, 1, 0, (1, ["a"]))
@@ -39,7 +39,7 @@ def test_an_attempt_that_died_before_its_first_checkpoint_is_taken_back_whole(tm
     assert [e["event"] for e in surviving(read_events(str(tmp_path)))] == ["start", "start", "resume"]
 
 
-def test_an_older_attempt_is_cut_at_the_earliest_of_the_resumes_behind_it(tmp_path):
+def test_an_older_attempt_ends_at_the_earliest_later_resume(tmp_path):
     restart(tmp_path, 0)
     write(tmp_path, 1, 0, (1, ["a"]), (2, ["b"]), (3, ["c"]))
     restart(tmp_path, 2)

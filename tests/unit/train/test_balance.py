@@ -1,5 +1,5 @@
-"""Micro-batches dealt by speed: who is twice as fast takes twice as many, every one is taken, and shares change only
-between runs of steps.
+"""Load balancing: a worker twice as fast takes twice as many micro-batches, each is taken once, and counts change only
+between parts of an epoch.
 """
 
 import torch
@@ -9,14 +9,14 @@ from smolray.train.balance import MEASURED, WARM_UP, MicroBatchBalancer
 STEPS = [range(s, s + 5) for s in range(0, 50, 5)]
 
 
-def test_a_step_is_dealt_by_speed_and_whole():
+def test_faster_workers_take_more_and_every_micro_batch_is_taken():
     fast, slow = (MicroBatchBalancer(rank, 2, speeds=(3.0, 2.0)) for rank in (0, 1))
     assert fast.counts(5) == slow.counts(5) == (3, 2)
     assert [*fast.own(range(10, 15)), *slow.own(range(10, 15))] == list(range(10, 15))
     assert MicroBatchBalancer(0, 2).counts(5) == (3, 2) and MicroBatchBalancer(0, 3).counts(2) == (1, 1, 0)
 
 
-def test_the_first_steps_are_a_run_of_their_own_while_they_are_measured_even_over_the_end_of_an_epoch():
+def test_steps_that_are_timed_are_a_part_of_their_own():
     balancer = MicroBatchBalancer(0, 2, measure=True)
     assert [len(span) for span in balancer.spans(STEPS)] == [WARM_UP + MEASURED, len(STEPS) - WARM_UP - MEASURED]
     for _ in range(3):
@@ -28,7 +28,7 @@ def test_the_first_steps_are_a_run_of_their_own_while_they_are_measured_even_ove
     ]
 
 
-def test_alone_or_where_nothing_is_measured_an_epoch_is_one_run():
+def test_an_epoch_is_one_part_where_nothing_is_timed():
     for balancer in (MicroBatchBalancer(0, 1, measure=True), MicroBatchBalancer(0, 2)):
         assert [len(span) for span in balancer.spans(STEPS)] == [len(STEPS)]
     assert list(MicroBatchBalancer(0, 2).spans([])) == []
