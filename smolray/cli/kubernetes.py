@@ -27,7 +27,7 @@ def render(
 ) -> None:
     """Print the manifests of a run.
 
-    Example: smolray k8s render --config run.yaml | kubectl replace --force -f -
+    Example: smolray k8s render --config run.yaml | kubectl apply -f -
     """
     from smolray.cluster import kubernetes
 
