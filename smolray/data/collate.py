@@ -5,7 +5,7 @@ over.
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -160,75 +160,101 @@ def _collate(
     flat: bool,
     decode: bool = True,
 ) -> Batch:
+    """The tensors of packed groups: end to end in one row with `flat`, otherwise each group in a row of its own."""
     lengths = np.array([len(p.input_ids) for p in packed])
-    # Where each group starts in the positions laid flat: behind the one before it, or in a row of its own.
+    # Where each group starts among the flat positions: behind the one before it, or in its row.
     offsets = np.cumsum(lengths) - lengths if flat else np.arange(len(packed)) * lengths.max()
     shape = (1, lengths.sum()) if flat else (len(packed), lengths.max())
-    input_ids = np.full(shape, encoder.pad_token_id, np.int64)
-    position_ids = np.zeros(shape, np.int64)
-    branch = np.full(shape, -1, np.int64)
+    completions = np.cumsum([0, *(len(p.ends) for p in packed)])
+    tiles = _collate_tiles(groups, packed, encoder, decode)
+    reference = [
+        logp for group in groups if group.reference for c in group.conversations for logp in group.reference[c]
+    ]
+
+    meta["tokens"] = int(lengths.sum())
+    # noted here: to look for it on the GPU would make the host wait
+    meta["tiles_in_order"] = bool(np.array_equal(tiles.order, np.arange(tiles.distinct)))
+    return Batch(
+        input_ids=_filled(shape, encoder.pad_token_id, [p.input_ids for p in packed], offsets),
+        position_ids=_filled(shape, 0, [p.position_ids for p in packed], offsets),
+        branch=_filled(shape, -1, [p.branch for p in packed], offsets),
+        lengths=torch.from_numpy(lengths.astype(np.int64) if flat else np.zeros(0, np.int64)),
+        pixel_values=tiles.pixel_values,
+        features=tiles.features,
+        reference_logps=torch.tensor(reference, dtype=torch.float32),
+        tile_order=torch.from_numpy(tiles.order),
+        target_positions=_shifted([p.target_positions for p in packed], offsets),
+        target_ids=torch.from_numpy(np.concatenate([p.target_ids for p in packed]).astype(np.int64)),
+        target_completion=_shifted([p.target_branch for p in packed], completions[:-1]),
+        ends=_shifted([p.ends for p in packed], offsets),
+        meta=meta,
+    )
+
+
+class _Tiles(NamedTuple):
+    """The tiles of a batch, each distinct image once: as pixels or as features, the other one empty."""
+
+    pixel_values: torch.Tensor
+    features: torch.Tensor
+    order: np.ndarray  # (tiles placed,) int64: which tile fills the next image tokens
+    distinct: int
+
+
+def _collate_tiles(groups: Sequence[Group], packed: Sequence[Packed], encoder: Encoder, decode: bool) -> _Tiles:
     tiles: list[np.ndarray] = []
     numbers: dict[bytes, np.ndarray] = {}  # image, or its hash -> numbers of its tiles
     order: list[np.ndarray] = []
     count = 0
-    for i, (group, p) in enumerate(zip(groups, packed, strict=True)):
-        place = slice(offsets[i], offsets[i] + len(p.input_ids))
-        for whole, part in ((input_ids, p.input_ids), (position_ids, p.position_ids), (branch, p.branch)):
-            whole.reshape(-1)[place] = part
-        images = {f.key: f for f in group.features}
+    for group, sequence in zip(groups, packed, strict=True):
+        features = {f.key: f for f in group.features}
         keys = [f.key for f in group.features] or group.row.images
         if not keys:
             continue
         for key in keys:
             if key not in numbers:
-                tiles.append(
-                    images[key].bits
-                    if images
-                    else encoder.tiler.tiles(key)
-                    if decode
-                    else _undecoded(key, encoder.tiler)
-                )
+                tiles.append(features[key].bits if features else _tiles_of(key, encoder.tiler, decode))
                 numbers[key] = np.arange(count, count + len(tiles[-1]))
                 count += len(tiles[-1])
-        of_row = np.concatenate([numbers[key] for key in keys])
-        # The prefix holds the first of the row's tiles; every branch goes on behind it, with as many as it has tokens
-        # for.
-        placed = (
-            np.bincount(p.branch[p.input_ids == encoder.image_token_id], minlength=1) // encoder.processor.image_seq_len
-        )
-        order.append(of_row[: placed[0]])
-        order += [of_row[placed[0] : placed[0] + rest] for rest in placed[1:]]
-    side, completions = encoder.tiler.side, np.cumsum([0, *(len(p.ends) for p in packed)])
-    no_pixels, no_features = torch.zeros(0, 3, side, side, dtype=torch.uint8), torch.zeros(0, 0, 0)
-    content = torch.from_numpy(np.concatenate(tiles)) if tiles else None
+        order += _tiles_by_branch(np.concatenate([numbers[key] for key in keys]), sequence, encoder)
+
+    side = encoder.tiler.side
+    pixel_values, frozen = torch.zeros(0, 3, side, side, dtype=torch.uint8), torch.zeros(0, 0, 0)
     dtype = next((f.dtype for group in groups for f in group.features), None)
-    reference = [
-        logp for group in groups if group.reference for c in group.conversations for logp in group.reference[c]
-    ]
-    meta["tokens"] = int(lengths.sum())
-    placed_tiles = np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
-    # said here: a look at the GPU would wait for it
-    meta["tiles_in_order"] = bool(np.array_equal(placed_tiles, np.arange(count)))
-    return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(position_ids),
-        branch=torch.from_numpy(branch),
-        lengths=torch.from_numpy(lengths.astype(np.int64) if flat else np.zeros(0, np.int64)),
-        pixel_values=content if content is not None and dtype is None else no_pixels,
-        features=content.view(DTYPES[dtype]) if content is not None and dtype is not None else no_features,
-        reference_logps=torch.tensor(reference, dtype=torch.float32),
-        tile_order=torch.from_numpy(placed_tiles),
-        target_positions=_flat([p.target_positions for p in packed], offsets),
-        target_ids=torch.from_numpy(np.concatenate([p.target_ids for p in packed]).astype(np.int64)),
-        target_completion=_flat([p.target_branch for p in packed], completions[:-1]),
-        ends=_flat([p.ends for p in packed], offsets),
-        meta=meta,
-    )
+    if tiles:
+        content = torch.from_numpy(np.concatenate(tiles))
+        if dtype is None:
+            pixel_values = content
+        else:
+            frozen = content.view(DTYPES[dtype])
+    placed = np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
+    return _Tiles(pixel_values, frozen, placed, count)
 
 
-def _undecoded(image: bytes, tiler: Tiler) -> np.ndarray:
+def _tiles_by_branch(of_row: np.ndarray, sequence: Packed, encoder: Encoder) -> list[np.ndarray]:
+    """The row's tiles in the order in which a sequence places them.
+
+    The prefix holds the first tiles. Every branch continues behind it, with as many tiles as it has tokens for.
+    """
+    image_tokens = sequence.branch[sequence.input_ids == encoder.image_token_id]
+    placed = np.bincount(image_tokens, minlength=1) // encoder.processor.image_seq_len
+    return [of_row[: placed[0]], *(of_row[placed[0] : placed[0] + rest] for rest in placed[1:])]
+
+
+def _tiles_of(image: bytes, tiler: Tiler, decode: bool) -> np.ndarray:
+    """(tiles, 3, side, side) uint8; without `decode` (tiles, 0, side, side), which has their number and no pixels."""
+    if decode:
+        return tiler.tiles(image)
     return np.zeros((tiler.grid(*image_size(image)).tiles, 0, tiler.side, tiler.side), np.uint8)
 
 
-def _flat(positions: list[np.ndarray], offsets: np.ndarray) -> torch.Tensor:
+def _filled(shape: tuple[int, int], padding: int, parts: Sequence[np.ndarray], offsets: np.ndarray) -> torch.Tensor:
+    """(B, L) int64 of `padding`, with each part at its flat position."""
+    whole = np.full(shape, padding, np.int64)
+    for part, offset in zip(parts, offsets, strict=True):
+        whole.reshape(-1)[offset : offset + len(part)] = part
+    return torch.from_numpy(whole)
+
+
+def _shifted(positions: list[np.ndarray], offsets: np.ndarray) -> torch.Tensor:
+    """All positions, each group's moved to where the group starts: (positions,) int64."""
     return torch.from_numpy(np.concatenate([p.astype(np.int64) + o for p, o in zip(positions, offsets, strict=True)]))
