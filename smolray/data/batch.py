@@ -28,7 +28,7 @@ class Batch:
     # (T, tokens, hidden): what the frozen part made of the tiles, in place of them; (0, 0, 0) otherwise
     features: torch.Tensor
     tile_order: torch.Tensor  # (tiles placed,) int64: which tile fills the next image tokens
-    target_positions: torch.Tensor  # (N,) int64 into the B x L positions laid flat
+    target_positions: torch.Tensor  # (N,) int64 into the B x L positions, flattened
     target_ids: torch.Tensor  # (N,) int64
     target_completion: torch.Tensor  # (N,) int64: the completion that each trained token belongs to
     ends: torch.Tensor  # (C,) int64 into the flat positions: the last token of each completion
@@ -36,7 +36,7 @@ class Batch:
     reference_logps: torch.Tensor
     # (C, hidden): of a contrastive step, its gradient by each embedding
     embedding_grad: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-    # (2,): this batch's shares of that step's loss and accuracy
+    # (2,): this batch's contributions to that step's loss and accuracy
     contributions: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     # ids, tokens (padding left out) and, for evaluation, questions and answers
     meta: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
-        # a copy from other memory would wait for all that the card has been given to do
+        # a copy from memory that is not pinned would wait for all work of the GPU
         if torch.device(device).type == "cuda":
             tensors = {name: tensor.pin_memory() if tensor.is_cpu else tensor for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
@@ -70,10 +70,10 @@ class Batch:
         one copy.
         """
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
-        told = {
+        described = {
             name: (str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in tensors.items()
         }
-        header = json.dumps({"meta": self.meta, "tensors": told}).encode()
+        header = json.dumps({"meta": self.meta, "tensors": described}).encode()
         flat = (
             tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
             for tensor in tensors.values()

@@ -20,7 +20,7 @@ from smolray.pretrained import DTYPES
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """What the frozen part of the model made of one image.
+    """The output of the frozen part of the model for one image.
 
     `bits`: (tiles, tokens, hidden) of `dtype`, 16-bit types as uint16.
     """
@@ -33,7 +33,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class Group:
-    """What one sequence is made of: some conversations of one shard row."""
+    """Some conversations of one shard row, which become one sequence."""
 
     row: ShardRow
     conversations: tuple[int, ...]
@@ -135,7 +135,7 @@ def _key(text: str) -> int:
 
 
 def question_record(conversation: Conversation) -> dict[str, Any]:
-    """What an evaluation asks and compares with: the last question, the trained (of preference data: the chosen)
+    """What an evaluation needs of a conversation: the last question, the trained (of preference data: the chosen)
     answer, all reference answers.
     """
     messages = (*conversation.messages, *conversation.chosen)

@@ -1,7 +1,7 @@
-"""What a processor makes of the shards, counted once: tokens, trained tokens and tiles of every conversation.
+"""Tokens, trained tokens and tiles of every conversation, counted once for a processor.
 
-In: shards and an Encoder. Out: a table with one line per conversation, kept as `index-<fingerprint>.parquet` beside the
-shards; pixels are not decoded. The plan of an epoch is laid from this table alone.
+In: shards and an Encoder. Out: a table with one row for each conversation, kept as `index-<fingerprint>.parquet` next
+to the shards; pixels are not decoded. The plan of an epoch is built from this table alone.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def fingerprint(encoder: Encoder) -> str:
 
 
 def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Table:
-    """The lines of one shard file (see INDEX_SCHEMA)."""
+    """The index rows of one shard file (see INDEX_SCHEMA)."""
     fs, path = storage.filesystem(storage.join(folder, name))
     columns: dict[str, list[int]] = {field.name: [] for field in INDEX_SCHEMA}
     with pq.ParquetFile(path, filesystem=fs) as file:
@@ -61,8 +61,8 @@ def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Tab
                     tokens = packed_length([len(b.input_ids) for b in branches], prefix) if branches else 0
                     labels = [b.label_tokens for b in branches or ()]
                     chosen = labels[0] if len(labels) == 2 else 0
-                    line = (number, group, r, c, tokens, prefix, sum(labels), chosen, sum(g.tiles for g in grids))
-                    for column, value in zip(columns.values(), line, strict=True):
+                    index_row = (number, group, r, c, tokens, prefix, sum(labels), chosen, sum(g.tiles for g in grids))
+                    for column, value in zip(columns.values(), index_row, strict=True):
                         column.append(value)
     return pa.table({name: np.array(values) for name, values in columns.items()}).cast(INDEX_SCHEMA)
 

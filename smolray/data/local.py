@@ -1,4 +1,4 @@
-"""The micro-batches of a plan read in this process, without Ray: for `torchrun` on a single box, benchmarks and tests.
+"""The micro-batches of a plan read in this process, without Ray: for `torchrun` on a single node, benchmarks and tests.
 
 In: a shard folder, a plan, numbers of micro-batches. Out: the same Batches that data/stream.py delivers.
 """
@@ -50,5 +50,5 @@ def local_index(folder: str, config: RunConfig) -> pa.Table:
 
 
 def local_plan(folder: str, config: RunConfig, epoch: int = 0) -> EpochPlan:
-    """The plan of an epoch, as the run's workers lay it."""
+    """The plan of an epoch, as the run's workers build it."""
     return build_epoch(local_index(folder, config), PlanLimits.of(config), config.seed, epoch)

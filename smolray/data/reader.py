@@ -1,5 +1,4 @@
-"""Rows of the shards by where they stand, read row group by row group, with the bytes counted; and what stands beside
-them.
+"""Rows of the shards by their place, read row group by row group, with their sidecars; the bytes read are counted.
 
 In: MicroBatchSpecs. Out: their rows. Open files stay open in the process, so a footer is read once.
 """
@@ -24,10 +23,10 @@ OPEN_FILES = 64
 
 @dataclass(frozen=True)
 class Sidecars:
-    """URIs of what stands beside the shards and is to be read with them; empty: is not."""
+    """URIs of the sidecars to read with the shards; empty: none."""
 
-    features: str = ""  # in place of the images (data/features.py)
-    logps: str = ""  # of DPO's reference model (data/logps.py)
+    features: str = ""  # in place of the images (precompute/features.py)
+    logps: str = ""  # of DPO's reference model (precompute/logps.py)
 
 
 ALONE = Sidecars()
@@ -37,7 +36,7 @@ ALONE = Sidecars()
 class ShardReader:
     """Reads from one shard folder; `files` are its shard names in manifest order.
 
-    `bytes_read`, `bytes_needed`: of rows, with what is beside them.
+    `bytes_read`, `bytes_needed`: of rows and their sidecars.
     """
 
     folder: str
@@ -85,16 +84,16 @@ class ShardReader:
         rows = decode_rows(table)
         groups = [Group(row, tuple(range(len(row.conversations)))) for row in rows]
         if features:
-            beside = decode_features(self._beside(features, shard, row_group, rows))
+            beside = decode_features(self._sidecar_rows(features, shard, row_group, rows))
             groups = [replace(group, features=found) for group, found in zip(groups, beside, strict=True)]
         if logps:
-            beside = self._beside(logps, shard, row_group, rows)["logps"].to_pylist()
+            beside = self._sidecar_rows(logps, shard, row_group, rows)["logps"].to_pylist()
             groups = [
                 replace(group, reference=tuple((a, b) for a, b in found))
                 for group, found in zip(groups, beside, strict=True)
             ]
         texts = (sum(map(len, row)) for row in table["conversations"].to_pylist())
-        return [(group, text + _bytes_beside_text(group)) for group, text in zip(groups, texts, strict=True)]
+        return [(group, text + _image_and_sidecar_bytes(group)) for group, text in zip(groups, texts, strict=True)]
 
     def _table(self, shard: int, row_group: int, images: bool) -> pa.Table:
         table = self._file(self.folder, shard).read_row_group(
@@ -102,13 +101,13 @@ class ShardReader:
         )
         return table if images else table.append_column("images", pa.array([[]] * len(table), pa.list_(pa.binary())))
 
-    def _beside(self, folder: str, shard: int, row_group: int, rows: Sequence[ShardRow]) -> pa.Table:
+    def _sidecar_rows(self, folder: str, shard: int, row_group: int, rows: Sequence[ShardRow]) -> pa.Table:
         """The same row group of a sidecar. Raises ShardError where it is of other rows."""
         table = self._file(folder, shard).read_row_group(row_group)
         if table["key"].to_pylist() != [row.key for row in rows]:
             raise ShardError(
                 f"{folder}/{self.files[shard]}, row group {row_group}: other rows than in {self.folder}; delete "
-                f"{folder} and it is made anew"
+                f"{folder} to have it made again"
             )
         return table
 
@@ -123,7 +122,7 @@ class ShardReader:
         return self._files[place]
 
 
-def _bytes_beside_text(group: Group) -> int:
+def _image_and_sidecar_bytes(group: Group) -> int:
     return sum(map(len, group.row.images)) + sum(f.bits.nbytes for f in group.features) + 8 * len(group.reference)
 
 
@@ -137,8 +136,8 @@ class Folders:
     validation_sidecars: Sidecars = ALONE
 
     @classmethod
-    def from_plain(cls, told: dict[str, Any]) -> "Folders":
+    def from_plain(cls, plain: dict[str, Any]) -> "Folders":
         """From what `asdict` makes of one."""
         return cls(
-            told["train"], told["validation"], Sidecars(**told["sidecars"]), Sidecars(**told["validation_sidecars"])
+            plain["train"], plain["validation"], Sidecars(**plain["sidecars"]), Sidecars(**plain["validation_sidecars"])
         )

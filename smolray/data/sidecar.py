@@ -1,9 +1,9 @@
-"""Tables that stand beside the shards, row for row and row group for row group: a reader takes of them what it takes of
-a shard, no more.
+"""Sidecars: tables next to the shards with the same rows and row groups, so that a reader reads no more of them than of
+a shard.
 
 In: for each shard a table for each of its row groups. Out: `<shards>/<kind>-<identity>/` with a Parquet file of the
-same name for each shard, a note of each once it is whole, and, last, `manifest.json`. Interrupted anywhere, a file that
-has its note is not made again.
+same name for each shard, a note of each once it is whole, and, last, `manifest.json`. After an interruption a file
+that has its note is not made again.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ STALE_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a sidecar is of: `identity` is a hash of all that its values depend on, `about` the same for people."""
+    """A sidecar's name: `identity` is a hash of all that its values depend on, `about` the same for people."""
 
     folder: str  # of the shards
     kind: str
@@ -48,7 +48,7 @@ class TableFile:
 
 
 def identity_of(*parts: Any) -> str:
-    """A hash of JSON values: a part of the folder's name, so that what was made of something else is never met."""
+    """A hash of JSON values. It is a part of the folder's name, so a sidecar of other inputs is never read."""
     return hashlib.blake2b(
         json.dumps([VERSION, *parts], sort_keys=True, default=str).encode(), digest_size=8
     ).hexdigest()
@@ -97,7 +97,7 @@ def complete(sidecar: Sidecar, shards: ShardManifest, make: Callable[[list[int]]
         "files": [asdict(note) for note in notes.values() if note],
     }
     storage.write_bytes(manifest, json.dumps(record, indent=1).encode())
-    # what killed writers have left; one at work touches its file every few seconds
+    # left by killed writers; a writer at work touches its file every few seconds
     for info in storage.list_files(sidecar.uri):
         if info.extension == "tmp" and time.time() - info.mtime.timestamp() > STALE_SECONDS:
             storage.delete(storage.join(sidecar.uri, info.base_name))
@@ -152,7 +152,7 @@ class _HashingSink:
     def flush(self) -> None:
         self.file.flush()
 
-    def close(self) -> None:  # the file is closed by who opened it
+    def close(self) -> None:  # who opened the file closes it
         self.flush()
 
 
@@ -161,7 +161,7 @@ def _note(name: str) -> str:
 
 
 def _read_note(uri: str, name: str, sizes: dict[str, int]) -> TableFile | None:
-    """The note of a file that is whole; None where it is to be made (again)."""
+    """The note of a file that is whole; None where the file has to be made."""
     if _note(name) not in sizes or name not in sizes:
         return None
     try:
@@ -173,7 +173,7 @@ def _read_note(uri: str, name: str, sizes: dict[str, int]) -> TableFile | None:
 
 def _read_manifest(sidecar: Sidecar, shards: ShardManifest) -> dict[str, TableFile]:
     uri = storage.join(sidecar.uri, MANIFEST)
-    remedy = f"delete {sidecar.uri} and it is made anew"
+    remedy = f"delete {sidecar.uri} to have it made again"
     try:
         record = json.loads(storage.read_bytes(uri))
         found = (record["schema_version"], record["kind"], record["identity"])

@@ -1,4 +1,4 @@
-"""What a frozen model computes once over the shards:
+"""What a frozen model computes once over the shards.
 
-vision features and reference log-probabilities, written as sidecars.
+In: shards and a model. Out: vision features and reference log-probabilities, written as sidecars.
 """

@@ -1,4 +1,4 @@
-"""What the frozen front of a model makes of the images, to stand beside the shards and be read in their place.
+"""Vision features: the output of the frozen front of a model, kept as a sidecar and read in place of the images.
 
 In: rows of shards and a model. Out: for each row group a table of FEATURES_SCHEMA. It has, for each image, its hash,
 its grid and the bits of its features: of the connector where that is frozen too, else of the vision tower. An image in
@@ -74,7 +74,7 @@ def features_bytes(index: pa.Table, config: RunConfig, shards: int) -> np.ndarra
 class FeatureWriter:
     """Holds the frozen front on one device and writes the tables of shards.
 
-    `threads`: images decoded at a time beside the device.
+    `threads`: images decoded at a time while the device computes.
     """
 
     def __init__(self, sidecar: Sidecar, config: RunConfig, device: torch.device, threads: int = 1):

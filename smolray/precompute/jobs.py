@@ -1,4 +1,4 @@
-"""Ray Data jobs whose results stand beside the shards: one table per shard, made where there is room in the cluster.
+"""Ray Data jobs that write sidecars: one table for each shard, made wherever the cluster has room.
 
 In: a shard folder and a function of one shard, or a run that wants vision features or reference log-probabilities. Out:
 tables in shard order, or the URIs of sidecars that are whole.
@@ -26,13 +26,13 @@ from smolray.precompute.features import FeatureWriter, features_bytes, features_
 from smolray.precompute.logps import LogpsWriter, logps_sidecar
 from smolray.run.progress import size
 
-WriterMaker = Callable[[torch.device, int], FeatureWriter | LogpsWriter]  # device, threads beside it
+WriterMaker = Callable[[torch.device, int], FeatureWriter | LogpsWriter]  # device, threads that decode images
 Say = Callable[[str], None]
 DECODERS = 8  # threads that decode images beside a GPU
 
 
 def ensure_sidecars(folder: str, config: RunConfig, reference: bool = True, say: Say = print) -> Sidecars:
-    """What the run wants beside these shards, made now as far as it is not there; their index must be.
+    """The sidecars that the run needs for these shards; those that are missing are made. Their index must be there.
 
     Without `reference` no log-probabilities.
     """
@@ -44,7 +44,7 @@ def ensure_sidecars(folder: str, config: RunConfig, reference: bool = True, say:
 def ensure_features(folder: str, config: RunConfig, say: Say = print) -> str:
     """The URI of the features of the run's frozen front for the shards in `folder`.
 
-    Their size is said before they are written.
+    Their size is reported before they are written.
 
     Raises ConfigError where a local disk has no room for them and ShardError where the manifest of those that are there
     is damaged.

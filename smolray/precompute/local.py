@@ -14,8 +14,8 @@ from smolray.precompute.logps import LogpsWriter, logps_sidecar
 
 
 def local_sidecars(folder: str, config: RunConfig, device: str = "cpu") -> Sidecars:
-    """What the run wants beside its training shards (data/sidecar.py makes the same over a cluster), made here where it
-    is not there.
+    """The sidecars that the run needs for its training shards; missing ones are made here (jobs.py does it over a
+    cluster).
     """
     shards = read_manifest(folder)
 

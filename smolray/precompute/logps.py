@@ -1,4 +1,4 @@
-"""The reference model's log-probability of every chosen and rejected answer, to stand beside the shards.
+"""The reference model's log-probability of every chosen and rejected answer, kept as a sidecar.
 
 In: preference shards, their index and the model before training. Out: for each row group a table of LOGPS_SCHEMA. The
 micro-batches are packed as in training; the values do not depend on that.
@@ -82,10 +82,10 @@ class LogpsWriter:
         """(row group, row, conversation) -> log-probability of its chosen and of its rejected answer, for those that
         are trained on.
         """
-        lines = self.index.filter((pc.field("shard") == shard) & (pc.field("tokens") > 0))
-        if not len(lines):
+        index_rows = self.index.filter((pc.field("shard") == shard) & (pc.field("tokens") > 0))
+        if not len(index_rows):
             return {}
-        plan = build_epoch(lines, PlanLimits.of(self.config), 0, 0, shuffle=False)
+        plan = build_epoch(index_rows, PlanLimits.of(self.config), 0, 0, shuffle=False)
         found: dict[tuple[int, int, int], tuple[float, float]] = {}
         for first in range(0, len(plan), NEIGHBOURS):
             specs = [plan.micro_batch(n) for n in range(first, min(first + NEIGHBOURS, len(plan)))]

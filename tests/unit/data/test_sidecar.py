@@ -214,7 +214,7 @@ def test_a_damaged_manifest_is_refused_with_the_remedy(shards, make_config):
     ]
     for damaged in ("{", "[]", "{}", "", *map(json.dumps, records)):
         Path(uri, "manifest.json").write_text(damaged)
-        with pytest.raises(ShardError, match=f"delete {uri} and it is made anew"):
+        with pytest.raises(ShardError, match=f"delete {uri} to have it made again"):
             local_sidecars(shards, config)
 
 
