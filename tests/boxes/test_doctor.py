@@ -30,7 +30,8 @@ import os, urllib.error, urllib.request
 headers = {"Authorization": "Bearer " + os.environ["TOKEN"]} if os.environ["TOKEN"] else {}
 for method, path in [
     ("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("DELETE", "/api/jobs/x"), ("GET", "/api/v0/nodes"),
-    ("GET", "/nodes?view=summary"), ("GET", "/api/cluster_status"), ("GET", "/api/packages/gcs/x.zip"), ("PUT", "/api/packages/gcs/x.zip"),
+    ("GET", "/nodes?view=summary"), ("GET", "/api/cluster_status"),
+    ("GET", "/api/packages/gcs/x.zip"), ("PUT", "/api/packages/gcs/x.zip"),
 ]:
     body = None if method == "GET" else b'{"entrypoint": "id"}'
     try:
