@@ -1,7 +1,7 @@
-"""One way to reach files: local paths, s3://, gs:// and hf:// through pyarrow and fsspec.
+"""Access to files by URI: local paths, s3://, gs:// and hf://, through pyarrow and fsspec.
 
-In: a URI. Out: a `pyarrow.fs.FileSystem` with the path inside it, or whole small files. A write is seen whole or not at
-all.
+In: a URI. Out: a `pyarrow.fs.FileSystem` with the path inside it, or whole small files. A reader sees a write whole or
+not at all.
 """
 
 import errno
@@ -18,11 +18,11 @@ import pyarrow.fs as pafs
 
 
 class StorageError(OSError):
-    """A storage location cannot be read or written; the message names it."""
+    """A storage location cannot be read or written. The message names it."""
 
 
 class StorageFullError(StorageError):
-    """There is no room for a file; nothing of it was left behind."""
+    """There is no space for a file. Nothing of it was left behind."""
 
 
 def is_local(uri: str) -> bool:
@@ -36,23 +36,26 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """`uri` as every worker of a cluster should see it: local paths made absolute, others as they are."""
+    """`uri` with a local path made absolute, so that every worker of a cluster reads the same."""
     return str(Path(uri.removeprefix("file://")).expanduser().absolute()) if is_local(uri) else uri
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds `uri` and the path inside it.
+    """The file system that holds `uri`, and the path inside it.
 
-    s3:// takes credentials and `AWS_ENDPOINT_URL` from the standard AWS environment; a URI that carries credentials is
-    refused. Raises StorageError where the scheme is unknown or the URI is malformed.
+    s3:// takes credentials and `AWS_ENDPOINT_URL` from the standard AWS environment.
+
+    Raises:
+        StorageError: the scheme is unknown, the URI is malformed, or it contains credentials.
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
+
     scheme, rest = uri.split("://", 1)
     if "@" in rest.split("/", 1)[0]:
         raise StorageError(
-            f"credentials inside a storage URI ({scheme}://…@…) are refused: use the AWS environment or "
-            "files of the node"
+            f"credentials inside a storage URI ({scheme}://…@…) are refused: "
+            "use the AWS environment or files of the node"
         )
     if scheme == "s3":
         return _s3(), rest
@@ -77,7 +80,7 @@ def _s3() -> pafs.FileSystem:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether there is a file or folder at `uri`."""
     fs, path = filesystem(uri)
     return fs.get_file_info(path).type != pafs.FileType.NotFound
 
@@ -89,30 +92,35 @@ def file_size(uri: str) -> int:
 
 
 def list_files(uri: str, recursive: bool = False) -> list[pafs.FileInfo]:
-    """Files under the folder `uri`, sorted by path; an absent folder has none."""
+    """Files in the folder `uri`, sorted by path; none where the folder does not exist."""
     fs, path = filesystem(uri)
     found = fs.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
     return sorted((f for f in found if f.type == pafs.FileType.File), key=lambda f: f.path)
 
 
 def list_dirs(uri: str) -> list[str]:
-    """Names of the folders directly under `uri`, sorted; an absent folder has none."""
+    """Names of the folders directly in `uri`, sorted; none where it does not exist."""
     fs, path = filesystem(uri)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file. Raises FileNotFoundError where there is none."""
+    """The whole file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     fs, path = filesystem(uri)
     with fs.open_input_stream(path) as stream:
         return stream.read()
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write the whole file so that a reader sees the old one, the new one, or none: never a part.
+    """Write a whole file. A reader sees the old one, the new one, or none, never a part.
 
-    Raises StorageFullError.
+    Raises:
+        StorageFullError: the disk is full.
     """
     fs, path = filesystem(uri)
     with writing(uri) if isinstance(fs, pafs.LocalFileSystem) else fs.open_output_stream(path) as file:
@@ -121,23 +129,27 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 @contextmanager
 def writing(uri: str, spool: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write into, which is at `uri` as a whole once the block has ended, and not at all where it raises.
+    """A context with a file to write into. It appears at `uri` when the block ends, and not at all where it raises.
 
-    A file in object storage is first written to the local disk. With `spool=False` it is sent as it is written; then a
-    part of it may be there where the block raises. Raises StorageFullError.
+    A file in object storage is first written to the local disk. With `spool=False` it is sent as it is written: where
+    the block raises, a part of it may stay there.
+
+    Raises:
+        StorageFullError: the disk is full.
     """
     fs, path = filesystem(uri)
     if not spool and not isinstance(fs, pafs.LocalFileSystem):
         with fs.open_output_stream(path) as stream:
             yield stream
         return
-    if not isinstance(fs, pafs.LocalFileSystem):  # a stream that is given up would leave its part there
+    if not isinstance(fs, pafs.LocalFileSystem):  # an abandoned stream would leave a part of the file
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
             with fs.open_output_stream(path) as stream:
                 shutil.copyfileobj(file, stream, 2**20)
         return
+
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -153,19 +165,24 @@ def writing(uri: str, spool: bool = True) -> Iterator[IO[bytes]]:
 
 
 def append_text(uri: str, text: str) -> None:
-    """Append to a local file, the whole text or nothing of it. Raises StorageFullError."""
+    """Append to a local file: the whole text, or nothing of it.
+
+    Raises:
+        StorageFullError: the disk is full.
+    """
     path = Path(absolute(uri))
     with _room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
             before, data = file.tell(), text.encode()
-            if file.write(data) != len(data):  # what fits of it, and no error
+            if file.write(data) != len(data):  # a full disk takes what fits, without an error
                 os.truncate(path, before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
 def _room_for(path: Path) -> Iterator[None]:
+    """Turn the errors of a full disk or quota into StorageFullError."""
     try:
         yield
     except OSError as error:
@@ -175,7 +192,7 @@ def _room_for(path: Path) -> Iterator[None]:
 
 
 def delete(uri: str) -> None:
-    """Delete a file or a folder with all it holds; absent is fine."""
+    """Delete a file, or a folder with its contents. Nothing happens where there is none."""
     fs, path = filesystem(uri)
     kind = fs.get_file_info(path).type
     if kind == pafs.FileType.Directory:

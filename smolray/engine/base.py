@@ -1,6 +1,7 @@
-"""What the loop asks of an engine: one optimizer step over a worker's micro-batches, and state by parameter name.
+"""The interface of an engine: one optimizer step over a worker's micro-batches, and the state by parameter name.
 
-An engine runs under plain `torchrun` as well: it needs an initialised process group and nothing of Ray.
+In: a model, an objective, batches. Out: LocalSums, StepResult, EngineState. An engine needs an initialised process
+group and nothing of Ray: it runs under plain `torchrun` as well.
 """
 
 import hashlib
@@ -25,12 +26,12 @@ class NonFiniteLossError(RuntimeError):
 class LocalSums:
     """Sums over one worker's micro-batches of a step."""
 
-    loss: torch.Tensor  # () float64, on the device: this worker's share of the step's loss
-    metrics: torch.Tensor  # (metrics of the objective,) float64: its shares of those
+    loss: torch.Tensor  # () float64, on the device: this worker's contribution to the step's loss
+    metrics: torch.Tensor  # (metrics of the objective,) float64: its contributions to those
     samples: int = 0
     tokens: int = 0  # padding left out
     ids: tuple[tuple[int, tuple[str, ...]], ...] = ()  # (micro-batch, its sample ids)
-    # until its own gradients were there: those of waiting for data included, of waiting for other workers not
+    # until its own gradients were ready; waiting for data is included, waiting for other workers is not
     seconds: float = 0.0
 
 
@@ -50,13 +51,17 @@ class Engine(Protocol):
     objective: Objective
     device: torch.device
     epoch: int  # set by the loop; keys the dropout
-    data_parallel: tuple[int, int]  # this worker's (rank, number) among those that are dealt different micro-batches
-    sees_images: bool  # whether this worker's micro-batches need the content of their tiles
+    data_parallel: tuple[int, int]  # (this worker's rank, their number) among the workers with different micro-batches
+    sees_images: bool  # whether this worker reads the pixels of its micro-batches
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, normalisers: Normalisers) -> LocalSums:
-        """Backward of this worker's shares of the loss (objectives.py); gradients are summed over all workers.
+        """Forward and backward passes of a step; gradients are summed over all workers.
 
-        `forwards`: the most micro-batches any worker has in this step, for engines whose forward passes are collective.
+        Args:
+            batches: this worker's micro-batches.
+            forwards: the most micro-batches of any worker in this step, for engines whose forward passes are
+                collective.
+            normalisers: of the whole step; each loss is divided by them (objectives/base.py).
         """
         ...
 
@@ -65,7 +70,7 @@ class Engine(Protocol):
         ...
 
     def gathered(self) -> AbstractContextManager[None]:
-        """Inside it the model holds whole weights on every worker, for evaluation."""
+        """A context in which the model holds whole weights on every worker, for evaluation."""
         ...
 
     def state(self) -> EngineState:

@@ -1,8 +1,8 @@
-"""Optimizers and schedules, both free of the number of workers: a schedule is a function of the step alone.
+"""Optimizers and learning-rate schedules. Neither depends on the number of workers: the rate is a function of the step.
 
-In: parameters by name and OptimizerConfig. Out: an optimizer whose groups carry their share of the learning rate, and
-Adam's moments by parameter: fp32, or as bitsandbytes keeps them, 8-bit codes with the largest value of each block of
-256.
+In: parameters by name and OptimizerConfig. Out: an optimizer whose parameter groups carry the scale of their learning
+rate, and Adam's moments by parameter: fp32, or 8-bit codes with the largest value of each block of 256, as bitsandbytes
+keeps them.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,16 +26,16 @@ BLOCK = 256
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW (fused) or bitsandbytes' 8-bit AdamW, paged or not.
 
-    Biases and norms are not decayed, as in transformers' Trainer. Each group has an `lr_scale`: see
+    Biases and norms are not decayed, as in transformers' Trainer. Each parameter group has an `lr_scale`: see
     `set_learning_rate`.
     """
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         rate = config.learning_rates.get(group_of(name), config.learning_rate)
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((rate, decay, 32 if config.name == "adamw" or name.endswith(EMBEDDINGS) else 8), []).append(
-            parameter
-        )
+        bits = 32 if config.name == "adamw" or name.endswith(EMBEDDINGS) else 8
+        groups.setdefault((rate, decay, bits), []).append(parameter)
+
     settings = [
         {
             "params": members,
@@ -53,29 +53,31 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
     }
     if config.name == "adamw":
         return torch.optim.AdamW(settings, **common, fused=True)
+
     import bitsandbytes as bnb
 
     kind: Any = bnb.optim.AdamW8bit if config.name == "adamw_8bit" else bnb.optim.PagedAdamW8bit
 
     class BitsByGroup(kind):
-        """Its own way to say this, GlobalOptimManager, goes by id(parameter) for the whole process."""
+        """bitsandbytes' own setting, GlobalOptimManager, goes by id(parameter) for the whole process."""
 
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
-            return super().get_config(gindex, pindex, group) | {"optim_bits": group["optim_bits"]}  # type: ignore[no-any-return]
+            settings: dict[str, Any] = super().get_config(gindex, pindex, group)
+            return settings | {"optim_bits": group["optim_bits"]}
 
     return BitsByGroup(settings, **common)  # type: ignore[no-any-return]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """`learning_rate` is that of the schedule; a group of optimizer.learning_rates follows it in proportion."""
+    """Set the learning rate of the schedule. A group of optimizer.learning_rates follows it in proportion."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
-    """Learning rate of optimizer step n (0, 1, …): transformers' schedule as a function."""
+    """The learning rate as a function of the optimizer step (0, 1, …): transformers' schedule."""
     warmup = config.warmup_steps or round(config.warmup_ratio * total_steps)
-    # min_lr and lr_end are counted from it
+    # min_lr and lr_end are relative to its learning rate
     carrier = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate or 1.0)
     scheduler = get_scheduler(
         config.lr_scheduler_type,
@@ -84,12 +86,13 @@ def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float
         num_training_steps=total_steps,
         scheduler_specific_kwargs=config.lr_scheduler_kwargs,
     )
+
     factor = scheduler.lr_lambdas[0]
     return lambda step: config.learning_rate * float(factor(step))
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Moments:
-    """What a native AdamW holds of a parameter: FP32, shaped as it, or, of an 8-bit state, CODES.
+    """Adam's moments of a parameter: FP32 in its shape, or CODES where they are kept in 8 bit.
 
     Zeros before the first step.
     """
@@ -104,21 +107,23 @@ def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Moment
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer) -> int:
-    """Steps that AdamW has made."""
+    """The number of steps that AdamW has made."""
     return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
 
 
 def set_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, values: Moments, step: int) -> None:
-    """Put back what `moments` gave. Between 8 bit and fp32 it converts; the same kind goes on exactly."""
+    """Restore what `moments` returned. It converts between 8 bit and fp32; the same kind is restored exactly."""
     device = parameter.device
     if isinstance(optimizer, torch.optim.AdamW):
         values = {key: value.to(device, copy=True) for key, value in dequantised(values).items()}
         on = device if parameter.is_cuda else "cpu"  # fused AdamW reads it there
         optimizer.state[parameter] = {"step": torch.tensor(float(step), device=on), **values}
         return
+
     where = {id(p): (g, i) for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])}
     group, index = where[id(parameter)]
-    optimizer.init_state(optimizer.param_groups[group], parameter, group, index)  # type: ignore[attr-defined]  # bitsandbytes
+    own = optimizer.param_groups[group]
+    optimizer.init_state(own, parameter, group, index)  # type: ignore[attr-defined]  # bitsandbytes
     state = optimizer.state[parameter]
     state["step"] = step
     if "absmax1" not in state:
@@ -130,7 +135,7 @@ def set_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, value
 
 
 def dequantised(values: Moments) -> Moments:
-    """FP32 moments, of either kind."""
+    """The moments in fp32, whichever way they are kept."""
     if "exp_avg" in values:
         return values
     import bitsandbytes.functional as F
@@ -147,6 +152,7 @@ def dequantised(values: Moments) -> Moments:
 
 
 def _quantised(values: Moments, state: Moments) -> Moments:
+    """fp32 moments as 8-bit codes, by the code tables of a bitsandbytes `state`."""
     import bitsandbytes.functional as F
 
     found: Moments = {}

@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO, stages 0 to 3, offload included, on NCCL or gloo as the process group is.
+"""DeepSpeed ZeRO, stages 0 to 3, with or without offload, on NCCL or gloo as the process group is.
 
 In: a model ready for training and an objective. Out: exact optimizer steps. DeepSpeed averages gradients over workers
-and, by default, divides by its own accumulation count; `_backward` is the one place that undoes the first and declines
-the second.
+and by default divides them by its own accumulation count. `_backward` alone undoes the first and switches off the
+second.
 """
 
 import logging
@@ -50,12 +50,12 @@ from smolray.pretrained import DTYPES
 from smolray.run.state import EngineState, Moments, canonical_name, load_weights
 
 STALE_LOCK_SECONDS = 600
-LINEAR = nn.functional.linear  # DeepSpeed replaces it at stage 3, for all that the process does from then on
+LINEAR = nn.functional.linear  # DeepSpeed replaces it at stage 3, for the rest of the process
 logger = logging.getLogger(__name__)
 
 
 class _ObjectiveModule(nn.Module):
-    """DeepSpeed wraps a module whose forward gives the loss."""
+    """What DeepSpeed wraps: a module whose forward pass gives the loss; without normalisers the embeddings."""
 
     def __init__(self, model: nn.Module, objective: Objective, reference: Reference | None):
         super().__init__()
@@ -66,12 +66,8 @@ class _ObjectiveModule(nn.Module):
             return embeddings(self.model, batch)
         if self.reference is not None and not len(batch.reference_logps):
             batch = replace(batch, reference_logps=self.reference(self.model, batch))
-        return self.objective.loss(
-            base_model(self.model).lm_head,
-            hidden_states(self.model, batch, self.objective.positions(batch)),
-            batch,
-            normalisers,
-        )
+        hidden = hidden_states(self.model, batch, self.objective.positions(batch))
+        return self.objective.loss(base_model(self.model).lm_head, hidden, batch, normalisers)
 
 
 class ZeroEngine:
@@ -91,20 +87,23 @@ class ZeroEngine:
         self.data_parallel, self.sees_images = (dist.get_rank(), dist.get_world_size()), True
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
         self.reference_known = objective.pairs and config.dpo.reference == "precompute"  # it comes with the batches
+
         # a frozen copy is taken before a checkpoint is read
         reference = reference_of(model.to(device), config) if objective.pairs else None
         if state is not None:
             load_weights(self.parameters, state.weights)  # before fp32 masters are copied
         model.to(device)
+
         self.masters = self._own_masters() if self.stage == 0 else self.parameters
         if self.stage == 3 and config.engine.offload_param == "none":
             hide_frozen(model)
         if self.stage < 3:
-            # that of stage 3 adds the bias in a step of its own: in bf16 another rounding
+            # DeepSpeed's adds the bias separately: in bf16 it rounds differently
             nn.functional.linear = LINEAR
         remove_stale_build_locks()
         deepspeed.logger.setLevel(logging.WARNING)
-        # Stage 0 keeps its norm to itself when it clips, so clipping there is ours.
+
+        # At stage 0 DeepSpeed does not report the norm when it clips, so this engine clips there.
         self.engine, *_ = deepspeed.initialize(
             model=_ObjectiveModule(model, objective, reference),
             optimizer=build_optimizer(self.masters, config.optimizer),
@@ -113,13 +112,15 @@ class ZeroEngine:
             ),
             dist_init_required=False,
         )
+
         self._first_step = True
         if state is not None:
             self._load_state(state)
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, normalisers: Normalisers) -> LocalSums:
         names = self.objective.metrics
-        loss, metrics = (torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in ((), (len(names),)))
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        metrics = torch.zeros(len(names), dtype=torch.float64, device=self.device)
         samples = tokens = done = 0
         began = time.perf_counter()
         ids: list[tuple[int, tuple[str, ...]]] = []
@@ -128,6 +129,7 @@ class ZeroEngine:
             found, met = self._embeddings(batches, forwards), self._now()
             batches = contrast(batches, found, self.config.retrieval.temperature, self.device)
             began += self._now() - met  # waiting for the others
+
         coalesced = self.engine.coalesce_grad_reduction() if self.stage else nullcontext()
         if self.stage == 0:
             self.engine.set_gradient_accumulation_boundary(False)
@@ -136,36 +138,36 @@ class ZeroEngine:
                 number = batch.meta["number"]
                 torch.manual_seed(micro_batch_seed(self.config.seed, self.epoch, number))
                 batch = batch.to(self.device)
-                share, contributions = self.engine(batch, normalisers)
-                self._backward(share)
-                loss += share.detach().double()
+                batch_loss, contributions = self.engine(batch, normalisers)
+                self._backward(batch_loss)
+                loss += batch_loss.detach().double()
                 metrics += torch.stack([contributions[name] for name in names]).double()
                 samples, tokens, done = samples + batch.samples, tokens + batch.meta["tokens"], done + 1
                 ids.append((number, tuple(batch.meta["ids"])))
             seconds = self._now() - began
-            # Collective passes: with ZeRO-3 as many forwards as the busiest worker, else one backward so that every
-            # gradient exists.
+
+            # Passes are collective: ZeRO-3 needs as many as the busiest worker makes, the other stages at least one
+            # backward pass, so that every gradient exists.
             for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
-                self._backward(
-                    self.engine(dummy_batch(self.device, self.objective.pairs, self.reference_known), normalisers)[0]
-                    * 0.0
-                )
+                empty = dummy_batch(self.device, self.objective.pairs, self.reference_known)
+                self._backward(self.engine(empty, normalisers)[0] * 0.0)
             if self._first_step:
                 self._check_gradients()
+
         self.engine.set_gradient_accumulation_boundary(True)
         if self.stage == 0 and dist.get_world_size() > 1:  # alone it would only copy them to a bucket and back
             self.engine.allreduce_gradients()
         return LocalSums(loss, metrics, samples, tokens, tuple(ids), seconds)
 
     def _now(self) -> float:
-        """Seconds, when the device has done its work."""
+        """Seconds on a clock, after the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     @torch.no_grad()
     def _embeddings(self, batches: list[Batch], forwards: int) -> list[torch.Tensor]:
-        """First pass of a contrastive step: every embedding, under the dropout that the second pass will meet."""
+        """The first pass of a contrastive step: every embedding, under the dropout of the second pass."""
         found = []
         for batch in batches:
             torch.manual_seed(micro_batch_seed(self.config.seed, self.epoch, batch.meta["number"]))
@@ -182,9 +184,11 @@ class ZeroEngine:
                 self.masters[name].grad = None if p.grad is None else p.grad.float()
             limit = self.config.optimizer.max_grad_norm or float("inf")
             norm = float(nn.utils.clip_grad_norm_(self.masters.values(), limit))
+
         self.engine.step()
         if self.stage == 0:
             self._follow_masters()
+
         norm = norm if norm is not None else float(self.engine.get_global_grad_norm() or 0.0)
         scale = float(self.engine.optimizer.loss_scale) if self.config.model.dtype == "float16" else None
         return StepResult(norm, skipped=bool(getattr(self.engine.optimizer, "overflow", False)), loss_scale=scale)
@@ -194,10 +198,11 @@ class ZeroEngine:
         if self.stage < 3:
             yield
             return
+
         from trl.models.utils import add_hooks, remove_hooks  # takes a second, at the start of every worker
 
-        # Evaluation has no equal number of passes on every worker, so DeepSpeed's collective hooks must be off while
-        # weights are whole.
+        # Workers evaluate different numbers of batches, so DeepSpeed's collective hooks must be off while weights are
+        # whole.
         remove_hooks(self.engine)
         with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
             yield
@@ -210,6 +215,7 @@ class ZeroEngine:
             self._make_moments()
             for values in self._base_optimizer().state.values():
                 values["step"] = torch.zeros_like(values["step"])  # no update was made
+
         self._link_moments()
         state = EngineState(optimizer_step=optimizer_step(self._base_optimizer()))
         if self.config.model.dtype == "float16":
@@ -221,12 +227,13 @@ class ZeroEngine:
         return state
 
     def _load_state(self, state: EngineState) -> None:
-        """Moments, masters and step counts; the working weights were set before DeepSpeed took them over."""
+        """Restore moments, masters and step counts. The working weights were set before DeepSpeed took them over."""
         if self.stage == 0:
             load_weights(self.masters, state.weights)
             for name, master in self.masters.items():
                 set_moments(self._base_optimizer(), master, state.moments(name), state.optimizer_step)
             return
+
         self._make_moments()
         self._link_moments()
         for name, p in self.parameters.items():
@@ -238,9 +245,9 @@ class ZeroEngine:
         if state.loss_scale is not None and hasattr(self.engine.optimizer, "loss_scaler"):
             self.engine.optimizer.loss_scaler.cur_scale = state.loss_scale
 
-    def _backward(self, share: torch.Tensor) -> None:
-        """Backward of a share of the step's loss: x world undoes DeepSpeed's mean over workers."""
-        self.engine.backward(share * dist.get_world_size(), scale_wrt_gas=False)
+    def _backward(self, loss: torch.Tensor) -> None:
+        """Backward pass of a contribution to the step's loss. The factor undoes DeepSpeed's mean over workers."""
+        self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
 
     def _check_gradients(self) -> None:
         missing = [n for n, p in self.parameters.items() if p.grad is None and getattr(p, "grad_accum", None) is None]
@@ -254,8 +261,9 @@ class ZeroEngine:
         return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
 
     def _own_masters(self) -> dict[str, nn.Parameter]:
-        """What the optimizer of stage 0 steps: fp32 copies, where the model computes in 16 bit; those of the other
-        stages are DeepSpeed's.
+        """What the optimizer of stage 0 updates: fp32 copies where the model computes in 16 bit.
+
+        On the other stages DeepSpeed keeps the masters.
         """
         dtype = DTYPES[self.config.model.dtype]
         if dtype == torch.float32:
@@ -267,18 +275,20 @@ class ZeroEngine:
 
     @torch.no_grad()
     def _follow_masters(self) -> None:
+        """Copy the updated masters of stage 0 into the working weights."""
         for name, p in self.parameters.items():
             if self.masters[name] is not p:
                 p.copy_(self.masters[name])
                 self.masters[name].grad = None
 
     def _full(self, name: str, p: nn.Parameter) -> tuple[torch.Tensor, Moments]:
+        """The whole fp32 weights of a parameter and Adam's moments. Collective."""
         if self.stage == 0:
             return self.masters[name], moments(self._base_optimizer(), self.masters[name])
         return safe_get_full_fp32_param(p), {key: safe_get_full_optimizer_state(p, key) for key in FP32}
 
     def _make_moments(self) -> None:
-        """One step with lr = 0 and no decay: DeepSpeed creates the moments on the first step, and setters need them."""
+        """Make one step with lr = 0 and no decay: DeepSpeed creates the moments, which the setters need, on a step."""
         groups = self.engine.optimizer.param_groups
         decay = [g["weight_decay"] for g in groups]
         for g in groups:
@@ -291,8 +301,9 @@ class ZeroEngine:
         self._first_step = True
 
     def _link_moments(self) -> None:
-        """DeepSpeed 0.19 links the moments of all parameter groups after stepping the first, when the others have none
-        yet: link again.
+        """Link the moments to the parameters again.
+
+        DeepSpeed 0.19 links those of all parameter groups after it has stepped the first, when the others have none.
         """
         zero = self.engine.optimizer
         if self.stage in (1, 2):
@@ -313,8 +324,9 @@ class ZeroEngine:
 
 
 def hide_frozen(model: nn.Module) -> None:
-    """Take a frozen vision tower and connector out of the module tree, from where they still run: ZeRO-3 shards, and
-    gathers for every pass, what it sees.
+    """Take a frozen vision tower and connector out of the module tree; they still run.
+
+    ZeRO-3 shards all that it finds in the tree and gathers it for every pass.
     """
     inner = base_model(model).model
     for name in ("vision_model", "connector"):
@@ -324,8 +336,9 @@ def hide_frozen(model: nn.Module) -> None:
 
 
 def local_slice(value: torch.Tensor) -> torch.Tensor:
-    """This rank's part of `value`, flat and padded to equal parts, as ZeRO-3 holds it; `safe_set_full_*` fails where
-    nothing divides.
+    """This rank's part of `value` as ZeRO-3 holds it: flat and padded to equal parts.
+
+    `safe_set_full_*` fails where the values do not divide by the workers.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     size = -(-value.numel() // world)
@@ -334,8 +347,10 @@ def local_slice(value: torch.Tensor) -> torch.Tensor:
 
 
 def dummy_batch(device: torch.device, pairs: bool, reference_known: bool) -> Batch:
-    """A batch of two tokens and no image; a dummy tile is run for it where the vision tower takes part, and the
-    reference model where it is asked.
+    """A batch of two tokens and no image.
+
+    The model runs a dummy tile for it where the vision tower takes part (forward.py). Without `reference_known` the
+    reference model runs too.
     """
     completions = torch.arange(2 if pairs else 1)
     none, two = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
@@ -356,11 +371,12 @@ def dummy_batch(device: torch.device, pairs: bool, reference_known: bool) -> Bat
 
 
 def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) -> dict[str, Any]:
-    """The DeepSpeed config of a run that trains so many values; batch sizes are 1 because the loop, not DeepSpeed,
-    counts.
+    """The DeepSpeed config of a run that trains `trained` values.
+
+    Batch sizes are 1: the loop counts micro-batches, not DeepSpeed.
     """
     engine = config.engine
-    # DeepSpeed allocates its bucket of 5e8 values at every step, for a few LoRA weights too
+    # DeepSpeed allocates its bucket (by default 5e8 values) at every step, also for a few LoRA weights
     bucket = max(1, min(500_000_000, trained))
     zero: dict[str, Any] = {
         "stage": engine.stage,
@@ -372,6 +388,7 @@ def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) 
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if engine.offload_param == "cpu":
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -386,7 +403,7 @@ def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) 
 
 
 def remove_stale_build_locks() -> None:
-    """A build of DeepSpeed's extension that was killed leaves a lock on which the next process would wait for ever."""
+    """Remove the locks of builds that were killed: the next process would wait for them forever."""
     for lock in Path(get_default_build_root()).glob("**/lock"):
         if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
             logger.warning("removing %s, left by a build that was killed", lock)

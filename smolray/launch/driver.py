@@ -119,7 +119,7 @@ def fit_planned(run: ResolvedRun) -> dict[str, Any]:
         store_config(run)
 
         log = EventLog(run.config.run_dir)
-        log.write("plan", **chosen.told, after=after)
+        log.write("plan", **chosen.reported, after=after)
         log.flush()
         try:
             return fit(chosen.run, folders, nodes=chosen.nodes)

@@ -1,6 +1,6 @@
-"""Which parameters train: frozen groups and LoRA (DoRA, rsLoRA), limited to the part of the model that is meant.
+"""Which parameters are trained: frozen model groups, and LoRA (DoRA, rsLoRA) in the groups that the run names.
 
-In: a loaded model and the run. Out: the model (a PeftModel with LoRA) whose `requires_grad` flags say what trains.
+In: a loaded model and the run. Out: the model (a PeftModel with LoRA), its `requires_grad` flags set.
 """
 
 import re
@@ -26,10 +26,10 @@ MODULES_OF: dict[ModelGroup, str] = {
 
 
 def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
-    """Freeze, LoRA and gradient checkpointing as the run says; LoRA's weights are fp32 whatever the model's dtype, and
-    begin as the seed alone says.
+    """Apply freezing, LoRA and gradient checkpointing as the run says.
 
-    Of retrieval a head of its own stays frozen: embeddings are taken before it, so that it would get no gradient.
+    LoRA's weights are fp32 whatever the model's dtype, and their first values depend on the seed alone. Retrieval takes
+    its embeddings before the head, which would get no gradient: an untied head stays frozen.
     """
     freeze(model, config.model.train)
     if (
@@ -53,7 +53,8 @@ def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
 def merge(model: nn.Module) -> Any:
     """The transformers model with its adapters added to its weights.
 
-    Raises ConfigError for quantised weights, which would be rounded anew.
+    Raises:
+        ConfigError: the weights are quantised, and would be rounded again.
     """
     base = base_model(model)
     if getattr(base, "is_quantized", False):
@@ -71,10 +72,10 @@ def merge(model: nn.Module) -> Any:
 
 
 def stochastic_round(values: torch.Tensor, dtype: torch.dtype, chance: torch.Generator) -> torch.Tensor:
-    """float32 `values` in `dtype`; in bfloat16 up or down by chance, so that the mean is kept.
+    """float32 `values` in `dtype`; in bfloat16 rounded up or down at random, so that the mean is kept.
 
-    A bf16 weight lies on bf16's grid already: rounded to the nearest, an update below half a step of it (2^-9 of the
-    weight) would vanish whole, in every weight alike.
+    The weights are bf16 values already. Rounding to the nearest would drop every update below half a step (2^-9 of the
+    weight), in all weights alike.
     """
     if dtype != torch.bfloat16:
         return values.to(dtype)
@@ -84,11 +85,10 @@ def stochastic_round(values: torch.Tensor, dtype: torch.dtype, chance: torch.Gen
 
 
 def checkpoint_layers(inner: nn.Module, layers: bool | int) -> None:
-    """Recompute the activations of the first `layers` layers (True: all) of the vision tower and of the text model in
-    backward.
+    """Recompute activations in the backward pass, in the first `layers` layers (True: all) of tower and text model.
 
-    The text model's last layer is called by its parts where only some positions are wanted (forward.py): it then keeps
-    them.
+    Where only some positions are needed, forward.py calls the parts of the last text layer: that one then keeps its
+    activations.
     """
     for tower in (inner.vision_model.encoder.layers, inner.text_model.layers):  # type: ignore[union-attr]
         for layer in tower[: None if layers is True else int(layers)]:  # type: ignore[index, union-attr]
@@ -99,9 +99,12 @@ def checkpoint_layers(inner: nn.Module, layers: bool | int) -> None:
 
 
 def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
-    """PEFT's config, its targets spelt as full module names. Raises ConfigError where no module of a group matches.
+    """PEFT's config, with targets as full module names.
 
-    A group of another rank keeps the scale of the others, lora_alpha / r (rsLoRA: lora_alpha / sqrt(its rank)).
+    A model group with its own rank keeps the scale of the others, lora_alpha / r (rsLoRA: lora_alpha / sqrt(its rank)).
+
+    Raises:
+        ConfigError: no linear layer of a group matches, or the head to adapt is tied to the embeddings.
     """
     pattern = re.compile(rf"(^|\.)({'|'.join(map(re.escape, lora.target_modules))})$")
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and pattern.search(name)]

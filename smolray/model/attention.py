@@ -1,9 +1,9 @@
-"""Attention of the text model over groups that lie end to end in one sequence: each sees itself alone, without padding
-between them.
+"""Attention of the text model over groups that are concatenated in one sequence: each sees itself only, and there is no
+padding between them.
 
-In: queries, keys and values of the whole sequence, and its Layout. Out: what each group would give by itself.
-FlexAttention's block mask on a GPU (compiled; blocks between groups are skipped), SDPA group by group elsewhere.
-Without a Layout it is transformers' own SDPA.
+In: queries, keys and values of the whole sequence, and its Layout. Out: what each group would give by itself. On a GPU
+it is FlexAttention with a block mask (compiled; blocks between groups are skipped), elsewhere SDPA group by group.
+Without a Layout it is transformers' SDPA.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,18 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 NAME = "smolray"
-BLOCK, ROWS = 128, 2048  # FlexAttention's blocks; query rows of the mask that are laid out at once
-# Without these FlexAttention would go on uncompiled after eight variants (lengths, gradients on or off), with all
-# scores in memory.
+BLOCK, ROWS = 128, 2048  # size of FlexAttention's blocks; query rows of the mask that are built at once
+# Without these FlexAttention would run uncompiled after eight variants (lengths, gradients on or off), with all scores
+# in memory.
 torch._dynamo.config.recompile_limit = 64
 torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`branch` (L,): 0 prefix of a group, 1.. its branches, -1 padding; `lengths` (groups,): tokens of each group, in
+    """Which tokens see each other.
+
+    `branch` (L,): 0 prefix of a group, 1.. its branches, -1 padding. `lengths` (groups,): tokens of each group, in
     order.
     """
 
@@ -38,12 +40,12 @@ class Layout:
 
     @classmethod
     def of(cls, branch: torch.Tensor, lengths: torch.Tensor) -> "Layout":
-        """From a Batch's `branch` (1, L) and `lengths`; what is left of L behind the groups is padding."""
+        """From a Batch's `branch` (1, L) and `lengths`; the tokens behind the groups are padding."""
         return cls(branch[0], lengths)
 
     @cached_property
     def pieces(self) -> list[tuple[int, torch.Tensor | None]]:
-        """(length, mask (length, length) bool) of each group and of the padding; None: plain causal."""
+        """(length, mask (length, length) bool) of each group and of the padding; None: causal."""
         lengths = self.lengths.tolist()
         lengths += [rest] if (rest := len(self.branch) - sum(lengths)) else []
         found: list[tuple[int, torch.Tensor | None]] = []
@@ -57,7 +59,7 @@ class Layout:
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The same as FlexAttention takes it; laid out for ROWS queries at a time."""
+        """The mask for FlexAttention, built for ROWS queries at a time."""
         length, device = len(self.branch), self.branch.device
         branch = self.branch
         ends = self.lengths.cumsum(0)
@@ -83,9 +85,7 @@ class Layout:
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, 1, rows, columns) bool -> how many of each row are set, and the numbers of all columns with those first,
-    int32.
-    """
+    """(1, 1, rows, columns) bool -> int32: how many of each row are set, and all column numbers, the set ones first."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32), order.int()
 

@@ -1,6 +1,6 @@
-"""Decoding of packed prompts: the image and the common words are computed once, then its questions go on side by side.
+"""Decoding of packed prompts: the image and the shared words are computed once, then all questions decode together.
 
-In: a Batch of prompts. Out: token ids for each conversation, equal to decoding each prompt alone (a test holds this).
+In: a Batch of prompts. Out: token ids of each conversation, equal to decoding each prompt alone (a test holds this).
 """
 
 from collections.abc import Callable
@@ -23,22 +23,25 @@ def most_likely(logits: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int) -> list[list[int]]:
-    """New token ids of each conversation in the order of `batch.ends`, the end token left out."""
+    """New token ids of each conversation in the order of `batch.ends`, without the end token."""
     return decode(model, batch, max_new_tokens, eos_token_id, most_likely)
 
 
 @torch.no_grad()
 def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int, choose: Choose) -> list[list[int]]:
-    """As `greedy`, with tokens as `choose` takes them (evaluate/sampling.py)."""
+    """As `greedy`, with tokens that `choose` takes (model/sampling.py).
+
+    Each sequence has a slot for each of its conversations; a step decodes one token in every slot.
+    """
     text_model, head = base_model(model).model.text_model, base_model(model).lm_head
     device, length = batch.input_ids.device, batch.input_ids.shape[1]
     sequence, position = batch.ends // length, batch.ends % length
     slot = _slots(sequence)
     width = int(slot.max()) + 1
     shape = (len(batch.input_ids), width)
-    # A token decoded for a conversation belongs to its branch, also where the prompt is all prefix (the same question
-    # twice);
-    # empty slots are branch -1, which no other looks at.
+
+    # A decoded token belongs to the branch of its conversation, also where the whole prompt is prefix (the same
+    # question twice). Empty slots are branch -1, which no other token sees.
     branch = torch.full(shape, -1, dtype=torch.int64, device=device)
     branch[sequence, slot] = slot + 1
     next_position = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -55,6 +58,7 @@ def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
     token = choose(head(hidden[sequence, position]), 0)
     done = token == eos_token_id
     tokens = [token]
+
     while len(tokens) < max_new_tokens and not bool(done.all()):
         step = torch.full(shape, eos_token_id, dtype=torch.int64, device=device)
         step[sequence, slot] = token
@@ -70,6 +74,7 @@ def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
         done |= token == eos_token_id
         tokens.append(token)
         next_position += 1
+
     rows = torch.stack(tokens, dim=1).tolist()
     return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
 

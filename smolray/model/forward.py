@@ -1,7 +1,7 @@
 """The model's forward pass over a Batch, up to the last hidden states: tiles -> features -> embeddings -> text layers.
 
-Pure functions of (model, Batch). Every worker must run the same modules in the same order, or ZeRO's collectives meet
-the wrong partner.
+Pure functions of (model, Batch). Every worker must run the same modules in the same order: ZeRO's collectives have no
+names by which they could find their partners.
 """
 
 from typing import Any
@@ -13,12 +13,15 @@ from smolray.data.batch import Batch
 from smolray.model.attention import Layout
 from smolray.model.load import base_model
 
-# through the vision tower without gradients: a large batch then takes no more memory than a small one
+# in one pass through the vision tower without gradients, so that a large batch takes no more memory than a small one
 TILES_AT_ONCE = 32
 
 
 def hidden_states(model: nn.Module, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
-    """Last hidden states of the text model: (B, L, hidden); (N, hidden) at `positions` (N,) of the B x L laid flat."""
+    """Last hidden states of the text model: (B, L, hidden).
+
+    With `positions` (N,), indices into the flattened B x L: (N, hidden).
+    """
     return through_layers(base_model(model).model.text_model, embed(model, batch), batch, positions)
 
 
@@ -30,17 +33,19 @@ def target_states(model: nn.Module, batch: Batch) -> torch.Tensor:
 def through_layers(
     text: nn.Module, hidden: torch.Tensor, batch: Batch, positions: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """(B, L, hidden) through all layers of a text model, or of a part of one, and its last norm; see `hidden_states`.
+    """(B, L, hidden) through the layers of a text model, or of a part of one, and its last norm; see `hidden_states`.
 
-    With `positions` the last layer's MLP is run only there: nothing behind it looks at any other place.
+    With `positions` the last layer's MLP runs only there: no later layer reads another position.
     """
-    told = {"position_embeddings": text.rotary_emb(hidden, position_ids=batch.position_ids), **attention(batch)}  # type: ignore[operator]
+    rotary = text.rotary_emb(hidden, position_ids=batch.position_ids)  # type: ignore[operator]
+    inputs = {"position_embeddings": rotary, **attention(batch)}
     layers: list[Any] = list(text.layers)  # type: ignore[arg-type]
     last = layers.pop() if layers and positions is not None else None
     for layer in layers:
-        hidden = layer(hidden, **told)
+        hidden = layer(hidden, **inputs)
+
     if last is not None:
-        hidden = hidden + last.self_attn(hidden_states=last.input_layernorm(hidden), **told)[0]
+        hidden = hidden + last.self_attn(hidden_states=last.input_layernorm(hidden), **inputs)[0]
     if positions is not None:
         hidden = hidden.flatten(0, 1)[positions]
     if last is not None:
@@ -49,8 +54,10 @@ def through_layers(
 
 
 def attention(batch: Batch) -> dict[str, object]:
-    """What the text layers' attention is told: a layout of groups that lie end to end, a mask of packed rows, or
-    nothing (plain causal; padding on the right is never looked at).
+    """The arguments of the text layers' attention.
+
+    A layout of groups that are concatenated, a mask of packed rows, or neither: then it is causal, and no token sees
+    the padding on its right.
     """
     if len(batch.lengths):
         return {"attention_mask": None, "layout": Layout.of(batch.branch, batch.lengths)}
@@ -62,21 +69,22 @@ def attention(batch: Batch) -> dict[str, object]:
 def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Token embeddings with the image features in the places of the image tokens: (B, L, hidden).
 
-    A batch of pure text adds 0 x a dummy tile where the vision tower is trained or sharded, and the tiles always come
-    before the tokens.
+    Where the vision tower is trained or sharded, a batch without images adds 0 x the features of a dummy tile, so that
+    every worker runs the tower. The tiles always run before the tokens.
     """
     inner = base_model(model).model
     features = image_features(model, batch)
-    nothing = 0.0 * _dummy_features(model, batch).sum() if features is None and _needs_vision(model) else None
+    zero = 0.0 * _dummy_features(model, batch).sum() if features is None and _needs_vision(model) else None
     embeds = inner.get_input_embeddings()(batch.input_ids)
     if features is not None:
         return embeds.masked_scatter((batch.input_ids == inner.image_token_id)[..., None], features.to(embeds.dtype))
-    return embeds if nothing is None else embeds + nothing.to(embeds.dtype)
+    return embeds if zero is None else embeds + zero.to(embeds.dtype)
 
 
 def image_features(model: nn.Module, batch: Batch) -> torch.Tensor | None:
-    """Features that fill the image tokens of the batch in order, each distinct tile computed once: (image tokens,
-    hidden), None without images.
+    """The features of the image tokens in order: (image tokens, hidden); None without images.
+
+    Each distinct tile is computed once.
     """
     if len(batch.features):
         features = _connected(model, batch.features)
@@ -95,12 +103,10 @@ def tile_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
 
 
 def tower_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
-    """Tiles (T, 3, side, side) uint8 -> vision tower output (T, patches, vision hidden); SmolVLM's mean and deviation
-    are 0.5.
-    """
+    """Tiles (T, 3, side, side) uint8 -> vision tower output (T, patches, vision hidden)."""
     tower = base_model(model).model.vision_model
     trains = any(p.requires_grad for p in tower.parameters())
-    # every pass is then a collective, of which all workers need the same number
+    # under ZeRO-3 every pass is collective, and all workers must make the same number
     sharded = any(hasattr(p, "ds_id") for p in tower.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
         parts = (tiles,) if sharded or torch.is_grad_enabled() else tiles.split(TILES_AT_ONCE)
@@ -112,9 +118,10 @@ def tower_features(model: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
 
 
 def patch_embeddings(tower: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
-    """Tiles (T, 3, side, side) uint8 -> what the vision tower's first layer takes: (T, patches, vision hidden).
+    """Tiles (T, 3, side, side) uint8 -> input of the tower's first layer (T, patches, vision hidden).
 
-    transformers' own tower would copy a mask to the GPU for every batch and wait to see that nothing is masked.
+    Pixels are normalised with SmolVLM's mean and deviation, 0.5. transformers' own tower would copy a mask to the GPU
+    for every batch and wait until it knows that nothing is masked.
     """
     embeddings: Any = tower.embeddings
     pixels = ((tiles.float() / 255 - 0.5) / 0.5).to(embeddings.patch_embedding.weight.dtype)
@@ -134,20 +141,22 @@ def branch_mask(query: torch.Tensor, key: torch.Tensor, causal_offset: int) -> t
 
 
 def _connected(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Ready features (T, tokens, hidden) through the connector, unless they come from behind it: then the model has
-    been left without one.
+    """Precomputed features (T, tokens, hidden) through the connector.
+
+    Features of the connector itself are returned as they are: then the model has been loaded without one.
+
+    Raises:
+        ValueError: the features are not those of the parts that the model was loaded without.
     """
     inner, config = base_model(model).model, base_model(model).config
-    patches, width = (
-        (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
-        config.vision_config.hidden_size,
-    )
+    vision = config.vision_config
+    patches, width = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
     ready = _is_empty(inner.connector)
     expected = (patches // config.scale_factor**2, config.text_config.hidden_size) if ready else (patches, width)
     if not _is_empty(inner.vision_model) or tuple(features.shape[1:]) != expected:
         raise ValueError(
-            f"features of {tuple(features.shape[1:])} a tile; expected {expected} and a model without the parts that "
-            "they were made by: model.parts.leave_out"
+            f"features of {tuple(features.shape[1:])} for each tile; expected {expected} and a model without the parts "
+            "that compute them: model.parts.drop_submodules"
         )
     return features if ready else inner.connector(features)
 
@@ -163,14 +172,10 @@ def _needs_vision(model: nn.Module) -> bool:
 
 
 def _dummy_features(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Features of one grey tile, made by the same parts of the model as those of any other batch."""
+    """Features of one grey tile, computed by the same parts of the model as those of any other batch."""
     inner, config = base_model(model).model, base_model(model).config.vision_config
-    side = config.image_size
+    side, device = config.image_size, batch.input_ids.device
     if _is_empty(inner.vision_model):
-        like = next(inner.connector.parameters())
-        return inner.connector(
-            torch.zeros(
-                1, (side // config.patch_size) ** 2, config.hidden_size, dtype=like.dtype, device=batch.input_ids.device
-            )
-        )
-    return tile_features(model, torch.full((1, 3, side, side), 127, dtype=torch.uint8, device=batch.input_ids.device))
+        patches, dtype = (side // config.patch_size) ** 2, next(inner.connector.parameters()).dtype
+        return inner.connector(torch.zeros(1, patches, config.hidden_size, dtype=dtype, device=device))
+    return tile_features(model, torch.full((1, 3, side, side), 127, dtype=torch.uint8, device=device))

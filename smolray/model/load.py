@@ -15,9 +15,9 @@ from smolray.config import ConfigError, ModelConfig, ModelGroup
 from smolray.model import attention
 from smolray.pretrained import DTYPES, resolve
 
-transformers.utils.logging.disable_progress_bar()  # a bar for each worker tells nobody anything
+transformers.utils.logging.disable_progress_bar()  # every worker would show one
 
-# says at every call that int8 products are of fp16 inputs
+# it warns at every call that int8 products have fp16 inputs
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 MODEL_TYPES = ("idefics3", "smolvlm")
@@ -26,17 +26,19 @@ MODEL_TYPES = ("idefics3", "smolvlm")
 def base_model(model: nn.Module) -> Any:
     """The transformers model inside a PeftModel, or the model itself.
 
-    Here and without PEFT, which every data task would have to import.
+    It does not import PEFT: every data task would have to.
     """
     inner = getattr(model, "get_base_model", None)
     return inner() if inner else model
 
 
 def load_model(model: ModelConfig) -> PreTrainedModel:
-    """The model in its training dtype, on the CPU (quantised weights, those of the text model: where bitsandbytes puts
-    them).
+    """The model in its training dtype, on the CPU. bitsandbytes decides where quantised weights are.
 
-    fp32 masters of 16-bit training belong to the engine. Raises ConfigError for a model of another family.
+    Only the text model is quantised. The engine makes the fp32 masters of 16-bit training.
+
+    Raises:
+        ConfigError: the model is of another family.
     """
     path = resolve(model.path)
     kind = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=False).model_type
@@ -61,7 +63,8 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
         use_safetensors=True,
         quantization_config=quantisation,
     )
-    # bitsandbytes would repack 4-bit weights on a CPU for inference, with rounding, and training could not go on
+
+    # bitsandbytes would repack 4-bit weights on a CPU for inference; that rounds them, and they could not be trained on
     for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -19,8 +19,9 @@ from smolray.pretrained import tensor_files
 
 
 def frozen_prefix(config: RunConfig) -> tuple[ModelGroup, ...]:
-    """The parts whose output never changes in a run, from the pixels on: none, the tower, or the tower and the
-    connector.
+    """The model groups before anything trained, whose output never changes in a run.
+
+    None, the vision tower, or the tower and the connector.
     """
     trained = {*config.model.train, *(config.lora.groups if config.lora else ())}
     if "vision" in trained:
@@ -29,8 +30,9 @@ def frozen_prefix(config: RunConfig) -> tuple[ModelGroup, ...]:
 
 
 def drop_submodules(model: nn.Module, groups: Collection[ModelGroup]) -> nn.Module:
-    """The model, changed in place, with empty modules where those groups were. forward.py knows a part that is not
-    there by its emptiness.
+    """The model with empty modules in place of these groups; it is changed in place.
+
+    forward.py recognises a group that was dropped by its empty module.
     """
     base: Any = base_model(model)
     if "vision" in groups:
@@ -43,9 +45,10 @@ def drop_submodules(model: nn.Module, groups: Collection[ModelGroup]) -> nn.Modu
 
 
 def weights_digest(model: ModelConfig, groups: Sequence[ModelGroup]) -> str:
-    """A hash of the stored tensors of those groups, by name: the same however they are spread over files.
+    """A hash of the stored tensors of these groups. It does not depend on how they are distributed over files.
 
-    Raises ConfigError where there are none.
+    Raises:
+        ConfigError: there are no safetensors weights of these groups.
     """
     files = tensor_files(model.path, model.revision)
     names = sorted(name for name in files if group_of(name) in groups)

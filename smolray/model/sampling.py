@@ -1,7 +1,7 @@
-"""Sampling of tokens by temperature and top-p, each conversation from random numbers of its own.
+"""Sampling of tokens by temperature and top-p. Each conversation has its own random numbers.
 
-In: logits. Out: token ids, which depend on the seed and the conversation's name, and not on the company in which it is
-decoded.
+In: logits. Out: token ids. They depend on the seed and the conversation's name, not on the conversations that are
+decoded with it.
 """
 
 import hashlib
@@ -11,8 +11,10 @@ import torch
 
 
 def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """(C, vocabulary) float64: softmax of logits / temperature, cut to the smallest set of tokens that holds at least
-    `top_p`, as transformers has it.
+    """Probabilities of the next token: (C, vocabulary) logits -> (C, vocabulary) float64.
+
+    The softmax of logits / temperature, limited to the smallest set of tokens whose sum is at least `top_p`, as in
+    transformers.
     """
     shares = (logits.double() / temperature).softmax(-1)
     if top_p < 1:
@@ -23,9 +25,9 @@ def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> tor
 
 
 class Sampler:
-    """Chooses the tokens of the conversations called `names`; `evaluate.generate.decode` calls it.
+    """Chooses the tokens of the conversations called `names`, for model.decoding.decode.
 
-    `temperature` above 0.
+    `temperature`: above 0.
     """
 
     def __init__(self, names: Sequence[str], max_new_tokens: int, temperature: float, top_p: float, seed: int):
@@ -33,8 +35,8 @@ class Sampler:
         self.draws = torch.stack([_draws(f"{seed}\0{name}", max_new_tokens) for name in names])
 
     def __call__(self, logits: torch.Tensor, number: int) -> torch.Tensor:
-        # Over the vocabulary in its own order: where rounding exchanges two nearly equal tokens, a sorted one would
-        # move all behind them.
+        # In the order of the vocabulary: if it were sorted, rounding that exchanges two nearly equal tokens would move
+        # all tokens behind them.
         reached = probabilities(logits, self.temperature, self.top_p).cumsum(-1)
         drawn = self.draws[:, number].to(logits.device) * reached[:, -1]
         return torch.searchsorted(reached, drawn[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -1,8 +1,8 @@
-"""Models without a hub: a real Idefics3 of about 0.4 M parameters that learns, one of 30 M, and random ones with
-SmolVLM's exact shapes.
+"""Models without a hub: an Idefics3 of about 0.4 M parameters that learns, one of 30 M, and random ones with the exact
+shapes of SmolVLM.
 
-In: a shape's name and text to train a tokenizer on. Out: a folder that `from_pretrained` loads, processor and chat
-template included.
+In: the name of a shape, and text to train a tokenizer on. Out: a folder that `from_pretrained` loads, with processor
+and chat template.
 """
 
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 # SmolVLM's own template (HuggingFaceTB/SmolVLM-256M-Instruct, chat_template.json).
 CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] == "
-    "'image' %}{{':'}}"
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}"
     "{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
@@ -191,7 +191,11 @@ def build_config(shape: str, processor: Idefics3Processor) -> Idefics3Config:
 
 
 def build_model(shape: str, texts: Iterable[str], folder: str | Path, seed: int = 0) -> Path:
-    """Write a random model of `shape` with its processor to `folder`; the same arguments give the same bytes."""
+    """Write a random model of `shape` with its processor to `folder`. The same arguments give the same bytes.
+
+    Raises:
+        ValueError: the shape is not known.
+    """
     if shape not in SHAPES:
         raise ValueError(f"{shape!r} is not a shape; expected one of {', '.join(SHAPES)}")
     processor = build_processor(shape, texts)

@@ -1,4 +1,7 @@
-"""The model of a run as it was trained: the base with a checkpoint's weights, with adapters merged where asked."""
+"""The model of a run as it was trained: the base model with a checkpoint's weights, adapters merged or not.
+
+In: the run and a Checkpoint. Out: a model for evaluation, or a transformers model to export.
+"""
 
 from typing import Any
 
@@ -10,14 +13,14 @@ from smolray.run.state import canonical_name, load_weights
 
 
 def trained_model(config: RunConfig, chosen: Checkpoint) -> Any:
-    """The model of a run with the weights of a checkpoint, ready to look at data."""
+    """The model of a run with the weights of a checkpoint, in evaluation mode."""
     model = prepare_for_training(load_model(config.model), config)
     load_weights({canonical_name(n): p for n, p in trainable(model).items()}, read_weights(chosen))
     return model.eval()
 
 
 def unquantised(config: RunConfig) -> RunConfig:
-    """The run with 16-bit weights in place of 4- or 8-bit ones: adapters are merged into those only."""
+    """The run with 16-bit weights instead of 4- or 8-bit ones: adapters can only be merged into those."""
     return config.replace({"model.load_in_4bit": False, "model.load_in_8bit": False})
 
 

@@ -1,8 +1,7 @@
-"""Bytes that autograd keeps of a layer for one micro-batch, by layer, from what transformers' Idefics3 layers save under
-SDPA.
+"""Bytes that autograd keeps for one micro-batch, layer by layer: what transformers' Idefics3 modules save under SDPA.
 
-In: a ModelShape, Training and a Load. Out: bytes per layer, with and without checkpointing, and what a layer needs only
-while it runs. tests/unit/test_planner_activations.py compares them with torch.autograd.graph.saved_tensors_hooks.
+In: ModelShape, Training, Load. Out: for each layer the bytes with and without checkpointing, and those it needs only
+while it runs. tests/unit/planner/test_activations.py compares them with torch.autograd.graph.saved_tensors_hooks.
 """
 
 from dataclasses import dataclass
@@ -10,14 +9,15 @@ from dataclasses import dataclass
 from smolray.planner.shapes import Linear, ModelShape, PipelineLayer, Training
 from smolray.planner.statistics import Load
 
-FP32, BF16_STATISTICS = 4, 4  # bytes of LayerNorm's mean and of its deviation: fp32 on CUDA
+FP32, BF16_STATISTICS = 4, 4  # bytes; of LayerNorm's mean and of its deviation (CUDA keeps them in fp32)
 
 
 @dataclass(frozen=True)
 class Kept:
     """Bytes of one layer.
 
-    `saved`: until its backward pass; `entry`: its input alone, which checkpointing keeps; `transient`: while it runs.
+    `saved`: kept until its backward pass. `entry`: its input alone, which checkpointing keeps. `transient`: needed only
+    while it runs.
     """
 
     saved: float
@@ -27,8 +27,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Whether a layer's weights are trained, and whether its input wants a gradient because something before it is
-    trained.
+    """Which gradients of a layer are computed.
+
+    `weights`: whether its weights are trained. `input`: whether its input needs a gradient, because something before it
+    is trained.
     """
 
     weights: bool
@@ -40,47 +42,60 @@ class Gradients:
 
 
 def gradients(shape: ModelShape, training: Training) -> tuple[Gradients, ...]:
-    """For every layer in order."""
+    """The gradients of every layer, in order."""
     found, before = [], False
     for layer in shape.layers:
-        trained = training.trained_parameters(layer) > 0 or (
-            layer.name == "head" and shape.tied and "text" in training.full
-        )
+        tied_head = layer.name == "head" and shape.tied and "text" in training.full
+        trained = training.trained_parameters(layer) > 0 or tied_head
         found.append(Gradients(trained, before))
         before = before or trained
     return tuple(found)
 
 
 def kept_bytes(shape: ModelShape, layer: PipelineLayer, training: Training, gradient: Gradients, load: Load) -> Kept:
-    """Of one layer for one micro-batch."""
-    v, size = shape.vision, training.bytes
-    patches = load.tiles * v.patches
+    """What autograd keeps of one layer for one micro-batch."""
     if layer.kind == "vision_embeddings":
-        pixels = load.tiles * v.channels * v.image_size**2
-        saved = pixels * size + 8 * patches if gradient.weights else 0.0
-        # the batch's own uint8 pixels stay; scaling makes fp32 copies
-        return Kept(saved + pixels, 0.0, pixels * (2 * FP32 + size))
+        return _vision_embeddings(shape, training, gradient, load)
     if layer.kind == "vision":
-        saved = patches * _vision_layer(shape, layer, training, gradient) if gradient.any else 0.0
-        transient = patches * size * ((1 if gradient.any else 2) * v.intermediate + 2 * v.hidden)
-        return Kept(saved, patches * v.hidden * size if gradient.any else 0.0, transient)
-    if layer.kind == "text":
-        t = shape.text
-        rows = load.label_tokens if layer.name == shape.last_text_layer else load.tokens
-        attention, mlp = (
-            _attention(shape, layer, training, gradient, masked=load.mask > 0),
-            _mlp(shape, layer, training),
-        )
-        saved = load.tokens * attention + rows * mlp + load.mask * size if gradient.any else 0.0
-        transient = rows * 2 * t.intermediate * size + load.tokens * 2 * t.hidden * FP32
-        return Kept(saved, load.tokens * t.hidden * size if gradient.any else 0.0, transient)
+        return _vision(shape, layer, training, gradient, load)
     if layer.kind == "merge":
         return _merge(shape, layer, training, gradient, load)
+    if layer.kind == "text":
+        return _text(shape, layer, training, gradient, load)
     return _head(shape, training, gradient, load)
 
 
+def _vision_embeddings(shape: ModelShape, training: Training, gradient: Gradients, load: Load) -> Kept:
+    """The batch's uint8 pixels stay; scaling makes fp32 copies of them."""
+    v, size = shape.vision, training.bytes
+    pixels = load.tiles * v.channels * v.image_size**2
+    saved = pixels * size + 8 * load.tiles * v.patches if gradient.weights else 0.0
+    return Kept(saved + pixels, 0.0, pixels * (2 * FP32 + size))
+
+
+def _vision(shape: ModelShape, layer: PipelineLayer, training: Training, gradient: Gradients, load: Load) -> Kept:
+    v, size = shape.vision, training.bytes
+    patches = load.tiles * v.patches
+    transient = patches * size * ((1 if gradient.any else 2) * v.intermediate + 2 * v.hidden)
+    if not gradient.any:
+        return Kept(0.0, 0.0, transient)
+    return Kept(patches * _vision_layer(shape, layer, training, gradient), patches * v.hidden * size, transient)
+
+
+def _text(shape: ModelShape, layer: PipelineLayer, training: Training, gradient: Gradients, load: Load) -> Kept:
+    """The MLP of the last text layer runs for label tokens only."""
+    t, size = shape.text, training.bytes
+    rows = load.label_tokens if layer.name == shape.last_text_layer else load.tokens
+    transient = rows * 2 * t.intermediate * size + load.tokens * 2 * t.hidden * FP32
+    if not gradient.any:
+        return Kept(0.0, 0.0, transient)
+    attention, mlp = _attention(shape, layer, training, gradient, masked=load.mask > 0), _mlp(shape, layer, training)
+    saved = load.tokens * attention + rows * mlp + load.mask * size
+    return Kept(saved, load.tokens * t.hidden * size, transient)
+
+
 def adapter_bytes(shape: ModelShape, layer: PipelineLayer, training: Training, load: Load) -> float:
-    """What of `saved` is there for LoRA alone."""
+    """The part of `saved` that exists because of LoRA."""
     positions = {
         "vision": load.tiles * shape.vision.patches,
         "text": load.tokens,
@@ -99,8 +114,10 @@ def weight_workspace(shape: ModelShape, training: Training) -> float:
 
 
 def _inputs(layer: PipelineLayer, training: Training, of: tuple[str, ...] = ()) -> tuple[set[str], float]:
-    """The shared inputs that a layer's linear layers (that read one `of` these) save, and further bytes a position:
-    LoRA's inner values and dropout.
+    """What the linear layers of a layer save.
+
+    Returns the names of the inputs that are saved, each once although several may read it, and the further bytes of
+    each position: LoRA's inner values and dropout. `of`: only the linear layers that read one of these inputs.
     """
     size, shared, more = training.trained_bytes, set(), 0.0
     dropout = training.lora is not None and training.lora.lora_dropout > 0
@@ -115,14 +132,14 @@ def _inputs(layer: PipelineLayer, training: Training, of: tuple[str, ...] = ()) 
         if rank:
             more += rank * size
             more += linear.inputs * size if own else 0
-            more += linear.inputs if dropout else 0  # its mask, in bytes on CUDA
-            # the frozen and the adapter's output, which the magnitude multiplies
+            more += linear.inputs if dropout else 0  # its mask: one byte a value on CUDA
+            # the outputs of the frozen weights and of the adapter, which the magnitude multiplies
             more += 2 * linear.outputs * size if dora else 0
     return shared, more
 
 
 def _int8(layer: PipelineLayer, training: Training) -> bool:
-    """bitsandbytes' MatMul8bitLt keeps its input wherever anything before it is trained."""
+    """Whether the layer is in 8 bit: bitsandbytes' MatMul8bitLt always saves its input."""
     return training.bits == 8 and layer.kind == "text"
 
 
@@ -131,8 +148,9 @@ def _width(layer: PipelineLayer, name: str) -> int:
 
 
 def _vision_layer(shape: ModelShape, layer: PipelineLayer, training: Training, gradient: Gradients) -> float:
-    """Bytes a patch: LayerNorms' inputs and statistics, linear inputs, attention's q, k, v, output and log-sum-exp,
-    GELU's input.
+    """Bytes of one patch in a vision layer.
+
+    LayerNorms' inputs and statistics, linear inputs, attention's q, k, v, output and log-sum-exp, GELU's input.
     """
     v, size, full = shape.vision, training.bytes, "vision" in training.full
     shared, more = _inputs(layer, training)
@@ -143,9 +161,9 @@ def _vision_layer(shape: ModelShape, layer: PipelineLayer, training: Training, g
 
 
 def _attention(shape: ModelShape, layer: PipelineLayer, training: Training, gradient: Gradients, masked: bool) -> float:
-    """Bytes a token of a text layer's first half: its norm, q, k, v, output and log-sum-exp.
+    """Bytes of one token in the first half of a text layer: its norm, q, k, v, output and log-sum-exp.
 
-    A mask makes transformers repeat keys and values for every head.
+    With a mask transformers repeats keys and values for every head.
     """
     t, size = shape.text, training.bytes
     shared, more = _inputs(layer, training, ("norm1", "attention"))
@@ -156,34 +174,36 @@ def _attention(shape: ModelShape, layer: PipelineLayer, training: Training, grad
 
 
 def _mlp(shape: ModelShape, layer: PipelineLayer, training: Training) -> float:
-    """Bytes a row of a text layer's second half: its norm, gate, its activation, up, and what the linear layers read."""
+    """Bytes of one row in the second half of a text layer: norm, gate, its activation, up, and the linear inputs."""
     shared, more = _inputs(layer, training, ("norm2", "product"))
     values = 3 * shape.text.intermediate + sum(_width(layer, name) for name in shared)
     return values * training.bytes + _norm(shape, training, True) + more
 
 
 def _norm(shape: ModelShape, training: Training, gradient: bool) -> float:
-    """Bytes a row of an RMSNorm: its input and the root in fp32 for the `gradient` by it, and the normed values where
-    its weight is trained.
+    """Bytes of one row of an RMSNorm.
+
+    Its input and the root in fp32 where its input needs a `gradient`; the normed values where its weight is trained.
     """
     kept = shape.text.hidden * training.bytes if "text" in training.full else 0.0
     return kept + ((shape.text.hidden + 1) * FP32 if gradient else 0)
 
 
 def _merge(shape: ModelShape, layer: PipelineLayer, training: Training, gradient: Gradients, load: Load) -> Kept:
-    """Post-norm of the tower, pixel shuffle and projection, token embeddings; and, once a micro-batch, rotary's cos and
-    sin.
+    """The last norm of the tower, pixel shuffle and projection, token embeddings.
+
+    Rotary's cos and sin, which exist once for a micro-batch, are counted here.
     """
     v, t, size = shape.vision, shape.text, training.bytes
     patches = load.tiles * v.patches
-    # ids, positions and branch as int64 less what is shared; the image mask
+    # cos and sin; ids, positions and branch as int64 without what they share; the image mask
     saved = 2 * load.tokens * t.head_dim * size + load.tokens * 17
     if "vision" not in shape.left_out and ("vision" in training.full or gradient.input):
         saved += patches * (v.hidden * size + 2 * BF16_STATISTICS)
     shared, more = _inputs(layer, training)
     rows = load.tiles * shape.tokens_per_tile
     saved += rows * (_width(layer, "shuffled") * size if shared else 0) + rows * more
-    if "vision" in shape.left_out:  # the features that came with the batch
+    if "vision" in shape.left_out:  # the features that come with the batch
         saved += rows * size * (t.hidden if "connector" in shape.left_out else v.hidden * shape.scale_factor**2)
     if load.mask:
         saved += load.mask
@@ -192,8 +212,9 @@ def _merge(shape: ModelShape, layer: PipelineLayer, training: Training, gradient
 
 
 def _head(shape: ModelShape, training: Training, gradient: Gradients, load: Load) -> Kept:
-    """The last norm and the logits at label positions, these in fp32: log-softmax is kept, its input and gradient pass
-    by.
+    """The last norm and the logits at label positions, in fp32.
+
+    log-softmax is saved; its input and its gradient are transient.
     """
     t, size = shape.text, training.bytes
     if not gradient.any:

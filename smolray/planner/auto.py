@@ -1,8 +1,8 @@
-"""`engine: auto`: the planner's choice for a run and the workers that it found, as settings of that run.
+"""`engine: auto`: the planner's choice for a run on the workers that were found, as settings of that run.
 
-In: a run, its data and a Survey. Out: a Choice, or NothingFitsError. A run that has begun keeps the size of its
-micro-batches and of its steps, by which its position is counted; all else is planned anew at each start, on the cards
-that are there then.
+In: a run, its data and a HardwareProbe. Out: a Choice, or NothingFitsError. A run that has started keeps the size of
+its micro-batches and of its steps, in which its position is counted. Everything else is planned again at each start, on
+the GPUs that are there then.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,24 @@ from smolray.planner.statistics import DataStatistics
 
 
 class NothingFitsError(ConfigError):
-    """No strategy fits on the cards that are there; the message says what is lacking, and the nearest change that fits."""
+    """No strategy fits on the GPUs found. The message says what is lacking, and the nearest change that fits."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`run`: what is trained.
+    """What the planner chose.
 
-    `kept`: the run under which it is resumed. `nodes`: the id of each worker's node. `told`: the fields of a `plan`
-    event.
+    Attributes:
+        run: what is trained.
+        kept: the run as it is stored, to be planned again when it is resumed.
+        nodes: the id of each worker's node.
+        reported: the fields of a `plan` event.
     """
 
     run: RunConfig
     kept: RunConfig
     nodes: tuple[str, ...]
-    told: dict[str, Any]
+    reported: dict[str, Any]
 
 
 def bounded(config: RunConfig) -> RunConfig:
@@ -45,11 +48,23 @@ def bounded(config: RunConfig) -> RunConfig:
 def choose(
     config: RunConfig, statistics: DataStatistics, seen: HardwareProbe, begun: bool, shape: ModelShape | None = None
 ) -> Choice:
-    """Plan the run on what was seen. Raises NothingFitsError."""
+    """Plan the run on the hardware found.
+
+    Args:
+        config: the run, with `engine: auto`.
+        statistics: its data.
+        seen: the workers.
+        begun: the run has started before.
+        shape: its model; default: read where model.path says.
+
+    Raises:
+        NothingFitsError: no strategy fits.
+    """
     own = config.train.per_device_train_batch_size
     plan = make_plan(config, statistics, seen.inventory(), shape, (own,) if begun else None)
     if plan.chosen is None:
         raise NothingFitsError(words(plan))
+
     run, nodes = bind(config, plan.chosen, plan.settings(), seen)
     if begun:
         run = run.replace({"train.global_batch": config.global_batch})
@@ -57,8 +72,8 @@ def choose(
     sizes = ("per_device_train_batch_size", "global_batch", "gradient_accumulation_steps")
     kept = config.replace({f"train.{name}": getattr(run.train, name) for name in sizes})
     settings = plan.settings() | {"train.global_batch": run.global_batch}
-    told = {"words": words(plan), "settings": settings, "strategies": [candidate_json(row) for row in plan.rows]}
-    return Choice(run, kept, nodes, told)
+    reported = {"words": words(plan), "settings": settings, "strategies": [candidate_json(row) for row in plan.rows]}
+    return Choice(run, kept, nodes, reported)
 
 
 def bind(
@@ -66,7 +81,7 @@ def bind(
 ) -> tuple[RunConfig, tuple[str, ...]]:
     """The run as planned, and the id of each worker's node.
 
-    A pipeline's stages are bound to their cards; under ZeRO any order of ranks will do.
+    The stages of a pipeline are bound to their GPUs. Under ZeRO the order of the ranks does not matter.
     """
     workers = [seen.workers[seen.rank_of(*place)] for place in chosen.gpus]
     bound = (

@@ -1,4 +1,4 @@
-"""What a person owns: cards, boxes, and the links between them.
+"""The hardware to plan for: GPUs, nodes, and the links between them.
 
 In: text such as `2x rtx4090 @ 10GbE, 1x rtx3060`, YAML, or what workers report at launch. Out: Inventory.
 """
@@ -18,14 +18,14 @@ MIB, GIB = 2**20, 2**30
 
 
 class InventoryError(ValueError):
-    """The inventory cannot be read; the message names what was found, what was expected and the nearest."""
+    """The inventory cannot be read. The message names what was found, what was expected and the nearest."""
 
 
 @dataclass(frozen=True)
 class GPU:
     """One accelerator.
 
-    Speeds are dense, with fp32 accumulation, sparsity left out; fp32 without TF32 (torch's default).
+    Speeds are for dense matrices with fp32 accumulation; fp32 is without TF32 (torch's default).
     """
 
     name: str
@@ -34,8 +34,8 @@ class GPU:
     tflops_32: float
     bandwidth: float  # bytes/s of its memory
     bf16: bool = True
-    measured: bool = False  # the speeds were measured by a matmul; otherwise they are the maker's
-    host: bool = False  # a CPU: there is nothing to offload to
+    measured: bool = False  # the speeds were measured with a matmul; otherwise they are the manufacturer's
+    host: bool = False  # a CPU: it has nothing to offload to
 
     @property
     def usable(self) -> int:
@@ -43,7 +43,7 @@ class GPU:
         return int(self.memory * (1 - HEADROOM))
 
     def tflops(self, dtype: str) -> float:
-        """Of a dtype as ModelConfig spells it. A card without bf16 units computes bf16 at its fp32 speed."""
+        """TFLOP/s in a dtype as model.dtype names it. A GPU without bf16 units computes bf16 at its fp32 speed."""
         return self.tflops_32 if dtype == "float32" or (dtype == "bfloat16" and not self.bf16) else self.tflops_16
 
 
@@ -52,11 +52,9 @@ def _gpu(name: str, mib: int, tflops_16: float, tflops_32: float, gb_per_s: floa
 
 
 # Memory in MiB as nvidia-smi shows it; TFLOP/s and GB/s from NVIDIA's published figures: the Turing, Ampere GA102, Ada
-# and Blackwell architecture
-# whitepapers (GeForce tensor cores with fp32 accumulation run at twice the shader rate), and the data sheets of T4,
-# V100, A10, A100, L4, L40S,
-# RTX A4000 / A5000 / A6000, RTX 6000 Ada, H100 and H200.
-CARDS: dict[str, GPU] = {
+# and Blackwell architecture whitepapers (GeForce tensor cores with fp32 accumulation run at twice the shader rate), and
+# the data sheets of T4, V100, A10, A100, L4, L40S, RTX A4000 / A5000 / A6000, RTX 6000 Ada, H100 and H200.
+KNOWN_GPUS: dict[str, GPU] = {
     gpu.name: gpu
     for gpu in (
         _gpu("t4", 15360, 65, 8.1, 320, bf16=False),
@@ -104,7 +102,7 @@ CARDS: dict[str, GPU] = {
     )
 }
 
-# How torch and Ray name cards whose names hold more than the model.
+# How torch and Ray name GPUs whose names contain more than the model.
 ALIASES = {
     "a100": "a100-40",
     "a100sxm440gb": "a100-40",
@@ -126,23 +124,30 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Interconnect:
-    """A way between two cards: one direction's bytes/s and seconds until the first byte."""
+    """A link between two GPUs, in one direction.
+
+    `bandwidth`: bytes/s. `latency`: seconds until the first byte.
+    """
 
     bandwidth: float
     latency: float
 
     def slower(self, other: "Interconnect") -> "Interconnect":
+        """The smaller bandwidth and the larger latency of both."""
         return Interconnect(min(self.bandwidth, other.bandwidth), max(self.latency, other.latency))
 
 
-PCIE = Interconnect(10e9, 20e-6)  # cards of one box without NVLink, staged through the host: an estimate until measured
-ETHERNET_LATENCY = 100e-6  # a TCP round through two kernels: an estimate until measured
+PCIE = Interconnect(10e9, 20e-6)  # GPUs of one node without NVLink, through the host: an estimate
+ETHERNET_LATENCY = 100e-6  # a TCP round trip through two kernels: an estimate
 DEFAULT_NETWORK = "1GbE"
 
 
 @dataclass(frozen=True)
 class InventoryNode:
-    """A machine: its cards, the network to other boxes, the link between its cards, and CPU cores that decode images."""
+    """A machine.
+
+    `network`: its link to other nodes. `internal`: the link between its GPUs. `cpus`: cores that decode images.
+    """
 
     name: str
     gpus: tuple[GPU, ...]
@@ -153,9 +158,10 @@ class InventoryNode:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All boxes.
+    """All nodes.
 
-    `links` holds measured links by (box number, box number); where none is, the slower of the two networks counts.
+    `links`: measured links by (node number, node number). Two nodes without a measured link have the slower of their
+    networks.
     """
 
     nodes: tuple[InventoryNode, ...]
@@ -166,14 +172,14 @@ class Inventory:
         return tuple(gpu for node in self.nodes for gpu in node.gpus)
 
     def between(self, a: int, b: int) -> Interconnect:
-        """The link between a card of box `a` and another of box `b`."""
+        """The link between a GPU of node `a` and another one of node `b`."""
         if a == b:
             return self.nodes[a].internal
         measured = self.links.get((a, b)) or self.links.get((b, a))
         return measured or self.nodes[a].network.slower(self.nodes[b].network)
 
     def describe(self) -> str:
-        """One line, as `parse` reads it where the cards are known ones."""
+        """One line; `parse` reads it where all GPUs are known ones."""
         return ", ".join(f"{_count(node.gpus)} @ {_rate(node.network.bandwidth)}" for node in self.nodes)
 
     def to_json(self) -> dict[str, Any]:
@@ -182,10 +188,12 @@ class Inventory:
 
 
 def parse(text: str) -> Inventory:
-    """`2x rtx4090 @ 10GbE, 1x rtx3060`: each part a box, `+` between different cards of one box, `@` its network
-    (default 1GbE).
+    """The inventory of a text such as `2x rtx4090 + 1x rtx3060 @ 10GbE, 1x rtx3060`.
 
-    Raises InventoryError.
+    Each part is a node, with `+` between different GPUs, and its network after `@` (default 1GbE).
+
+    Raises:
+        InventoryError: the text is not of that form, or a GPU is not known.
     """
     nodes = []
     for number, part in enumerate(p.strip() for p in text.split(",")):
@@ -201,11 +209,16 @@ def parse(text: str) -> Inventory:
 
 
 def load(source: str) -> Inventory:
-    """From a YAML file, YAML text that begins with `boxes:`, or the one-line text of `parse`. Raises InventoryError."""
+    """The inventory of a YAML file, of YAML text that begins with `nodes:`, or of the one-line text of `parse`.
+
+    Raises:
+        InventoryError: the file does not exist, or the inventory cannot be read.
+    """
     is_file = source.endswith((".yaml", ".yml"))
     if is_file and not Path(source).is_file():
         raise InventoryError(
-            f"inventory file {source} does not exist; expected a YAML file, or text such as '2x rtx4090 @ 10GbE, 1x rtx3060'"
+            f"inventory file {source} does not exist; expected a YAML file, or text such as "
+            "'2x rtx4090 @ 10GbE, 1x rtx3060'"
         )
     text = Path(source).read_text(encoding="utf-8") if is_file else source
     if not is_file and not text.lstrip().startswith(("nodes:", "boxes:")):
@@ -218,9 +231,10 @@ def load(source: str) -> Inventory:
 
 
 def from_record(record: Any) -> Inventory:
-    """From YAML's `boxes: [{name, cards: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus}]`.
+    """From YAML's `nodes: [{name, gpus: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus}]`.
 
-    Raises InventoryError.
+    Raises:
+        InventoryError: the record is not of that form, or a GPU is not known.
     """
     record = _current_keys(record)
     if not isinstance(record, dict) or not isinstance(record.get("nodes"), list) or not record["nodes"]:
@@ -229,13 +243,14 @@ def from_record(record: Any) -> Inventory:
 
 
 def find_gpu(name: str) -> GPU:
-    """A known card by name, as people, Ray (`GeForce-RTX-3090`) or torch (`NVIDIA GeForce RTX 4090`) spell it.
+    """A known GPU by name, as people, Ray (`GeForce-RTX-3090`) or torch (`NVIDIA GeForce RTX 4090`) spell it.
 
-    Raises InventoryError.
+    Raises:
+        InventoryError: the GPU is not known; the message names the nearest.
     """
     plain = re.sub(r"[^a-z0-9]|nvidia|tesla|quadro|geforce", "", name.lower())
-    known = {re.sub(r"[^a-z0-9]", "", key): gpu for key, gpu in CARDS.items()} | {
-        alias: CARDS[key] for alias, key in ALIASES.items()
+    known = {re.sub(r"[^a-z0-9]", "", key): gpu for key, gpu in KNOWN_GPUS.items()} | {
+        alias: KNOWN_GPUS[key] for alias, key in ALIASES.items()
     }
     for spelling in (plain, re.sub(r"\d\dgb$", "", plain)):
         for prefix in ("", "rtx"):
@@ -243,13 +258,17 @@ def find_gpu(name: str) -> GPU:
                 return gpu
     nearest = known[difflib.get_close_matches(plain, known, n=1, cutoff=0.0)[0]].name
     raise InventoryError(
-        f"card {name!r} is not known; known are {', '.join(CARDS)}; nearest: {nearest}; "
-        "another card goes into YAML as {name, memory_gb, tflops_16, tflops_32, bandwidth_gb, bf16}"
+        f"GPU {name!r} is not known; known are {', '.join(KNOWN_GPUS)}; nearest: {nearest}; "
+        "describe another GPU in YAML as {name, memory_gb, tflops_16, tflops_32, bandwidth_gb, bf16}"
     )
 
 
 def find_network(text: str) -> Interconnect:
-    """`10GbE`, `2.5 Gbit/s`, `100Mbit`. Raises InventoryError."""
+    """The link of a network given as `10GbE`, `2.5 Gbit/s` or `100Mbit`.
+
+    Raises:
+        InventoryError: the text is not a speed.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([gm])(?:be|bit|bit/s|bits|bps)?", text.strip().lower())
     if not match or not float(match[1]):
         raise InventoryError(
@@ -267,9 +286,16 @@ def measured_gpu(
     bf16: bool = True,
     host: bool = False,
 ) -> GPU:
-    """What a worker reports: its card's usable memory (bytes) and the speeds of a short matmul (TFLOP/s).
+    """A GPU as a worker reports it.
 
-    Memory bandwidth comes from the table where the card is known; else it is taken as 1 byte for every 25 operations.
+    Args:
+        name: as torch names it.
+        memory: usable bytes.
+        tflops_16: measured with a short matmul.
+        tflops_32: measured with a short matmul.
+        bandwidth: bytes/s of its memory; default: of the known GPU, or 1 byte for every 25 operations.
+        bf16: whether it has bf16 units.
+        host: whether it is a CPU.
     """
     try:
         bandwidth = bandwidth or find_gpu(name).bandwidth
@@ -279,7 +305,7 @@ def measured_gpu(
 
 
 def _current_keys(record: Any) -> Any:
-    """`boxes` and `cards` are earlier names of `nodes` and `gpus`."""
+    """The record with today's keys: `boxes` and `cards` are earlier names of `nodes` and `gpus`."""
     if not isinstance(record, dict):
         return record
     return {{"boxes": "nodes", "cards": "gpus"}.get(key, key): value for key, value in record.items()}
@@ -335,7 +361,7 @@ def _described_gpu(entry: dict[str, Any]) -> GPU:
     if (lacking := [k for k in needed if k not in entry]) or (stray := sorted(set(entry) - {*needed, *optional})):
         fault = f"lacks {', '.join(lacking)}" if lacking else f"has {', '.join(stray)}"
         raise InventoryError(
-            f"card {entry!r} {fault}; expected {', '.join(needed)} and, if you like, {', '.join(optional)}"
+            f"GPU {entry!r} {fault}; expected {', '.join(needed)} and optionally {', '.join(optional)}"
         )
     memory, fast, plain = (_number(entry[k], k) for k in needed[1:])
     bandwidth = _number(entry["bandwidth_gb"], "bandwidth_gb") * 1e9 if "bandwidth_gb" in entry else plain * 1e12 / 25

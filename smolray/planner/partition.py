@@ -1,29 +1,46 @@
-"""Where to cut a model into pipeline stages, and which card takes which: the smallest bottleneck that memory allows.
+"""How to partition a model into pipeline stages, and which GPU takes which stage: the smallest bottleneck that fits.
 
-In: seconds of each layer on each kind of card, bytes of each contiguous piece, and the boxes. Out: a Cut, or None where
-nothing fits. Dynamic programming over (cards placed, layers placed); cards of a box stay adjacent, boxes and the cards
-in them are tried in every order.
+In: seconds of each layer on each kind of GPU, bytes of each range of layers, the nodes and their links. Out: a
+Partition, or None where nothing fits.
+
+Dynamic programming over the GPUs placed and the layers placed, stage by stage. The GPUs of a node stay neighbours;
+nodes, and the GPUs inside a node, are tried in every order. Nodes with equal GPUs and links form a class: only the
+number of them that are used matters. With too many combinations only a few orders of the nodes are tried.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-MOST_STATES = 400  # boxes and cards used so far; beyond it the boxes are tried in a few orders only
+MOST_STATES = 400  # combinations of nodes and GPUs used; above it only a few orders of the nodes are tried
 
 
 @dataclass(frozen=True)
 class PartitionProblem:
-    """U layers on the P cards of all boxes, one stage each. Every stage holds at least one layer."""
+    """L layers on P GPUs, one stage on each. Every stage holds at least one layer.
 
-    seconds: np.ndarray  # (kinds, U): forward and backward of a layer on a card of a kind
-    memory: np.ndarray  # (P, U + 1, U + 1): bytes of layers[start:end] as stage p
-    capacity: Sequence[float]  # (kinds,): bytes
-    nodes: tuple[tuple[int, ...], ...]  # the kinds of the cards of each box
-    crossing: np.ndarray  # (U + 1,): bytes of a micro-batch across the boundary before a layer, one way
-    seconds_per_byte: np.ndarray  # (boxes, boxes): of a link; the diagonal is inside a box
+    Attributes:
+        seconds: (kinds, L): forward and backward pass of a layer on a kind of GPU.
+        memory: (P, L + 1, L + 1): [p, start, end] is the bytes of layers[start:end] as stage p.
+        capacity: (kinds,): bytes.
+        nodes: of each node the kinds of its GPUs.
+        crossing: (L + 1,): bytes of a micro-batch across the boundary before a layer, one way.
+        seconds_per_byte: (nodes, nodes): of the link between two nodes; on the diagonal inside a node.
+    """
+
+    seconds: np.ndarray
+    memory: np.ndarray
+    capacity: Sequence[float]
+    nodes: tuple[tuple[int, ...], ...]
+    crossing: np.ndarray
+    seconds_per_byte: np.ndarray
+
+    @property
+    def layers(self) -> int:
+        return self.seconds.shape[1]
 
     @property
     def stages(self) -> int:
@@ -32,9 +49,12 @@ class PartitionProblem:
 
 @dataclass(frozen=True)
 class Partition:
-    """`sizes`: how many each stage holds.
+    """A solution.
 
-    `cards`: (box, card in the box) of each stage. `bottleneck`: seconds of the slowest stage or link.
+    Attributes:
+        sizes: layers in each stage.
+        gpus: (node, GPU of the node) of each stage.
+        bottleneck: seconds of the slowest stage or link for one micro-batch.
     """
 
     sizes: tuple[int, ...]
@@ -42,114 +62,145 @@ class Partition:
     bottleneck: float
 
 
-# boxes used of each sort, sort at hand (-1: none), kinds left of it
-SearchState = tuple[tuple[int, ...], int, tuple[int, ...]]
+class _State(NamedTuple):
+    """Which GPUs the stages so far use."""
+
+    used: tuple[int, ...]  # nodes used of each class
+    current: int  # the class of the node in use; -1: none
+    left: tuple[int, ...]  # kinds of that node's GPUs that are still free
+
+
+class _Source(NamedTuple):
+    """How a state was reached: from which, by a GPU of which kind, in a node of which class."""
+
+    state: _State
+    kind: int
+    node_class: int
+
+
+# state -> (L + 1,) the best bottleneck for each number of layers placed, and the sources of the state
+_Table = dict[_State, tuple[np.ndarray, list[_Source]]]
 
 
 def find_partition(problem: PartitionProblem) -> Partition | None:
-    """The cut and order with the smallest bottleneck; None where no cut in any order tried fits into memory."""
-    sorts = _sorts(problem)
-    counts = [len(members) for members in sorts]
+    """The partition and order of GPUs with the smallest bottleneck; None where nothing that was tried fits."""
+    classes = _node_classes(problem)
     inside = max(math.prod(node.count(kind) + 1 for kind in set(node)) for node in problem.nodes)
-    if math.prod(n + 1 for n in counts) * len(sorts) * inside <= MOST_STATES:
-        return _search(problem, sorts)
-    found = [
-        partition
-        for order in _orders(problem)
-        if (partition := _search(problem, [[b] for b in order], ordered=True)) is not None
-    ]
+    states = math.prod(len(members) + 1 for members in classes) * len(classes) * inside
+    if states <= MOST_STATES:
+        return _solve(problem, classes)
+
+    found = []
+    for order in _some_orders(problem):
+        partition = _solve(problem, [[node] for node in order], ordered=True)
+        if partition is not None:
+            found.append(partition)
     return min(found, key=lambda partition: partition.bottleneck) if found else None
 
 
-def _search(problem: PartitionProblem, sorts: list[list[int]], ordered: bool = False) -> Partition | None:
-    """Best bottleneck for every state and number of layers placed, card by card; then back along it.
+def _solve(problem: PartitionProblem, classes: list[list[int]], ordered: bool = False) -> Partition | None:
+    """Fill a table for each number of stages placed, then read the best partition backwards from the last one.
 
-    `ordered`: boxes as they are listed.
+    `ordered`: take the nodes in the order in which they are listed.
     """
-    layers = problem.seconds.shape[1]
     costs = _costs(problem)
-    start = np.full(layers + 1, np.inf)
+    start = np.full(problem.layers + 1, np.inf)
     start[0] = 0.0
-    tables: list[dict[SearchState, tuple[np.ndarray, list[tuple[SearchState, int, int]]]]] = [
-        {((0,) * len(sorts), -1, ()): (start, [])}
-    ]
+    tables: list[_Table] = [{_State((0,) * len(classes), -1, ()): (start, [])}]
     for position in range(problem.stages):
-        table: dict[SearchState, tuple[np.ndarray, list[tuple[SearchState, int, int]]]] = {}
-        for state, (before, _) in tables[-1].items():
-            if not np.isfinite(before).any():
-                continue
-            for follower, kind, sort in _followers(problem, sorts, state, ordered):
-                link = _link(problem, sorts, state, sort)
-                reached = np.maximum(np.maximum(before, link)[:, None], costs[kind, position]).min(axis=0)
-                known = table.get(follower)
-                sources = [*known[1], (state, kind, sort)] if known else [(state, kind, sort)]
-                table[follower] = (np.minimum(known[0], reached) if known else reached, sources)
-        tables.append(table)
-    ends = [(state, float(values[layers])) for state, (values, _) in tables[-1].items()]
+        tables.append(_next_table(problem, classes, costs[:, position], tables[-1], ordered))
+
+    ends = [(state, float(values[problem.layers])) for state, (values, _) in tables[-1].items()]
     if not ends or not np.isfinite(best := min(value for _, value in ends)):
         return None
-    state = next(state for state, value in ends if value == best)
-    return _back(problem, sorts, costs, tables, state, best)
+    end = next(state for state, value in ends if value == best)
+    return _read_back(problem, classes, costs, tables, end, best)
 
 
-def _back(
-    problem: PartitionProblem, sorts: list[list[int]], costs: np.ndarray, tables: list, state: SearchState, best: float
+def _next_table(
+    problem: PartitionProblem, classes: list[list[int]], costs: np.ndarray, table: _Table, ordered: bool
+) -> _Table:
+    """The table after one more stage; `costs`: (kinds, L + 1, L + 1) of that stage."""
+    reached: _Table = {}
+    for state, (before, _) in table.items():
+        if not np.isfinite(before).any():
+            continue
+        for follower, kind, node_class in _followers(problem, classes, state, ordered):
+            link = _link_seconds(problem, classes, state, node_class)
+            values = np.maximum(np.maximum(before, link)[:, None], costs[kind]).min(axis=0)
+            source = _Source(state, kind, node_class)
+            if follower in reached:
+                known, sources = reached[follower]
+                reached[follower] = np.minimum(known, values), [*sources, source]
+            else:
+                reached[follower] = values, [source]
+    return reached
+
+
+def _read_back(
+    problem: PartitionProblem,
+    classes: list[list[int]],
+    costs: np.ndarray,
+    tables: list[_Table],
+    state: _State,
+    best: float,
 ) -> Partition:
-    """The cut that reaches `state` with all layers placed, found by asking each table which source gave its value."""
-    end, sizes, taken = problem.seconds.shape[1], [], []
+    """The partition that reaches `state` with all layers placed: at each stage a source that gives the value."""
+    end, sizes, taken = problem.layers, [], []
     for position in reversed(range(problem.stages)):
-        for source, kind, sort in tables[position + 1][state][1]:
+        for source, kind, node_class in tables[position + 1][state][1]:
             before = tables[position][source][0]
-            through = np.maximum(np.maximum(before, _link(problem, sorts, source, sort)), costs[kind, position, :, end])
+            link = _link_seconds(problem, classes, source, node_class)
+            through = np.maximum(np.maximum(before, link), costs[kind, position, :, end])
             begin = int(np.argmin(through))
             if through[begin] <= best:
                 sizes.append(end - begin)
-                taken.append((sort, kind))
+                taken.append((node_class, kind))
                 state, end = source, begin
                 break
-    return Partition(tuple(reversed(sizes)), _gpus(problem, sorts, list(reversed(taken))), best)
+    return Partition(tuple(reversed(sizes)), _assign_gpus(problem, classes, list(reversed(taken))), best)
 
 
-def _gpus(
-    problem: PartitionProblem, sorts: list[list[int]], taken: list[tuple[int, int]]
+def _assign_gpus(
+    problem: PartitionProblem, classes: list[list[int]], taken: list[tuple[int, int]]
 ) -> tuple[tuple[int, int], ...]:
-    """Real boxes and cards for the sorts and kinds on the way, each used once."""
-    waiting = [list(members) for members in sorts]
+    """(node, GPU) of each stage for the (class, kind) that the search took; each GPU is used once."""
+    waiting = [list(members) for members in classes]
     gpus: list[tuple[int, int]] = []
     node, left = -1, list[int]()
-    for sort, kind in taken:
+    for node_class, kind in taken:
         if not left:
-            node = waiting[sort].pop(0)
+            node = waiting[node_class].pop(0)
             left = list(range(len(problem.nodes[node])))
-        gpu = next(c for c in left if problem.nodes[node][c] == kind)
+        gpu = next(g for g in left if problem.nodes[node][g] == kind)
         left.remove(gpu)
         gpus.append((node, gpu))
     return tuple(gpus)
 
 
 def _followers(
-    problem: PartitionProblem, sorts: list[list[int]], state: SearchState, ordered: bool
-) -> list[tuple[SearchState, int, int]]:
-    """(next state, kind of the card placed, sort of its box): a card of the box at hand, or the first card of another
-    box.
-    """
-    used, sort, left = state
+    problem: PartitionProblem, classes: list[list[int]], state: _State, ordered: bool
+) -> list[tuple[_State, int, int]]:
+    """(next state, kind of the GPU placed, class of its node): another GPU of this node, or the first of a new node."""
+    used, current, left = state
     if left:
-        return [((used, sort, _without(left, kind)), kind, sort) for kind in dict.fromkeys(left)]
+        return [(_State(used, current, _without(left, kind)), kind, current) for kind in dict.fromkeys(left)]
+
     found = []
-    for new, members in enumerate(sorts):
+    for new, members in enumerate(classes):
         if used[new] < len(members):
             counts = (*used[:new], used[new] + 1, *used[new + 1 :])
             gpus = tuple(sorted(problem.nodes[members[0]]))
-            found += [((counts, new, _without(gpus, kind)), kind, new) for kind in dict.fromkeys(gpus)]
+            found += [(_State(counts, new, _without(gpus, kind)), kind, new) for kind in dict.fromkeys(gpus)]
             if ordered:
                 break
     return found
 
 
 def _costs(problem: PartitionProblem) -> np.ndarray:
-    """(kinds, P, U + 1, U + 1): seconds of layers[start:end] as stage p on a card of a kind; infinite where it is empty
-    or does not fit.
+    """(kinds, P, L + 1, L + 1): seconds of layers[start:end] as stage p on a kind of GPU.
+
+    Infinite where the range is empty or does not fit.
     """
     sums = np.concatenate([np.zeros((len(problem.seconds), 1)), np.cumsum(problem.seconds, axis=1)], axis=1)
     seconds = sums[:, None, :] - sums[:, :, None]
@@ -158,28 +209,25 @@ def _costs(problem: PartitionProblem) -> np.ndarray:
     return np.where(fits, seconds[:, None], np.inf)
 
 
-def _link(problem: PartitionProblem, sorts: list[list[int]], state: SearchState, sort: int) -> np.ndarray:
-    """(U + 1,) seconds that a micro-batch keeps the link from the card placed last to the next, which stands in a box
-    of `sort`.
-    """
-    _, before, left = state
-    if before < 0:
+def _link_seconds(problem: PartitionProblem, classes: list[list[int]], state: _State, node_class: int) -> np.ndarray:
+    """(L + 1,): seconds that a micro-batch occupies the link from the last GPU placed to the next, in `node_class`."""
+    if state.current < 0:
         return np.zeros_like(problem.crossing)
-    a = sorts[before][0]
-    b = a if left else sorts[sort][-1]  # of one sort: two different boxes
+    a = classes[state.current][0]
+    b = a if state.left else classes[node_class][-1]  # two nodes of one class are different nodes
     return problem.crossing * problem.seconds_per_byte[a, b]
 
 
-def _sorts(problem: PartitionProblem) -> list[list[int]]:
-    """Boxes that can stand for each other: the same cards, and the same links to all others."""
+def _node_classes(problem: PartitionProblem) -> list[list[int]]:
+    """Nodes that can replace each other: they have the same GPUs, and the same links to all others."""
     found: list[list[int]] = []
     speed = problem.seconds_per_byte
     for node, gpus in enumerate(problem.nodes):
         for members in found:
             other = members[0]
-            rest = [b for b in range(len(problem.nodes)) if b not in (node, other)]
+            rest = [n for n in range(len(problem.nodes)) if n not in (node, other)]
             alike = sorted(problem.nodes[other]) == sorted(gpus) and speed[node, node] == speed[other, other]
-            if alike and all(speed[node, b] == speed[other, b] for b in rest):
+            if alike and all(speed[node, n] == speed[other, n] for n in rest):
                 members.append(node)
                 break
         else:
@@ -187,13 +235,13 @@ def _sorts(problem: PartitionProblem) -> list[list[int]]:
     return found
 
 
-def _orders(problem: PartitionProblem) -> list[list[int]]:
-    """A few orders of many boxes: by speed and by memory, up and down."""
-    speed = [min(float(problem.seconds[k].sum()) for k in node) for node in problem.nodes]
-    memory = [max(problem.capacity[k] for k in node) for node in problem.nodes]
+def _some_orders(problem: PartitionProblem) -> list[list[int]]:
+    """A few orders of many nodes: by speed and by memory, ascending and descending."""
+    speed = [min(float(problem.seconds[kind].sum()) for kind in node) for node in problem.nodes]
+    memory = [max(problem.capacity[kind] for kind in node) for node in problem.nodes]
     numbers = list(range(len(problem.nodes)))
     orders = [
-        sorted(numbers, key=lambda b: (by[b], b), reverse=down) for by in (speed, memory) for down in (False, True)
+        sorted(numbers, key=lambda n: (by[n], n), reverse=down) for by in (speed, memory) for down in (False, True)
     ]
     return [list(order) for order in dict.fromkeys(map(tuple, orders))]
 

@@ -1,6 +1,7 @@
-"""Who computes what when: micro-batches dealt to unequal cards, and a pipeline's schedule played through as events.
+"""When each worker computes what: micro-batches assigned to unequal GPUs, and a pipeline's schedule simulated.
 
-In: seconds of a forward, a backward and a transfer. Out: shares, or the seconds of a step.
+In: seconds of a forward pass, a backward pass and a transfer. Out: the micro-batches of each worker, or the seconds of
+a step.
 """
 
 import heapq
@@ -13,13 +14,14 @@ Operation = tuple[str, int]  # ("F" or "B", micro-batch)
 
 
 def balance(speeds: Sequence[float], micro_batches: int) -> tuple[int, ...]:
-    """Micro-batches of a step for each worker so that the last one is done soonest.
+    """The number of micro-batches of a step for each worker such that the last one finishes as early as possible.
 
-    `speeds`: micro-batches a second, above 0. Handing each to whoever would be done with it first is optimal, for all
-    are alike.
+    Each micro-batch goes to the worker that would finish it first. That is optimal because all are alike.
+
+    `speeds`: micro-batches a second, above 0.
     """
     shares = [0] * len(speeds)
-    waiting = [(1 / speed, i) for i, speed in enumerate(speeds)]  # when a worker would be done with one more
+    waiting = [(1 / speed, i) for i, speed in enumerate(speeds)]  # when a worker would finish one more
     heapq.heapify(waiting)
     for _ in range(micro_batches):
         i = waiting[0][1]
@@ -48,23 +50,26 @@ def accepted_micro_batches(micro_batches: int, stages: int, schedule: Schedule) 
 
 
 def operations(stage: int, stages: int, micro_batches: int, schedule: Schedule) -> list[Operation]:
-    """What one stage does, in order.
+    """The forward and backward passes of a stage, in order: warm-up, steady state, cool-down.
 
-    Interleaved 1F1B with one stage a rank runs twice as many forwards ahead as plain 1F1B.
+    Interleaved 1F1B with one stage on each rank runs twice as many forward passes ahead as plain 1F1B.
     """
     ahead = in_flight(stage, stages, micro_batches, schedule) - (schedule == "interleaved_1f1b")
     ahead = min(ahead, micro_batches)
-    order: list[Operation] = [("F", i) for i in range(ahead)]
+
+    warm_up: list[Operation] = [("F", i) for i in range(ahead)]
+    steady: list[Operation] = []
     for i in range(ahead, micro_batches):
-        order += [("F", i), ("B", i - ahead)]
-    return order + [("B", i) for i in range(micro_batches - ahead, micro_batches)]
+        steady += [("F", i), ("B", i - ahead)]
+    cool_down: list[Operation] = [("B", i) for i in range(micro_batches - ahead, micro_batches)]
+    return warm_up + steady + cool_down
 
 
 @dataclass(frozen=True)
 class StageTimes:
     """Seconds of one micro-batch on one stage.
 
-    `send`, `back`: its activations to the next stage, its input's gradient to the one before.
+    `send`: its activations to the next stage; `back`: the gradient of its input to the stage before.
     """
 
     forward: float
@@ -74,18 +79,22 @@ class StageTimes:
 
 
 def simulate(stages: Sequence[StageTimes], micro_batches: int, schedule: Schedule = "interleaved_1f1b") -> float:
-    """Seconds from the first forward to the last backward.
+    """Seconds from the first forward pass to the last backward pass.
 
-    A stage does its operations in order, each when its input has arrived. Transfers run beside the computing; each
-    direction of a link carries one message at a time.
+    A stage runs its operations in order, each as soon as its input has arrived. Transfers run at the same time as the
+    computing; each direction of a link carries one message at a time.
+
+    Raises:
+        RuntimeError: the stages wait for each other.
     """
     number = len(stages)
     orders = [operations(s, number, micro_batches, schedule) for s in range(number)]
     done = [0] * number  # operations finished by each stage
-    free = [0.0] * number
+    free = [0.0] * number  # when each stage can start its next operation
     arrived: dict[tuple[int, str, int], float] = {(0, "F", i): 0.0 for i in range(micro_batches)}
     arrived |= {(number - 1, "B", i): 0.0 for i in range(micro_batches)}
-    busy: dict[tuple[int, str], float] = {}
+    busy: dict[tuple[int, str], float] = {}  # until when a direction of a link is occupied
+
     remaining = sum(map(len, orders))
     while remaining:
         before = remaining
@@ -99,9 +108,10 @@ def simulate(stages: Sequence[StageTimes], micro_batches: int, schedule: Schedul
                     sent = max(end, busy.get((s, kind), 0.0)) + cost
                     busy[s, kind] = arrived[target, kind, i] = sent
                 done[s], remaining = done[s] + 1, remaining - 1
+
         if remaining == before:
             raise RuntimeError(
-                f"the schedule {schedule} of {number} stages and {micro_batches} micro-batches does not come to an end"
+                f"the schedule {schedule} of {number} stages and {micro_batches} micro-batches does not end"
             )
     return max(free)
 

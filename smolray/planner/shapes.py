@@ -1,9 +1,10 @@
-"""A model as the planner sees it: layers in the order of the forward pass, each with exact counts of its weights and
-operations.
+"""A model as the planner sees it: its layers in the order of the forward pass, with exact counts of their weights.
 
-In: a transformers config (a dict, as config.json holds it) or a name of ours. Out: ModelShape, and from a RunConfig
-Training: what of it is trained. Units are `vision_embeddings`, `vision.<i>`, `merge` (post-norm, connector, token
-embedding), `text.<i>`, `head`; a cut is a number of layers a stage.
+In: a transformers config (a dict, as config.json holds it) or the name of a known shape. Out: ModelShape, and from a
+RunConfig Training: what of the model is trained.
+
+The layers are those of a pipeline (engine/pipeline/split.py): `vision_embeddings`, `vision.<i>`, `merge` (the tower's
+last norm, connector, token embedding), `text.<i>`, `head`.
 """
 
 import json
@@ -17,7 +18,7 @@ from smolray import storage
 from smolray.config import ConfigError, LoraConfig, ModelConfig, RunConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# What transformers takes where a published config.json leaves a key out (Idefics3VisionConfig).
+# The defaults of transformers for keys that a published config.json does not have (Idefics3VisionConfig).
 VISION_DEFAULTS = {
     "hidden_size": 1152,
     "intermediate_size": 3072,
@@ -33,7 +34,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear layer; `input` names the tensor it reads, which several may share."""
+    """One linear layer. `input`: the name of the tensor it reads, which several may share."""
 
     name: str
     inputs: int
@@ -52,12 +53,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class PipelineLayer:
-    """One piece that a pipeline does not cut. `kind`: vision_embeddings, vision, merge, text or head."""
+    """The smallest piece of the model that a pipeline stage can hold.
+
+    `kind`: vision_embeddings, vision, merge, text or head.
+    """
 
     name: str
     kind: str
-    linears: tuple[tuple[str, Linear], ...]  # (group, layer)
-    other: tuple[tuple[str, int], ...]  # (group, parameters that are no linear layer)
+    linears: tuple[tuple[str, Linear], ...]  # (model group, linear layer)
+    other: tuple[tuple[str, int], ...]  # (model group, parameters outside of linear layers)
 
     @property
     def parameters(self) -> int:
@@ -65,6 +69,7 @@ class PipelineLayer:
 
     @cached_property
     def by_group(self) -> dict[str, int]:
+        """Parameters by model group."""
         counts: dict[str, int] = {}
         for group, number in (*((g, linear.parameters) for g, linear in self.linears), *self.other):
             counts[group] = counts.get(group, 0) + number
@@ -105,9 +110,10 @@ class Text:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """An Idefics3 / SmolVLM model by its sizes.
+    """The sizes of an Idefics3 / SmolVLM model.
 
-    `left_out`: groups whose output comes with the data, so that the model is without them.
+    `tied`: the head's weights are the token embeddings. `left_out`: model groups whose output comes with the data; the
+    model is loaded without them.
     """
 
     vision: Vision
@@ -126,18 +132,19 @@ class ModelShape:
 
     @cached_property
     def merge(self) -> int:
-        """Number of the layer that holds the token embeddings."""
+        """The position of the layer that holds the token embeddings."""
         return next(i for i, layer in enumerate(self.layers) if layer.kind == "merge")
 
     @property
     def last_text_layer(self) -> str:
-        """The layer whose MLP is run for label tokens only (forward.py), where the head is in the same stage."""
+        """The layer whose MLP runs for label tokens only (model/forward.py) where the head is on the same stage."""
         return f"text.{self.text.num_layers - 1}"
 
     @cached_property
     def groups(self) -> dict[str, int]:
-        """Exact parameter counts of vision, connector, text (layers and last norm), embedding and head; a tied head
-        counts 0.
+        """Exact parameter counts of vision, connector, text (layers and last norm), embedding and head.
+
+        A tied head counts 0.
         """
         table = self.text.vocab * self.text.hidden
         by_group = {g: sum(u.by_group.get(g, 0) for u in self.layers) for g in ("vision", "connector", "text")}
@@ -157,11 +164,16 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
-        """From a transformers config.json of the Idefics3 family. Raises ConfigError where it is another model's."""
+        """From a transformers config.json of the Idefics3 family.
+
+        Raises:
+            ConfigError: it is of another family.
+        """
         kind, text, seen = config.get("model_type"), config.get("text_config"), config.get("vision_config")
         if kind not in ("idefics3", "smolvlm") or not isinstance(text, Mapping) or not isinstance(seen, Mapping):
             raise ConfigError(
-                f"the planner knows models of type idefics3 and smolvlm with text_config and vision_config, found {kind!r}"
+                "the planner knows models of type idefics3 and smolvlm with text_config and vision_config, "
+                f"found {kind!r}"
             )
         vision = {**VISION_DEFAULTS, **seen}
         heads = int(text["num_attention_heads"])
@@ -192,7 +204,7 @@ VISION_KEYS = (
     "patch_size",
     "num_channels",
 )
-# Hub ids whose config need not be fetched: the same shapes as the random models.
+# Parts of hub ids whose config need not be fetched: they have the shapes of the random models.
 PUBLISHED = {
     "256m": "random-256m",
     "500m": "random-500m",
@@ -204,7 +216,7 @@ PUBLISHED = {
 
 
 def known_shape(name: str, vocab: int = 1000) -> ModelShape:
-    """A shape of smolray.model.tiny by name; `vocab`: of `tiny`, whose tokenizer decides."""
+    """A shape of smolray.model.tiny by name. `vocab`: the vocabulary of `tiny`, which its tokenizer decides."""
     from smolray.model.tiny import SHAPES  # imports torch
 
     spec = SHAPES[name]
@@ -221,10 +233,10 @@ def known_shape(name: str, vocab: int = 1000) -> ModelShape:
 
 
 def shape_of(model: ModelConfig) -> ModelShape:
-    """The shape of the run's model: its config.json in a folder, in storage or in the hub's cache, or one known by
-    name.
+    """The shape of the run's model: from its config.json in a folder, in storage or in the hub's cache, or by name.
 
-    Raises ConfigError where neither is at hand.
+    Raises:
+        ConfigError: there is no config.json and the name is not known.
     """
     path = model.path
     if path in ("tiny", "random-256m", "random-500m", "random-2.2b"):
@@ -243,14 +255,15 @@ def shape_of(model: ModelConfig) -> ModelShape:
         ):
             return known_shape(name)
     raise ConfigError(
-        f"model.path = {path}: no config.json there or in the hub's cache, so its size is not known; expected a folder, a model that was "
-        "loaded here once, or one of tiny, random-256m, random-500m, random-2.2b"
+        f"model.path = {path}: no config.json there or in the hub's cache, so its size is not known; expected a "
+        "folder, a model that was loaded here once, or one of tiny, random-256m, random-500m, random-2.2b"
     )
 
 
 def left_out(config: RunConfig) -> frozenset[str]:
-    """The groups that a run with precomputed vision features does without: the tower, and the connector where that is
-    frozen too.
+    """The model groups that a run with precomputed vision features is loaded without.
+
+    The vision tower, and the connector where it is frozen too (model/parts.py, frozen_prefix).
     """
     if config.model.vision_features != "precompute":
         return frozenset()
@@ -260,13 +273,13 @@ def left_out(config: RunConfig) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Training:
-    """What of a model is trained, and how its weights are kept."""
+    """What of a model is trained, and how its weights are stored."""
 
-    full: frozenset[str]  # groups
+    full: frozenset[str]  # the model groups that are trained whole
     lora: LoraConfig | None
     dtype: str
-    bits: int = 16  # of the text layers' linear weights: 4 and 8 are quantised, otherwise as dtype
-    head: bool = True  # whether a head of its own is trained with the text; embeddings of retrieval are taken before it
+    bits: int = 16  # of the text layers' linear weights: 4 and 8 are quantised, 16 means as dtype
+    head: bool = True  # whether an untied head is trained with the text; retrieval takes its embeddings before it
 
     @classmethod
     def of(cls, config: RunConfig) -> "Training":
@@ -276,78 +289,88 @@ class Training:
 
     @property
     def bytes(self) -> int:
-        """Of one value in the compute dtype."""
+        """Bytes of one value in the compute dtype."""
         return DTYPE_BYTES[self.dtype]
 
     @property
     def trained_bytes(self) -> int:
-        """Of one trained weight and of its gradient: adapters alone are fp32, beside other trained groups ZeRO casts
-        them too.
+        """Bytes of one trained weight, and of its gradient.
+
+        Adapters are fp32. With other trained groups beside them ZeRO casts them to the compute dtype.
         """
         return 4 if self.lora is not None and not self.full else self.bytes
 
     def rank(self, group: str, linear: Linear) -> int:
-        """LoRA's rank in a layer, 0 without an adapter."""
+        """LoRA's rank in a linear layer; 0 without an adapter."""
         if self.lora is None or group not in self.lora.groups or linear.name not in self.lora.target_modules:
             return 0
         return self.lora.ranks.get(group, self.lora.r)  # type: ignore[call-overload, no-any-return]
 
     def lora_parameters(self, layer: PipelineLayer) -> int:
-        """A (r x in) and B (out x r) of every adapted layer; DoRA adds a magnitude for each output."""
+        """Parameters of A (r x in) and B (out x r) of every adapted linear layer; DoRA adds a magnitude per output."""
         dora = self.lora is not None and self.lora.use_dora
         ranks = ((self.rank(group, linear), linear) for group, linear in layer.linears)
         return sum(r * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0) for r, linear in ranks if r)
 
     def trained_parameters(self, layer: PipelineLayer) -> int:
-        frozen = (
-            sum(linear.parameters for _, linear in layer.linears)
-            if layer.kind == "head" and not self.head and "text" in self.full
-            else 0
-        )
-        return (
-            self.lora_parameters(layer) + sum(n for group, n in layer.by_group.items() if group in self.full) - frozen
-        )
+        """Trained parameters of a layer, adapters included."""
+        trained = self.lora_parameters(layer) + sum(n for group, n in layer.by_group.items() if group in self.full)
+        if layer.kind == "head" and not self.head and "text" in self.full:
+            return trained - sum(linear.parameters for _, linear in layer.linears)
+        return trained
 
     def weight_bytes(self, layer: PipelineLayer) -> float:
-        """Of a layer's frozen and trained weights as the forward pass reads them, adapters included."""
-        linear = sum(linear.weights for _, linear in layer.linears) if self.bits < 16 and layer.kind == "text" else 0
-        return (
-            self.quantised_bytes(layer)
-            + (layer.parameters - linear) * self.bytes
-            + self.lora_parameters(layer) * self.trained_bytes
-        )
+        """Bytes of a layer's weights as the forward pass reads them, adapters included."""
+        quantised = self.bits < 16 and layer.kind == "text"
+        weights = sum(linear.weights for _, linear in layer.linears) if quantised else 0
+        plain = (layer.parameters - weights) * self.bytes
+        return self.quantised_bytes(layer) + plain + self.lora_parameters(layer) * self.trained_bytes
 
     def quantised_bytes(self, layer: PipelineLayer) -> float:
-        """Of a layer's weights in 4 or 8 bit, their scales included."""
+        """Bytes of a layer's weights in 4 or 8 bit, their scales included."""
         if self.bits == 16 or layer.kind != "text":
             return 0.0
-        linear = sum(linear.weights for _, linear in layer.linears)
-        return (
-            linear * NF4_BYTES if self.bits == 4 else linear + sum(4.0 * linear.outputs for _, linear in layer.linears)
-        )
+        weights = sum(linear.weights for _, linear in layer.linears)
+        if self.bits == 4:
+            return weights * NF4_BYTES
+        return weights + sum(4.0 * linear.outputs for _, linear in layer.linears)
 
 
 def _layers(shape: ModelShape) -> Iterator[PipelineLayer]:
     v, t = shape.vision, shape.text
-    conv, tower = v.channels * v.patch_size**2 * v.hidden + v.hidden, "vision" not in shape.left_out
+    tower = "vision" not in shape.left_out
     if tower:
-        yield PipelineLayer("vision_embeddings", "vision_embeddings", (), (("vision", conv + v.patches * v.hidden),))
-    vision = (
+        patch_embedding = v.channels * v.patch_size**2 * v.hidden + v.hidden
+        positions = v.patches * v.hidden
+        yield PipelineLayer("vision_embeddings", "vision_embeddings", (), (("vision", patch_embedding + positions),))
+        vision = tuple(("vision", linear) for linear in _vision_linears(v))
+        for i in range(v.num_layers):
+            yield PipelineLayer(f"vision.{i}", "vision", vision, (("vision", 4 * v.hidden),))
+
+    proj = Linear("proj", v.hidden * shape.scale_factor**2, t.hidden, False, "shuffled")
+    connector = () if "connector" in shape.left_out else (("connector", proj),)
+    norm = (("vision", 2 * v.hidden),) if tower else ()
+    yield PipelineLayer("merge", "merge", connector, (*norm, ("text", t.vocab * t.hidden)))
+
+    text = tuple(("text", linear) for linear in _text_linears(t))
+    for i in range(t.num_layers):
+        yield PipelineLayer(f"text.{i}", "text", text, (("text", 2 * t.hidden),))
+    head = () if shape.tied else (("text", Linear("lm_head", t.hidden, t.vocab, False, "last_norm")),)
+    yield PipelineLayer("head", "head", head, (("text", t.hidden),))
+
+
+def _vision_linears(v: Vision) -> tuple[Linear, ...]:
+    return (
         *(Linear(name, v.hidden, v.hidden, True, "norm1") for name in ("q_proj", "k_proj", "v_proj")),
         Linear("out_proj", v.hidden, v.hidden, True, "attention"),
         Linear("fc1", v.hidden, v.intermediate, True, "norm2"),
         Linear("fc2", v.intermediate, v.hidden, True, "product"),
     )
-    for i in range(v.num_layers if tower else 0):
-        yield PipelineLayer(
-            f"vision.{i}", "vision", tuple(("vision", linear) for linear in vision), (("vision", 4 * v.hidden),)
-        )
-    proj = Linear("proj", v.hidden * shape.scale_factor**2, t.hidden, False, "shuffled")
-    connector = () if "connector" in shape.left_out else (("connector", proj),)
-    norm = (("vision", 2 * v.hidden),) if tower else ()
-    yield PipelineLayer("merge", "merge", connector, (*norm, ("text", t.vocab * t.hidden)))
+
+
+def _text_linears(t: Text) -> tuple[Linear, ...]:
     queries, keys = t.heads * t.head_dim, t.kv_heads * t.head_dim
-    text = (
+    return (
         Linear("q_proj", t.hidden, queries, t.attention_bias, "norm1"),
         Linear("k_proj", t.hidden, keys, t.attention_bias, "norm1"),
         Linear("v_proj", t.hidden, keys, t.attention_bias, "norm1"),
@@ -356,7 +379,3 @@ def _layers(shape: ModelShape) -> Iterator[PipelineLayer]:
         Linear("up_proj", t.hidden, t.intermediate, t.mlp_bias, "norm2"),
         Linear("down_proj", t.intermediate, t.hidden, t.mlp_bias, "product"),
     )
-    for i in range(t.num_layers):
-        yield PipelineLayer(f"text.{i}", "text", tuple(("text", linear) for linear in text), (("text", 2 * t.hidden),))
-    head = () if shape.tied else (("text", Linear("lm_head", t.hidden, t.vocab, False, "last_norm")),)
-    yield PipelineLayer("head", "head", head, (("text", t.hidden),))

@@ -1,7 +1,7 @@
-"""What a data set asks of a card: tiles, tokens and label tokens of a micro-batch, on average and at most.
+"""The size of micro-batches of a data set: tiles, tokens and label tokens, on average and at most.
 
-In: the index beside the shards, or assumptions where the data are not prepared yet. Out: DataStatistics, which lays a
-sample of the rows into micro-batches as an epoch's plan does (data/plan.py) and returns their Load.
+In: the index of the shards, or assumptions where the data is not prepared yet. Out: DataStatistics. It packs a sample
+of the rows into micro-batches, as an epoch's plan does (data/plan.py), and returns their Load.
 """
 
 import math
@@ -17,7 +17,7 @@ from smolray.data.fill import PackedGroup, PlanLimits, fill_micro_batches, group
 from smolray.planner.shapes import ModelShape
 
 SAMPLED_ROWS = 1000
-# A data set that is not prepared yet is taken for one like VQAv2: photographs of 640 x 480, 5.4 questions each, short
+# A data set that is not prepared yet is assumed to be like VQAv2: photographs of 640 x 480, 5.4 questions each, short
 # answers.
 ASSUMED_WIDTH, ASSUMED_HEIGHT, ASSUMED_QUESTIONS, ASSUMED_QUESTION_TOKENS, ASSUMED_LABEL_TOKENS = 640, 480, 5, 20, 4
 TOKENS_AROUND_TILE = 3  # fake_token_around_image, row and column, a share of the line breaks
@@ -25,12 +25,16 @@ TEMPLATE_TOKENS = 8
 
 
 class NoDataError(ValueError):
-    """Nothing is left to train on; the message says how to look."""
+    """There is nothing to train on. The message says how to look at the data."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One shard row: its images' tiles, the prefix its conversations share, their whole lengths and label tokens."""
+    """One row of a shard.
+
+    `tiles`: of its images. `prefix`: tokens that its conversations share. `lengths`, `labels`: tokens and label tokens
+    of each conversation.
+    """
 
     tiles: int
     prefix: int
@@ -40,9 +44,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Load:
-    """One micro-batch.
+    """The size of a micro-batch.
 
-    `pairs`: query-key pairs that attention computes; `mask`: values of its mask, 0 where there is none.
+    `pairs`: query-key pairs that attention computes. `mask`: values of its mask; 0 without a mask.
     """
 
     samples: float
@@ -50,9 +54,10 @@ class Load:
     tokens: float  # positions, padding included
     pairs: float
     mask: float
-    tiles: float  # computed, each distinct one once
+    tiles: float  # that the vision tower computes: each distinct one once
     label_tokens: float
-    tiles_spread: float = 0.0  # of a mean: standard deviation from one micro-batch to the next, as a share of it
+    # of a mean: the standard deviation between micro-batches, as a share of the mean
+    tiles_spread: float = 0.0
     tokens_spread: float = 0.0
 
 
@@ -64,7 +69,7 @@ class DataStatistics:
     longest: int  # tokens of the longest packed sequence
     most_tiles: int  # of a row
     samples: int | None = None  # conversations in the data set
-    assumed: bool = False  # not counted: no index at hand
+    assumed: bool = False  # not counted: there is no index
 
     @property
     def tiles_per_row(self) -> float:
@@ -84,7 +89,11 @@ class DataStatistics:
 
     @classmethod
     def from_index(cls, index: pa.Table) -> "DataStatistics":
-        """From the table of data/index.py (INDEX_SCHEMA). Raises NoDataError where no conversation is left to train on."""
+        """From the index of the shards (data/index.py, INDEX_SCHEMA).
+
+        Raises:
+            NoDataError: no conversation has tokens to train on.
+        """
         names = ("shard", "row_group", "row", "tokens", "prefix", "label_tokens", "tiles")
         column = {name: index[name].to_numpy() for name in names}
         kept = (column["tokens"] > 0) & (column["label_tokens"] > 0)
@@ -106,7 +115,7 @@ class DataStatistics:
 
     @classmethod
     def default(cls, config: RunConfig, shape: ModelShape) -> "DataStatistics":
-        """For a data set not prepared yet, tiled as the run's ImageConfig says."""
+        """Assumptions for a data set that is not prepared yet, with images tiled as the run's ImageConfig says."""
         tiles = assumed_tiles(config, shape)
         prefix = TEMPLATE_TOKENS + tiles * (shape.tokens_per_tile + TOKENS_AROUND_TILE)
         lengths = (prefix + ASSUMED_QUESTION_TOKENS + ASSUMED_LABEL_TOKENS,) * ASSUMED_QUESTIONS
@@ -114,7 +123,7 @@ class DataStatistics:
         return cls((row,), packed_tokens(row), tiles, assumed=True)
 
     def with_max_tiles(self, limit: int, tokens_per_tile: int) -> "DataStatistics":
-        """As if image.max_tiles were `limit`: fewer tiles, and their tokens gone from every conversation."""
+        """The statistics if image.max_tiles were `limit`: fewer tiles, and fewer image tokens in every conversation."""
 
         def fewer(row: Row) -> Row:
             gone = max(row.tiles - limit, 0) * (tokens_per_tile + TOKENS_AROUND_TILE)

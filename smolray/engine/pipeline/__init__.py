@@ -1,4 +1,4 @@
-"""The pipeline engine:
+"""The pipeline engine: the layers of the model are distributed over workers.
 
-the model partitioned by layers over workers, on the schedules of torch.distributed.pipelining.
+In: a run and this worker's batches. Out: exact optimizer steps, on the schedules of torch.distributed.pipelining.
 """

@@ -1,8 +1,8 @@
-"""The model of one stage: read slice by slice from safetensors, everything else on the meta device.
+"""The model of one stage: its tensors are read from safetensors, all others stay on the meta device.
 
-In: the run, inside an initialised process group. Out: a model ready for training, of which this stage's parameters are
-real. With LoRA or quantised weights the whole model is read into CPU memory first and the rest dropped: adapters must
-begin as they do in one process.
+In: the run, inside an initialised process group. Out: a model ready for training whose parameters of this stage are
+real. With LoRA (which quantised weights need) the whole model is read into CPU memory first and the rest is dropped:
+adapters must start as they do in one process.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,19 @@ from smolray.pretrained import DTYPES, resolve, tensor_files
 
 
 def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Module:
-    """The model with the weights of this worker's stage; `order`: see Mesh.
+    """The model with the weights of this worker's stage. `order`: see Mesh.
 
-    Raises ConfigError where stages and workers do not fit.
+    Raises:
+        ConfigError: stages, layers and workers do not fit each other.
     """
     whole = config.lora is not None
     model = prepare_for_training(load_model(config.model) if whole else empty_model(config.model), config)
     if config.model.vision_features == "precompute":
         drop_submodules(model, frozen_prefix(config))
+
     split = split_of(model, config, dist.get_world_size())
-    stage, placements = Mesh.of(split.stages, order).coordinates(dist.get_rank())[1], placements_of(model, split)
+    _, stage = Mesh.of(split.stages, order).coordinates(dist.get_rank())
+    placements = placements_of(model, split)
     if whole:
         for placement in placements:
             if stage not in placement.stages and placement.plain:
@@ -45,12 +48,13 @@ def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Modu
 
 
 def empty_model(model: ModelConfig) -> PreTrainedModel:
-    """The model of `load_model` without weights: parameters on the meta device, tied as they will be."""
+    """The model of `load_model` without weights: parameters on the meta device, tied as in the loaded model."""
     config = AutoConfig.from_pretrained(resolve(model.path), revision=model.revision, trust_remote_code=False)
     with torch.device("meta"):
         made = AutoModelForImageTextToText.from_config(
             config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation
         )
+
     text = made.model.text_model
     text.rotary_emb = type(text.rotary_emb)(config=text.config)  # its frequencies are computed, not read
     made.config.use_cache = False
@@ -59,8 +63,9 @@ def empty_model(model: ModelConfig) -> PreTrainedModel:
 
 
 def fill(placements: list[ParameterPlacement], model: ModelConfig) -> None:
-    """Read the tensors of `slots` and no others; a folder whose tensors have other names than the model's is read whole
-    first.
+    """Read the tensors of `placements` and no others.
+
+    A folder whose tensors have other names than the model's parameters is read whole.
     """
     files = tensor_files(model.path, model.revision)
     if any(placement.name not in files for placement in placements):
@@ -68,7 +73,9 @@ def fill(placements: list[ParameterPlacement], model: ModelConfig) -> None:
         for placement in placements:
             placement.put(named[placement.name].detach().clone())
         return
+
     for file in {files[placement.name] for placement in placements}:
         with safe_open(file, framework="pt") as tensors:
-            for placement in (s for s in placements if files[s.name] == file):
-                placement.put(tensors.get_tensor(placement.name).to(DTYPES[model.dtype]))
+            for placement in placements:
+                if files[placement.name] == file:
+                    placement.put(tensors.get_tensor(placement.name).to(DTYPES[model.dtype]))

@@ -1,7 +1,7 @@
-"""A model of which this process holds a part: the other parameters are on the meta device, under their own names.
+"""Which stage owns which parameter. A process holds its own; the others are on the meta device, under their own names.
 
-In: a transformers model (or a PeftModel) and a Split. Out: one Slot a parameter, by which weights are dropped and put
-back. All stages see the same slots in the same order, so they can broadcast over them.
+In: a transformers model (or a PeftModel) and a Split. Out: a ParameterPlacement for each parameter, by which weights
+are dropped and put back. All stages see the same placements in the same order, so they can broadcast over them.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,12 @@ from smolray.engine.pipeline.split import Split
 
 @dataclass(frozen=True)
 class ParameterPlacement:
-    """A parameter, wherever the model holds it: two references where embedding and head are tied.
+    """Where a parameter is.
 
-    `stages`: who owns it.
+    Attributes:
+        name: its Hugging Face name, the first where it has two.
+        references: (module, attribute) that hold it: two where embedding and head are tied.
+        stages: the stages that own it.
     """
 
     name: str
@@ -25,21 +28,22 @@ class ParameterPlacement:
 
     @property
     def parameter(self) -> nn.Parameter:
-        module, leaf = self.references[0]
-        return getattr(module, leaf)
+        module, attribute = self.references[0]
+        return getattr(module, attribute)
 
     @property
     def plain(self) -> bool:
-        """Quantised weights are tensors of their own kind, which cannot be dropped and put back by name."""
+        """Whether it can be dropped and put back by name. Quantised weights, tensors of their own kind, cannot."""
         return type(self.parameter) is nn.Parameter
 
     def put(self, value: torch.Tensor) -> None:
-        """Replace the parameter's tensor; whether it trains stays as it was."""
+        """Replace the parameter's tensor; it stays trained or frozen."""
         parameter = nn.Parameter(value, requires_grad=self.parameter.requires_grad)
-        for module, leaf in self.references:
-            setattr(module, leaf, parameter)
+        for module, attribute in self.references:
+            setattr(module, attribute, parameter)
 
     def drop(self) -> None:
+        """Free the parameter's memory: it keeps its shape on the meta device."""
         self.put(torch.empty_like(self.parameter, device="meta"))
 
 
@@ -48,10 +52,10 @@ def placements_of(model: nn.Module, split: Split) -> list[ParameterPlacement]:
     references: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
-        for leaf, parameter in module._parameters.items():
+        for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                references.setdefault(id(parameter), []).append((module, leaf))
-                names.setdefault(id(parameter), []).append(f"{prefix}.{leaf}")
+                references.setdefault(id(parameter), []).append((module, attribute))
+                names.setdefault(id(parameter), []).append(f"{prefix}.{attribute}")
     return [
         ParameterPlacement(names[key][0], tuple(references[key]), split.owners(tuple(names[key]))) for key in references
     ]

@@ -1,8 +1,8 @@
-"""torch.distributed.pipelining over one Stage: a PipelineStage and a schedule for each bucket of shapes.
+"""torch.distributed.pipelining over one Stage: a PipelineStage and a schedule for each Bucket of shapes.
 
-In: a Stage that has been handed its batches. Out: their forward and backward, gradients summed into the parameters.
-Zero-bubble schedules are not offered: they lose the gradients of a stage whose input needs none. With one stage a rank
-Interleaved1F1B sends the right things early.
+In: a Stage that has got its batches (`Stage.begin`). Out: their forward and backward passes, gradients summed into the
+parameters. Zero-bubble schedules are not offered: they lose the gradients of a stage whose input needs none. With one
+stage on each rank Interleaved1F1B sends activations and gradients early.
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +17,15 @@ from smolray.planner.schedule import Schedule
 
 @dataclass
 class Pipe:
-    """`flows`: whether gradients cross the boundary before each stage, the first and the end included: False behind
-    stages where nothing trains.
+    """Runs the schedule of one step.
+
+    Attributes:
+        stage: this worker's.
+        stages: their number.
+        flows: for the boundary before each stage and the end of the last, whether gradients cross it: False where
+            nothing before it is trained.
+        schedule: engine.schedule.
+        group: the ranks of the pipeline, stage by stage.
     """
 
     stage: Stage
@@ -29,9 +36,10 @@ class Pipe:
     _made: dict[str, tuple[Bucket, ScheduleGPipe | ScheduleInterleaved1F1B]] = field(default_factory=dict)
 
     def train(self) -> torch.Tensor:
-        """Forward and backward of all micro-batches.
+        """Forward and backward passes of all micro-batches.
 
-        Returns the sum of their losses in float64, zero but in the last stage.
+        Returns:
+            () float64: the sum of their losses; 0 except on the last stage.
         """
         losses: list[torch.Tensor] = []
         self._step("train", losses)
@@ -40,7 +48,7 @@ class Pipe:
 
     @torch.no_grad()
     def score(self) -> None:
-        """Forward only: the last stage keeps the log-probabilities of each micro-batch's completions."""
+        """Forward passes only: the last stage keeps the log-probabilities of each micro-batch's completions."""
         self.stage.scoring = True
         self._step("score", None)
         self.stage.scoring = False
@@ -51,40 +59,40 @@ class Pipe:
             # Only the newest is kept: it holds a buffer for each micro-batch, and making one costs a message around the
             # pipeline.
             self._made[mode] = (bucket, self._make(mode))
-        self._made[mode][1].step(
-            number=numbers, target=None if losses is None else numbers, losses=losses, return_outputs=False
-        )
+        schedule = self._made[mode][1]
+        target = None if losses is None else numbers
+        schedule.step(number=numbers, target=target, losses=losses, return_outputs=False)
 
     def _make(self, mode: str) -> ScheduleGPipe | ScheduleInterleaved1F1B:
-        module, index, training = self.stage, self.stage.index, mode == "train"
+        module, training = self.stage, mode == "train"
 
         def example(tiles: bool, boundary: int) -> torch.Tensor:
-            return torch.empty(
-                module.boundary(tiles),
-                dtype=module.dtype,
-                device="meta",
-                requires_grad=training and self.flows[boundary],
-            )
+            """What crosses a boundary, without data."""
+            flows = training and self.flows[boundary]
+            return torch.empty(module.boundary(tiles), dtype=module.dtype, device="meta", requires_grad=flows)
 
+        first, last = module.index == 0, module.index == self.stages - 1
+        received = () if first else (example(module.receives_tiles, module.index),)
+        loss = torch.empty((), device="meta", requires_grad=training)
+        sent = loss if last else example(module.sends_tiles, module.index + 1)
         stage = PipelineStage(
             module,
-            index,
+            module.index,
             self.stages,
             module.device,
             group=self.group,
-            input_args=() if index == 0 else (example(module.receives_tiles, index),),
-            output_args=(torch.empty((), device="meta", requires_grad=training),)
-            if index == self.stages - 1
-            else (example(module.sends_tiles, index + 1),),
+            input_args=received,
+            output_args=(sent,),
         )
+
         count = module.bucket.micro_batches
         if not training:
             return ScheduleGPipe(stage, count)
         if self.schedule == "gpipe":
-            return ScheduleGPipe(stage, count, loss_fn=_given, scale_grads=False)
-        return ScheduleInterleaved1F1B([stage], count, loss_fn=_given, scale_grads=False)
+            return ScheduleGPipe(stage, count, loss_fn=_loss_of_output, scale_grads=False)
+        return ScheduleInterleaved1F1B([stage], count, loss_fn=_loss_of_output, scale_grads=False)
 
 
-def _given(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The last stage gives the loss itself, already divided by the step's totals: shares add up."""
+def _loss_of_output(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The last stage's output is the loss itself, already divided by the normalisers of the step: losses add up."""
     return output

@@ -1,10 +1,10 @@
-"""One stage as a module: what arrives from the stage before -> what goes to the next one, or, in the last stage, the
-micro-batch's share of the loss.
+"""One stage as a module: it takes what the stage before sent and gives what the next one needs. The last stage gives
+the micro-batch's contribution to the loss.
 
 Only hidden states travel, in one shape for all micro-batches of a step: tiles (T, patches, vision hidden) up to merge,
-then tokens (N, hidden), padded at the end. Inside, each micro-batch is computed in its own shape. Everything else
-(token ids, positions, layouts, labels) every stage has from its own copy of the batches. transformers' own modules do
-the work; masks and rotary angles are made anew in each stage.
+then tokens (N, hidden), padded at the end. Inside a stage each micro-batch is computed in its own shape. Everything
+else (token ids, positions, layouts, labels) comes from the stage's own copy of the batches. transformers' modules do
+the work; each stage makes its own masks and rotary angles.
 """
 
 import copy
@@ -35,15 +35,23 @@ class Bucket:
 
     @classmethod
     def of(cls, batches: Sequence[Batch], micro_batches: int) -> "Bucket":
+        """The smallest bucket that holds these batches; `micro_batches`: as many as the schedule runs."""
         tiles = max(len(batch.pixel_values) for batch in batches)
         tokens = max(batch.input_ids.numel() for batch in batches)
-        return cls(_up(max(tiles, 1), TILES_ROUNDED_TO), _up(tokens, TOKENS_ROUNDED_TO), micro_batches)
+        return cls(_round_up(max(tiles, 1), TILES_ROUNDED_TO), _round_up(tokens, TOKENS_ROUNDED_TO), micro_batches)
 
 
 class Stage(nn.Module):
-    """The layers of one stage over a model of which only their weights are here.
+    """The pipeline layers of one stage.
 
-    `begin` hands it the batches of a step, None for one without weight.
+    Args:
+        model: of which the weights of these layers are on `device`.
+        layers: their names (split.py), in order.
+        index: of the stage.
+        objective: what the last stage computes.
+        seed: of the run; keys the dropout.
+        dtype: of the hidden states that travel.
+        device: of this worker.
     """
 
     def __init__(
@@ -57,36 +65,30 @@ class Stage(nn.Module):
         device: torch.device,
     ):
         super().__init__()
-        self.model, self.layers, self.index, self.objective, self.seed, self.dtype, self.device = (
-            model,
-            tuple(layers),
-            index,
-            objective,
-            seed,
-            dtype,
-            device,
-        )
+        self.model, self.layers, self.index, self.objective = model, tuple(layers), index, objective
+        self.seed, self.dtype, self.device = seed, dtype, device
+
         inner = base_model(model).model
-        self.vision = (
-            _slice(inner.vision_model.encoder, _numbers(layers, "vision")) if layers[0].startswith("vision") else None
-        )
+        starts_in_tower = layers[0].startswith("vision")
+        self.vision = _slice(inner.vision_model.encoder, _numbers(layers, "vision")) if starts_in_tower else None
         self.text = _slice(inner.text_model, _numbers(layers, "text"))
         if HEAD not in layers:
             self.text._modules["norm"] = nn.Identity()
         self.receives_tiles = layers[0].startswith("vision.") or layers[0] == MERGE
         self.sends_tiles = layers[-1].startswith("vision")
+
         self.batches: Sequence[Batch | None] = ()
-        self.contributions: list[Contributions] = []  # of the objective's metrics, in the last stage
+        self.contributions: list[Contributions] = []  # to the objective's metrics, in the last stage
         self.reference: dict[int, torch.Tensor] = {}  # log-probabilities by micro-batch, in the last stage
         self.scoring = False
 
     def begin(self, batches: Sequence[Batch | None], normalisers: Normalisers, bucket: Bucket, epoch: int) -> None:
-        """Take the micro-batches of a step."""
+        """Take the micro-batches of a step. None: a micro-batch without data, which only fills the schedule."""
         self.batches, self.normalisers, self.bucket, self.epoch = batches, normalisers, bucket, epoch
         self.contributions, self.reference = [], {}
 
     def boundary(self, tiles: bool) -> tuple[int, ...]:
-        """Shape of what travels where tiles do, or tokens."""
+        """Shape of what crosses a boundary where tiles travel (`tiles`), or tokens."""
         config = base_model(self.model).config
         vision = config.vision_config
         if tiles:
@@ -94,11 +96,17 @@ class Stage(nn.Module):
         return self.bucket.tokens, config.text_config.hidden_size
 
     def forward(self, received: torch.Tensor | None = None, number: torch.Tensor | None = None) -> torch.Tensor:
-        """`number` (1,): which micro-batch; the first stage receives nothing else."""
+        """Run one micro-batch.
+
+        Args:
+            received: from the stage before, in the shape of `boundary`; None on the first stage.
+            number: (1,) which micro-batch.
+        """
         assert number is not None
         batch = self.batches[int(number)]
         if batch is None:
             return torch.zeros((), device=self.device) if HEAD in self.layers else self._sent(None)
+
         batch = self._needed(batch).to(self.device)
         torch.manual_seed(micro_batch_seed(self.seed, self.epoch, batch.meta["number"]) + self.index)
         hidden = self._received(received, batch)
@@ -108,20 +116,20 @@ class Stage(nn.Module):
             hidden = self._merge(hidden, batch)
         if self.sends_tiles or self.layers[-1] == MERGE:
             return self._sent(hidden)
+
         assert hidden is not None
-        wanted = self.objective.positions(batch) if HEAD in self.layers else None
-        hidden = through_layers(self.text, hidden, batch, wanted)
-        return self._sent(hidden) if wanted is None else self._loss(hidden, batch, int(number))
+        positions = self.objective.positions(batch) if HEAD in self.layers else None
+        hidden = through_layers(self.text, hidden, batch, positions)
+        return self._sent(hidden) if positions is None else self._loss(hidden, batch, int(number))
 
     def _needed(self, batch: Batch) -> Batch:
-        """Without what only other stages look at; of the tiles their number stays."""
+        """The batch without the pixels and features that only other stages read. It keeps its number of tiles."""
         pixels = batch.pixel_values if EMBEDDINGS in self.layers else batch.pixel_values[:, :0]
-        return replace(
-            batch, pixel_values=pixels, features=batch.features if MERGE in self.layers else batch.features[:0]
-        )
+        features = batch.features if MERGE in self.layers else batch.features[:0]
+        return replace(batch, pixel_values=pixels, features=features)
 
     def _received(self, received: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
-        """Without its padding: tiles (T, patches, hidden), None where there are none, or tokens (B, L, hidden)."""
+        """`received` without its padding: tiles (T, patches, hidden) or tokens (B, L, hidden); None without tiles."""
         if received is None:
             return None
         if self.receives_tiles:
@@ -129,6 +137,7 @@ class Stage(nn.Module):
         return received[: batch.input_ids.numel()].unflatten(0, batch.input_ids.shape)
 
     def _sent(self, hidden: torch.Tensor | None) -> torch.Tensor:
+        """`hidden` padded to the shape of `boundary`; zeros for None."""
         shape = self.boundary(self.sends_tiles)
         if hidden is None:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -137,6 +146,7 @@ class Stage(nn.Module):
         return F.pad(rows.to(self.dtype), padding).contiguous()
 
     def _vision(self, hidden: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
+        """(T, patches, vision hidden) after this stage's vision layers; None where the micro-batch has no tiles."""
         if not len(batch.pixel_values):
             return None
         if EMBEDDINGS in self.layers:
@@ -145,46 +155,49 @@ class Stage(nn.Module):
         return self.vision(inputs_embeds=hidden, attention_mask=None).last_hidden_state
 
     def _merge(self, tiles: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+        """(B, L, hidden): token embeddings with the image features in the places of the image tokens."""
         inner = base_model(self.model).model
         embeds = inner.get_input_embeddings()(batch.input_ids)
-        if len(batch.features):  # of the tower, or, where the connector has been left out, of that
-            features = (
-                inner.connector(batch.features)
-                if next(inner.connector.parameters(), None) is not None
-                else batch.features
-            )
+        if len(batch.features):
+            # of the vision tower; or of the connector, where the model has been left without one
+            connected = next(inner.connector.parameters(), None) is None
+            features = batch.features if connected else inner.connector(batch.features)
         elif tiles is not None:
             features = inner.connector(inner.vision_model.post_layernorm(tiles))
         else:
             return embeds
+
         placed = features[batch.tile_order].flatten(0, 1).to(embeds.dtype)
         return embeds.masked_scatter((batch.input_ids == inner.image_token_id)[..., None], placed)
 
     def _loss(self, hidden: torch.Tensor, batch: Batch, number: int) -> torch.Tensor:
+        """() the micro-batch's contribution to the loss; while scoring 0, and the log-probabilities are kept."""
         head = base_model(self.model).lm_head
         if self.scoring:
             self.reference[number] = completion_logps(head, hidden, batch)
             return hidden.new_zeros(())
+
         if number in self.reference:
             batch = replace(batch, reference_logps=self.reference[number])
-        share, contributions = self.objective.loss(head, hidden, batch, self.normalisers)
+        loss, contributions = self.objective.loss(head, hidden, batch, self.normalisers)
         self.contributions.append(contributions)
-        return share
+        return loss
 
 
 def _numbers(layers: Sequence[str], tower: str) -> list[int]:
+    """Which of the tower's transformer layers are among these pipeline layers."""
     return [int(layer.split(".")[1]) for layer in layers if layer.startswith(f"{tower}.")]
 
 
-def _slice(module: nn.Module, layers: list[int]) -> nn.Module:
-    """A tower of transformers that runs only these of its layers; the layers are the same modules, under their own
-    names in the model.
+def _slice(module: nn.Module, numbers: list[int]) -> nn.Module:
+    """A tower of transformers that runs only these of its layers. They are the same modules, and keep their names in
+    the model.
     """
     part = copy.copy(module)
     part._modules = dict(module._modules)
-    part._modules["layers"] = nn.ModuleList([module.layers[i] for i in layers])  # type: ignore[index, misc]
+    part._modules["layers"] = nn.ModuleList([module.layers[i] for i in numbers])  # type: ignore[index, misc]
     return part
 
 
-def _up(size: int, step: int) -> int:
+def _round_up(size: int, step: int) -> int:
     return -(-size // step) * step

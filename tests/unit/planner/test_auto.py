@@ -48,8 +48,8 @@ def test_over_a_slow_network_it_is_a_pipeline_whose_stages_are_bound_to_the_card
     seen = boxes(*THREE)
     assert [seen.workers[rank].node_id for rank in seen.ranks(run.engine.gpus)] == list(chosen.nodes)
     assert (
-        chosen.told["settings"]["engine.partition"] == list(run.engine.partition)
-        and "Chosen: a pipeline" in chosen.told["words"]
+        chosen.reported["settings"]["engine.partition"] == list(run.engine.partition)
+        and "Chosen: a pipeline" in chosen.reported["words"]
     )
     assert chosen.kept.engine.name == "auto", "it is planned again when it is resumed"
 

@@ -3,8 +3,8 @@
 import pytest
 
 from smolray.planner.inventory import (
-    CARDS,
     GIB,
+    KNOWN_GPUS,
     Interconnect,
     Inventory,
     InventoryError,
@@ -50,7 +50,7 @@ def test_a_gpu_is_known_by_the_names_that_people_ray_and_torch_use(name, gpu):
 
 
 def test_the_table_holds_figures_of_the_right_size():
-    for gpu in CARDS.values():
+    for gpu in KNOWN_GPUS.values():
         assert 5 * GIB < gpu.memory < 145 * GIB
         assert 1 <= gpu.tflops_16 / gpu.tflops_32 <= 17, f"{gpu.name}: tensor cores are not slower than the others"
         assert 200e9 < gpu.bandwidth < 5000e9
@@ -89,7 +89,7 @@ def test_a_measured_link_counts_before_the_network():
 
 def test_a_measured_gpu_keeps_its_speed_and_takes_what_is_known():
     gpu = measured_gpu("NVIDIA GeForce RTX 3090", 23 * GIB, 60.0, 30.0)
-    assert (gpu.tflops_16, gpu.bandwidth, gpu.measured) == (60.0, CARDS["rtx3090"].bandwidth, True)
+    assert (gpu.tflops_16, gpu.bandwidth, gpu.measured) == (60.0, KNOWN_GPUS["rtx3090"].bandwidth, True)
     assert measured_gpu("cpu", GIB, 0.1, 0.1).bandwidth == pytest.approx(4e9)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from smolray.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, load_config
 from smolray.planner.candidates import all_candidates
 from smolray.planner.describe import strategies_table, to_json, words
-from smolray.planner.inventory import CARDS, Interconnect, Inventory, InventoryNode, parse
+from smolray.planner.inventory import KNOWN_GPUS, Interconnect, Inventory, InventoryNode, parse
 from smolray.planner.memory import Workload, Zero, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.plan import choose, make_plan, predict
 from smolray.planner.problem import PlanningProblem
@@ -92,7 +92,7 @@ def test_retrieval_has_no_logits_trains_no_head_and_runs_forward_twice():
             config, SHAPES["random-256m"], DataStatistics.default(config, SHAPES["random-256m"]), parse("rtx3090")
         ).workloads(8)[0][0]
 
-    shape, gpu, sft, found = SHAPES["random-256m"], CARDS["rtx3090"], work(), work("method=retrieval")
+    shape, gpu, sft, found = SHAPES["random-256m"], KNOWN_GPUS["rtx3090"], work(), work("method=retrieval")
     assert sum(sft.trained) - sum(found.trained) == shape.groups["head"] > 0
     assert sft.kept[-1].saved > 0 == found.kept[-1].saved
     (once, back), (twice, same) = layer_table(sft, gpu)[1], layer_table(found, gpu)[1]
@@ -145,7 +145,7 @@ def test_quantised_weights_are_whole_on_every_stage():
 def random_case(rng: random.Random):
     nodes = []
     for b in range(rng.randint(1, 4)):
-        gpus = tuple(rng.choice(list(CARDS.values())) for _ in range(rng.choice((1, 1, 2, 4))))
+        gpus = tuple(rng.choice(list(KNOWN_GPUS.values())) for _ in range(rng.choice((1, 1, 2, 4))))
         nodes.append(InventoryNode(f"b{b}", gpus, Interconnect(rng.choice((1e8, 1e9, 1e10)) / 8, 1e-4)))
     shape = rng.choice(list(SHAPES))
     lora = rng.random() < 0.5
@@ -203,7 +203,7 @@ def test_settings_of_a_plan_are_a_run_that_is_accepted():
     [
         "4x rtx4090 @ 10GbE, 4x rtx3090 @ 10GbE, 2x rtx3060, 2x rtx4080, 2x rtx3070, 2x t4",
         "8x h100, 8x h100 @ 100GbE",
-        ", ".join(f"1x {name}" for name in list(CARDS)[:16]),
+        ", ".join(f"1x {name}" for name in list(KNOWN_GPUS)[:16]),
     ],
 )
 def test_sixteen_cards_are_planned_within_a_second(inventory):
@@ -255,7 +255,7 @@ def test_where_nothing_fits_the_nearest_change_is_said_and_fits():
 
 
 def test_where_no_change_helps_that_is_said():
-    tiny = replace(CARDS["t4"], name="toy", memory=10**9)
+    tiny = replace(KNOWN_GPUS["t4"], name="toy", memory=10**9)
     plan = plan_of(Inventory((InventoryNode("b", (tiny,), Interconnect(1e8, 1e-4)),)), "random-2.2b")
     assert plan.chosen is None and plan.change is None and plan.settings() == {}
     assert "smaller model or a larger GPU" in words(plan)
@@ -324,9 +324,9 @@ def test_table_words_and_json_say_the_same():
 
 @pytest.mark.parametrize("name", ["rtx4090", "NVIDIA GeForce RTX 4090 Laptop GPU"])
 def test_the_table_fits_into_80_columns_without_breaking_a_word(name):
-    gpus = (replace(CARDS["rtx4090"], name=name),) * 2
+    gpus = (replace(KNOWN_GPUS["rtx4090"], name=name),) * 2
     node = InventoryNode("node0", gpus, Interconnect(1.25e9, 1e-4))
-    plan = plan_of(Inventory((node, replace(node, gpus=(CARDS["rtx3060"],)))), "random-2.2b")
+    plan = plan_of(Inventory((node, replace(node, gpus=(KNOWN_GPUS["rtx3060"],)))), "random-2.2b")
     assert any(not row.fits for row in plan.rows) and any(row.fits for row in plan.rows)
     narrow = printed_table(plan, 80)
     assert max(map(len, narrow.splitlines())) <= 80

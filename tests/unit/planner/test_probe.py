@@ -49,7 +49,7 @@ def test_cards_of_a_plan_are_found_among_the_workers():
     )
     with pytest.raises(
         HardwareProbeError,
-        match=r"engine.gpus wants a NVIDIA GeForce RTX 3090, a NVIDIA GeForce RTX 3090; the workers are on .*4090",
+        match=r"engine.gpus names a NVIDIA GeForce RTX 3090, a NVIDIA GeForce RTX 3090; the workers are on .*4090",
     ):
         FOUR.ranks(["a NVIDIA GeForce RTX 3090"] * 2)
 
