@@ -256,7 +256,7 @@ def _score_table(config: RunConfig, run_dir: str) -> str:
     if not result.get("accuracy"):
         return ""
 
-    if config.method == "retrieval":
+    if config.traits.evaluation == "search":
         title, score, unit = "Search (texts whose picture is found first)", "found first", "texts"
     else:
         title, score, unit = "Accuracy (exact match, greedy decoding)", "accuracy", "samples"

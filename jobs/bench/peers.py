@@ -188,7 +188,7 @@ def trl(task: Task, meter: Meter, options: dict[str, str]) -> None:
     cuda = torch.cuda.is_available()
     model = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=DTYPES["float32"])
     freeze(model, config.model.train)
-    pairs = config.method == "dpo"
+    pairs = config.traits.pairs
 
     class StepCallback(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:

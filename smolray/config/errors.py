@@ -1,5 +1,5 @@
-"""What pydantic says about a wrong setting, as one line for a person: key, value, what is allowed, the nearest valid
-choice.
+"""What pydantic says about a wrong setting as one line for a person: the key, its value, what is allowed and the
+nearest valid choice.
 
 In: the root model and its ValidationError. Out: text.
 """
@@ -37,22 +37,32 @@ def _key_of(root: Model, fault: Any) -> str:
 
 
 def _explain(root: Model, key: str, faults: list[Any]) -> str:
-    """One line for all that pydantic says about one key: value, what is allowed, nearest valid choice."""
+    """One line for all that pydantic says about one key: the value, what is allowed, the nearest valid choice."""
     fault, location = faults[0], key.split(".")
-    value, message, context = fault.get("input"), fault["msg"].removeprefix("Value error, "), fault.get("ctx") or {}
-    if fault["type"] == "extra_forbidden":
-        allowed = _fields_at(root, location[:-1])
-        near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.6) or _elsewhere(root, location[-1])
-        hint = (
-            f"; did you mean {'.'.join([*location[:-1], near[0]]) if near[0] in allowed else near[0]}?" if near else ""
-        )
-        return f"{key} = {value!r}: not a setting; allowed here: {', '.join(sorted(allowed))}{hint}"
+    kind, value, context = fault["type"], fault.get("input"), fault.get("ctx") or {}
+    if kind == "extra_forbidden":
+        allowed = ", ".join(sorted(_fields_at(root, location[:-1])))
+        return f"{key} = {value!r}: not a setting; allowed here: {allowed}{_did_you_mean(root, location)}"
     if len(faults) > 1:  # every branch of a union refused it: the description of the setting says what is meant
         return f"{key} = {value!r}: expected {_describe(root, location)}"
-    if fault["type"] in ("model_type", "dict_type"):
+    if kind in ("model_type", "dict_type"):
         keys = ", ".join(_fields_at(root, location)) or "of your choice"
         return f"{key} = {value!r}: expected a section with the keys {keys}"
-    return f"{key} = {value!r}: {message[0].lower()}{message[1:]}{_nearest(fault['type'], value, context)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key} = {value!r}: {message[0].lower()}{message[1:]}{_nearest(kind, value, context)}"
+
+
+def _did_you_mean(root: Model, location: Sequence[str]) -> str:
+    """The setting that was probably meant: one of this name in another section, else the nearest here or there."""
+    *parents, name = location
+    elsewhere = {field: f"{section}.{field}" for section in root.model_fields for field in _fields_at(root, [section])}
+    here = {field: ".".join([*parents, field]) for field in _fields_at(root, parents)}
+    if name in elsewhere:
+        return f"; did you mean {elsewhere[name]}?"
+    for places, cutoff in ((here, 0.6), (elsewhere, 0.7)):
+        if near := difflib.get_close_matches(name, places, n=1, cutoff=cutoff):
+            return f"; did you mean {places[near[0]]}?"
+    return ""
 
 
 def _nearest(kind: str, value: Any, context: dict[str, Any]) -> str:
@@ -75,6 +85,7 @@ def _nearest(kind: str, value: Any, context: dict[str, Any]) -> str:
 
 
 def _section_at(root: Model, location: Sequence[str]) -> Model | None:
+    """The model of the section at `location`; None where there is no section."""
     section: Model = root
     for part in location:
         annotation = section.model_fields[part].annotation if part in section.model_fields else None
@@ -90,7 +101,7 @@ def _section_at(root: Model, location: Sequence[str]) -> Model | None:
 
 
 def is_text(root: Model, location: Sequence[str]) -> bool:
-    """Whether the setting at `location` takes free text, so that what is written for it needs no quotes."""
+    """Whether the setting at `location` takes free text, so that its value needs no quotes."""
     section = _section_at(root, location[:-1])
     field = section.model_fields.get(location[-1]) if section else None
     return field is not None and field.annotation in (str, str | None)
@@ -105,9 +116,3 @@ def _describe(root: Model, location: Sequence[str]) -> str:
     section = _section_at(root, location[:-1])
     field = section.model_fields.get(location[-1]) if section else None
     return " ".join(field.description.split()) if field and field.description else "another type"
-
-
-def _elsewhere(root: Model, name: str) -> list[str]:
-    """Where the setting `name` (or one spelt nearly so) stands, if another section holds it."""
-    places = {field: f"{section}.{field}" for section in root.model_fields for field in _fields_at(root, [section])}
-    return [places[n] for n in difflib.get_close_matches(name, places, n=1, cutoff=0.7)]

@@ -8,6 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from smolray.config.methods import (
+    METHODS,
+    DPOConfig,
+    MethodName,
+    MethodTraits,
+    ReferenceModel,
+    RetrievalConfig,
+    SimPOConfig,
+)
 from smolray.config.metrics import METRICS, MetricName
 from smolray.config.search import SearchConfig
 from smolray.config.section import Section
@@ -212,31 +221,6 @@ class TrainConfig(Section):
     """write the ids of the samples of each step"""
 
 
-class DPOConfig(Section):
-    """Names and defaults as in trl.DPOConfig. `reference`: the source of the reference model's log-probabilities."""
-
-    beta: float = Field(default=0.1, gt=0)
-    """how strongly the policy is held to the reference model"""
-    loss_type: tuple[Literal["sigmoid", "ipo", "hinge", "robust", "sft"], ...] = Field(
-        default=("sigmoid",), min_length=1
-    )
-    """one loss, or several that are summed with loss_weights"""
-    loss_weights: tuple[float, ...] | None = None
-    """one weight for each loss_type; default: 1 each"""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """robust: probability that the two answers of a pair are swapped"""
-    reference: Literal["auto", "adapter", "copy", "precompute"] = "auto"
-    """adapter: the model with LoRA switched off; copy: a frozen copy; precompute: log-probabilities written to sidecar
-    files of the shards once; auto: adapter with LoRA and model.train=[], else copy"""
-
-
-class RetrievalConfig(Section):
-    """Contrastive training on images and captions, for image search by text."""
-
-    temperature: float = Field(default=0.05, gt=0)
-    """divides the cosine similarities; a smaller value gives the hardest negatives more weight"""
-
-
 class EngineConfig(Section):
     """How the workers share the model."""
 
@@ -343,9 +327,9 @@ class RunConfig(Section):
     """folder or URI (s3://, gs://) that holds the runs; on several nodes all of them must reach it"""
     seed: int = Field(default=0, ge=0)
     """seed of the shuffle, of the initial weights of adapters and of dropout"""
-    method: Literal["sft", "dpo", "retrieval"] = "sft"
-    """sft: supervised fine-tuning; dpo: preference data with `chosen` and `rejected`; retrieval: contrastive training
-    on images and captions, all pairs of a step against each other, for `smolray search`"""
+    method: MethodName = Field(
+        default="sft", description="; ".join(f"{name}: {traits.summary}" for name, traits in METHODS.items())
+    )
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
     data: DataConfig = DataConfig()
@@ -353,12 +337,23 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     dpo: DPOConfig = DPOConfig()
+    simpo: SimPOConfig = SimPOConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     engine: Annotated[EngineConfig, BeforeValidator(_engine_shorthand)] = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvalConfig = EvalConfig()
     resources: ResourcesConfig = ResourcesConfig()
     search: SearchConfig | None = None
+
+    @property
+    def traits(self) -> MethodTraits:
+        """What the code must know of the run's method."""
+        return METHODS[self.method]
+
+    @property
+    def reference_model(self) -> ReferenceModel:
+        """Where the log-probabilities of the method's reference model come from; none: it has no such model."""
+        return self.traits.reference_model(self)
 
     @property
     def run_dir(self) -> str:

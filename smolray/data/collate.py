@@ -86,7 +86,7 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
     return _collate(groups, packed, encoder, {"ids": [r["id"] for r in records], "records": records}, flat=False)
 
 
-def collate_pairs(groups: Sequence[Group], encoder: Encoder) -> Batch:
+def collate_image_text(groups: Sequence[Group], encoder: Encoder) -> Batch:
     """Image and text of each conversation apart, for contrastive training: what is asked about an image, and the answer
     as a turn of its own.
 
@@ -117,9 +117,8 @@ def collate_pairs(groups: Sequence[Group], encoder: Encoder) -> Batch:
 
 
 COLLATE: dict[str, Callable[[Sequence[Group], Encoder], Batch]] = {
-    "sft": collate_training,
-    "dpo": collate_training,
-    "retrieval": collate_pairs,
+    "training": collate_training,
+    "image_text": collate_image_text,
     "imageless": collate_imageless,
     "prompts": collate_prompts,
 }

@@ -29,7 +29,7 @@ class LocalStream:
     ):
         self.reader = ShardReader.open(folder, sidecars)
         self.plan, self.numbers, self.encoder = plan, numbers, cached_encoder(config.model, config.data, config.image)
-        self.collate = COLLATE[config.method]
+        self.collate = COLLATE[config.traits.collate]
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:

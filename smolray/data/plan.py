@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from smolray.config import METHODS
 from smolray.data.fill import WINDOW, fill_micro_batches, group_conversations, padded_tokens
 from smolray.data.fill import PlanLimits as PlanLimits
 
@@ -87,18 +88,18 @@ def share(micro_batches: range, rank: int, counts: Sequence[int]) -> range:
 
 
 def check_kind(index: pa.Table, method: str) -> None:
-    """Raise PlanError where the data are not what the method learns from: pairs of a chosen and a rejected answer
-    (dpo), or single answers.
+    """Raise PlanError where the data are not what the method learns from: pairs of a chosen and a rejected answer, or
+    single answers.
     """
-    pairs = method == "dpo"
-    told, kept = index["chosen_tokens"].to_numpy() > 0, index["tokens"].to_numpy() > 0
-    if wrong := int(((told != pairs) & kept).sum()):
-        what = (
-            "have no chosen and rejected answer, of method: dpo"
-            if pairs
-            else "are preference data (chosen / rejected), of method: dpo"
-        )
-        raise PlanError(f"{wrong} of {int(kept.sum())} conversations {what}; found method: {method}")
+    pairs = METHODS[method].pairs
+    paired, kept = index["chosen_tokens"].to_numpy() > 0, index["tokens"].to_numpy() > 0
+    wrong = int(((paired != pairs) & kept).sum())
+    if not wrong:
+        return
+
+    methods = " or ".join(name for name, traits in METHODS.items() if traits.pairs)
+    what = "have no chosen and rejected answer" if pairs else "are preference data (chosen / rejected)"
+    raise PlanError(f"{wrong} of {int(kept.sum())} conversations {what}, for method: {methods}; found method: {method}")
 
 
 def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:

@@ -45,7 +45,7 @@ class Stream:
     ):
         self.sidecars = sidecars
         self.folder, self.plan, self.numbers, self.config = folder, plan, list(numbers), config
-        self.collate = collate or config.method
+        self.collate = collate or config.traits.collate
         self.consumers = consumers  # pipelines that share the cluster
         self.wait_seconds = 0.0
         self.bytes_read = 0

@@ -86,10 +86,10 @@ class ZeroEngine:
         self.epoch = 0
         self.data_parallel, self.sees_images = (dist.get_rank(), dist.get_world_size()), True
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
-        self.reference_known = objective.pairs and config.dpo.reference == "precompute"  # it comes with the batches
+        self.reference_known = config.reference_model == "precompute"  # its log-probabilities come with the batches
 
         # a frozen copy is taken before a checkpoint is read
-        reference = reference_of(model.to(device), config) if objective.pairs else None
+        reference = reference_of(model.to(device), config)
         if state is not None:
             load_weights(self.parameters, state.weights)  # before fp32 masters are copied
         model.to(device)

@@ -1,8 +1,8 @@
 """Preference accuracy: the share of pairs whose chosen answer the model finds more probable than the rejected one.
 
 In: a model and packed Batches of pairs. Out: a Figure with its interval, over all and by question type.
-Log-probabilities are summed over the answer, as in DPO; the reference model has no say, so a model can be measured
-before it is trained.
+Log-probabilities of an answer are summed over its tokens or their mean, as the method's loss compares them. No
+reference model takes part, so a model can be measured before it is trained.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from smolray.run.predictions import Prediction
 
 
 @torch.no_grad()
-def margins(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+def margins(model: nn.Module, batches: Iterable[Batch], device: torch.device, mean: bool = False) -> dict[str, float]:
     """Log-probability of the chosen answer less that of the rejected one, by the id of the pair.
 
     Collective: all receive those of all.
@@ -29,7 +29,7 @@ def margins(model: nn.Module, batches: Iterable[Batch], device: torch.device) ->
     mine: dict[str, float] = {}
     for batch in batches:
         batch = batch.to(device)
-        logps = completion_logps(base_model(model).lm_head, target_states(model, batch), batch)
+        logps = completion_logps(base_model(model).lm_head, target_states(model, batch), batch, mean)
         mine |= dict(zip(batch.meta["ids"], (logps[0::2] - logps[1::2]).tolist(), strict=True))
     parts: list[dict[str, float]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, mine)

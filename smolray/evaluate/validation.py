@@ -34,17 +34,18 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing != "none" else 1
     plan = build_epoch(rows, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
 
-    collate = "retrieval" if config.method == "retrieval" else "prompts"
+    search = config.traits.evaluation == "search"
+    collate = config.traits.collate if search else "prompts"
     stream = _own_batches(plan, config, folders, collate)
     tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
 
     training = model.training
     model.eval()
-    if config.method == "retrieval":
+    if search:
         report = search_report(model, stream, device)
     else:
         report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device, settings.metrics)
-    if config.method == "dpo":
+    if config.traits.pairs:
         report = with_preference(report, model, config, folders, rows, device)
     model.train(training)
 
@@ -63,10 +64,10 @@ def evaluation_fields(report: EvalReport) -> dict[str, Any]:
 
 
 def headline(report: EvalReport, config: RunConfig) -> float:
-    """What the best checkpoint is chosen by: the preference accuracy of DPO, the precision of a search, else the first
-    of evaluate.metrics that could be taken.
+    """What the best checkpoint is chosen by: the method's own metric, else the first of evaluate.metrics that could be
+    computed.
     """
-    names = ("preference", "mean_average_precision", *config.evaluate.metrics)
+    names = (config.traits.headline, *config.evaluate.metrics)
     return next(
         (goodness(name, report.metrics[name]["overall"]["value"]) for name in names if name in report.metrics),
         report.accuracy["overall"],
@@ -83,7 +84,8 @@ def with_preference(
 
     plan = build_epoch(pairs, PlanLimits.of(config), 0, 0, shuffle=False)
     stream = _own_batches(plan, config, folders)
-    found = preference(margins(model, stream, device), report.predictions)
+    margin_of = margins(model, stream, device, config.traits.length_normalised)
+    found = preference(margin_of, report.predictions)
     accuracy, counts = {"preference": found["overall"]["value"]}, {"preference": found["overall"]["samples"]}
     return replace(
         report,

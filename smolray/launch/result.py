@@ -46,7 +46,7 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
         "versions": _start(history).get("versions", {}),
     }
     # a search has no answer that the question alone could give away
-    if record["accuracy"] and config.method != "retrieval":
+    if record["accuracy"] and config.traits.evaluation == "answers":
         training = map_shards(folders.train, read_manifest(folders.train), count_answers, config.data.num_cpus_per_task)
         step = max(e["step"] for e in history if e["event"] == "evaluate")
         result["blind_baseline"] = round(blind_baseline(training, read_predictions(config.run_dir, step)), 4)

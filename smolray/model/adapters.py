@@ -32,10 +32,7 @@ def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
     its embeddings before the head, which would get no gradient: an untied head stays frozen.
     """
     freeze(model, config.model.train)
-    if (
-        config.method == "retrieval"
-        and (base := base_model(model)).lm_head.weight is not base.get_input_embeddings().weight
-    ):
+    if config.traits.embeds and (base := base_model(model)).lm_head.weight is not base.get_input_embeddings().weight:
         base.lm_head.requires_grad_(False)
     if config.lora is not None:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]

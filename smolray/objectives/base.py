@@ -1,9 +1,10 @@
-"""What is minimised: (head, last hidden states where they are asked for, Batch, Totals) -> this micro-batch's share of
-the step's loss and metrics. Pure.
+"""What every objective is made of: the loss of one micro-batch and its metrics. Pure functions.
 
-Every share is already divided by the total of the whole step over all workers, so shares simply add up. The
-language-model head is applied only at positions that predict a trained token. DPO's losses and metrics are those of
-trl.DPOTrainer (1.16).
+In: the language-model head, the last hidden states at the positions that the objective asks for, a Batch, and the
+Normalisers of the whole optimizer step. Out: this micro-batch's contribution to the step's loss and metrics.
+
+Each contribution is already divided by the total of the step over all workers, so contributions add up. The head is
+applied only at positions that predict a trained token.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,16 @@ from smolray.data.batch import Batch
 Head = Callable[[torch.Tensor], torch.Tensor]  # (N, hidden) -> logits (N, vocabulary)
 Contributions = dict[str, torch.Tensor]
 
+# Metrics of methods that learn from pairs, by TRL's names.
+PREFERENCE_METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+
 
 @dataclass(frozen=True)
 class Normalisers:
@@ -24,25 +35,30 @@ class Normalisers:
 
     samples: int  # conversations, or pairs
     label_tokens: int  # trained tokens
-    chosen_tokens: int = 0  # of the preferred answers
+    chosen_tokens: int = 0  # trained tokens of the chosen answers
+
+
+Loss = Callable[[Head, torch.Tensor, Batch, Normalisers], tuple[torch.Tensor, Contributions]]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """`loss`: of the head and the last hidden states at `positions`.
+    """A loss and what an engine must know of it.
 
-    `metrics`: the names that it gives a share of, the same for every batch.
-
-    `pairs`: it compares chosen with rejected answers.
+    Attributes:
+        metrics: the names that `loss` contributes to, the same for every batch.
+        loss: takes the head, the last hidden states at `positions`, the batch and the normalisers.
+        pairs: the completions of a batch alternate: chosen, rejected.
+        embeds: the batches of a step are prepared together (contrastive.py).
     """
 
     metrics: tuple[str, ...]
-    loss: Callable[[Head, torch.Tensor, Batch, Normalisers], tuple[torch.Tensor, Contributions]]
+    loss: Loss
     pairs: bool = False
-    embeds: bool = False  # contrastive: an engine prepares the batches of a step together (contrastive.py)
+    embeds: bool = False
 
     def positions(self, batch: Batch) -> torch.Tensor:
-        """Of the B x L laid flat those whose last hidden states `loss` is given."""
+        """The positions, of the B x L flattened ones, whose last hidden states `loss` takes: (N,) int64."""
         return batch.ends if self.embeds else batch.target_positions
 
 
@@ -51,9 +67,16 @@ def token_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
     return -F.cross_entropy(head(hidden).float(), batch.target_ids, reduction="none")
 
 
-def completion_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Log-probability of each completion, summed over its trained tokens: (C,) float32."""
-    return sum_by_completion(token_logps(head, hidden, batch), batch)
+def completion_logps(head: Head, hidden: torch.Tensor, batch: Batch, mean: bool = False) -> torch.Tensor:
+    """Log-probability of each completion, summed over its trained tokens or their mean: (C,) float32."""
+    per_token = token_logps(head, hidden, batch)
+    sums = sum_by_completion(per_token, batch)
+    return sums / completion_lengths(per_token, batch) if mean else sums
+
+
+def completion_lengths(per_token: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Trained tokens of each completion, at least 1: (C,), of the type of `per_token`."""
+    return sum_by_completion(torch.ones_like(per_token), batch).clamp(min=1.0)
 
 
 def sum_by_completion(values: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -61,3 +84,11 @@ def sum_by_completion(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     return torch.zeros(len(batch.ends), dtype=values.dtype, device=values.device).index_add(
         0, batch.target_completion, values
     )
+
+
+@torch.no_grad()
+def preference_metrics(rewards: torch.Tensor, logps: torch.Tensor, normalisers: Normalisers) -> Contributions:
+    """PREFERENCE_METRICS from the rewards and log-probabilities of alternating completions, (C,) each."""
+    chosen, rejected = rewards[0::2], rewards[1::2]
+    values = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, logps[0::2], logps[1::2])
+    return {name: value.sum() / normalisers.samples for name, value in zip(PREFERENCE_METRICS, values, strict=True)}

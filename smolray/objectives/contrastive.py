@@ -19,19 +19,6 @@ from torch.nn import functional as F
 
 from smolray.data.batch import Batch
 from smolray.model.forward import hidden_states
-from smolray.objectives.base import Contributions, Head, Normalisers
-
-
-def contrastive_loss(
-    head: Head, hidden: torch.Tensor, batch: Batch, normalisers: Normalisers
-) -> tuple[torch.Tensor, Contributions]:
-    """Second pass of a contrastive step: this batch's share of a loss that is known already, with its gradient by the
-    embeddings.
-    """
-    if not len(batch.embedding_grad):  # a dummy
-        return 0.0 * hidden.float().sum(), {"in_batch_accuracy": hidden.new_zeros((), dtype=torch.float32)}
-    surrogate = (pooled(hidden) * batch.embedding_grad).sum()
-    return batch.contributions[0] + surrogate - surrogate.detach(), {"in_batch_accuracy": batch.contributions[1]}
 
 
 def pooled(hidden: torch.Tensor) -> torch.Tensor:

@@ -25,10 +25,10 @@ def reference_of(model: nn.Module, config: RunConfig) -> Reference | None:
 
     Call it before training has changed `model`.
     """
-    kind = config.dpo.reference
-    if kind == "precompute":
+    kind = config.reference_model
+    if kind in ("none", "precompute"):
         return None
-    if kind == "adapter" or (kind == "auto" and config.lora is not None and not config.model.train):
+    if kind == "adapter":
         return _adapters_off
     frozen = copy.deepcopy(model).requires_grad_(False).eval()
     return lambda _, batch: _logps(frozen, batch)

@@ -1,21 +1,17 @@
-"""Which objective a run's method has."""
+"""Which objective a run has: that of the module with its method's name.
+
+In: a RunConfig. Out: an Objective.
+"""
+
+from dataclasses import replace
+from importlib import import_module
 
 from smolray.config import RunConfig
 from smolray.objectives.base import Objective
-from smolray.objectives.contrastive import contrastive_loss
-from smolray.objectives.dpo import DPO_METRICS, dpo
-from smolray.objectives.sft import sft
 
 
 def objective_of(config: RunConfig) -> Objective:
-    """The objective of a run's method."""
-    if config.method == "sft":
-        return Objective(("token_accuracy",), sft)
-    if config.method == "retrieval":
-        return Objective(("in_batch_accuracy",), contrastive_loss, embeds=True)
-    settings = config.dpo
-    return Objective(
-        DPO_METRICS,
-        lambda head, hidden, batch, normalisers: dpo(head, hidden, batch, normalisers, settings),
-        pairs=True,
-    )
+    """What `smolray/objectives/<method>.py` builds for the run."""
+    module = import_module(f"smolray.objectives.{config.method}")
+    built: Objective = module.objective(config)
+    return replace(built, pairs=config.traits.pairs, embeds=config.traits.embeds)

@@ -3,8 +3,14 @@
 import torch
 from torch.nn import functional as F
 
+from smolray.config import RunConfig
 from smolray.data.batch import Batch
-from smolray.objectives.base import Contributions, Head, Normalisers
+from smolray.objectives.base import Contributions, Head, Normalisers, Objective
+
+
+def objective(config: RunConfig) -> Objective:
+    """The objective of a run with method=sft."""
+    return Objective(("token_accuracy",), sft)
 
 
 def sft(head: Head, hidden: torch.Tensor, batch: Batch, normalisers: Normalisers) -> tuple[torch.Tensor, Contributions]:

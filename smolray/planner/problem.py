@@ -88,17 +88,17 @@ class PlanningProblem:
 
     def _make_workloads(self, micro_batch: int) -> list[tuple[Workload, Workload]]:
         config = self.config
-        retrieval = config.method == "retrieval"
-        # retrieval computes no logits
-        mean, largest = (replace(load, label_tokens=0) if retrieval else load for load in self.load(micro_batch))
+        embeds = config.traits.embeds
+        # embeddings are taken before the head: no logits
+        mean, largest = (replace(load, label_tokens=0) if embeds else load for load in self.load(micro_batch))
         own = config.model.gradient_checkpointing
-        reference = config.method == "dpo" and config.dpo.reference != "precompute"
-        copy = reference and (config.dpo.reference == "copy" or config.lora is None or bool(config.model.train))
+        copy = config.reference_model == "copy"
+        reference = config.reference_model in ("adapter", "copy")
 
         found = []
         for checkpointing in self.checkpointing or tuple(dict.fromkeys((False, True, own))):
             work = Workload(
-                self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference, retrieval
+                self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference, embeds
             )
             found.append((work, replace(work, load=largest)))
         return found

@@ -285,7 +285,7 @@ class Training:
     def of(cls, config: RunConfig) -> "Training":
         model = config.model
         bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else 16
-        return cls(frozenset(model.train), config.lora, model.dtype, bits, config.method != "retrieval")
+        return cls(frozenset(model.train), config.lora, model.dtype, bits, not config.traits.embeds)
 
     @property
     def bytes(self) -> int:

@@ -37,7 +37,7 @@ def ensure_sidecars(folder: str, config: RunConfig, reference: bool = True, say:
     Without `reference` no log-probabilities.
     """
     features = ensure_features(folder, config, say) if config.model.vision_features == "precompute" else ""
-    wanted = reference and config.method == "dpo" and config.dpo.reference == "precompute"
+    wanted = reference and config.reference_model == "precompute"
     return Sidecars(features, ensure_logps(folder, config, features, say) if wanted else "")
 
 

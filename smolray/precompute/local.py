@@ -31,7 +31,7 @@ def local_sidecars(folder: str, config: RunConfig, device: str = "cpu") -> Sidec
     if config.model.vision_features == "precompute":
         beside = features_sidecar(folder, config)
         features = made(beside, lambda: FeatureWriter(beside, config, torch.device(device)))
-    if config.method == "dpo" and config.dpo.reference == "precompute":
+    if config.reference_model == "precompute":
         kept = logps_sidecar(folder, config)
         logps = made(
             kept, lambda: LogpsWriter(kept, config, torch.device(device), local_index(folder, config), features)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from markupsafe import Markup
 
+from smolray.config import METHODS
 from smolray.evaluate.measure import interval, shown
 from smolray.report.charts import Point, Series, line_chart, smooth
 from smolray.run.events import Event, surviving
@@ -69,14 +70,16 @@ class Wording(NamedTuple):
     chart: str
 
 
-ANSWERING = Wording("Accuracy", "exact-match accuracy", "Questions", "Accuracy", "Validation accuracy")
-SEARCHING = Wording(
-    "Search",
-    "of the texts find their picture first (recall@1)",
-    "Texts",
-    "Found first",
-    "Validation texts whose picture is found first",
-)
+WORDINGS = {
+    "answers": Wording("Accuracy", "exact-match accuracy", "Questions", "Accuracy", "Validation accuracy"),
+    "search": Wording(
+        "Search",
+        "of the texts find their picture first (recall@1)",
+        "Texts",
+        "Found first",
+        "Validation texts whose picture is found first",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class EventRow:
 
 def wording(run: RunContents) -> Wording:
     """The words for what this run has learnt."""
-    return SEARCHING if run.config.get("method") == "retrieval" else ANSWERING
+    return WORDINGS[METHODS[run.config.get("method", "sft")].evaluation]
 
 
 def status(run: RunContents) -> str:

@@ -93,7 +93,7 @@ class RunHooks:
         saved = self._save(step_info.progress, metrics) if saving else None
         if self._evaluation_is_due(step_info):
             metrics["accuracy"] = headline(self.evaluate(step), config)
-            if config.evaluate.loss and config.method == "sft":
+            if config.evaluate.loss and config.traits.validation_loss:
                 with self.engine.gathered():
                     metrics["validation_loss"] = validation_loss(self.engine.model, config, self.folders, self.device)
         if saving:

@@ -210,7 +210,7 @@ def training_arguments(config: RunConfig, total_steps: int) -> SFTConfig | DPOCo
             "gradient_accumulation_steps": accumulation,
         }
 
-    if config.method == "sft":
+    if not config.traits.pairs:
         return SFTConfig(**settings, completion_only_loss=True)
     dpo = config.dpo
     return DPOConfig(

@@ -10,11 +10,15 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from smolray.config import ConfigError, RunConfig, check_run
+from smolray.config import METHODS, ConfigError, RunConfig, check_run
 from smolray.tune.domain import Domain, Settings, read_domain
 
 # What may change in the middle of a run: neither the shapes of its tensors nor the order of its data.
-PERTURBED = ("optimizer.", "lora.lora_dropout", "dpo.beta", "dpo.label_smoothing", "dpo.loss_weights")
+PERTURBED = (
+    "optimizer.",
+    "lora.lora_dropout",
+    *(key for traits in METHODS.values() for key in traits.tunable_midway),
+)
 MAX_COMBINATIONS = 512  # of extreme values, tried against the run's rules
 MAX_NAME = 48  # letters
 
@@ -33,7 +37,7 @@ def default_space(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     }
     if config.lora is not None:
         space |= {"lora.r": {"choice": [8, 16, 32]}, "lora.lora_alpha": {"choice": [8, 16, 32]}}
-        space |= {"lora.lora_dropout": {"uniform": [0.0, 0.1]}} if config.method == "sft" else {}
+        space |= {"lora.lora_dropout": {"uniform": [0.0, 0.1]}} if config.traits.tunes_dropout else {}
     return space
 
 

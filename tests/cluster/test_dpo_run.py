@@ -10,7 +10,7 @@ from smolray import storage
 from smolray.config import load_config
 from smolray.data.plan import PlanError
 from smolray.launch.driver import RunError, evaluate_run, launch_run
-from smolray.objectives.dpo import DPO_METRICS
+from smolray.objectives.base import PREFERENCE_METRICS
 from smolray.run import checkpoint
 from smolray.run.events import read_events, surviving
 from smolray.run.progress import event_line
@@ -79,7 +79,7 @@ def test_a_dpo_run_trains_evaluates_and_shows_its_rewards(reference, tmp_path):
     )
     report = storage.read_bytes(storage.join(config.run_dir, "report.html")).decode()
     assert "Reward margin" in report and "dpo, full weights" in report
-    assert export_tensorboard(config.run_dir, str(tmp_path / "board")) > len(history) * len(DPO_METRICS)
+    assert export_tensorboard(config.run_dir, str(tmp_path / "board")) > len(history) * len(PREFERENCE_METRICS)
 
 
 def test_a_stopped_run_resumes_exactly_with_the_reference_it_began_with(make_dpo_run, reference):
@@ -94,7 +94,7 @@ def test_a_stopped_run_resumes_exactly_with_the_reference_it_began_with(make_dpo
     got = steps(resumed)
     assert len(got) == len(reference[2])
     for a, b in zip(got, reference[2], strict=True):
-        for name in ("loss", *DPO_METRICS):
+        for name in ("loss", *PREFERENCE_METRICS):
             assert a[name] == pytest.approx(b[name], abs=1e-5, rel=1e-5), (a["step"], name)
     assert_every_sample_once(resumed)
 

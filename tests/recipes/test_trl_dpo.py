@@ -14,7 +14,7 @@ from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
 from smolray.model.adapters import lora_config
 from smolray.model.load import load_model
-from smolray.objectives.dpo import DPO_METRICS
+from smolray.objectives.base import PREFERENCE_METRICS
 from tests.gloo import run_workers
 from tests.recipes.curves import step_metrics
 
@@ -130,7 +130,7 @@ def more_of_ours(pairs):
 def assert_those_of_trl(got, pairs, settings, folder):
     shards, overrides = pairs
     want = trl_metrics(shards, [*overrides, *ALIKE, *settings], folder)
-    for metric in ("loss", *DPO_METRICS):
+    for metric in ("loss", *PREFERENCE_METRICS):
         assert [step[metric] for step in got] == pytest.approx([step[metric] for step in want], abs=1e-4), metric
     assert got[-1]["rewards/margins"] > got[0]["rewards/margins"] == 0.0
 

@@ -241,6 +241,50 @@ def test_file_names_of_a_run_are_spelt_in_one_place(path):
     assert not spelt, f"{relative(path)}:{spelt[0].lineno} spells {spelt[0].value!r}: take it from run/folder.py"
 
 
+def names_the_method(node):
+    """Whether an expression is a run's method: config.method, record["method"] or record.get("method", ...)."""
+    if isinstance(node, ast.Name):
+        return node.id == "method"
+    if isinstance(node, ast.Attribute):
+        return node.attr == "method"
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Constant) and node.slice.value == "method"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
+        return isinstance(node.args[0], ast.Constant) and node.args[0].value == "method"
+    return False
+
+
+def method_comparisons(tree):
+    """The lines that compare or match a run's method."""
+    for node in ast.walk(tree):
+        compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        compared += [node.subject] if isinstance(node, ast.Match) else []
+        if any(names_the_method(part) for part in compared):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_file_compares_the_method_with_a_name(path):
+    lines = list(method_comparisons(tree_of(path)))
+    assert not lines, f"{relative(path)}:{lines}: ask config.traits (smolray/config/methods.py)"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'config.method == "dpo"',
+        '"dpo" != self.config.method',
+        'method == "dpo"',
+        'config.method in ("dpo", "sft")',
+        'record["method"] == "dpo"',
+        'record.get("method", "sft") == "dpo"',
+        "match config.method:\n    case 'dpo':\n        pass",
+    ],
+)
+def test_a_comparison_of_the_method_is_found(code):
+    assert list(method_comparisons(ast.parse(code)))
+
+
 def test_what_the_workers_are_told_is_unpickled_without_importing_anything(tmp_path):
     from smolray.config import RunConfig
     from smolray.data.reader import Folders, Sidecars

@@ -89,7 +89,7 @@ class PipelineEngine:
         metrics = torch.zeros(len(self.objective.metrics), dtype=torch.float64, device=self.device)
         if step:
             self._begin(step, normalisers)
-            if self.objective.pairs and not len(step[0].reference_logps):
+            if self.config.reference_model == "adapter":
                 with self.model.disable_adapter():  # type: ignore[operator]  # a PeftModel: config/rules.py
                     self.pipe.score()
             loss = self.pipe.train()

@@ -24,6 +24,8 @@ def refusal(*overrides: str, path=None, base=None) -> str:
         ("learning_rate=1", ["learning_rate = 1", "did you mean optimizer.learning_rate?"]),
         ("train.max_stepz=7", ["train.max_stepz = 7", "did you mean train.max_steps?", "num_train_epochs"]),
         ("data.columns.imagee=a", ["data.columns.imagee = 'a'", "did you mean data.columns.image?"]),
+        ("method=simppo", ["method = 'simppo'", "'sft', 'dpo', 'simpo' or 'retrieval'", "nearest: simpo"]),
+        ("simpo_gamma=1", ["simpo_gamma = 1", "did you mean simpo.simpo_gamma?"]),
         ("model.dtype=bf16", ["model.dtype = 'bf16'", "'float32', 'bfloat16' or 'float16'", "nearest: bfloat16"]),
         ("engine.stage=7", ["engine.stage = 7", "0, 1, 2 or 3", "nearest: 3"]),
         ("engine=zerro", ["engine.name = 'zerro'", "nearest: zero"]),
@@ -75,7 +77,7 @@ def test_a_wrong_setting_is_named_in_one_line(override, told):
         ),
         (
             ["train.load_balancing=speed", "engine.stage=3"],
-            ["train.load_balancing = speed", "slowest card rules", "nearest: train.load_balancing=equal"],
+            ["train.load_balancing = speed", "wait for the slowest GPU", "nearest: train.load_balancing=equal"],
         ),
         (["engine.gpus=[a,b]"], ["engine.gpus", "engine = zero", "nearest: engine=pipeline"]),
         (

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from smolray.config import ModelConfig, RunConfig
 from smolray.data.batch import Batch
-from smolray.data.collate import Group, collate_pairs, collate_prompts, collate_training
+from smolray.data.collate import Group, collate_image_text, collate_prompts, collate_training
 from smolray.data.encode import Encoded
 from smolray.data.fill import packed_length
 from smolray.data.index import index_shard
@@ -182,16 +182,16 @@ def test_many_prompts_on_one_image_are_embedded_as_alone_and_place_its_tiles_onc
         row([], asked("two and two?", "four", 0)),
     ]
     told = encoder_of(processor, {"longest_edge": 128}, max_length=4096, packing=packing)
-    batch = collate_pairs([Group(r, tuple(range(len(r.conversations)))) for r in rows], told)
+    batch = collate_image_text([Group(r, tuple(range(len(r.conversations)))) for r in rows], told)
     frame = len(told.prompt(asked("", "", 0), ()))  # tokens of a turn around its text
     with torch.no_grad():
         found = embeddings(model, batch)
-        single = [collate_pairs([Group(r, (n,))], told) for r in rows for n in range(len(r.conversations))]
+        single = [collate_image_text([Group(r, (n,))], told) for r in rows for n in range(len(r.conversations))]
         alone = [embeddings(model, one)[torch.tensor(one.meta["pairs"][0][:2])] for one in single]
     for pair, want in zip(batch.meta["pairs"], alone, strict=True):
         torch.testing.assert_close(found[pair[:2]], want, atol=1e-5, rtol=0)
     assert [one.meta["pairs"][0][2:] for one in single] == [pair[2:] for pair in batch.meta["pairs"]]
-    many = collate_pairs([Group(rows[0], tuple(range(8)))], told)
+    many = collate_image_text([Group(rows[0], tuple(range(8)))], told)
     assert len(many.tile_order) == len(told.tiler.tiles(rows[0].images[0])) == len(many.pixel_values)
     folder = write_shards(str(tmp_path), rows[:1])
     index = index_shard(folder, read_manifest(folder).files[0].name, 0, told)

@@ -206,7 +206,8 @@ def test_data_of_another_kind_than_the_method_compares_are_refused():
     with pytest.raises(PlanError, match=r"have no chosen and rejected answer.*found method: dpo"):
         check_kind(index, "dpo")
     pairs = index.set_column(7, "chosen_tokens", pa.array(np.ones(len(index), np.int32)))
-    check_kind(pairs, "dpo")
+    for method in ("dpo", "simpo"):
+        check_kind(pairs, method)
     for method in ("sft", "retrieval"):
         with pytest.raises(PlanError, match=rf"are preference data.*found method: {method}"):
             check_kind(pairs, method)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from smolray.cli import app as cli
 from smolray.config import DataConfig
-from smolray.data.collate import Group, collate_pairs
+from smolray.data.collate import Group, collate_image_text
 from smolray.data.formats.images import ImageReader
 from smolray.data.formats.layouts import parse
 from smolray.inference.image_search import ImageSearch
@@ -51,7 +51,7 @@ def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, 
     model, encoder = ImageSearch(index).embed.predictor.model, source.encoder()
     names = sorted(p.name for p in photos.iterdir() if p.name != "broken.png")
     rows = [shard_row([(photos / name).read_bytes()], asked("find this", text)) for name in names for text in TEXTS]
-    batch = collate_pairs([Group(row, (0,)) for row in rows], encoder)  # as in training
+    batch = collate_image_text([Group(row, (0,)) for row in rows], encoder)  # as in training
     with torch.no_grad():
         vectors = embeddings(model, batch).numpy()
     pairs = np.array(batch.meta["pairs"])
@@ -96,7 +96,7 @@ def test_without_a_prompt_images_are_embedded_as_in_training(
             {"image": {"bytes": image}, "caption": "a box"}, "0", data, ImageReader("", "", data.max_image_pixels)
         )
         rows.append(shard_row([image], sample.conversation))
-    batch = collate_pairs([Group(row, (0,)) for row in rows], search.source.encoder())
+    batch = collate_image_text([Group(row, (0,)) for row in rows], search.source.encoder())
     with torch.no_grad():
         trained = embeddings(search.embed.predictor.model, batch).numpy()[[pair[0] for pair in batch.meta["pairs"]]]
     np.testing.assert_allclose(search.index.reconstruct_n(0, 3), trained, atol=1e-5)

@@ -15,8 +15,8 @@ from smolray.data.tiles import image_size
 from smolray.model.adapters import prepare_for_training
 from smolray.model.forward import target_states
 from smolray.model.load import base_model, load_model
-from smolray.objectives.base import Normalisers
-from smolray.objectives.dpo import DPO_METRICS, dpo
+from smolray.objectives.base import PREFERENCE_METRICS, Normalisers
+from smolray.objectives.dpo import dpo
 from smolray.objectives.reference import reference_of
 from smolray.objectives.registry import objective_of
 from tests.offline import encoder_of, message, picture, shard_row
@@ -142,7 +142,7 @@ def by_the_papers(policy, reference, settings):
     loss = torch.stack(losses).mean()
     if "sft" in settings.loss_type:
         loss = loss - weights[settings.loss_type.index("sft")] * torch.cat([chosen for chosen, _ in policy]).mean()
-    return loss, dict(zip(DPO_METRICS, torch.tensor(rewards).mean(0).tolist(), strict=True))
+    return loss, dict(zip(PREFERENCE_METRICS, torch.tensor(rewards).mean(0).tolist(), strict=True))
 
 
 def normalisers(batch):
@@ -174,7 +174,7 @@ def test_packed_pairs_equal_answers_alone_in_loss_metrics_and_gradients(models, 
     batch = type(batch)(**(batch.__dict__ | {"reference_logps": ask(model, batch)}))
     loss, metrics = objective_of(run).loss(model.lm_head, target_states(model, batch), batch, normalisers(batch))
     assert loss.item() == pytest.approx(want.item(), rel=1e-6)
-    for name in DPO_METRICS:
+    for name in PREFERENCE_METRICS:
         assert metrics[name].item() == pytest.approx(want_metrics[name], rel=1e-5, abs=1e-5), name
     got = gradients(model, loss)
     norm = torch.sqrt(sum((g**2).sum() for g in want_gradients.values()))
@@ -211,7 +211,7 @@ def test_shares_of_micro_batches_add_up_to_the_whole(models, processor):
             b = type(b)(**(b.__dict__ | {"reference_logps": torch.arange(len(b.ends)) % 2 * -1.0}))
             contributions.append(dpo(model.lm_head, target_states(model, b), b, normalisers(batch), LOSSES["mixed"]))
     assert sum(loss for loss, _ in contributions[1:]).item() == pytest.approx(contributions[0][0].item(), rel=1e-6)
-    for name in DPO_METRICS:
+    for name in PREFERENCE_METRICS:
         assert sum(m[name] for _, m in contributions[1:]).item() == pytest.approx(
             contributions[0][1][name].item(), rel=1e-5, abs=1e-6
         )
