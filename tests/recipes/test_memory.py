@@ -1,8 +1,7 @@
-"""The memory that the planner tells is what the process takes: smolray's own loop and engine, its peak read from the
-kernel.
+"""The memory that the planner predicts is what a process takes that runs smolray's loop and engine, by the kernel's peak.
 
-Measured with an allocator that gives back what is freed, as the GPU's reuses it: glibc's keeps pieces below 32 MB, and
-with it the process stands 0.4 to 0.7 GB higher.
+Measured with an allocator that returns freed memory, as the GPU's reuses it: glibc keeps pieces below 32 MB, and with it
+the process takes 0.4 to 0.7 GB more.
 """
 
 import ctypes
@@ -76,7 +75,7 @@ def task(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_the_memory_that_is_told_is_within_15_percent_of_what_the_process_takes(task, name):
+def test_predicted_memory_is_within_15_percent_of_measured_memory(task, name):
     overrides = [
         *task.overrides,
         *CASES[name],
@@ -91,10 +90,10 @@ def test_the_memory_that_is_told_is_within_15_percent_of_what_the_process_takes(
         config, config.train.per_device_train_batch_size
     )
     work = Workload(shape, Training.of(config), largest, config.model.gradient_checkpointing, config.optimizer.name)
-    told = zero_memory(work, Zero(0, 1))
-    predicted = told.total - told.workspace  # which is a GPU's: its context and what its allocator leaves unused
+    memory = zero_memory(work, Zero(0, 1))
+    predicted = memory.total - memory.workspace  # a GPU's: its context and what its allocator leaves unused
     print(
         f"{name}: predicted {predicted / 1e9:.3f} GB, measured {measured / 1e9:.3f}; "
-        f"{ ({k: round(v / 1e6) for k, v in asdict(told).items()}) }"
+        f"{ ({k: round(v / 1e6) for k, v in asdict(memory).items()}) }"
     )
     assert predicted == pytest.approx(measured, rel=0.15)

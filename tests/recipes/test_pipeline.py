@@ -1,5 +1,5 @@
-"""A pipeline gives the losses and gradients of one process, whatever is trained and however it is cut, and its
-checkpoints go anywhere.
+"""A pipeline gives the losses and gradients of one process, for every method and partition, and any engine resumes its
+checkpoints.
 """
 
 import pytest
@@ -141,16 +141,16 @@ def test_two_stages_give_the_losses_and_gradients_of_one_process(alone, two, nam
 
 @pytest.mark.parametrize("partition", PARTITIONS)
 @pytest.mark.parametrize("name", ["full", "text alone"])
-def test_wherever_it_is_cut(alone, two, name, partition):
+def test_every_partition_gives_the_losses_and_gradients_of_one_process(alone, two, name, partition):
     assert_same(two, alone, f"{name}, {partition}", name)
 
 
-def test_whichever_worker_runs_which_stage(alone, two):
+def test_any_order_of_workers_gives_the_same_losses(alone, two):
     assert_same(two, alone, "backwards", "full")
 
 
 @pytest.mark.slow
-def test_whichever_workers_run_two_pipelines(alone, four):
+def test_any_order_of_workers_in_two_pipelines_gives_the_same_losses(alone, four):
     assert_same(four, alone, "crosswise", "full")
 
 
@@ -159,7 +159,7 @@ def test_in_bf16_it_follows_fp32(alone, two):
     assert got == pytest.approx(want, rel=5e-2)
 
 
-def test_the_reference_learns_from_ragged_tiles_and_has_micro_batches_without_images(alone, data):
+def test_the_reference_learns_and_has_micro_batches_without_images(alone, data):
     shards, overrides = data["full"]
     config = load_config(None, overrides)
     plan = local_plan(shards, config)
@@ -184,12 +184,12 @@ def test_four_stages_give_the_losses_and_gradients_of_one_process(alone, four, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_two_pipelines_of_two_stages_give_the_losses_and_gradients_of_one_process(alone, four, name):
+def test_two_pipelines_of_two_stages_give_the_losses_of_one_process(alone, four, name):
     assert_same(four, alone, f"{name}, 2 x 2", name)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_under_fewer_stages_then_under_zero_then_alone_as_if_nothing_had_been(alone, data, tmp_path):
+def test_a_run_resumes_exactly_under_other_stages_and_engines(alone, data, tmp_path):
     """A smaller number of workers each time, every checkpoint made by another engine."""
     shards, overrides = data["full"]
     legs = [(3, [PIPELINE]), (2, [PIPELINE]), (2, ["engine.stage=2"]), (1, ["engine.stage=0"]), (4, [PIPELINE])]

@@ -44,7 +44,7 @@ def train(optimizer, found, steps, seed=1):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
-def test_each_group_follows_the_schedule_with_its_own_rate_and_small_ones_do_not_decay(name):
+def test_each_group_follows_the_schedule_with_its_own_rate_and_decay(name):
     found = parameters()
     config = OptimizerConfig(
         name=name, learning_rate=1e-3, learning_rates={"vision": 1e-4, "connector": 5e-3}, weight_decay=0.1
@@ -84,7 +84,7 @@ LAST = {
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_every_schedule_is_a_function_of_the_step_and_that_of_transformers(kind):
+def test_every_schedule_is_that_of_transformers_as_a_function(kind):
     from transformers import get_scheduler
 
     config = load_config(
@@ -113,7 +113,7 @@ def test_a_zero_learning_rate_stays_zero():
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
-def test_large_parameters_have_8_bit_states_and_embeddings_and_small_ones_fp32(name):
+def test_embeddings_and_small_parameters_have_fp32_adam_states(name):
     found = parameters()
     optimizer = build_optimizer(found, OptimizerConfig(name=name))
     train(optimizer, found, 1)
@@ -127,7 +127,7 @@ def test_large_parameters_have_8_bit_states_and_embeddings_and_small_ones_fp32(n
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
-def test_moments_put_back_go_on_to_the_same_bits(name):
+def test_restored_moments_continue_to_the_same_bits(name):
     found, again = parameters(), parameters()
     config = OptimizerConfig(name=name, learning_rate=1e-2, weight_decay=0.1)
     first, second = build_optimizer(found, config), build_optimizer(again, config)

@@ -67,7 +67,7 @@ def test_every_group_has_its_rank_and_all_the_same_scale(tiny_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("bits", "kind"), [("", "Linear"), ("4", "Linear4bit"), ("8", "Linear8bitLt")])
-def test_adapters_are_fp32_over_weights_of_any_kind_and_only_the_text_model_is_quantised(tiny_path, dtype, bits, kind):
+def test_adapters_are_fp32_and_only_the_text_model_is_quantised(tiny_path, dtype, bits, kind):
     model = adapted(
         tiny_path,
         "lora.r=2",
@@ -91,7 +91,7 @@ def test_adapters_are_fp32_over_weights_of_any_kind_and_only_the_text_model_is_q
         assert state.quant_type == "nf4" and state.nested, "nf4 with double quantisation"
 
 
-def test_dora_begins_as_the_base_model_and_trains_magnitudes(tiny_path):
+def test_dora_starts_as_the_base_model_and_trains_magnitudes(tiny_path):
     model = adapted(tiny_path, "lora={r: 2, use_dora: true}")
     assert any("lora_magnitude_vector" in name for name in trainable(model))
     batch = training_batch(tiny_path)
@@ -150,7 +150,7 @@ def saved_bytes(model, batch):
     return loss.item(), sum(kept.values()), {n: p.grad for n, p in trainable(model).items()}
 
 
-def test_the_first_layers_alone_are_recomputed_with_the_same_loss_and_gradients(tiny_path):
+def test_checkpointing_the_first_layers_keeps_loss_and_gradients(tiny_path):
     batch, found = training_batch(tiny_path), {}
     for layers in ("false", "1", "2", "true"):
         config = load_config(

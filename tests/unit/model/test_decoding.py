@@ -106,7 +106,7 @@ def test_packed_decoding_equals_generate_of_each_prompt_alone(trained, encoder, 
     assert len({len(ids) for ids in want}) >= 3
 
 
-def test_decoding_does_not_depend_on_the_company(trained, encoder):
+def test_decoding_does_not_depend_on_the_rest_of_the_batch(trained, encoder):
     """Packed, one by one, in another order: the same tokens; neighbours end at other lengths."""
     rows, eos = rows_of(0), int(encoder.tokenizer.eos_token_id)
     together = greedy(trained, collate_prompts(packed(rows), encoder), NEW_TOKENS, eos)
@@ -119,7 +119,7 @@ def test_decoding_does_not_depend_on_the_company(trained, encoder):
     assert [ids for piece in pieces[::-1] for ids in piece] == together
 
 
-def test_the_same_question_twice_is_decoded_as_once(tiny_path, encoder):
+def test_the_same_question_twice_gets_the_same_answer_twice(tiny_path, encoder):
     """The prompts are all prefix, and yet what is decoded for one is not seen by the other; untrained, the model is
     easily swayed.
     """
@@ -141,7 +141,7 @@ def test_max_new_tokens_is_respected(trained, encoder, new_tokens):
     assert [ids[:new_tokens] for ids in longer] == cut
 
 
-def test_an_answer_ends_before_the_end_token_and_the_others_go_on(trained, encoder):
+def test_an_answer_stops_at_its_end_token_and_others_continue(trained, encoder):
     batch, never = collate_prompts(packed(rows_of(0)), encoder), never_of(encoder)
     free = greedy(trained, batch, NEW_TOKENS, never)
     for token in {ids[i] for ids in free for i in (0, 1, NEW_TOKENS - 1)}:
@@ -160,7 +160,7 @@ def test_decoding_stops_when_all_have_ended(trained, encoder):
     assert len(calls) == 1
 
 
-def test_an_answer_counts_where_it_matches_any_reference_but_for_case_and_outer_blanks():
+def test_an_answer_matches_any_reference_without_case_and_outer_blanks():
     record = {"id": "1", "key": "k", "type": "colour", "question": "?", "answer": "Blue", "answers": ["Blue", " navy "]}
     assert [to_prediction(record, text)["correct"] for text in (" blue\n", "NAVY", "bluee", "", "blue navy")] == [
         True,

@@ -13,7 +13,7 @@ from smolray.model.tiny import build_model
 from tests.offline import asked, encoder_of, picture, shard_row
 
 
-def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_path):
+def test_without_gradients_the_tower_runs_a_large_batch_in_parts(tmp_path):
     model = load_model(ModelConfig(path=str(build_model("tiny", ["what is it?"], tmp_path)), dtype="float32"))
     seen: list[int] = []
     model.model.vision_model.encoder.register_forward_hook(
@@ -34,7 +34,7 @@ def test_without_gradients_a_large_batch_goes_through_the_tower_in_parts(tmp_pat
 
 
 @pytest.mark.parametrize("packing", ["none", "image", "full"])
-def test_the_last_mlp_runs_for_trained_tokens_alone_with_the_same_states_and_gradients(processor, tiny_path, packing):
+def test_the_last_mlp_runs_only_for_trained_tokens_to_the_same_result(processor, tiny_path, packing):
     model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
     rows = [
         shard_row(

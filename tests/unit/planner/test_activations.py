@@ -175,7 +175,7 @@ def test_adapters_of_fp32_keep_a_cast_of_each_input(kind):
     assert expected + beside == saved_bytes(holder, lambda: holder.layer(x, **given))
 
 
-def test_2b_at_batch_4_and_13_tiles_keeps_36_gb_for_vision_and_13_gb_for_text():
+def test_2b_with_batch_4_and_13_tiles_keeps_the_designed_gigabytes():
     """The arithmetic's check from the design: bytes saved for backward, bf16, no checkpointing."""
     shape = known_shape("random-2.2b")
     load = Load(4, 4, 4 * 1207, 0, 0, 4 * 13, 16)
@@ -189,7 +189,7 @@ def test_2b_at_batch_4_and_13_tiles_keeps_36_gb_for_vision_and_13_gb_for_text():
     )
 
 
-def test_what_is_frozen_before_anything_trained_keeps_nothing():
+def test_layers_frozen_before_anything_trained_keep_nothing():
     shape = known_shape("random-256m")
     training = dataclasses.replace(FULL, full=frozenset({"text"}))
     load = Load(8, 8, 8 * 100, 0, 0, 8, 8)

@@ -1,4 +1,4 @@
-"""The cut that the planner finds is the one that trying everything finds."""
+"""The partition that the planner finds is the one that trying everything finds."""
 
 import itertools
 import random
@@ -33,7 +33,7 @@ def random_problem(rng: random.Random) -> PartitionProblem:
 
 
 def bottleneck(problem, gpus, sizes) -> float:
-    """Of one cut on one order of cards, infinite where a stage does not fit: the definition, spelt out."""
+    """The bottleneck of one partition on one order of GPUs by its definition; infinite where a stage does not fit."""
     slowest, start = 0.0, 0
     for position, ((node, gpu), size) in enumerate(zip(gpus, sizes, strict=True)):
         kind = problem.nodes[node][gpu]
@@ -58,7 +58,7 @@ def brute_force(problem) -> float:
     return best
 
 
-def test_the_cut_is_that_of_brute_force_on_500_random_cases():
+def test_the_partition_is_that_of_brute_force_on_500_random_cases():
     rng, feasible = random.Random(0), 0
     for case in range(500):
         problem = random_problem(rng)

@@ -46,7 +46,7 @@ def work_of(
     )
 
 
-def test_memory_of_a_single_card_is_the_sum_of_what_is_known():
+def test_memory_of_one_gpu_is_the_sum_of_its_known_parts():
     """bf16 full fine-tuning: 2 bytes weights, 2 gradients, 4 master, 8 moments a parameter."""
     memory, parameters = zero_memory(work_of(), Zero(1, 1)), SHAPES["random-256m"].parameters
     assert memory.weights == 2 * parameters
@@ -55,7 +55,7 @@ def test_memory_of_a_single_card_is_the_sum_of_what_is_known():
     assert memory.total > 16 * parameters + memory.activations
 
 
-def test_zero_divides_what_it_says_it_divides():
+def test_each_zero_stage_divides_its_own_parts_of_memory():
     work = work_of("random-2.2b")
     alone, four = zero_memory(work, Zero(2, 1)), zero_memory(work, Zero(2, 4))
     assert four.optimizer == alone.optimizer / 4
@@ -109,7 +109,7 @@ def test_weights_in_4_bit_take_half_a_byte_and_their_scales():
 
 
 @pytest.mark.parametrize("shape", ["random-256m", "random-2.2b"])
-def test_stages_of_a_pipeline_hold_what_one_card_would_and_a_tied_head_its_table_twice(shape):
+def test_pipeline_stages_hold_what_one_gpu_would_and_a_tied_table_twice(shape):
     work, layers = work_of(shape), len(SHAPES[shape].layers)
     flying = [in_flight(p, 3, 6) for p in range(3)]
     table = pipeline_memory(work, flying, 6)
@@ -127,7 +127,7 @@ def test_stages_of_a_pipeline_hold_what_one_card_would_and_a_tied_head_its_table
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_last_layer_without_the_head_beside_it_takes_what_the_others_take(checkpointing):
+def test_a_last_text_layer_without_the_head_runs_whole(checkpointing):
     work, layers = work_of(checkpointing=checkpointing), len(SHAPES["random-256m"].layers)
     table = pipeline_memory(work, [3, 2, 1], 6)[1]
     assert table[layers - 3, layers - 1] == pytest.approx(table[layers - 4, layers - 2], rel=0.01)
@@ -164,7 +164,7 @@ def random_case(rng: random.Random):
     return Inventory(tuple(nodes)), shape, [*overrides, *([f"{bits}=true"] if bits else [])]
 
 
-def test_no_plan_is_over_the_memory_of_a_card():
+def test_no_plan_exceeds_the_memory_of_a_gpu():
     rng, chosen = random.Random(0), 0
     for case in range(16):
         inventory, shape, overrides = random_case(rng)
@@ -186,7 +186,7 @@ def test_no_plan_is_over_the_memory_of_a_card():
     assert chosen > 10
 
 
-def test_settings_of_a_plan_are_a_run_that_is_accepted():
+def test_the_settings_of_a_plan_are_a_valid_run():
     rng = random.Random(1)
     for _ in range(6):
         inventory, shape, overrides = random_case(rng)
@@ -206,7 +206,7 @@ def test_settings_of_a_plan_are_a_run_that_is_accepted():
         ", ".join(f"1x {name}" for name in list(KNOWN_GPUS)[:16]),
     ],
 )
-def test_sixteen_cards_are_planned_within_a_second(inventory):
+def test_sixteen_gpus_are_planned_within_a_second(inventory):
     start = time.process_time()
     plan = plan_of(inventory, "random-500m", "train.global_batch=32")
     assert time.process_time() - start < 1
@@ -224,7 +224,7 @@ def test_slow_links_favour_the_pipeline_and_fast_ones_data_parallelism():
     assert fast.chosen.strategy in ("zero-1", "zero-2")
 
 
-def test_a_faster_card_is_dealt_more_on_stage_2_and_not_on_stage_3():
+def test_a_faster_gpu_takes_more_on_stage_2_and_not_on_stage_3():
     inventory = parse("1x rtx4090 + 1x rtx3090")
     config = config_of(
         "random-256m", "train.per_device_train_batch_size=20", "train.global_batch=10", "resources.num_workers=2"
@@ -237,7 +237,7 @@ def test_a_faster_card_is_dealt_more_on_stage_2_and_not_on_stage_3():
     assert by_stage[3].shares == (5, 5)
 
 
-def test_unequal_cards_get_unequal_stages():
+def test_unequal_gpus_get_unequal_stages():
     plan = plan_of("1x rtx4090 @ 10GbE, 1x rtx3060 @ 10GbE", "random-2.2b", "lora.r=8", "model.train=[]")
     pipeline = next(row for row in plan.rows if row.strategy == "pipeline")
     held = dict(zip(pipeline.names, [sum(t for t in pipeline.partition[i : i + 1]) for i in range(2)], strict=True))
@@ -246,7 +246,7 @@ def test_unequal_cards_get_unequal_stages():
     assert busy["rtx4090"] > busy["rtx3060"]
 
 
-def test_where_nothing_fits_the_nearest_change_is_said_and_fits():
+def test_where_nothing_fits_the_nearest_change_is_named_and_fits():
     plan = plan_of("1x rtx3070", "random-2.2b")
     assert plan.chosen is None and plan.change is not None
     assert plan.changed.chosen.fits
@@ -254,14 +254,14 @@ def test_where_nothing_fits_the_nearest_change_is_said_and_fits():
     assert "Nothing fits" in words(plan) and "LoRA" in words(plan) and "lora={r: 8}" in words(plan)
 
 
-def test_where_no_change_helps_that_is_said():
+def test_where_no_change_helps_the_message_says_so():
     tiny = replace(KNOWN_GPUS["t4"], name="toy", memory=10**9)
     plan = plan_of(Inventory((InventoryNode("b", (tiny,), Interconnect(1e8, 1e-4)),)), "random-2.2b")
     assert plan.chosen is None and plan.change is None and plan.settings() == {}
     assert "smaller model or a larger GPU" in words(plan)
 
 
-def test_what_is_asked_for_and_cannot_be_is_left_out():
+def test_strategies_that_the_run_cannot_have_are_not_tried():
     strategies = {
         row.name
         for row in plan_of("2x rtx3090", "random-256m", "lora.r=8", "model.train=[]", "model.load_in_4bit=true").rows
@@ -350,7 +350,7 @@ def test_auto_workers_are_planned_as_one_for_each_gpu():
     assert plan.settings()["resources.num_workers"] in (1, 2, 3)
 
 
-def test_of_two_nearly_as_fast_the_simpler_is_chosen():
+def test_of_two_nearly_equal_plans_the_simpler_is_chosen():
     config = RunConfig(model=ModelConfig(path="random-256m"), train=TrainConfig(global_batch=8))
     plan = plan_of("2x rtx3090", "random-256m")
     single = next(row for row in plan.rows if row.strategy == "single")

@@ -1,4 +1,4 @@
-"""What workers find at launch becomes the planner's inventory, and names the ranks of a plan's cards."""
+"""The hardware probe becomes the planner's inventory, and finds the ranks of a plan's GPUs."""
 
 import json
 from itertools import combinations
@@ -28,9 +28,9 @@ def test_every_pair_of_nodes_meets_once_and_no_node_twice_at_a_time(number):
     assert all(len({n for pair in turn for n in pair}) == 2 * len(turn) for turn in turns)
 
 
-def test_a_survey_is_the_inventory_of_the_planner():
+def test_a_hardware_probe_becomes_the_inventory_of_the_planner():
     inventory = FOUR.inventory()
-    assert [(box.name, [gpu.name for gpu in box.gpus]) for box in inventory.nodes] == [
+    assert [(node.name, [gpu.name for gpu in node.gpus]) for node in inventory.nodes] == [
         ("a", ["NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"]),
         ("b", ["NVIDIA GeForce RTX 3090"] * 2),
     ]
@@ -41,7 +41,7 @@ def test_a_survey_is_the_inventory_of_the_planner():
     assert [FOUR.rank_of(b, c) for b, c in ((0, 0), (0, 1), (1, 0), (1, 1))] == [0, 1, 2, 3]
 
 
-def test_cards_of_a_plan_are_found_among_the_workers():
+def test_gpus_of_a_plan_are_found_among_the_workers():
     assert FOUR.ranks(["b NVIDIA GeForce RTX 3090", "a NVIDIA GeForce RTX 4090", "b NVIDIA GeForce RTX 3090"]) == (
         2,
         1,
@@ -54,7 +54,7 @@ def test_cards_of_a_plan_are_found_among_the_workers():
         FOUR.ranks(["a NVIDIA GeForce RTX 3090"] * 2)
 
 
-def test_it_goes_through_the_log_and_reads_as_a_line():
+def test_a_hardware_probe_survives_the_log():
     record = json.loads(json.dumps(FOUR.to_json()))
     assert HardwareProbe.from_json(record) == FOUR
     line = event_line({"event": "inventory", **record})

@@ -1,6 +1,4 @@
-"""Shares and pipeline schedules: what is dealt is dealt best, what is simulated is what torch does, and limits that
-arithmetic knows hold.
-"""
+"""Balancing is optimal, pipeline schedules are those of torch, and simulated times keep their known limits."""
 
 import itertools
 import random
@@ -18,10 +16,10 @@ def test_a_4090_takes_three_where_a_3090_takes_two():
     assert balance([3.0, 2.0], 5) == (3, 2)
     assert balance([3.0, 2.0], 10) == (6, 4)
     assert balance([1.0, 1.0, 1.0], 7) == (3, 2, 2)
-    assert balance([100.0, 1.0], 4) == (4, 0), "a card that would only be waited for gets none"
+    assert balance([100.0, 1.0], 4) == (4, 0), "a GPU that the others would wait for gets none"
 
 
-def test_no_other_shares_are_done_sooner():
+def test_no_other_shares_finish_earlier():
     rng = random.Random(0)
     for _ in range(300):
         speeds = [rng.uniform(0.2, 5) for _ in range(rng.randint(1, 4))]
@@ -36,7 +34,7 @@ def test_no_other_shares_are_done_sooner():
 @pytest.mark.parametrize(
     ("stages", "micro_batches"), [(2, 2), (2, 4), (2, 7), (3, 4), (4, 4), (4, 10), (4, 12), (5, 3)]
 )
-def test_operations_and_accepted_numbers_are_torchs(stages, micro_batches):
+def test_operations_and_accepted_numbers_are_those_of_torch(stages, micro_batches):
     count = accepted_micro_batches(micro_batches, stages, "interleaved_1f1b")
     assert count % max(1, count // stages) == 0
     for rank in range(stages):
@@ -91,7 +89,7 @@ def test_a_slow_link_is_hidden_until_it_is_the_bottleneck():
     assert step(6.0) > 16 * 6.0, "a link carries one message at a time"
 
 
-def test_a_step_is_never_shorter_than_its_slowest_stage_nor_longer_than_everything_in_turn():
+def test_a_step_lies_between_its_slowest_stage_and_all_stages_in_turn():
     rng = random.Random(1)
     for _ in range(200):
         stages = [StageTimes(*(rng.uniform(0.1, 2) for _ in range(4))) for _ in range(rng.randint(1, 5))]

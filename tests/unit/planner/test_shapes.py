@@ -99,7 +99,7 @@ def test_a_hub_id_of_the_family_needs_no_hub():
 
 
 @pytest.mark.parametrize("path", ["nobody/knows-this", "not-a-folder"])
-def test_an_unknown_model_is_said(path):
+def test_an_unknown_model_is_refused_with_its_path(path):
     with pytest.raises(ConfigError, match=r"config\.json"):
         shape_of(ModelConfig(path=path))
 
@@ -113,6 +113,6 @@ def test_another_family_is_refused():
     ("path", "parameters"),
     [("HuggingFaceTB/SmolVLM-256M-Instruct", 256_484_928), ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 507_482_304)],
 )
-def test_a_published_model_has_as_many_parameters_as_its_page_on_the_hub_says(path, parameters):
+def test_published_models_have_the_parameters_their_hub_page_says(path, parameters):
     """With a head of its own: the published configs do not tie it to the embeddings."""
     assert shape_of(ModelConfig(path=path)).parameters == parameters

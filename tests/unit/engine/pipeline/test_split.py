@@ -80,7 +80,7 @@ def test_a_dropped_weight_comes_back_in_both_its_places(path):
     assert placement.parameter.requires_grad
 
 
-def test_the_even_cut_is_the_best_of_all_cuts():
+def test_the_even_partition_is_the_best_of_all_partitions():
     rng = random.Random(0)
     for _ in range(200):
         costs, stages = tuple(rng.random() for _ in range(rng.randint(3, 9))), rng.randint(1, 3)
@@ -114,20 +114,20 @@ def test_frozen_layers_cost_only_their_forward_pass(path):
         ([], 10, "the model has 9 layers"),
     ],
 )
-def test_a_cut_that_does_not_fit_is_refused_with_the_numbers(path, overrides, workers, said):
+def test_a_partition_that_does_not_fit_is_refused_with_the_numbers(path, overrides, workers, said):
     model, config = prepared(path, *overrides)
     with pytest.raises(ConfigError, match=said):
         split_of(model, config, workers)
 
 
-def test_a_stage_for_each_worker_unless_the_cut_says_otherwise(path):
+def test_one_stage_for_each_worker_unless_the_partition_differs(path):
     model, config = prepared(path)
     assert split_of(model, config, 4).stages == 4
     model, config = prepared(path, "engine.partition=[4,5]")
     assert split_of(model, config, 4).stages == 2
 
 
-def test_a_stage_reads_its_own_tensors_alone_from_several_files(path, tmp_path):
+def test_a_stage_reads_only_its_own_tensors_from_several_files(path, tmp_path):
     load_model(load_config(None, [f"model.path={path}", "model.dtype=float32"]).model).save_pretrained(
         tmp_path, max_shard_size="500KB"
     )
