@@ -60,8 +60,8 @@ class EmbeddedPairs:
 def search_report(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> EvalReport:
     """Each distinct text of the batches looks for its images among all images of all workers.
 
-    The batches are those of collate_image_text. `exact_match` is recall@1: the prediction is the key of the image that is
-    found first, the right answers are the keys of all images with that text.
+    The batches are those of collate_image_text. `exact_match` is recall@1: the prediction is the key of the image that
+    is found first, the right answers are the keys of all images with that text.
 
     Collective: all receive the whole report. Raises MetricError on every worker.
     """
