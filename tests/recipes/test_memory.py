@@ -1,6 +1,6 @@
-"""The memory that the planner predicts is what a process takes that runs smolray's loop and engine, by the kernel's peak.
+"""The predicted memory is what a process with smolray's loop and engine takes, by the kernel's peak.
 
-Measured with an allocator that returns freed memory, as the GPU's reuses it: glibc keeps pieces below 32 MB, and with it
+Measured with an allocator that returns freed memory, as the GPU's reuses it. glibc keeps pieces below 32 MB, with which
 the process takes 0.4 to 0.7 GB more.
 """
 
