@@ -21,8 +21,8 @@ class SearchConfig(Section):
     """asha: stop the worse trials early; hyperband: asha with several first rungs; pbt: the worse trials copy the
     weights of the better ones"""
     metric: Literal["accuracy", "loss"] = "accuracy"
-    """accuracy: the figure that also chooses the best checkpoint of a run; loss: of the validation answers; without
-    data.validation, and for dpo, of the training steps since the last checkpoint"""
+    """accuracy: the figure that also chooses the best checkpoint of a run; loss: of the validation answers (sft
+    with data.validation), else of the training steps since the last checkpoint"""
     second_objective: Literal["memory", "seconds"] | None = None
     """optuna: optimise peak memory or training time as well"""
     grace_period: int = Field(default=1, ge=1)

@@ -297,7 +297,7 @@ def _accuracy_charts(run: RunContents, restarts: list[float]) -> list[Markup]:
 
 
 def _preference_charts(steps: list[Event], restarts: list[float]) -> list[Markup]:
-    """Of DPO: a reward is beta x the log-probability of an answer less that of the reference model."""
+    """Of methods that learn from pairs: what the method rewards in the chosen and in the rejected answer."""
     curves = {name: _points(steps, _reader(dict, f"rewards/{name}")) for name in ("chosen", "rejected", "accuracies")}
     if not curves["chosen"]:
         return []

@@ -32,7 +32,7 @@ def progress_line(event: Event, total_steps: int | None = None) -> str:
 
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.4f}")
-    if event.get("rewards/margins") is not None:  # of DPO, by TRL's names
+    if event.get("rewards/margins") is not None:  # methods that learn from pairs, by TRL's names
         preferred = 100 * event.get("rewards/accuracies", 0)
         parts.append(f"margin {event['rewards/margins']:.3g}  preferred {preferred:.0f}%")
     if event.get("learning_rate") is not None:
