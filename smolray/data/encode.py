@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -219,6 +219,17 @@ class Encoder:
         header = self._render(asked, True).removeprefix(self._render(asked, False))
         before, found, _ = whole.partition(header) if header else ("", "", "")
         return before + found
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The special token that ends an assistant turn; None where the template ends it with plain text."""
+        turns = [
+            {"role": role, "content": [{"type": "text", "text": f"{_OPEN}{number}{_CLOSE}"}]}
+            for number, role in enumerate(("user", "assistant"))
+        ]
+        _, _, rest = self._render(turns, False).partition(f"{_OPEN}1{_CLOSE}")
+        match = self._cut.match(rest.lstrip())
+        return self._special[match.group()] if match else None
 
     def _image_block(self, grid: Grid) -> np.ndarray:
         """Token ids that stand for one image (Idefics3Processor.replace_image_token)."""

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from smolray.data.batch import Batch
+from smolray.data.encode import Encoder
 from smolray.evaluate.bootstrap import Estimates
 from smolray.evaluate.measure import measure, rows_by_type
 from smolray.evaluate.metrics.exact_match import is_correct
-from smolray.model.decoding import greedy
+from smolray.model.decoding import greedy, stop_ids_of
 from smolray.run.predictions import Prediction
 
 QuestionRecord = dict[str, Any]  # what a Batch tells of a question: data/collate.py's question_record, and more
@@ -52,16 +52,17 @@ class EvalReport:
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     max_new_tokens: int,
     device: torch.device,
     metrics: Sequence[str] = ("exact_match",),
 ) -> EvalReport:
     """Collective: every worker passes its own batches, all receive the whole report."""
     own: list[Prediction] = []
+    stop_ids = stop_ids_of(model, encoder)
     for batch in batches:
-        ids = greedy(model, batch.to(device), max_new_tokens, int(tokenizer.eos_token_id))
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        ids = greedy(model, batch.to(device), max_new_tokens, stop_ids)
+        texts = encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
         own += [to_prediction(record, text) for record, text in zip(batch.meta["records"], texts, strict=True)]
 
     parts: list[Any] = [None] * dist.get_world_size()

@@ -37,14 +37,14 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
     search = config.traits.evaluation == "search"
     collate = config.traits.collate if search else "prompts"
     stream = _own_batches(plan, config, folders, collate)
-    tokenizer = cached_encoder(config.model, config.data, config.image).tokenizer
+    encoder = cached_encoder(config.model, config.data, config.image)
 
     training = model.training
     model.eval()
     if search:
         report = search_report(model, stream, device)
     else:
-        report = evaluate(model, stream, tokenizer, settings.max_new_tokens, device, settings.metrics)
+        report = evaluate(model, stream, encoder, settings.max_new_tokens, device, settings.metrics)
     if config.traits.pairs:
         report = with_preference(report, model, config, folders, rows, device)
     model.train(training)

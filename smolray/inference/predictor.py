@@ -18,7 +18,7 @@ from smolray.config import ConfigError, RunConfig, load_config
 from smolray.data.batch import Batch
 from smolray.data.encode import Encoder, cached_encoder
 from smolray.inference.questions import PlacedQuestion
-from smolray.model.decoding import Choose, decode, most_likely
+from smolray.model.decoding import Choose, decode, most_likely, stop_ids_of
 from smolray.model.load import load_model
 from smolray.model.sampling import Sampler
 from smolray.model.trained import trained_model
@@ -94,7 +94,9 @@ class Predictor:
             self.model = load_model(config.model).eval()
         if not (config.model.load_in_4bit or config.model.load_in_8bit):  # bitsandbytes has placed those already
             self.model.to(device)
-        self.tokenizer, self.decoding = source.encoder().tokenizer, decoding
+        encoder = source.encoder()
+        self.tokenizer, self.decoding = encoder.tokenizer, decoding
+        self.stop_ids = stop_ids_of(self.model, encoder)
 
     def answers(self, batch: Batch, names: Sequence[str]) -> list[str]:
         """The text of each conversation in the order of the batch.
@@ -103,12 +105,12 @@ class Predictor:
         memory.
         """
         decoding, device = self.decoding, next(self.model.parameters()).device
-        limit, end = decoding.max_new_tokens, int(self.tokenizer.eos_token_id)
+        limit = decoding.max_new_tokens
         choose: Choose = most_likely
         if decoding.temperature:
             choose = Sampler(names, limit, decoding.temperature, decoding.top_p, decoding.seed)
         try:
-            ids = decode(self.model, batch.to(device), limit, end, choose)
+            ids = decode(self.model, batch.to(device), limit, self.stop_ids, choose)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"{len(names)} questions at a time do not fit into the memory of {device} "

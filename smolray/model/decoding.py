@@ -3,13 +3,15 @@
 In: a Batch of prompts. Out: token ids of each conversation, equal to decoding each prompt alone (a test holds this).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import takewhile
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
 from smolray.data.batch import Batch
+from smolray.data.encode import Encoder
 from smolray.model.forward import branch_mask, embed
 from smolray.model.load import base_model
 
@@ -22,13 +24,30 @@ def most_likely(logits: torch.Tensor, number: int) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int) -> list[list[int]]:
-    """New token ids of each conversation in the order of `batch.ends`, without the end token."""
-    return decode(model, batch, max_new_tokens, eos_token_id, most_likely)
+def stop_ids_of(model: nn.Module, encoder: Encoder) -> frozenset[int]:
+    """The tokens at which an answer ends: the tokenizer's end, those of generation_config.json, and a trained turn's.
+
+    They may differ: a base model's files can name `<|im_end|>` where the chat template ends a turn with another token.
+    """
+    generation = getattr(base_model(model), "generation_config", None)
+    ends = getattr(generation, "eos_token_id", None)
+    listed = ends if isinstance(ends, list | tuple) else [ends]
+    candidates = (encoder.tokenizer.eos_token_id, encoder.end_of_turn, *listed)
+    return frozenset(int(token) for token in candidates if token is not None)
+
+
+def greedy(model: nn.Module, batch: Batch, max_new_tokens: int, stop_ids: Collection[int]) -> list[list[int]]:
+    """New token ids of each conversation in the order of `batch.ends`, without the stop token.
+
+    `stop_ids`: an answer ends at the first of these tokens (`stop_ids_of`), at least one.
+    """
+    return decode(model, batch, max_new_tokens, stop_ids, most_likely)
 
 
 @torch.no_grad()
-def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: int, choose: Choose) -> list[list[int]]:
+def decode(
+    model: nn.Module, batch: Batch, max_new_tokens: int, stop_ids: Collection[int], choose: Choose
+) -> list[list[int]]:
     """As `greedy`, with tokens that `choose` takes (model/sampling.py).
 
     Each sequence has a slot for each of its conversations; a step decodes one token in every slot.
@@ -55,12 +74,13 @@ def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
     token = choose(head(hidden[sequence, position]), 0)
-    done = token == eos_token_id
+    done = torch.isin(token, stops)
     tokens = [token]
 
     while len(tokens) < max_new_tokens and not bool(done.all()):
-        step = torch.full(shape, eos_token_id, dtype=torch.int64, device=device)
+        step = torch.zeros(shape, dtype=torch.int64, device=device)  # what stands in empty slots is never seen
         step[sequence, slot] = token
         keys = torch.cat([keys, branch], dim=1)
         hidden = text_model(
@@ -71,12 +91,12 @@ def decode(model: nn.Module, batch: Batch, max_new_tokens: int, eos_token_id: in
             use_cache=True,
         ).last_hidden_state
         token = choose(head(hidden[sequence, slot]), len(tokens))
-        done |= token == eos_token_id
+        done |= torch.isin(token, stops)
         tokens.append(token)
         next_position += 1
 
     rows = torch.stack(tokens, dim=1).tolist()
-    return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
+    return [list(takewhile(lambda token: token not in stop_ids, row)) for row in rows]
 
 
 def _slots(sequence: torch.Tensor) -> torch.Tensor:

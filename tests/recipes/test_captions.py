@@ -16,7 +16,7 @@ from smolray.data.local import LocalStream, local_plan
 from smolray.data.sample import Conversation, Message, Part, ShardRow, image_key
 from smolray.data.shards import write_shards
 from smolray.evaluate.retrieval import average_precision
-from smolray.model.decoding import greedy
+from smolray.model.decoding import greedy, stop_ids_of
 from smolray.model.forward import target_states
 from smolray.model.load import base_model, load_model
 from smolray.model.tiny import build_model
@@ -92,7 +92,7 @@ def train_and_caption(folder: str) -> dict[str, float]:
     for start in range(0, HELD_OUT, 60):
         batch = collate_prompts([Group(row, (0,)) for row in tested[start : start + 60]], encoder)
         said = encoder.tokenizer.batch_decode(
-            greedy(engine.model, batch, 16, int(encoder.tokenizer.eos_token_id)), skip_special_tokens=True
+            greedy(engine.model, batch, 16, stop_ids_of(engine.model, encoder)), skip_special_tokens=True
         )
         exact += sum(text.strip() == record["answer"] for text, record in zip(said, batch.meta["records"], strict=True))
     return {"exact": exact / HELD_OUT, "cpu_seconds": seconds, "untrained": before, "trained": precision(engine.model)}

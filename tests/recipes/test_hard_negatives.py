@@ -66,7 +66,7 @@ def figures(model, config, pairs):
     parts = [mine[start : start + 16] for start in range(0, len(mine), 16)]
     training, device = model.training, torch.device("cpu")
     model.eval()
-    report = evaluate(model, (collate_prompts(part, encoder) for part in parts), encoder.tokenizer, 6, device)
+    report = evaluate(model, (collate_prompts(part, encoder) for part in parts), encoder, 6, device)
     preferred = preference(
         margins(model, (collate_training(part, encoder) for part in parts), device), report.predictions
     )

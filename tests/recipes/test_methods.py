@@ -70,7 +70,7 @@ def trained(config: RunConfig, shards: str, tested: list[ShardRow]) -> dict[str,
     engine.model.eval()
     mine = [Group(row, tuple(range(len(row.conversations)))) for row in tested[rank::world]]
     prompts = (collate_prompts(mine[start : start + 16], encoder) for start in range(0, len(mine), 16))
-    report = evaluate(engine.model, prompts, encoder.tokenizer, 6, engine.device)
+    report = evaluate(engine.model, prompts, encoder, 6, engine.device)
     return report.accuracy | {
         "questions": report.samples,
         "steps": done.step,

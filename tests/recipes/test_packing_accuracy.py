@@ -12,7 +12,7 @@ from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import cached_encoder
 from smolray.data.local import LocalStream, local_plan
 from smolray.data.shards import write_shards
-from smolray.model.decoding import greedy
+from smolray.model.decoding import greedy, stop_ids_of
 from smolray.model.tiny import build_model
 from smolray.run.checkpoint import Progress
 from smolray.train.loop import TrainLoop
@@ -66,7 +66,7 @@ def accuracies(folder: str) -> dict[str, list[list[float]]]:
                 groups = [Group(row, tuple(range(len(row.conversations)))) for row in held_out[start : start + 16]]
                 batch = collate_prompts(groups, encoder)
                 said = encoder.tokenizer.batch_decode(
-                    greedy(engine.model, batch, 3, int(encoder.tokenizer.eos_token_id)), skip_special_tokens=True
+                    greedy(engine.model, batch, 3, stop_ids_of(engine.model, encoder)), skip_special_tokens=True
                 )
                 right += sum(
                     text.strip() == record["answer"] for text, record in zip(said, batch.meta["records"], strict=True)

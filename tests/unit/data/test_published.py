@@ -89,3 +89,8 @@ def test_conversations_have_the_golden_ids(published, name):
     conversation, grid = GOLDEN[name]
     (encoded,) = encoder.branches(conversation, [grid])
     assert encoded.input_ids.tolist() == golden_ids(model)["conversations"][name]["ids"]
+
+
+def test_a_trained_turn_ends_with_the_published_end_of_utterance(published):
+    _, stock, encoder = published
+    assert encoder.end_of_turn == stock.tokenizer.convert_tokens_to_ids("<end_of_utterance>")

@@ -7,9 +7,10 @@ import torch
 
 from smolray.config import ModelConfig
 from smolray.data.collate import Group, collate_prompts, collate_training
+from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation
 from smolray.evaluate.evaluator import summarize, to_prediction
-from smolray.model.decoding import greedy
+from smolray.model.decoding import greedy, stop_ids_of
 from smolray.model.load import load_model
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, shard_row, words
@@ -99,7 +100,7 @@ def generated(model, encoder, group, new_tokens, eos):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_packed_decoding_equals_generate_of_each_prompt_alone(trained, encoder, seed):
     rows, eos = rows_of(seed), int(encoder.tokenizer.eos_token_id)
-    got = greedy(trained, collate_prompts(packed(rows), encoder), NEW_TOKENS, eos)
+    got = greedy(trained, collate_prompts(packed(rows), encoder), NEW_TOKENS, {eos})
     want = [generated(trained, encoder, group, NEW_TOKENS, eos) for group in alone(rows)]
     assert got == want
     assert len({tuple(ids) for ids in want}) >= 8, "the answers do not vary: this test would show nothing"
@@ -109,9 +110,9 @@ def test_packed_decoding_equals_generate_of_each_prompt_alone(trained, encoder, 
 def test_decoding_does_not_depend_on_the_rest_of_the_batch(trained, encoder):
     """Packed, one by one, in another order: the same tokens; neighbours end at other lengths."""
     rows, eos = rows_of(0), int(encoder.tokenizer.eos_token_id)
-    together = greedy(trained, collate_prompts(packed(rows), encoder), NEW_TOKENS, eos)
-    assert [greedy(trained, collate_prompts([g], encoder), NEW_TOKENS, eos)[0] for g in alone(rows)] == together
-    backwards = greedy(trained, collate_prompts(packed(rows[::-1]), encoder), NEW_TOKENS, eos)
+    together = greedy(trained, collate_prompts(packed(rows), encoder), NEW_TOKENS, {eos})
+    assert [greedy(trained, collate_prompts([g], encoder), NEW_TOKENS, {eos})[0] for g in alone(rows)] == together
+    backwards = greedy(trained, collate_prompts(packed(rows[::-1]), encoder), NEW_TOKENS, {eos})
     counts, pieces = [len(r.conversations) for r in rows[::-1]], []
     for count in counts:
         pieces.append(backwards[:count])
@@ -126,8 +127,8 @@ def test_the_same_question_twice_gets_the_same_answer_twice(tiny_path, encoder):
     model = load_model(ModelConfig(path=tiny_path, dtype="float32")).eval()
     questions = [asked("what is it?", "a red box", name=str(n)) for n in range(3)]
     rows = [shard_row([picture(64, 64, seed)], *questions) for seed in range(8)]
-    got = greedy(model, collate_prompts(packed(rows), encoder), 24, never_of(encoder))
-    once = greedy(model, collate_prompts([Group(r, (0,)) for r in rows], encoder), 24, never_of(encoder))
+    got = greedy(model, collate_prompts(packed(rows), encoder), 24, {never_of(encoder)})
+    once = greedy(model, collate_prompts([Group(r, (0,)) for r in rows], encoder), 24, {never_of(encoder)})
     assert got == [ids for ids in once for _ in questions]
     assert len({tuple(ids) for ids in once}) > 1
 
@@ -135,27 +136,27 @@ def test_the_same_question_twice_gets_the_same_answer_twice(tiny_path, encoder):
 @pytest.mark.parametrize("new_tokens", [1, 2, 5])
 def test_max_new_tokens_is_respected(trained, encoder, new_tokens):
     batch, never = collate_prompts(packed(rows_of(0)), encoder), never_of(encoder)
-    longer = greedy(trained, batch, NEW_TOKENS, never)
-    cut = greedy(trained, batch, new_tokens, never)
+    longer = greedy(trained, batch, NEW_TOKENS, {never})
+    cut = greedy(trained, batch, new_tokens, {never})
     assert all(len(ids) == new_tokens for ids in cut) and all(len(ids) == NEW_TOKENS for ids in longer)
     assert [ids[:new_tokens] for ids in longer] == cut
 
 
 def test_an_answer_stops_at_its_end_token_and_others_continue(trained, encoder):
     batch, never = collate_prompts(packed(rows_of(0)), encoder), never_of(encoder)
-    free = greedy(trained, batch, NEW_TOKENS, never)
+    free = greedy(trained, batch, NEW_TOKENS, {never})
     for token in {ids[i] for ids in free for i in (0, 1, NEW_TOKENS - 1)}:
-        assert greedy(trained, batch, NEW_TOKENS, token) == [
+        assert greedy(trained, batch, NEW_TOKENS, {token}) == [
             ids[: ids.index(token)] if token in ids else ids for ids in free
         ]
 
 
 def test_decoding_stops_when_all_have_ended(trained, encoder):
     batch, calls = collate_prompts(packed(rows_of(0))[:1], encoder), []
-    first = greedy(trained, batch, 1, never_of(encoder))
+    first = greedy(trained, batch, 1, {never_of(encoder)})
     one = collate_prompts(alone(rows_of(0))[:1], encoder)
     handle = trained.model.text_model.register_forward_hook(lambda *_: calls.append(1))
-    assert greedy(trained, one, 50, first[0][0]) == [[]]
+    assert greedy(trained, one, 50, {first[0][0]}) == [[]]
     handle.remove()
     assert len(calls) == 1
 
@@ -180,3 +181,27 @@ def test_an_answer_matches_any_reference_without_case_and_outer_blanks():
         report.accuracy == {"overall": 2 / 3, "colour": 1.0, "shape": 1.0}
         and report.counts["overall"] == report.samples == 3
     )
+
+
+def test_an_answer_ends_at_the_first_of_several_stop_tokens(trained, encoder):
+    batch, never = collate_prompts(packed(rows_of(0)), encoder), never_of(encoder)
+    free = greedy(trained, batch, NEW_TOKENS, {never})
+    stops = {free[0][1], free[1][2], never}
+    want = [ids[: min([ids.index(s) for s in stops if s in ids], default=NEW_TOKENS)] for ids in free]
+    assert greedy(trained, batch, NEW_TOKENS, stops) == want
+
+
+@pytest.mark.parametrize("listed", [None, 7, [7, 9]])
+def test_the_stop_tokens_are_those_of_tokenizer_generation_config_and_trained_turns(tiny_path, encoder, listed):
+    model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
+    model.generation_config.eos_token_id = listed
+    named = set(listed) if isinstance(listed, list) else {listed} - {None}
+    assert stop_ids_of(model, encoder) == {encoder.tokenizer.eos_token_id, encoder.end_of_turn} | named
+
+
+def test_a_turn_that_ends_otherwise_than_the_text_stops_decoding(tiny_path, encoder):
+    processor = load_processor(ModelConfig(path=tiny_path))
+    processor.tokenizer.eos_token = "<|im_end|>"
+    own = encoder_of(processor)
+    end_of_utterance = processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
+    assert own.end_of_turn == end_of_utterance != own.tokenizer.eos_token_id
