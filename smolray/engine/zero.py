@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
@@ -26,7 +24,6 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import nn
-from torch.utils.cpp_extension import get_default_build_root
 
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
@@ -40,6 +37,7 @@ from smolray.engine.optim import (
     set_learning_rate,
     set_moments,
 )
+from smolray.engine.zero_config import deepspeed_config, remove_stale_build_locks
 from smolray.model.adapters import trainable
 from smolray.model.forward import hidden_states
 from smolray.model.load import base_model
@@ -49,9 +47,7 @@ from smolray.objectives.reference import Reference, reference_of
 from smolray.pretrained import DTYPES
 from smolray.run.state import EngineState, Moments, canonical_name, load_weights
 
-STALE_LOCK_SECONDS = 600
 LINEAR = nn.functional.linear  # DeepSpeed replaces it at stage 3, for the rest of the process
-logger = logging.getLogger(__name__)
 
 
 class _ObjectiveModule(nn.Module):
@@ -368,43 +364,3 @@ def dummy_batch(device: torch.device, pairs: bool, reference_known: bool) -> Bat
         ends=completions * 0 + 1,
         reference_logps=torch.zeros(len(completions) if reference_known else 0),
     ).to(device)
-
-
-def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) -> dict[str, Any]:
-    """The DeepSpeed config of a run that trains `trained` values.
-
-    Batch sizes are 1: the loop counts micro-batches, not DeepSpeed.
-    """
-    engine = config.engine
-    # DeepSpeed allocates its bucket (by default 5e8 values) at every step, also for a few LoRA weights
-    bucket = max(1, min(500_000_000, trained))
-    zero: dict[str, Any] = {
-        "stage": engine.stage,
-        "overlap_comm": False,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": bucket,
-    }
-    if engine.offload_optimizer == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if engine.offload_param == "cpu":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": zero,
-        "bf16": {"enabled": config.model.dtype == "bfloat16" and engine.stage > 0},  # at stage 0 the masters are ours
-        "fp16": {"enabled": config.model.dtype == "float16", "initial_scale_power": 16, "loss_scale_window": 1000},
-        "gradient_clipping": config.optimizer.max_grad_norm if clip else 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
-
-
-def remove_stale_build_locks() -> None:
-    """Remove the locks of builds that were killed: the next process would wait for them forever."""
-    for lock in Path(get_default_build_root()).glob("**/lock"):
-        if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
-            logger.warning("removing %s, left by a build that was killed", lock)
-            lock.unlink(missing_ok=True)

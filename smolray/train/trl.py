@@ -31,7 +31,7 @@ from smolray.data.plan import EpochPlan
 from smolray.data.processor import run_processor
 from smolray.engine.base import LocalSums
 from smolray.engine.optim import build_optimizer
-from smolray.engine.zero import deepspeed_config
+from smolray.engine.zero_config import deepspeed_config
 from smolray.model.adapters import trainable
 from smolray.objectives.registry import objective_of
 from smolray.run.checkpoint import Progress

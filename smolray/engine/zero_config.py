@@ -1,0 +1,57 @@
+"""What DeepSpeed needs before it starts: the config of a run, and a build folder without locks of killed builds.
+
+In: RunConfig. Out: DeepSpeed's config as a dict.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.cpp_extension import get_default_build_root
+
+from smolray.config import RunConfig
+
+STALE_LOCK_SECONDS = 600
+logger = logging.getLogger(__name__)
+
+
+def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) -> dict[str, Any]:
+    """The DeepSpeed config of a run that trains `trained` values.
+
+    Batch sizes are 1: the loop counts micro-batches, not DeepSpeed.
+    """
+    engine = config.engine
+    # DeepSpeed allocates its bucket (by default 5e8 values) at every step, also for a few LoRA weights
+    bucket = max(1, min(500_000_000, trained))
+    zero: dict[str, Any] = {
+        "stage": engine.stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": bucket,
+    }
+    if engine.offload_optimizer == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if engine.offload_param == "cpu":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.model.dtype == "bfloat16" and engine.stage > 0},  # at stage 0 the masters are ours
+        "fp16": {"enabled": config.model.dtype == "float16", "initial_scale_power": 16, "loss_scale_window": 1000},
+        "gradient_clipping": config.optimizer.max_grad_norm if clip else 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def remove_stale_build_locks() -> None:
+    """Remove the locks of builds that were killed: the next process would wait for them forever."""
+    for lock in Path(get_default_build_root()).glob("**/lock"):
+        if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
+            logger.warning("removing %s, left by a build that was killed", lock)
+            lock.unlink(missing_ok=True)
