@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from smolray import storage
-from smolray.config import RunConfig
+from smolray.config import RunConfig, load_config
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_training
 from smolray.data.encode import cached_encoder
@@ -55,7 +55,7 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
         CheckpointError: there is no such checkpoint, or it is damaged.
         ExportError: the written model differs from the trained one, or `out` holds other files. No folder is left.
     """
-    config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(RunFolder(run_dir).config)))
+    config = load_config(RunFolder(run_dir).config)
     chosen, target = chosen_checkpoint(run_dir, name), out or RunFolder(run_dir).export
     require_replaceable(target)
 
@@ -83,7 +83,7 @@ def export_adapter(run_dir: str, out: str | None = None, name: str | None = None
         CheckpointError: there is no such checkpoint, or it is damaged.
         ExportError: more than adapters was trained, or as for `export_run`.
     """
-    config = RunConfig.model_validate(yaml.safe_load(storage.read_bytes(RunFolder(run_dir).config)))
+    config = load_config(RunFolder(run_dir).config)
     if config.lora is None or config.model.train:
         found = f"model.train = {list(config.model.train)}"
         raise ExportError(

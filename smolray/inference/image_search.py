@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from smolray import storage
-from smolray.config import ConfigError, RunConfig
+from smolray.config import ConfigError, load_config
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.sample import Conversation, Message, Part, ShardRow
@@ -141,7 +141,7 @@ class ImageSearch:
                 f"make one with `smolray search build MODEL IMAGES --out {folder}`"
             ) from None
         self.source = ModelSource(
-            RunConfig.model_validate(about["config"]),
+            load_config(base=about["config"]),
             checkpoint.verify(about["checkpoint"]) if about["checkpoint"] else None,
         )
         self.index = faiss.deserialize_index(np.frombuffer(storage.read_bytes(storage.join(folder, VECTORS)), np.uint8))

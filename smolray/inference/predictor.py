@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoConfig
 
 from smolray import storage
@@ -75,8 +74,7 @@ def find_model(
 
     run_dir = storage.absolute(run_dir)
     chosen = chosen_checkpoint(run_dir, checkpoint)
-    written = yaml.safe_load(storage.read_bytes(RunFolder(run_dir).config))
-    stored = RunConfig.model_validate(written).model_dump(mode="json")
+    stored = load_config(RunFolder(run_dir).config).model_dump(mode="json")
     base = {part: stored[part] for part in ("seed", "method", "model", "lora", "image")}
     base["model"] |= {"vision_features": "compute", "gradient_checkpointing": False}
     base["data"] = {key: stored["data"][key] for key in KEPT_DATA}

@@ -1,8 +1,8 @@
-"""Log-probabilities of the reference model in DPO: the model that training began with.
+"""Log-probabilities of a reference model: the model that training began with.
 
 In: the model being trained and a Batch of pairs. Out: (C,) float32, without gradients. With LoRA alone the reference is
-the model with its adapters switched off; else a frozen copy. Where a sidecar brings the values with the batch, neither
-is asked.
+the model with its adapters switched off, otherwise a frozen copy. Neither runs where the batches bring the values from
+a sidecar.
 """
 
 import copy
@@ -21,7 +21,7 @@ Reference = Callable[[nn.Module, Batch], torch.Tensor]
 
 
 def reference_of(model: nn.Module, config: RunConfig) -> Reference | None:
-    """How a run asks its reference model; None where the stream brings its log-probabilities.
+    """The function that runs the reference model; None where there is none, or where the batches bring its values.
 
     Call it before training has changed `model`.
     """

@@ -3,10 +3,13 @@ are written whole.
 """
 
 import json
+import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 from typer.testing import CliRunner
 
@@ -182,6 +185,15 @@ def test_a_run_s_own_data_layout_is_left_aside_and_overrides_come_last(run):
     assert (config.image.max_tiles, config.data.columns.question, config.data.format) == (3, "other", "auto")
     assert config.model.dtype == "float32" and config.lora.r == 4 and config.data.max_length == 8192
     assert find_model(str(run / "export"), "runs").config.model.dtype == "float32", "the dtype in which it was saved"
+
+
+def test_a_run_with_the_earlier_names_of_settings_is_read(run, tmp_path):
+    older = Path(shutil.copytree(run, tmp_path / "older"))
+    settings = yaml.safe_load((older / "config.yaml").read_text())
+    settings["train"]["deal"] = settings["train"].pop("load_balancing")
+    del settings["simpo"]
+    (older / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert find_model(str(older), "runs").config == find_model(str(run), "runs").config
 
 
 def smolray(*arguments):
