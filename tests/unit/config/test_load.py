@@ -93,17 +93,17 @@ def test_an_impossible_combination_is_refused(overrides, told):
         assert part in message
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     assert len(refusal("seed=-1", "model.dtype=int4", "nope=1").splitlines()) == 3
     assert len(refusal("engine.stage=0", "engine.offload_param=cpu", "engine.offload_optimizer=cpu").splitlines()) == 2
 
 
 @pytest.mark.parametrize("override", ["novalue", "a b=1", "=3", "a..b=1", "train.max_steps=[1"])
-def test_what_is_no_override_is_refused(override):
+def test_an_argument_that_is_not_an_override_is_refused(override):
     assert override.split("=")[0] in refusal(override)
 
 
-def test_overrides_win_over_the_file_and_the_file_over_the_base(tmp_path):
+def test_overrides_override_the_file_and_the_file_the_base(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("seed: 2\noptimizer:\n  learning_rate: 1e-3\n")
     base = {"seed": 1, "method": "sft", "optimizer": {"learning_rate": 5.0, "weight_decay": 0.5}}
@@ -119,14 +119,14 @@ def test_an_engine_may_be_one_word_and_still_take_overrides(tmp_path):
     assert "zerro" in refusal("engine.stage=1", base={"engine": "zerro"})
 
 
-def test_yes_and_no_of_yaml_are_the_words(tmp_path):
+def test_yaml_yes_and_no_are_read_as_words_where_they_are_choices(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("resources: {use_gpu: no}\n")
     assert load_config(str(file)).resources.use_gpu == "no"
     assert load_config(None, ["resources.use_gpu=yes"]).resources.use_gpu == "yes"
 
 
-def test_text_needs_no_quotes_in_an_override_and_does_in_yaml():
+def test_text_needs_quotes_in_yaml_and_none_in_an_override():
     config = load_config(None, ["name=2024", "model.revision=1234567", "data.prompt=Answer: yes or [no"])
     assert (config.name, config.model.revision, config.data.prompt) == ("2024", "1234567", "Answer: yes or [no")
     assert load_config(None, ["data.validation='007'", "data.revision=null"]).data.validation == "007"
@@ -134,7 +134,7 @@ def test_text_needs_no_quotes_in_an_override_and_does_in_yaml():
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "\x00\x01"])
-def test_a_file_that_is_no_settings_is_refused_by_name(tmp_path, text):
+def test_a_file_without_settings_is_refused_by_its_name(tmp_path, text):
     file = tmp_path / "run.yaml"
     file.write_text(text)
     assert str(file) in refusal(path=str(file))
@@ -178,7 +178,7 @@ def test_the_schema_is_valid_and_accepts_what_the_models_accept():
         (["resources.num_workers=[1,3]", "engine=auto"], 3),
     ],
 )
-def test_the_global_batch_is_said_or_follows_from_the_workers(overrides, global_batch):
+def test_the_global_batch_is_set_or_follows_from_the_workers(overrides, global_batch):
     assert load_config(None, overrides).global_batch == global_batch
 
 
@@ -213,7 +213,7 @@ def test_replace_refuses_a_wrong_value_by_its_key(settings, told):
         ("engine.cards", "engine.gpus", "[a,b]"),
     ],
 )
-def test_a_key_is_understood_by_its_earlier_name(old, new, value, tmp_path):
+def test_a_key_is_read_by_its_earlier_name(old, new, value, tmp_path):
     section, key = old.split(".")
     file = tmp_path / "run.yaml"
     file.write_text(

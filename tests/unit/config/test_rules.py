@@ -61,7 +61,7 @@ LORA = ["lora.r=8", "model.train=[]"]
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(overrides, told):
+def test_settings_that_exclude_each_other_are_refused(overrides, told):
     with pytest.raises(ConfigError) as refused:
         load_config(None, overrides)
     for part in told:
@@ -91,7 +91,7 @@ def test_dpo_with_a_frozen_copy_is_refused_in_a_pipeline(overrides):
         ["model.dtype=bfloat16", "engine.stage=0", "optimizer.name=adamw_8bit"],
     ],
 )
-def test_what_goes_together_is_not_refused(overrides):
+def test_settings_that_go_together_are_accepted(overrides):
     load_config(None, overrides)
 
 

@@ -159,7 +159,7 @@ def gradients(model, loss):
 @pytest.mark.parametrize(
     ("case", "kind"), [*((case, "mixed") for case in CASES), *(("mixed", kind) for kind in LOSSES if kind != "mixed")]
 )
-def test_packed_pairs_equal_answers_alone_in_loss_metrics_and_gradients(models, encoder, case, kind):
+def test_packed_pairs_have_the_loss_and_gradients_of_single_answers(models, encoder, case, kind):
     model, reference = models
     settings = LOSSES[kind]
     rows = CASES[case]
@@ -184,7 +184,7 @@ def test_packed_pairs_equal_answers_alone_in_loss_metrics_and_gradients(models, 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_pair_shares_its_prompt_and_its_pictures(encoder, case):
+def test_a_pair_shares_its_prompt_and_its_images(encoder, case):
     """One pass of the vision tower a picture, the prompt's tokens once."""
     rows = CASES[case]
     (batch,) = batches_of(rows, encoder)
@@ -199,7 +199,7 @@ def test_a_pair_shares_its_prompt_and_its_pictures(encoder, case):
     assert batch.meta["tokens"] < 0.75 * apart
 
 
-def test_shares_of_micro_batches_add_up_to_the_whole(models, processor):
+def test_contributions_of_micro_batches_add_up_to_the_whole(models, processor):
     model, _ = models
     encoder, rows = encoder_of(processor, {"longest_edge": 128}, max_length=4096), CASES["mixed"]
     batch = whole(rows, encoder)
@@ -265,14 +265,14 @@ def test_the_reference_answer_of_a_pair_is_the_chosen_one(processor):
     )
 
 
-def test_dropout_is_refused_where_two_models_are_compared():
+def test_dpo_refuses_dropout():
     with pytest.raises(
         ConfigError, match=r"lora\.lora_dropout = 0\.1 with method = dpo.*nearest: lora\.lora_dropout=0"
     ):
         load_config(None, ["method=dpo", "lora={lora_dropout: 0.1}"])
 
 
-def test_a_frozen_copy_that_would_not_be_sharded_is_refused():
+def test_zero_3_refuses_a_frozen_copy():
     with pytest.raises(
         ConfigError,
         match=r"dpo\.reference = auto, a frozen copy, with engine\.stage = 3.*nearest: dpo\.reference=precompute",
