@@ -1,6 +1,6 @@
 """Files for machines that ship with smolray: the Ansible playbook of cluster/ and the Kubernetes overlays of k8s/.
 
-A checkout has them at its top. The wheel holds a copy, made when it is built (setup.py).
+A checkout has them at its top. The wheel holds a copy, made when it is built (wheel.py).
 """
 
 from pathlib import Path

@@ -318,8 +318,6 @@ def test_the_top_level_is_as_designed():
         "constraints.txt",
         "Makefile",
         "LICENSE",
-        "MANIFEST.in",
-        "setup.py",
     }
     allowed |= {".ci", ".github", ".gitignore", ".rayignore", ".editorconfig", ".pre-commit-config.yaml"}
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)

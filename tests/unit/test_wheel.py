@@ -22,7 +22,7 @@ from tests.offline import picture
 from tests.ray_head import ray_head
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("smolray", "cluster", "k8s", "pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE")
+SOURCES = ("smolray", "cluster", "k8s", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 QUESTIONS = 24
 
 
