@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SUITES := $(wildcard tests/unit tests/docs tests/recipes tests/boxes tests/cluster)
+SUITES := $(wildcard tests/docs tests/recipes tests/boxes tests/cluster)
 LOCK   := $(if $(shell command -v flock),flock .cache/venv.lock)
 TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 
@@ -10,9 +10,9 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
-test slow faults demo bench: export HF_HUB_OFFLINE ?= 1
+unit test slow faults demo bench: export HF_HUB_OFFLINE ?= 1
 
-.PHONY: venv help demo test slow faults lint types bench audit clean
+.PHONY: venv help demo unit test slow faults lint types bench audit clean
 
 venv: $(STAMP)  ## install smolray and its tools into .venv (the default)
 
@@ -35,7 +35,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv  ## the whole flow on a real data set: prepare, train, evaluate, export
 	$(BIN)/python -m jobs.demo
 
+unit: venv  ## the fast loop: unit tests, two at a time
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist worksteal tests/unit $(ARGS)
+
 test: lint types  ## lint, types and the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist worksteal tests/unit $(ARGS)
 	$(BIN)/python -m pytest -m "not slow and not faults" $(SUITES) $(ARGS)
 
 slow: venv  ## the tests that take minutes
