@@ -1,4 +1,7 @@
-"""Work beside the main thread: in goes a function, out comes a block within which it runs."""
+"""Work in the background of a block.
+
+In: a function. Out: a context manager; the function runs in a thread until the block ends.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,10 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Within the block `work(over)` runs in a thread of its own.
-
-    The block's end sets `over` and waits for `work` to return.
-    """
+    """A block during which `work(over)` runs in a thread. Its end sets `over` and waits for `work` to return."""
     over = threading.Event()
     thread = threading.Thread(target=work, args=(over,), daemon=True)
     thread.start()

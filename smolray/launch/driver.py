@@ -1,7 +1,7 @@
-"""From a RunConfig to a finished run: shards, index, Ray Train, result.
+"""From a RunConfig to a finished run: resolve it, prepare its data, start its workers, write its result.
 
-In: a validated config and a Ray cluster. Out: the run folder with result.json, and its record. The driver prepares and
-asks; workers train.
+In: a validated config and a Ray cluster. Out: the run folder with result.json, and its record. The driver prepares,
+the workers train.
 """
 
 import threading
@@ -37,7 +37,7 @@ from smolray.train.task import WorkerTask
 
 
 class RunError(ValueError):
-    """The run ended in a way that starting its workers again cannot mend, such as a non-finite loss."""
+    """The run failed in a way that a restart of its workers does not repair, such as a non-finite loss."""
 
 
 def launch_run(config: RunConfig) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     run = replace(run, config=config, folders=folders)
     if finished := finished_result(run.stored):
         return finished
-    storage.delete(RunFolder(config.run_dir).result)  # what is stopped or killed from here on has none
+    storage.delete(RunFolder(config.run_dir).result)  # a run that is stopped or killed from here on has none
     if config.engine.name != "auto":
         store_config(run)
 
@@ -86,7 +86,7 @@ def store_config(run: ResolvedRun) -> None:
 
 @contextmanager
 def shown_progress(config: RunConfig) -> Iterator[None]:
-    """Print the run's events as lines while it goes on. The workers' own output stays in Ray's logs."""
+    """A block during which the run's events are printed. The workers' own output stays in Ray's logs."""
     run_dir, tail = config.run_dir, EventTail(config.run_dir, skip=True)
 
     def follow(over: threading.Event) -> None:

@@ -1,4 +1,7 @@
-"""One group of Ray Train workers from its start to its result."""
+"""One group of Ray Train workers, from its start to its result.
+
+In: a resolved run and its folders. Out: the record of rank 0.
+"""
 
 import os
 import time
@@ -28,53 +31,41 @@ def fit(
     nodes: Sequence[str] = (),
     checkpoint: str = "",
 ) -> dict[str, Any]:
-    """Run the workers under Ray Train and return rank 0's record.
+    """Start the workers under Ray Train, wait for them, and return rank 0's record.
 
-    Ray keeps only its own notes: checkpoints are ours, nothing is uploaded twice.
+    Ray stores nothing but its own notes: checkpoints are written by the workers.
 
-    `nodes`: the id of the node of each worker; a group that was placed so is not started again by itself.
-    `checkpoint`: the URI of the one to evaluate.
+    `nodes`: the id of each worker's node. Ray does not restart a group that was placed in this way.
+    `checkpoint`: the URI of the checkpoint to evaluate.
     """
-    resources, available = config.resources, ray.cluster_resources()
-    gpu = use_gpu(config, available)
-    each: dict[str, float] = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if gpu else {})
-    low, high = resources.workers
-    # Ray's stubs still describe Train v1, hence the untyped settings.
-    scaling: dict[str, Any] = {
-        "num_workers": high if low == high else (low, high),
-        "use_gpu": gpu,
-        "resources_per_worker": each,
-    }
-    scaling["elastic_resize_monitor_interval_s"] = NEVER
-    if nodes:
-        scaling["label_selector"] = [{**resources.label_selector, "ray.io/node-id": node} for node in nodes]
-    elif resources.label_selector:
-        scaling["label_selector"] = resources.label_selector
-    # How long Ray Train waits for room for a group before it counts the boxes again: one that was just lost may still
-    # be counted.
+    # How long Ray Train waits for room for a group before it counts the nodes again: it may still count a lost one.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
-    # a process more in every group, whose notices nobody reads: `cluster drain` stops runs
+    # One process less in every group: nobody reads its notices, `cluster drain` stops the runs.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Ray's own reading of a URI knows no AWS_ENDPOINT_URL
+
+    resources = config.resources
+    gpu = use_gpu(config, ray.cluster_resources())
+    each: dict[str, float] = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if gpu else {})
+    scaling = _scaling(config, each, nodes) | {"use_gpu": gpu}
+    failures: dict[str, Any] = {"max_failures": resources.max_failures}
+    if nodes:
+        failures = {"max_failures": 0, "controller_failure_limit": 1}
+    # Ray itself does not read AWS_ENDPOINT_URL for the URI of a storage: it gets our file system.
     notes, path = storage.filesystem(storage.join(config.storage, ".ray"))
     function: Any = train_function
-    failures: dict[str, Any] = (
-        {"max_failures": 0, "controller_failure_limit": 1} if nodes else {"max_failures": resources.max_failures}
-    )
     elastic_monitor = ElasticMonitor(config, each)
     while True:
-        run = TrainRunConfig(
-            name=f"{config.name}-{int(time.time())}",
-            storage_path=path,
-            storage_filesystem=notes,
-            failure_config=FailureConfig(**failures),
-        )
         trainer = TorchTrainer(
             function,
             train_loop_config=worker_settings(config, folders, task, checkpoint),
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(**scaling),
-            run_config=run,
+            run_config=TrainRunConfig(
+                name=f"{config.name}-{int(time.time())}",
+                storage_path=path,
+                storage_filesystem=notes,
+                failure_config=FailureConfig(**failures),
+            ),
         )
         with elastic_monitor.watching():
             result: Any = trainer.fit()
@@ -82,11 +73,28 @@ def fit(
             return result.return_value
 
 
+def _scaling(config: RunConfig, each: dict[str, float], nodes: Sequence[str]) -> dict[str, Any]:
+    """The arguments of ScalingConfig; untyped, because Ray's stubs still describe Train v1."""
+    low, high = config.resources.workers
+    labels = config.resources.label_selector
+    scaling: dict[str, Any] = {
+        "num_workers": high if low == high else (low, high),
+        "resources_per_worker": each,
+        "elastic_resize_monitor_interval_s": NEVER,
+    }
+    if nodes:
+        scaling["label_selector"] = [{**labels, "ray.io/node-id": node} for node in nodes]
+    elif labels:
+        scaling["label_selector"] = labels
+    return scaling
+
+
 def worker_settings(
     config: RunConfig, folders: Folders, task: WorkerTask = WorkerTask.TRAIN, checkpoint: str = ""
 ) -> dict[str, Any]:
-    """What the workers are told, in plain values: unpickled, one of our classes would import torch and more, in the
-    controller as well.
+    """What the workers receive, in plain values.
+
+    The controller unpickles it too, and one of our classes would import torch there.
     """
     return {
         "config": config.model_dump(mode="json"),

@@ -37,9 +37,7 @@ class Cluster:
 
 
 class ResourcesError(ConfigError):
-    """The cluster lacks what the run asks for; the message says what was asked, what is there, and the nearest that
-    works.
-    """
+    """The cluster lacks what the run asks for; the message names the request, what is there, and what works."""
 
 
 def use_gpu(config: RunConfig, available: Mapping[str, float]) -> bool:
@@ -110,9 +108,7 @@ def places(config: RunConfig, node: NodeResources, gpu: bool) -> int:
 
 
 def check_resources(config: RunConfig, available: dict[str, float]) -> None:
-    """Raise ResourcesError where the smallest worker group cannot start, or would leave no CPU for the data tasks that
-    feed it.
-    """
+    """Raise ResourcesError where the smallest worker group cannot start, or leaves no CPU for its data tasks."""
     wanted, task = config.resources.workers[0], config.data.num_cpus_per_task
     cpus, gpus, each = available.get("CPU", 0), available.get("GPU", 0), config.resources.cpus_per_worker
     if use_gpu(config, available) and wanted * config.resources.gpus_per_worker > gpus:
@@ -122,11 +118,12 @@ def check_resources(config: RunConfig, available: dict[str, float]) -> None:
             f"asked for {wanted} workers x {config.resources.gpus_per_worker:g} GPU, the cluster has {gpus:g} GPU "
             f"({_gpus(available)}); nearest: {nearest}"
         )
-    # An elastic group grows as far as its own CPUs reach; its data tasks must still find some then.
+
+    # An elastic group grows as far as the CPUs reach; its data tasks must still find some then.
     room = [config.resources.workers[1], *([int(cpus // each)] if each else [])]
     room += [int(gpus // config.resources.gpus_per_worker)] if use_gpu(config, available) else []
     largest = max(wanted, min(room))
-    if largest * (each + task) > cpus + 1e-9:
+    if largest * (each + task) > cpus + SLACK:
         up_to = "up to " if largest > wanted else ""
         raise ResourcesError(
             f"asked for {up_to}{largest} workers x ({each:g} CPU + {task:g} CPU for their data tasks) = "
@@ -137,12 +134,12 @@ def check_resources(config: RunConfig, available: dict[str, float]) -> None:
 
 
 def _nearest_cpus(smallest: int, largest: int, each: float, task: float, cpus: float) -> str:
-    """Settings with which workers and their data tasks fit into `cpus`: smaller shares first, then fewer workers."""
+    """Settings with which workers and their data tasks fit into `cpus`: first smaller workers, then fewer of them."""
 
     def floor(value: float) -> float:
-        return int(value * 100 + 1e-9) / 100  # rounded up, it would not fit
+        return int(value * 100 + SLACK) / 100  # rounded up, it would not fit
 
-    fits = int((cpus + 1e-9) // (each + task))
+    fits = int((cpus + SLACK) // (each + task))
     if smallest < largest and fits >= smallest:
         return f"resources.num_workers=[{smallest},{fits}]"
     if (spare := floor(cpus / largest - task)) > 0:
@@ -170,10 +167,7 @@ def most_workers(config: RunConfig, available: dict[str, float]) -> int:
     Without GPUs no more than the run asks for.
     """
     resources, each = config.resources, config.resources.cpus_per_worker + config.data.num_cpus_per_task
-    room = int((available.get("CPU", 0) + 1e-9) // each)
-    gpus = (
-        int(available.get("GPU", 0) // resources.gpus_per_worker)
-        if use_gpu(config, available)
-        else resources.workers[1]
-    )
-    return max(1, min(room, gpus))
+    room = int((available.get("CPU", 0) + SLACK) // each)
+    if not use_gpu(config, available):
+        return max(1, min(room, resources.workers[1]))
+    return max(1, min(room, int(available.get("GPU", 0) // resources.gpus_per_worker)))

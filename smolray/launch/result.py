@@ -1,4 +1,7 @@
-"""After training: result.json and the report."""
+"""After training: result.json and the report.
+
+In: the record of rank 0 and the run's events. Out: both files in the run's folder.
+"""
 
 import json
 from typing import Any
@@ -18,15 +21,17 @@ from smolray.run.predictions import read_predictions
 
 
 def finished_result(config: RunConfig) -> dict[str, Any]:
-    """result.json of a run that finished with exactly these settings and still has its last checkpoint, else None."""
+    """result.json of a run that finished with exactly these settings and still has its last checkpoint, else {}."""
     folder = RunFolder(config.run_dir)
     result, settings = folder.result, folder.config
     if not (
         storage.exists(result) and storage.exists(settings) and storage.read_bytes(settings).decode() == to_yaml(config)
     ):
         return {}
-    told, last = json.loads(storage.read_bytes(result)), checkpoint.latest(config.run_dir)
-    return told if told["status"] == "finished" and last is not None and last.step == told["steps"] else {}
+
+    stored, last = json.loads(storage.read_bytes(result)), checkpoint.latest(config.run_dir)
+    whole = stored["status"] == "finished" and last is not None and last.step == stored["steps"]
+    return stored if whole else {}
 
 
 def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -45,11 +50,13 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
         "final_loss": steps[-1]["loss"] if steps else None,
         "versions": _start(history).get("versions", {}),
     }
-    # a search has no answer that the question alone could give away
+
+    # In a search for images there is no answer that the question alone could give away.
     if record["accuracy"] and config.traits.evaluation == "answers":
         training = map_shards(folders.train, read_manifest(folders.train), count_answers, config.data.num_cpus_per_task)
         step = max(e["step"] for e in history if e["event"] == "evaluate")
         result["blind_baseline"] = round(blind_baseline(training, read_predictions(config.run_dir, step)), 4)
+
     storage.write_bytes(RunFolder(config.run_dir).result, json.dumps(result, indent=1).encode())
     write_report(config.run_dir, report_images(config, folders))
     return result
