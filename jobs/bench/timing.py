@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from smolray.launch.background import beside
+from smolray.launch.background import in_background
 
 SAMPLE_SECONDS = 0.5
 
@@ -89,7 +89,7 @@ def measured(ray: bool) -> Iterator[Cost]:
         while not over.wait(SAMPLE_SECONDS):
             seen.update(_cpu(ray))
 
-    with beside(sample):
+    with in_background(sample):
         began = time.perf_counter()
         yield cost
         cost.wall_s = time.perf_counter() - began

@@ -77,7 +77,7 @@ def plan(
     from smolray.planner.describe import strategies_table, to_json, words
 
     if measure:
-        from smolray.launch.measure import beside_table, measure_plan
+        from smolray.launch.measure import measure_plan, measurement_table
 
         found, measured = measure_plan(run)
     else:
@@ -86,7 +86,7 @@ def plan(
     console.print(strategies_table(found))
     console.print(plain(words(found)), soft_wrap=True)
     if measured is not None:
-        console.print(beside_table(found, measured))
+        console.print(measurement_table(found, measured))
     if json_file:
         record = to_json(found) | ({"measured": measured.to_json()} if measured else {})
         Path(json_file).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
-"""Packed sequences and tiles -> Batch, one micro-batch of tensors; and its bytes, in which a Ray Data task hands it
-over.
+"""Groups of conversations -> Batch, one micro-batch of tensors. Packs their sequences and cuts their images into tiles.
+
+In: Groups of shard rows, and the run's Encoder. Out: a Batch for training, for decoding, or for contrastive training.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class Group:
-    """Some conversations of one shard row, which become one sequence."""
+    """The conversations of one shard row that become one sequence."""
 
     row: ShardRow
     conversations: tuple[int, ...]
@@ -53,26 +54,29 @@ class Group:
 def collate_training(groups: Sequence[Group], encoder: Encoder, images: bool = True) -> Batch:
     """The micro-batch of `groups`, with the ids of its conversations in `meta`.
 
-    Without `images` tiles keep their number and nothing else.
+    Without `images` the batch has the number of tiles but no pixels.
     """
     packed = []
     for group in groups:
         grids = group.grids(encoder.tiler)
         packed.append(pack([branch for c in group.selected for branch in encoder.branches(c, grids) or ()]))
+
     ids = [c.id for group in groups for c in group.selected]
     return _collate(groups, packed, encoder, {"ids": ids}, flat=encoder.packing == "full", decode=images)
 
 
 def collate_imageless(groups: Sequence[Group], encoder: Encoder) -> Batch:
-    """What `collate_training` gives to a stage of a pipeline that looks at no image: none is decoded, `pixel_values`
-    are (T, 0, side, side).
+    """The batch of `collate_training` for a pipeline stage that needs no images.
+
+    No image is decoded; `pixel_values` are (T, 0, side, side).
     """
     return collate_training(groups, encoder, images=False)
 
 
 def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
-    """The prompts of `groups` for decoding, with id, key, type, question and reference answers of each conversation in
-    `meta`.
+    """The prompts of `groups`, for decoding.
+
+    `meta` has the id, key, type, question and reference answers of each conversation.
     """
     packed, records = [], []
     for group in groups:
@@ -83,35 +87,39 @@ def collate_prompts(groups: Sequence[Group], encoder: Encoder) -> Batch:
             rows.append(Encoded(ids, np.zeros(len(ids), bool)))
             records.append(question_record(conversation) | {"key": group.row.key})
         packed.append(pack(rows))
+
     return _collate(groups, packed, encoder, {"ids": [r["id"] for r in records], "records": records}, flat=False)
 
 
 def collate_image_text(groups: Sequence[Group], encoder: Encoder) -> Batch:
-    """Image and text of each conversation apart, for contrastive training: what is asked about an image, and the answer
-    as a turn of its own.
+    """The image and the text of each conversation as separate sequences, for contrastive training.
 
-    In a group either is there once. `meta` has question records and, as `pairs`, for each conversation the completions
-    that are its image and its text and a key of either.
+    The image side is the prompt about the image; the text side is the answer as a user turn. In a group each distinct
+    one occurs once. `meta` has the question records and `pairs`: for each conversation the completions of its image and
+    its text, and a key of each.
     """
     packed, records, pairs, count = [], [], [], 0
     for group in groups:
         grids, texts, images, about = group.grids(encoder.tiler), dict[bytes, int](), dict[bytes, int](), []
         for conversation in group.selected:
             record = question_record(conversation) | {"key": group.row.key}
-            said = Conversation(conversation.id, (Message("user", (Part("text", record["answer"]),)),))
-            shown, told = encoder.prompt(conversation, grids).tobytes(), encoder.prompt(said, ()).tobytes()
+            answer = Conversation(conversation.id, (Message("user", (Part("text", record["answer"]),)),))
+            image_side = encoder.prompt(conversation, grids).tobytes()
+            text_side = encoder.prompt(answer, ()).tobytes()
             about.append(
                 (
-                    images.setdefault(shown, len(images)),
-                    texts.setdefault(told, len(texts)),
+                    images.setdefault(image_side, len(images)),
+                    texts.setdefault(text_side, len(texts)),
                     _key(group.row.key),
                     _key(record["answer"]),
                 )
             )
             records.append(record)
+
         packed.append(pack_sides(_untrained(texts), _untrained(images)))
         pairs += [[count + len(texts) + image, count + text, *keys] for image, text, *keys in about]
         count += len(texts) + len(images)
+
     meta = {"ids": [r["id"] for r in records], "records": records, "pairs": pairs}
     return _collate(groups, packed, encoder, meta, flat=encoder.packing == "full")
 
@@ -125,7 +133,7 @@ COLLATE: dict[str, Callable[[Sequence[Group], Encoder], Batch]] = {
 
 
 def _untrained(tokens: Iterable[bytes]) -> list[Encoded]:
-    """Of each sequence of int32 token ids."""
+    """An Encoded without trained tokens for each sequence of int32 token ids."""
     return [Encoded(ids, np.zeros(len(ids), bool)) for ids in (np.frombuffer(one, np.int32) for one in tokens)]
 
 
@@ -134,12 +142,14 @@ def _key(text: str) -> int:
 
 
 def question_record(conversation: Conversation) -> dict[str, Any]:
-    """What an evaluation needs of a conversation: the last question, the trained (of preference data: the chosen)
-    answer, all reference answers.
+    """What an evaluation needs of a conversation: the last question, the trained answer and all reference answers.
+
+    In preference data the trained answer is the chosen one.
     """
     messages = (*conversation.messages, *conversation.chosen)
     turns = [m for m in messages if m.role != "assistant"]
     answer = next((m.text for m in reversed(messages) if m.role == "assistant"), "").strip()
+
     answers = list(conversation.answers) or [answer]
     question = turns[-1].text.strip() if turns else ""
     return {
@@ -171,7 +181,7 @@ def _collate(
     ]
 
     meta["tokens"] = int(lengths.sum())
-    # noted here: to look for it on the GPU would make the host wait
+    # found here: on the GPU the host would have to wait for it
     meta["tiles_in_order"] = bool(np.array_equal(tiles.order, np.arange(tiles.distinct)))
     return Batch(
         input_ids=_filled(shape, encoder.pad_token_id, [p.input_ids for p in packed], offsets),
@@ -209,11 +219,13 @@ def _collate_tiles(groups: Sequence[Group], packed: Sequence[Packed], encoder: E
         keys = [f.key for f in group.features] or group.row.images
         if not keys:
             continue
+
         for key in keys:
             if key not in numbers:
                 tiles.append(features[key].bits if features else _tiles_of(key, encoder.tiler, decode))
                 numbers[key] = np.arange(count, count + len(tiles[-1]))
                 count += len(tiles[-1])
+
         order += _tiles_by_branch(np.concatenate([numbers[key] for key in keys]), sequence, encoder)
 
     side = encoder.tiler.side
@@ -225,6 +237,7 @@ def _collate_tiles(groups: Sequence[Group], packed: Sequence[Packed], encoder: E
             pixel_values = content
         else:
             frozen = content.view(DTYPES[dtype])
+
     placed = np.concatenate(order).astype(np.int64) if order else np.zeros(0, np.int64)
     return _Tiles(pixel_values, frozen, placed, count)
 

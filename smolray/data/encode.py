@@ -1,9 +1,9 @@
-"""Conversations -> token ids with a mark on the tokens that are trained. Pure text work: pixels are not touched.
+"""Conversations -> token ids, with a mark on the tokens that are trained. This is text work: pixels are not touched.
 
-The processor's chat template is rendered once per structure of a conversation, with placeholders where a person's text
-goes, and cut at its special tokens. A person's text is then tokenised by the bare model without any added token, so a
-literal "<image>" in it stays text. Trained are the assistant turns, from the end of the generation prompt to the end of
-the turn, as TRL's completion-only loss has it.
+The processor's chat template is rendered once for each structure of a conversation, with placeholders in place of the
+user's text, and cut at its special tokens. The user's text is then tokenised by the bare model without any added token,
+so a literal "<image>" in it stays text. The assistant turns are trained, from the end of the generation prompt to the
+end of the turn, as in TRL's completion-only loss.
 """
 
 import json
@@ -23,7 +23,7 @@ from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation, Message
 from smolray.data.tiles import Grid, Tiler
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a person's text
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a text
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 _PROBE = " \t Ab \n<b>&amp;' \n"  # what a template that trims, escapes or recases would change
 
@@ -46,8 +46,9 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Span:
-    """A piece of the template: a special token, the place of an image, or text made of literals and numbered texts of
-    the person.
+    """A part of the template: a special token, the place of an image, or text.
+
+    Text consists of literals of the template and of the user's texts, which are numbered.
     """
 
     special: int | None = None
@@ -71,32 +72,34 @@ class Encoder:
         self.packing = data.packing
         self.image_token_id = int(processor.image_token_id)
         self.pad_token_id = int(self.tokenizer.pad_token_id)
+
         self._special = {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items()}
         self._plain = _without_added_tokens(self.tokenizer.backend_tokenizer)
         self._cut = re.compile("|".join(re.escape(t) for t in sorted(self._special, key=len, reverse=True)))
         self._templates: dict[tuple, tuple[_Span, ...]] = {}
         self._text_ids: dict[str, np.ndarray] = {}
         self.image_block = lru_cache(maxsize=256)(self._image_block)
+
         if (least := len(self.image_block(Grid(0, 0)))) >= self.max_length:
             raise ConfigError(
                 f"data.max_length = {self.max_length} is shorter than one image of one tile ({least} tokens) "
-                "and a word; "
-                f"nearest: data.max_length={2 * least}"
+                f"and a word; nearest: data.max_length={2 * least}"
             )
 
     def branches(self, conversation: Conversation, grids: Sequence[Grid]) -> list[Encoded] | None:
-        """What is trained of a conversation whose images have `grids`: itself, or of preference data the chosen and the
-        rejected ending.
+        """The sequences to train on: the conversation itself, or both endings (chosen, rejected) of preference data.
 
-        None where it is too long and `overlong` is "drop"; raises EncodeError where that is "error".
+        `grids`: one for each image. Returns None where a sequence is too long to train on. Raises EncodeError
+        where it is too long and `overlong` is "error".
         """
         if not conversation.is_preference:
             fitted = self._fit(conversation.id, *self._tokens(conversation.messages, grids))
             return None if fitted is None else [fitted]
+
         found = []
         for ending in (conversation.chosen, conversation.rejected):
             ids, trained = self._tokens((*conversation.messages, *ending), grids)
-            # answers inside the prompt
+            # answers inside the prompt are not trained
             trained[: len(self._tokens(conversation.messages, grids, generation_prompt=True)[0])] = False
             found.append(self._fit(conversation.id, ids, trained))
         return None if None in found else found  # type: ignore[return-value]
@@ -108,7 +111,7 @@ class Encoder:
         """
         messages = (*conversation.messages, *conversation.chosen)
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
-        if last == 0:  # nothing was asked: only the head of the turn is given
+        if last == 0:  # there is no question: the prompt is the head of the assistant turn
             ids, trained = self._tokens(messages[:1], grids)
             return ids[: int(trained.argmax())]
         return self._tokens(messages[:last], grids, generation_prompt=True)[0]
@@ -120,6 +123,7 @@ class Encoder:
         ids: list[np.ndarray] = []
         trained: list[np.ndarray] = []
         image = iter(grids)
+
         for span in self._template(messages, generation_prompt):
             if span.image:
                 new = self.image_block(next(image))
@@ -130,6 +134,7 @@ class Encoder:
                 new, marks = self._span_tokens(span, texts)
             ids.append(new)
             trained.append(marks)
+
         return np.concatenate(ids), np.concatenate(trained)
 
     def _span_tokens(self, span: _Span, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -137,8 +142,10 @@ class Encoder:
         for literal, number, trained in span.pieces:
             text += literal if number < 0 else texts[number]
             edges.append((len(text), trained))
+
         if not text:
             return np.zeros(0, np.int32), np.zeros(0, bool)
+
         if len({trained for _, trained in edges}) == 1:
             ids = self._text_ids.get(text)
             if ids is None:
@@ -146,6 +153,7 @@ class Encoder:
                 if len(self._text_ids) < 20_000 and len(text) < 200:
                     self._text_ids[text] = ids
             return ids, np.full(len(ids), edges[0][1])
+
         out = self._tokenize(text)
         ends = np.array([end for end, _ in edges])
         starts = np.array([start for start, _ in out.offsets])
@@ -172,9 +180,9 @@ class Encoder:
                 )
                 number += part.type == "text"
             numbered.append({"role": message.role, "content": content})
+
         whole = self._render(numbered, generation_prompt)
-        # With a probe in place of the text at hand: that may be one which a template leaves alone, and the next one
-        # not.
+        # A probe replaces the text: a template may leave one text as it is and change the next one.
         probes = [
             {**m, "content": [p | {"text": _PROBE} if "text" in p else p for p in m["content"]]} for m in numbered
         ]
@@ -182,15 +190,17 @@ class Encoder:
             raise EncodeError(
                 "the chat template changes the text it is given (trim, replace …): it cannot be encoded exactly"
             )
+
         regions = []
         for i, turn in enumerate(numbered):
             if turn["role"] == "assistant":
                 start, end = self._before_answer(numbered[:i], whole), self._render(numbered[: i + 1], False)
                 if not whole.startswith(start) or not whole.startswith(end):
                     raise EncodeError(
-                        "the chat template is not prefix-preserving: where an assistant turn starts cannot be told"
+                        "the chat template is not prefix-preserving, so the start of an assistant turn is unknown"
                     )
                 regions.append((len(start), len(end)))
+
         return tuple(self._spans(whole, regions))
 
     def _spans(self, whole: str, regions: list[tuple[int, int]]):
@@ -205,6 +215,7 @@ class Encoder:
                 else _Span(special=token, trained=_inside(match.start(), regions))
             )
             position = match.end()
+
         if position < len(whole):
             yield _Span(pieces=tuple(_pieces(whole, position, len(whole), regions)))
 
@@ -242,6 +253,7 @@ class Encoder:
         if self.overlong == "error":
             remedy = "raise it, lower image.max_tiles, or set data.overlong"
             raise EncodeError(f"{name}: {len(ids)} tokens, data.max_length = {self.max_length}; {remedy}")
+
         last_image = int(np.flatnonzero(ids == self.image_token_id)[-1]) if (ids == self.image_token_id).any() else -1
         kept = trained[: self.max_length]
         if self.overlong == "truncate_text" and last_image < self.max_length - 1 and kept[1:].any():
@@ -256,7 +268,7 @@ def cached_encoder(model: ModelConfig, data: DataConfig, image: ImageConfig) -> 
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same model without added tokens, special or not, and with offsets as they are."""
+    """The same tokenizer without added tokens, special or not, and without a post-processor that moves offsets."""
     record = json.loads(tokenizer.to_str()) | {
         "added_tokens": [],
         "post_processor": None,

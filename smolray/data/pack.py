@@ -1,9 +1,9 @@
-"""Shared-image packing: all questions about one image in one sequence, exactly.
+"""Shared-image packing: all questions about one image in one sequence, with the same result as one by one.
 
-In: the Encoded conversations of one row (of preference data: both endings of each). Out: one Packed sequence: their
-common prefix (the same tokens and, being of one row, the same images) once, then each rest as a branch that sees the
-prefix and itself. Position ids of every branch go on from the prefix, so each token meets exactly the context it would
-meet alone.
+In: the Encoded conversations of one row (both endings of each, for preference data). Out: one Packed sequence. It holds
+their common prefix (the same tokens, and the same images because they are of one row) once, then the rest of each
+conversation as a branch, which sees the prefix and itself. The position ids of every branch continue from the prefix,
+so each token has exactly the context that it would have alone.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Packed:
 
     `targets` are (position whose hidden state predicts, token id) pairs: a position may predict several tokens (the
     last one of a prefix predicts the first of each branch). `ends`: the last position of each conversation, from which
-    decoding goes on.
+    decoding continues.
     """
 
     input_ids: np.ndarray  # (length,) int32
@@ -33,9 +33,10 @@ class Packed:
 
 
 def common_prefix(encoded: Sequence[Encoded]) -> int:
-    """Tokens that all share and none trains: the length of the prefix. A single conversation has none to share."""
+    """The length of the prefix: the tokens that all share and none trains. It is 0 for a single conversation."""
     if len(encoded) < 2:
         return 0
+
     first = encoded[0]
     shared = min(_first_trained(e) for e in encoded)
     for other in encoded[1:]:
@@ -46,26 +47,32 @@ def common_prefix(encoded: Sequence[Encoded]) -> int:
 
 
 def pack(encoded: Sequence[Encoded]) -> Packed:
-    """One sequence of the conversations of one row (at least one)."""
+    """Pack the conversations of one row, at least one, into one sequence."""
     prefix = common_prefix(encoded)
     ids, positions, branches, target_positions, target_ids, target_branch, ends = [], [], [], [], [], [], []
+
     if prefix:
         ids.append(encoded[0].input_ids[:prefix])
         positions.append(np.arange(prefix, dtype=np.int32))
         branches.append(np.zeros(prefix, np.int32))
+
     offset = prefix
     for number, one in enumerate(encoded, start=1):
         rest = len(one.input_ids) - prefix
         ids.append(one.input_ids[prefix:])
         positions.append(np.arange(prefix, prefix + rest, dtype=np.int32))
         branches.append(np.full(rest, number if len(encoded) > 1 else 0, np.int32))
+
         trained = np.flatnonzero(one.trained[1:]) + 1
         before = trained - 1
+
         target_positions.append(np.where(before < prefix, before, before - prefix + offset))
         target_ids.append(one.input_ids[trained])
         target_branch.append(np.full(len(trained), number - 1, np.int32))
+
         ends.append(offset + rest - 1 if rest else prefix - 1)
         offset += rest
+
     return Packed(
         np.concatenate(ids),
         np.concatenate(positions),
@@ -78,12 +85,14 @@ def pack(encoded: Sequence[Encoded]) -> Packed:
 
 
 def pack_sides(texts: Sequence[Encoded], images: Sequence[Encoded]) -> Packed:
-    """One sequence of `texts`, each a branch of its own, and behind them what `pack` makes of `images`: no text sees an
-    image or another text, and no image a text, so that the prefix is all that the images share. Nothing of `texts`
-    is trained.
+    """Pack texts and images that must not see each other, for contrastive training, into one sequence.
+
+    Each of `texts` is a branch; the result of `pack` for `images` follows. No text sees an image or another text, and
+    no image sees a text: only the images share the prefix. Nothing of `texts` is trained.
     """
     packed, lengths = pack(images), [len(one.input_ids) for one in texts]
     offset = sum(lengths)
+
     positions = [np.arange(length, dtype=np.int32) for length in lengths]
     return Packed(
         np.concatenate([*(one.input_ids for one in texts), packed.input_ids]),

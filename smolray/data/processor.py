@@ -13,8 +13,9 @@ from smolray.pretrained import resolve
 
 
 def run_processor(config: RunConfig) -> Idefics3Processor:
-    """The processor with the run's image settings, as far as its own can say them: it has none against enlarging small
-    images.
+    """The processor with the run's image settings.
+
+    `image.upscale: false` is not among them: the processor has no setting that keeps small images small.
     """
     processor = load_processor(config.model)
     images = processor.image_processor
@@ -26,22 +27,25 @@ def run_processor(config: RunConfig) -> Idefics3Processor:
 
 
 def load_processor(model: ModelConfig) -> Idefics3Processor:
-    """The processor with the PIL image backend, also for SmolVLM2, whose own processor wants a video backend."""
+    """The processor with the PIL image backend, also for SmolVLM2, whose own processor requires a video backend."""
     path, revision = resolve(model.path), model.revision or "main"
     tokenizer = load_tokenizer(path, revision)
     settings = _processor_settings(path, revision)
     image_processor = Idefics3ImageProcessorPil.from_pretrained(path, revision=revision)
-    if {*image_processor.image_mean, *image_processor.image_std} != {0.5}:  # what forward.patch_embeddings undoes
+
+    if {*image_processor.image_mean, *image_processor.image_std} != {0.5}:  # forward.patch_embeddings relies on it
         found = f"mean {image_processor.image_mean}, deviation {image_processor.image_std}"
         raise ConfigError(
             f"model.path = {model.path}: images are normalised with {found}; expected 0.5 for all, as SmolVLM has it"
         )
+
     template = tokenizer.chat_template or settings.get("chat_template") or _chat_template(path, revision)
     if not template:
         raise ConfigError(
             f"model.path = {model.path}: the processor has no chat template; expected chat_template.jinja or "
-            ".json beside it"
+            "chat_template.json in the same folder"
         )
+
     return Idefics3Processor(
         image_processor,
         tokenizer,

@@ -1,7 +1,7 @@
 """Encoded images -> tiles, exactly as the Idefics3 image processor cuts them, left as bytes 0..255.
 
-The stock processor first enlarges every image to `longest_edge`; here small images keep their size unless `upscale` is
-set, and `max_tiles` bounds the tiles. Normalisation is left to the device (a quarter of the bytes on the way).
+The stock processor first enlarges every image to `longest_edge`. Here small images keep their size unless `upscale` is
+set, and `max_tiles` bounds the tiles. The device normalises the pixels, so only a quarter of the bytes travel there.
 """
 
 import io
@@ -15,7 +15,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from smolray.config import ImageConfig
 
 MAX_IMAGE_SIZE = 4096  # the processor's own upper bound of an edge
-# What turns a picture of each EXIF orientation upright.
+# The operation that turns an image of each EXIF orientation upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,7 +29,7 @@ UPRIGHT = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles of an image: `rows` x `columns` crops and the global view; 0 x 0 means the global view alone."""
+    """The tiles of an image: `rows` x `columns` crops, and the global view. 0 x 0 means the global view alone."""
 
     rows: int
     columns: int
@@ -40,7 +40,7 @@ class Grid:
 
 
 class Tiler:
-    """Cuts images by the processor's settings and the run's ImageConfig."""
+    """Cuts images into tiles by the processor's settings and the run's ImageConfig."""
 
     def __init__(self, processor: Idefics3ImageProcessorPil, config: ImageConfig):
         self.processor = processor
@@ -66,19 +66,20 @@ class Tiler:
         return self._grid(width, height, self.target(width, height))
 
     def _grid(self, width: int, height: int, edge: int) -> Grid:
-        """Rows and columns the processor makes of an image whose longest edge is scaled to `edge`
-        (Idefics3ImageProcessor._preprocess).
-        """
+        """The grid of an image whose longest edge is scaled to `edge` (as in Idefics3ImageProcessor._preprocess)."""
         if not self.splits:
             return Grid(0, 0)
+
         aspect = width / height
         if width >= height:
             width, height = edge, max(1, _even(int(edge / aspect)))
         else:
             height, width = edge, max(1, _even(int(edge * aspect)))
+
         if max(width, height) > MAX_IMAGE_SIZE:
             scale = MAX_IMAGE_SIZE / max(width, height)
             width, height = max(1, int(width * scale)), max(1, int(height * scale))
+
         aspect, side = width / height, self.side
         if width >= height:
             columns = math.ceil(width / side)
@@ -86,56 +87,61 @@ class Tiler:
         else:
             rows = math.ceil(height / side)
             columns = math.ceil(int(rows * side * aspect) / side)
+
         return Grid(rows, columns) if rows > 1 or columns > 1 else Grid(0, 0)
 
     def tiles(self, image: bytes) -> np.ndarray:
         """Tiles of one encoded image: (tiles, 3, side, side) uint8, row by row, the global view last."""
-        picture = decode(image)
-        edge = self.target(*picture.size)
+        decoded = decode(image)
+        edge = self.target(*decoded.size)
+
         out = self.processor.preprocess(
-            [[picture]],
+            [[decoded]],
             size={"longest_edge": edge},
             do_rescale=False,
             do_normalize=False,
             do_pad=False,
             return_tensors=None,
         )
+
         tiles = np.stack([np.asarray(tile).round().clip(0, 255).astype(np.uint8) for tile in out["pixel_values"][0]])
-        return np.ascontiguousarray(tiles)  # the processor hands out views of channels-last pictures
+        return np.ascontiguousarray(tiles)  # the processor returns views of channels-last images
 
 
 def image_size(image: bytes) -> tuple[int, int]:
-    """(width, height) of what `decode` yields, from the header alone."""
-    picture = Image.open(io.BytesIO(image))
-    width, height = picture.size
-    return (height, width) if _orientation(picture) >= 5 else (width, height)
+    """(width, height) of what `decode` returns, from the header alone."""
+    opened = Image.open(io.BytesIO(image))
+    width, height = opened.size
+    return (height, width) if _orientation(opened) >= 5 else (width, height)
 
 
 def decode(image: bytes) -> Image.Image:
-    """The picture as a viewer shows it, in RGB: upright, on white where transparent, 16 and 32 bits a channel scaled to
-    8.
+    """The image as a viewer shows it, in RGB.
+
+    It is upright. Transparent pixels are white. Channels of 16 and 32 bits are scaled to 8.
     """
-    picture: Image.Image = Image.open(io.BytesIO(image))
-    if (orientation := _orientation(picture)) in UPRIGHT:
-        picture = picture.transpose(UPRIGHT[orientation])
-    if picture.mode.startswith(("I", "F")):  # convert() would clip these at 255: a 16-bit picture comes out white
-        picture = Image.fromarray(_eight_bits(np.asarray(picture), picture.mode))
-    if picture.has_transparency_data:  # convert() would show what lies hidden under transparent pixels
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
-    return picture.convert("RGB")
+    decoded: Image.Image = Image.open(io.BytesIO(image))
+    if (orientation := _orientation(decoded)) in UPRIGHT:
+        decoded = decoded.transpose(UPRIGHT[orientation])
+
+    if decoded.mode.startswith(("I", "F")):  # convert() would clip these at 255: a 16-bit image comes out white
+        decoded = Image.fromarray(_eight_bits(np.asarray(decoded), decoded.mode))
+    if decoded.has_transparency_data:  # convert() would show the colours under transparent pixels
+        decoded = decoded.convert("RGBA")
+        decoded = Image.alpha_composite(Image.new("RGBA", decoded.size, (255, 255, 255, 255)), decoded)
+    return decoded.convert("RGB")
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 for none.
 
-    Only what the header has told: to ask further decodes a PNG; PIL turns TIFF by itself.
+    Reads only the header: `getexif` of a PNG would decode it. PIL itself turns TIFF upright.
     """
-    if "exif" not in picture.info:
+    if "exif" not in image.info:
         return 1
     try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # odd metadata raises anything at all, and is no reason to lose the picture
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # odd metadata raises anything at all, and is no reason to lose the image
         return 1
     return value if value in UPRIGHT else 1
 

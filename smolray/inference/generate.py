@@ -24,7 +24,7 @@ GENERATED_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "pr
 
 
 class AnsweringModel:
-    """A model that answers. In: Batches of prompts. Out: rows of GENERATED_SCHEMA."""
+    """A model that answers questions. In: Batches of prompts. Out: rows of GENERATED_SCHEMA."""
 
     def __init__(self, source: ModelSource, decoding: Decoding, device: torch.device):
         self.predictor = Predictor(source, decoding, device)
@@ -40,7 +40,7 @@ def answering_job(
     decoding: Decoding,
     batch_size: int,
 ) -> InferenceJob:
-    """The job of answering the questions."""
+    """The InferenceJob that answers the questions."""
     make_model = partial(AnsweringModel, source, decoding)
     return InferenceJob(source, question_tasks, prompt_settings, batch_size, decoding.max_new_tokens, make_model)
 
@@ -59,9 +59,9 @@ def answers(
 
 @contextmanager
 def writing(uri: str) -> Iterator[Callable[[pa.Table], None]]:
-    """A function that adds a table to the file `uri`, Parquet or JSON lines by its suffix.
+    """Open the file `uri`, Parquet or JSON lines by its suffix, and yield a function that adds a table to it.
 
-    The file exists once the block has ended without an error.
+    The file exists only after the block has ended without an error.
     """
     require_suffix(uri)
     with storage.writing(uri) as file:
@@ -75,6 +75,6 @@ def writing(uri: str) -> Iterator[Callable[[pa.Table], None]]:
 
 
 def require_suffix(uri: str) -> None:
-    """Raise ConfigError unless the suffix says how to write answers."""
+    """Raise ConfigError unless `uri` ends in .parquet or .jsonl."""
     if not uri.endswith((".parquet", ".jsonl")):
         raise ConfigError(f"--out {uri}: expected a file that ends in .parquet or .jsonl")

@@ -1,4 +1,4 @@
-"""Image search by text: an index of the embeddings of images, and the images that are nearest to a text.
+"""Image search by text: builds an index of image embeddings, and finds the images nearest to a text.
 
 In: a ModelSource (of a run of method retrieval) and QuestionTasks, then texts. Out: a folder with images.parquet (id,
 path), vectors.faiss (inner products of unit vectors, so cosines) and, written last, index.json; then Hits.
@@ -88,11 +88,13 @@ def build_index(
 ) -> Counter[str]:
     """Write the index of the images in `question_tasks`, each with the one prompt of `prompt_settings`.
 
-    Returns how many images were left out for each reason. Raises ConfigError where no image is left, or without FAISS.
+    Returns the number of images that were left out, by reason. Raises ConfigError where no image is left, or without
+    FAISS.
     """
     faiss = require_faiss()
     (prompt,) = prompt_settings.prompts
     job = InferenceJob(source, question_tasks, prompt_settings, batch_size, 0, partial(Embedder, source))
+
     vectors, ids, paths, errors = list[np.ndarray](), list[str](), list[str](), Counter[str]()
     for table in run_job(job, workers):
         for row in table.to_pylist():
@@ -109,11 +111,12 @@ def build_index(
     index = faiss.IndexFlatIP(len(vectors[0]))
     index.add(np.stack(vectors))
 
-    storage.delete(storage.join(out, MANIFEST))  # an index without it is incomplete
+    storage.delete(storage.join(out, MANIFEST))  # without this file the index counts as incomplete
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"id": ids, "path": paths}), sink, compression="zstd")
     storage.write_bytes(storage.join(out, IMAGES), sink.getvalue().to_pybytes())
     storage.write_bytes(storage.join(out, VECTORS), faiss.serialize_index(index).tobytes())
+
     about = {
         "images": len(ids),
         "width": index.d,
@@ -126,9 +129,9 @@ def build_index(
 
 
 class ImageSearch:
-    """An index and its model, ready for texts.
+    """An index with its model, ready for texts.
 
-    Raises ConfigError where the folder holds none or without FAISS, CheckpointError where its model is gone.
+    Raises ConfigError where the folder has no index, or without FAISS; CheckpointError where the checkpoint is gone.
     """
 
     def __init__(self, folder: str):
@@ -140,6 +143,7 @@ class ImageSearch:
                 f"{folder} holds no index of images ({MANIFEST}); "
                 f"make one with `smolray search build MODEL IMAGES --out {folder}`"
             ) from None
+
         self.source = ModelSource(
             load_config(base=about["config"]),
             checkpoint.verify(about["checkpoint"]) if about["checkpoint"] else None,
@@ -152,6 +156,7 @@ class ImageSearch:
         """For each text the `top` images nearest to it, the best first."""
         rows = [ShardRow(text, (), (Conversation(text, (Message("user", (Part("text", text),)),)),)) for text in texts]
         vectors = self.embed(collate_prompts([Group(row, (0,)) for row in rows], self.source.encoder()))
+
         similarities, numbers = self.index.search(vectors, min(top, self.index.ntotal))
         for row, found in zip(similarities.tolist(), numbers.tolist(), strict=True):
             hits = self.images.take(found).to_pylist()

@@ -1,7 +1,7 @@
-"""One model over many questions, in this process or over Ray Data, in the order of the input.
+"""Runs a model over many questions, in this process or over Ray Data, in the order of the input.
 
-In: an InferenceJob. Out: the tables that the model makes of each batch. Over Ray, tasks read files and encode images,
-and each of several actors holds one model.
+In: an InferenceJob. Out: one table for each batch. Over Ray, tasks read files and encode images, and each of several
+actors holds one model.
 """
 
 import json
@@ -25,7 +25,7 @@ from smolray.planner.shapes import shape_of
 from smolray.pretrained import DTYPES
 
 CPUS_PER_MODEL = 0.5  # the tasks that read get the other CPUs
-MEMORY_PER_MODEL = 2  # times its weights: activations come on top
+MEMORY_PER_MODEL = 2  # in sizes of its weights: activations need memory too
 
 
 class BatchModel(Protocol):
@@ -41,7 +41,7 @@ ModelFactory = Callable[[torch.device], BatchModel]
 
 @dataclass(frozen=True)
 class InferenceJob:
-    """What a model is asked, and how it is made.
+    """The questions for a model, and how the model is made.
 
     Attributes:
         max_new_tokens: prompt and answer together must fit into the model's context.
@@ -70,9 +70,9 @@ class InferenceJob:
 
 
 def run_job(job: InferenceJob, workers: int | None = None) -> Iterator[pa.Table]:
-    """The model's table for each batch, in order: in this process where one batch holds all, else over Ray.
+    """Yield the model's table for each batch, in order. Runs over Ray unless one batch holds all questions.
 
-    `workers`: models at a time; default: one for each GPU, without GPUs one for each core as far as the memory reaches.
+    `workers`: models at a time; default: one for each GPU, without GPUs one for each core that has memory for it.
     """
     if job.questions is not None and job.questions <= job.batch_size:
         yield from run_locally(job)
@@ -92,7 +92,7 @@ def run_job(job: InferenceJob, workers: int | None = None) -> Iterator[pa.Table]
 
 
 def run_locally(job: InferenceJob) -> Iterator[pa.Table]:
-    """The same in this process, without Ray."""
+    """Yield the same tables in this process, without Ray."""
     gpu = torch.cuda.is_available() and job.source.config.resources.use_gpu != "no"
     model = job.make_model(torch.device("cuda" if gpu else "cpu"))
     for task in job.question_tasks:
@@ -112,8 +112,9 @@ def _dataset(job: InferenceJob, models: int, gpu: bool) -> ray.data.Dataset:
 
     context = quiet_context().copy()
     context.execution_options.preserve_order = True
-    # One row in a block and one batch in a row: otherwise a small data set is one block, which one actor gets.
+    # One batch in a row and one row in a block: otherwise a small data set is one block, and one actor gets all of it.
     context.target_max_block_size = 1
+
     tasks = len(job.question_tasks)
     with DataContext.current(context):
         return (
@@ -160,11 +161,12 @@ class _ModelActor:
 
 
 def _models_on_cpus(source: ModelSource) -> int:
-    """One for each core, as far as they fit into the memory of the cluster."""
+    """The number of models for CPUs: one for each core, as far as they fit into the memory of the cluster."""
     try:
         weights = shape_of(source.config.model).parameters * DTYPES[source.config.model.dtype].itemsize
     except ConfigError:  # its size is not known
         weights = 1
+
     resources = ray.cluster_resources()
     by_memory = int(resources.get("memory", 0) // (MEMORY_PER_MODEL * weights))
     return max(1, min(int(resources.get("CPU", 1)), by_memory))

@@ -1,7 +1,7 @@
-"""A model that answers: named by its run, folder or hub id, loaded once in a process, used batch by batch.
+"""A model that answers questions. It is loaded once in a process and used batch by batch.
 
-In: a name and overrides; then Batches of prompts. Out: a ModelSource, from which any process loads the same model; then
-texts.
+In: the name of a run, a folder or a hub id, and overrides. Out: a ModelSource, from which any process loads the same
+model. Then Batches of prompts in, texts out.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
 from smolray.run.folder import RunFolder
 from smolray.run.status import require_run
 
-# The data settings of a run that matter here. The others describe its own data, and new data may have another layout.
+# The data settings of a run that are kept. The others describe its own data; new data may have another layout.
 KEPT_DATA = ("prompt", "max_image_pixels", "num_cpus_per_task")
 
 
@@ -42,9 +42,9 @@ class Decoding:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a process needs to load the model: small, and the same everywhere.
+    """What a process needs to load the model: a small value, the same in all processes.
 
-    Without a checkpoint it is the folder `config.model.path`.
+    Without a checkpoint the model is the folder `config.model.path`.
     """
 
     config: RunConfig
@@ -58,10 +58,12 @@ class ModelSource:
 def find_model(
     name: str, storage_uri: str, overrides: Sequence[str] = (), checkpoint: str | None = None
 ) -> ModelSource:
-    """A run, by its name or folder, with its best or newest checkpoint; else a folder or hub id for transformers.
+    """Find a model by the name or folder of a run, or else by a folder or hub id for transformers.
 
-    Image settings, dtype and data.prompt are those of the run; a folder has the dtype of its files. `overrides` come
-    last. Raises ConfigError, CheckpointError, RunNotFoundError, OSError.
+    Of a run, `checkpoint` is taken; default: the best, else the newest. Image settings, dtype and data.prompt are those
+    of the run. A folder has the dtype of its files. `overrides` are applied last.
+
+    Raises ConfigError, CheckpointError, RunNotFoundError, OSError.
     """
     run_dir = next((d for d in (storage.join(storage_uri, name), name) if storage.exists(RunFolder(d).config)), None)
     if run_dir is None:
@@ -92,6 +94,7 @@ class Predictor:
             self.model = load_model(config.model).eval()
         if not (config.model.load_in_4bit or config.model.load_in_8bit):  # bitsandbytes has placed those already
             self.model.to(device)
+
         encoder = source.encoder()
         self.tokenizer, self.decoding = encoder.tokenizer, decoding
         self.stop_ids = stop_ids_of(self.model, encoder)
@@ -99,14 +102,15 @@ class Predictor:
     def answers(self, batch: Batch, names: Sequence[str]) -> list[str]:
         """The text of each conversation in the order of the batch.
 
-        `names` seed the random numbers of each conversation. Raises ConfigError where the batch does not fit into the
-        memory.
+        `names`: one for each conversation, which seeds its random numbers. Raises ConfigError where the batch does not
+        fit into memory.
         """
         decoding, device = self.decoding, next(self.model.parameters()).device
         limit = decoding.max_new_tokens
         choose: Choose = most_likely
         if decoding.temperature:
             choose = Sampler(names, limit, decoding.temperature, decoding.top_p, decoding.seed)
+
         try:
             ids = decode(self.model, batch.to(device), limit, self.stop_ids, choose)
         except torch.OutOfMemoryError as error:
@@ -125,6 +129,7 @@ def answer_rows(
     if batch is not None:
         names = {question.place: f"{question.id}\0{question.prompt}" for question in questions if question.place >= 0}
         texts = predictor.answers(batch, [names[place] for place in range(len(names))])
+
     return [
         {
             "id": question.id,
@@ -138,7 +143,7 @@ def answer_rows(
 
 
 def _with_whole_context(config: RunConfig, chosen: Checkpoint | None = None) -> ModelSource:
-    """The source with the model's whole context as the longest sequence: data.max_length is a limit of training.
+    """The source with the model's whole context as data.max_length, whose usual value is a limit of training.
 
     Raises OSError where there is no model.
     """
@@ -162,6 +167,7 @@ def _dtype_of(path: str, storage_uri: str) -> str:
             raise ConfigError(f"{path} is neither a run (config.yaml) nor a model (config.json).{hint}")
         if not folder.is_dir() and path.count("/") != 1:
             require_run(storage_uri, path)
+
     saved = AutoConfig.from_pretrained(resolve(path), trust_remote_code=False)
     name = str(getattr(saved, "dtype", None)).removeprefix("torch.")
     return name if name in DTYPES else "bfloat16"

@@ -1,8 +1,8 @@
 """Questions to a model: image files and rows of any layout -> Questions, batch by batch, in the order of the input.
 
-Flow: a file, folder, glob, URI or hub data set id is cut into QuestionTasks (what one worker reads alone). A task is
-read as Questions, and a list of Questions becomes a Batch for decoding. What cannot be read or encoded is a Question
-with an error, in its place in the order.
+Flow: a file, folder, glob, URI or hub data set id is cut into QuestionTasks (each is read by one worker alone). A task
+is read as Questions, and a list of Questions becomes a Batch for decoding. A row that cannot be read or encoded is a
+Question with an error, at its place in the order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,9 +38,9 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class QuestionTask:
-    """What one worker reads alone: a ReadTask of data files, or `images` inside the folder `source.root`.
+    """A part of the input that one worker reads: a ReadTask of data files, or `images` in the folder `source.root`.
 
-    With an `error` it cannot be read at all.
+    `error`: why it cannot be read at all; else empty.
     """
 
     source: ReadTask
@@ -79,9 +79,7 @@ class PlacedQuestion:
 
 
 def find_question_tasks(source: str, settings: PromptSettings, images_each: int) -> list[QuestionTask]:
-    """The tasks of `source` in order.
-
-    Of a folder with data files and images the data files are read.
+    """The tasks of `source` in order. In a folder with data files and images, only the data files are read.
 
     Raises:
         SourceError: there is nothing to read.
@@ -92,11 +90,12 @@ def find_question_tasks(source: str, settings: PromptSettings, images_each: int)
     if data.format == "auto" and (named_image or not is_hub(source, data)):
         if storage.exists(storage.join(source, MANIFEST)):
             return [*_question_tasks(_shards(storage.absolute(source)))]
+
         images, root = image_files(source if storage.exists(source) else source.partition("#")[0])
         if images:
             if data.columns != ColumnsConfig():
                 raise ConfigError(
-                    f"{source} holds image files, which have no columns: leave data.columns (--question-column) away"
+                    f"{source} holds image files, which have no columns: do not set data.columns (--question-column)"
                 )
             folder = ReadTask("images", root, "", root, 0)
             starts = range(0, len(images), images_each)
@@ -105,11 +104,12 @@ def find_question_tasks(source: str, settings: PromptSettings, images_each: int)
 
 
 def check_question_tasks(source: str, tasks: Sequence[QuestionTask], settings: PromptSettings) -> None:
-    """Fail before a model is loaded where there are no rows, or the first all lack the columns. Raises SourceError."""
+    """Raise SourceError, before a model is loaded, where there are no rows or the first rows all lack the columns."""
     questions = chain.from_iterable(read_questions(task, settings) for task in tasks)
     first = [*islice(questions, CHECKED_QUESTIONS)]
     if not first:
         raise SourceError(f"{source} holds no rows")
+
     if all(is_wrong_layout(q.error.partition(":")[0]) for q in first):
         raise SourceError(f"{first[0].path}: {first[0].error}")
 
@@ -140,10 +140,10 @@ def read_questions(task: QuestionTask, settings: PromptSettings) -> Iterator[Que
 def collate_questions(
     questions: Sequence[Question], encoder: Encoder, max_new_tokens: int
 ) -> tuple[Batch | None, list[PlacedQuestion]]:
-    """A batch for decoding, and each question with its place in it; no batch where no question can be encoded.
+    """A Batch for decoding, and each question with its place in it. There is no Batch if no question can be encoded.
 
-    Questions about the same images share one sequence. `encoder.max_length` is the model's context, which prompt and
-    answer share.
+    Questions about the same images share one sequence. Prompt and answer together must fit into
+    `encoder.max_length`, the model's context.
     """
     samples: dict[int, Sample] = {}
     errors: dict[int, str] = {}
@@ -170,7 +170,7 @@ def collate_questions(
 
 
 def _encoding_error(sample: Sample, encoder: Encoder, max_new_tokens: int) -> str:
-    """Why the prompt of a sample cannot be decoded from; empty where it can."""
+    """Why no answer can be generated for a sample; empty where one can."""
     grids = [encoder.tiler.grid(*image_size(image)) for image in sample.images]
     try:
         length = len(encoder.prompt(sample.conversation, grids))
@@ -190,7 +190,7 @@ def _group(key: str, samples: Sequence[Sample]) -> Group:
 
 
 def _rows(task: ReadTask) -> Iterator[Raw]:
-    """The rows of a read task; where its file turns out to be torn, the last row says so."""
+    """The rows of a read task. Where its file turns out to be damaged, the last row has the error."""
     row = task.first_row - 1
     try:
         for raw in read_rows(task):
@@ -213,10 +213,11 @@ def _shards(folder: str) -> Source:
 
 
 def _question_tasks(source: Source) -> Iterator[QuestionTask]:
-    """The tasks of a source, file by file: a file that cannot be opened does not keep the others from being read."""
+    """The tasks of a source, file by file: where one file cannot be opened, the others are still read."""
     if not FORMATS[source.format].suffixes:  # not made of files
         yield from map(QuestionTask, list_read_tasks(source))
         return
+
     for file in source.files:
         uri = file[0]
         try:

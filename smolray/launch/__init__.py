@@ -1,4 +1,4 @@
 """One run from its config to its result: data, resources, Ray Train workers, restarts.
 
-In: a RunConfig. Out: result.json. Imports no torch here.
+In: a RunConfig. Out: result.json. This package does not import torch.
 """

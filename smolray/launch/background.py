@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+def in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
     """A block during which `work(over)` runs in a thread. Its end sets `over` and waits for `work` to return."""
     over = threading.Event()
     thread = threading.Thread(target=work, args=(over,), daemon=True)

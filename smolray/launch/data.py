@@ -27,9 +27,11 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
         raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
     prepare_run(config)
     validation = shard_folder(config, "validation") if config.data.validation else ""
+
     folders = Folders(shard_folder(config, "train"), validation)
     # From here on the run names its shards: a source that moves or changes does not affect a run that has begun.
     config = config.replace({"data.train": folders.train, "data.validation": folders.validation})
+
     config = with_offline_model(config, folders.train)
     for folder in (folders.train, folders.validation):
         if folder:

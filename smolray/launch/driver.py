@@ -19,7 +19,7 @@ from smolray.cluster.connect import connect, worker_logs
 from smolray.config import ConfigError, RunConfig, to_yaml
 from smolray.data.ray_jobs import ensure_index, load_index
 from smolray.data.reader import Folders, Sidecars
-from smolray.launch.background import beside
+from smolray.launch.background import in_background
 from smolray.launch.data import prepare_data
 from smolray.launch.ray_train import fit
 from smolray.launch.resolve import NO_DATA, ResolvedRun, refuse_lost_storage, resolve, with_absolute_paths
@@ -101,7 +101,7 @@ def shown_progress(config: RunConfig) -> Iterator[None]:
                 return
             over.wait(1.0 if storage.is_local(run_dir) else 5.0)
 
-    with beside(follow):
+    with in_background(follow):
         yield
 
 

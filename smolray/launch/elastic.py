@@ -1,8 +1,8 @@
 """Elastic runs: a run of (min, max) workers grows when a node joins.
 
-In: the run, while its workers train. Out: a resize flag in the run's folder, at which the workers save and end; the
-launcher then starts as many as there is room for. Ray Train itself resizes without saving, and notices nodes that
-joined or left only every 20 s; here the driver looks.
+In: the run, while its workers train. Out: a resize flag in the run's folder. When the workers see it, they save and
+end, and the launcher starts as many as there is room for. Ray Train's own resizing does not save, and it looks for
+nodes that joined or left only every 20 s. So the driver looks by itself.
 """
 
 import threading
@@ -14,20 +14,20 @@ import ray
 
 from smolray import storage
 from smolray.config import RunConfig
-from smolray.launch.background import beside
+from smolray.launch.background import in_background
 from smolray.run.events import EventTail
 from smolray.run.folder import RunFolder
 
 NEVER = 1e9  # seconds between Ray Train's own resizes, which do not save
 POLL_SECONDS = 2.0
-ROOM_POLLS = 3  # in a row: what is free for a moment may be about to be taken
-WORTH_SECONDS = 30.0  # a restart takes about as long: a run that ends sooner does not grow
+ROOM_POLLS = 3  # polls in a row with room: resources that are free for a moment may already be promised
+WORTH_SECONDS = 30.0  # about the time of a restart: a run that ends sooner does not grow
 
 
 class ElasticMonitor:
-    """Watches one elastic run; `each`: the resources that a worker takes.
+    """Watches one elastic run. `each`: the resources of one worker.
 
-    A restart that brought no worker is not tried again until nodes join or leave.
+    After a restart that added no worker, there is no other until nodes join or leave.
     """
 
     def __init__(self, config: RunConfig, each: dict[str, float]) -> None:
@@ -47,9 +47,10 @@ class ElasticMonitor:
         if low == high:
             yield
             return
+
         self.workers, self.room = 0, 0
         _look_again()
-        with beside(self._watch):
+        with in_background(self._watch):
             yield
 
     def _watch(self, over: threading.Event) -> None:
@@ -64,6 +65,7 @@ class ElasticMonitor:
         if (nodes := _living()) != self.nodes:
             self.nodes, self.asked_at = nodes, 0
             _look_again()
+
         for event in tail.new():
             if event["event"] == "start":
                 self.workers, self.eta, self.began, self.steps = event["workers"], 0.0, event["time"], 0
@@ -71,12 +73,14 @@ class ElasticMonitor:
                 self.steps += 1
                 # pauses between epochs included
                 self.eta = (event["time"] - self.began) / self.steps * (event["total_steps"] - event["step"])
-        # Between two groups of workers everything is free: only a run that trains is asked to grow.
+
+        # Between two groups of workers all resources are free: only a run that trains is asked to grow.
         wanted = (
             0 < self.workers < self.config.resources.workers[1]
             and self.workers != self.asked_at
             and self.eta > WORTH_SECONDS
         )
+
         self.room = self.room + 1 if wanted and _has_room(self.each, self.config.resources.label_selector) else 0
         if self.room == ROOM_POLLS:
             self.asked_at = self.workers
@@ -98,7 +102,7 @@ def _has_room(each: dict[str, float], labels: dict[str, str]) -> bool:
 
 
 def _look_again() -> None:
-    """Let Ray Train's coordinator look at the cluster now. The first run starts one where there is none yet."""
+    """Let Ray Train's coordinator look at the cluster now. There is none before the first run has started it."""
     try:
         coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
         ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=10)

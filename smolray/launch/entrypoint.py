@@ -33,6 +33,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     # Set here and not in a runtime_env, so that data tasks share processes with the driver's tasks and start at once.
     torch.set_num_threads(config.resources.omp_num_threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:

@@ -46,10 +46,12 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     connect()
     config = with_absolute_paths(config)
     config, folders = prepare_data(config)
+
     seen = launch.look(config)
     plan = make_plan(config, DataStatistics.from_index(load_index(folders.train, config)), seen.inventory())
     if plan.chosen is None:
         raise NothingFitsError(words(plan))
+
     run, nodes = bind(
         config, plan.chosen, plan.settings() | {"train.max_steps": STEPS, "train.num_train_epochs": STEPS}, seen
     )
@@ -57,18 +59,20 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     record = fit(run, folders, WorkerTask.MEASURE, nodes)
     if "error" in record:
         raise launch.RunError(record["error"])
+
     kept = slice(min(WARM_UP, len(record["seconds"]) - 1), None)
     seconds, waits = (statistics.median(record[name][kept]) for name in ("seconds", "waits"))
     return plan, Measurement(seconds, waits, tuple(record["memory"]), len(record["seconds"][kept]))
 
 
-def beside_table(plan: Plan, measured: Measurement) -> Table:
-    """Prediction beside measurement: seconds of a step, and the fullest worker."""
+def measurement_table(plan: Plan, measured: Measurement) -> Table:
+    """The prediction next to the measurement: seconds of a step, and the memory of the fullest worker."""
     assert plan.chosen is not None
     chosen, time = plan.chosen, plan.chosen.time
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in (chosen.name, "predicted", "measured", "measured / predicted"):
         table.add_column(column, justify="left" if column == chosen.name else "right")
+
     memory, peak = max(m.total for m in chosen.memory), max(measured.memory)
     table.add_row("s/step", f"{time.total:.3g}", f"{measured.seconds:.3g}", f"{measured.seconds / time.total:.2f}")
     table.add_row("GB, fullest worker", f"{memory / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{peak / memory:.2f}")

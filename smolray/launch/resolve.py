@@ -1,4 +1,4 @@
-"""A run as it will be trained on the cluster that is there: resolved once, before anything starts.
+"""A run as it will be trained on the connected cluster: resolved once, before anything starts.
 
 In: the RunConfig that the user wrote, and what Ray counts. Out: a ResolvedRun, whose paths are absolute, whose workers
 are counted and whose global batch is a number.
@@ -110,5 +110,5 @@ def _earlier(config: RunConfig) -> RunConfig | None:
 
 
 def _absolute(path: str) -> str:
-    """Only what exists on this machine is a path: a bare name may be a hub id."""
+    """The absolute path where it exists on this machine; a name that does not may be a hub id."""
     return storage.absolute(path) if path and storage.is_local(path) and Path(path).expanduser().exists() else path

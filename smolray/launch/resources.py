@@ -61,11 +61,13 @@ def count_workers(config: RunConfig, cluster: Cluster, global_batch: int | None)
     nodes = [node for node in cluster.nodes if resources.label_selector.items() <= node.labels.items()]
     gpus = sum(int(node.resources.get("GPU", 0)) for node in nodes)
     by_gpu = sum(_times(node.resources.get("GPU", 0), resources.gpus_per_worker) for node in nodes)
+
     each = f"{resources.cpus_per_worker:g} CPU, and {config.data.num_cpus_per_task:g} CPU for its data tasks"
     limits = [
         (by_gpu, "one for each GPU" if resources.gpus_per_worker == 1 else f"{resources.gpus_per_worker:g} GPUs each"),
         (sum(places(config, node, True) for node in nodes), f"the CPUs are enough for no more ({each})"),
     ]
+
     if global_batch is not None and config.engine.name in ("zero", "trl"):
         limits.append((global_batch, f"a step has {global_batch} micro-batches (train.global_batch)"))
     most, why = min(limits, key=lambda limit: limit[0])
@@ -123,6 +125,7 @@ def check_resources(config: RunConfig, available: dict[str, float]) -> None:
     room = [config.resources.workers[1], *([int(cpus // each)] if each else [])]
     room += [int(gpus // config.resources.gpus_per_worker)] if use_gpu(config, available) else []
     largest = max(wanted, min(room))
+
     if largest * (each + task) > cpus + SLACK:
         up_to = "up to " if largest > wanted else ""
         raise ResourcesError(

@@ -39,6 +39,7 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
     history = surviving(read_events(config.run_dir))
     steps = [e for e in history if e["event"] == "step"]
     trained = sum(e["seconds"] for e in steps)
+
     result = {
         "name": config.name,
         **record,

@@ -1,6 +1,6 @@
-"""What every objective is made of: the loss of one micro-batch and its metrics. Pure functions.
+"""The parts of every objective: the loss of one micro-batch and its metrics. All functions are pure.
 
-In: the language-model head, the last hidden states at the positions that the objective asks for, a Batch, and the
+In: the language-model head, the last hidden states at the positions that the objective selects, a Batch, and the
 Normalisers of the whole optimizer step. Out: this micro-batch's contribution to the step's loss and metrics.
 
 Each contribution is already divided by the total of the step over all workers, so contributions add up. The head is
@@ -31,7 +31,7 @@ PREFERENCE_METRICS = (
 
 @dataclass(frozen=True)
 class Normalisers:
-    """What an optimizer step holds over all workers: the divisors of its means."""
+    """Counts over all workers in an optimizer step: the divisors of its means."""
 
     samples: int  # conversations, or pairs
     label_tokens: int  # trained tokens
@@ -43,7 +43,7 @@ Loss = Callable[[Head, torch.Tensor, Batch, Normalisers], tuple[torch.Tensor, Co
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and what an engine must know of it.
+    """A loss, and what an engine must know about it.
 
     Attributes:
         metrics: the names that `loss` contributes to, the same for every batch.
@@ -58,7 +58,7 @@ class Objective:
     embeds: bool = False
 
     def positions(self, batch: Batch) -> torch.Tensor:
-        """The positions, of the B x L flattened ones, whose last hidden states `loss` takes: (N,) int64."""
+        """The positions whose last hidden states `loss` takes, counted in the flattened (B, L): (N,) int64."""
         return batch.ends if self.embeds else batch.target_positions
 
 
@@ -68,7 +68,7 @@ def token_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def completion_logps(head: Head, hidden: torch.Tensor, batch: Batch, mean: bool = False) -> torch.Tensor:
-    """Log-probability of each completion, summed over its trained tokens or their mean: (C,) float32."""
+    """Log-probability of each completion, the sum (or `mean`) over its trained tokens: (C,) float32."""
     per_token = token_logps(head, hidden, batch)
     sums = sum_by_completion(per_token, batch)
     return sums / completion_lengths(per_token, batch) if mean else sums

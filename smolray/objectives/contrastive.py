@@ -1,9 +1,8 @@
-"""Contrastive training of image and text embeddings, over all pairs of an optimizer step, whichever workers and
-micro-batches hold them.
+"""Contrastive training of image and text embeddings over all pairs of an optimizer step.
 
 In: the Batches of a step and their embeddings, computed without gradients. Out: the Batches with the gradient of the
-step's loss with respect to each embedding, which a second pass carries back through the model. Memory is that of one
-micro-batch, and the loss is that of the whole step on any number of workers.
+step's loss with respect to each embedding. A second pass carries these gradients back through the model. So the memory
+is that of one micro-batch, and the loss is that of the whole step, on any number of workers.
 
 Sources: InfoNCE arXiv:1807.03748, in both directions 2103.00020; gradient cache (GradCache) 2101.06983; last token of
 a language model 2410.05160.
@@ -64,7 +63,7 @@ def contrast(
 ) -> list[Batch]:
     """The batches of this worker with `embedding_grad` and `contributions` set.
 
-    `found`: their embeddings, (C, width) each. Collective, also for a worker without batches.
+    `found`: their embeddings, (C, width) each. This is a collective: a worker without batches must call it too.
     """
     # (pairs, 4): the places of image and text in the batch, the keys of both
     places = [torch.tensor(batch.meta["pairs"], dtype=torch.int64, device=device) for batch in batches]
@@ -72,7 +71,7 @@ def contrast(
     own_keys = [p[:, 2:] for p in places]
     vectors, first = _gathered(torch.cat(own_vectors) if batches else torch.zeros(0, 2, 1, device=device))
     keys, _ = _gathered(torch.cat(own_keys) if batches else torch.zeros(0, 2, dtype=torch.int64, device=device))
-    if not len(vectors):  # a step without samples, by which DeepSpeed creates its moments
+    if not len(vectors):  # a step without samples, in which DeepSpeed creates the optimizer's moments
         return list(batches)
 
     vectors.requires_grad_()
@@ -92,7 +91,7 @@ def contrast(
 def _gathered(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The rows of all workers in the order of ranks, and the place of this worker's first row.
 
-    A worker without rows need not know their width.
+    A worker without rows does not need to know their width.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     shapes = [torch.zeros(2, dtype=torch.int64, device=rows.device) for _ in range(world)]

@@ -1,8 +1,8 @@
 """Log-probabilities of a reference model: the model that training began with.
 
 In: the model being trained and a Batch of pairs. Out: (C,) float32, without gradients. With LoRA alone the reference is
-the model with its adapters switched off, otherwise a frozen copy. Neither runs where the batches bring the values from
-a sidecar.
+the model with its adapters switched off, otherwise a frozen copy. Neither runs where the batches have the values from a
+sidecar.
 """
 
 import copy
@@ -21,7 +21,7 @@ Reference = Callable[[nn.Module, Batch], torch.Tensor]
 
 
 def reference_of(model: nn.Module, config: RunConfig) -> Reference | None:
-    """The function that runs the reference model; None where there is none, or where the batches bring its values.
+    """The function that runs the reference model. None where there is none, or where the batches have its values.
 
     Call it before training has changed `model`.
     """

@@ -1,4 +1,4 @@
-"""Which objective a run has: that of the module with its method's name.
+"""The objective of a run, from the module that is named like its method.
 
 In: a RunConfig. Out: an Objective.
 """
@@ -11,7 +11,7 @@ from smolray.objectives.base import Objective
 
 
 def objective_of(config: RunConfig) -> Objective:
-    """What `smolray/objectives/<method>.py` builds for the run."""
+    """The Objective that `smolray/objectives/<method>.py` builds for the run."""
     module = import_module(f"smolray.objectives.{config.method}")
     built: Objective = module.objective(config)
     return replace(built, pairs=config.traits.pairs, embeds=config.traits.embeds)

@@ -1,4 +1,7 @@
-"""Image search by text: the second pass of a contrastive step, whose batches contrastive.py has prepared."""
+"""The objective of image search by text: the second pass of a contrastive step.
+
+In: Batches that contrastive.py has prepared. Out: a loss whose gradient is that of the whole step.
+"""
 
 import torch
 
@@ -16,7 +19,9 @@ def objective(config: RunConfig) -> Objective:
 def contrastive_loss(
     head: Head, hidden: torch.Tensor, batch: Batch, normalisers: Normalisers
 ) -> tuple[torch.Tensor, Contributions]:
-    """This batch's contribution to a loss that is known already, with its gradient by the embeddings.
+    """The contribution of this batch to the loss of the step, which is already known.
+
+    Its gradient is `batch.embedding_grad`, applied to the embeddings.
 
     `hidden`: (C, hidden), the last hidden states of each completion's last token.
     """

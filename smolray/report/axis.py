@@ -1,4 +1,4 @@
-"""The axes of a chart: where a value lies between 0 and 1, and which round numbers label the axis.
+"""The axes of a chart: the place of a value as a fraction from 0 to 1, and the round numbers that label the axis.
 
 In: the values that are drawn. Out: an Axis.
 """
@@ -13,7 +13,7 @@ DIGITS = ((1,), (1, 2, 5), tuple(range(1, 10)))  # leading digits of the ticks o
 
 @dataclass(frozen=True)
 class Axis:
-    """All values and ticks lie between `low` and `high`. `log`: equal distances are equal factors."""
+    """The range and the ticks of an axis. On a `log` axis equal distances are equal factors."""
 
     low: float
     high: float
@@ -21,7 +21,7 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where `value` lies: 0 at `low`, 1 at `high`."""
+        """The place of `value`: 0 at `low`, 1 at `high`."""
         if self.high <= self.low:
             return 0.5
         if self.log:
@@ -38,7 +38,7 @@ def linear_axis(values: Sequence[float], limits: tuple[float | None, float | Non
 
 
 def log_axis(values: Sequence[float]) -> Axis:
-    """A logarithmic axis; a linear one where a value is not above 0, or where all lie too close for three ticks."""
+    """A logarithmic axis. It is linear where a value is not above 0, or where there are fewer than three ticks."""
     if min(values) <= 0:
         return linear_axis(values)
 
@@ -70,7 +70,7 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between `low` and `high`, both above 0; where those are few, times 1, 2 and 5, or times 1 to 9."""
+    """Powers of ten from `low` to `high`, both above 0; if those are few, also times 2 and 5, or times 2 to 9."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
     for digits in DIGITS:

@@ -2,8 +2,8 @@
 
 In: series of (x, y) points. Out: markup for a page.
 
-Places are percentages of the chart, and the lines keep their width when it is stretched: a chart fills any width with
-text of one size. Colours are CSS classes (`c0`, `c1`, …), so that light and dark follow the page's style.
+Places are percentages of the chart, and lines keep their width when it is stretched. So a chart fills any width, with
+text of one size. Colours are CSS classes (`c0`, `c1`, …), so they follow the light or dark style of the page.
 """
 
 import math
@@ -17,8 +17,8 @@ from smolray.report.axis import Axis, linear_axis, log_axis, tight_axis
 from smolray.report.page import render
 
 COLOURS = 6
-MAX_POINTS = 1200  # a screen shows no more; above it each bucket of points keeps its lowest and its highest
-SPAN = 1000  # lines are drawn in a square of this size, which the page stretches
+MAX_POINTS = 1200  # a screen shows no more; of more points each bucket keeps its lowest and its highest
+SPAN = 1000  # lines are drawn in a square of this size, and the page stretches it
 
 Point = tuple[float, float]
 

@@ -1,7 +1,7 @@
-"""HTML from Jinja2 templates, everything escaped.
+"""HTML from Jinja2 templates, with all text escaped.
 
-In: a template's name and its values. Out: markup. A page holds its style sheet and its charts: it fetches nothing and
-runs no script, so it opens from a disk, a mail or a bucket.
+In: a template's name and its values. Out: markup. A page contains its style sheet and its charts. It fetches nothing
+and runs no script, so it opens from a disk, a mail or a bucket.
 """
 
 from functools import lru_cache
@@ -17,7 +17,7 @@ def render(template: str, package: str = PACKAGE, **values: Any) -> Markup:
     """The markup of `<package>/templates/<template>`.
 
     Templates of other packages may extend and include those of this one. Text in `values` is escaped; Markup, such as a
-    chart, is taken as it is.
+    chart, is inserted as it is.
     """
     return Markup(_environment(package).get_template(template).render(values))  # noqa: S704  (it was escaped)
 

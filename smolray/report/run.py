@@ -1,7 +1,7 @@
 """The report of a run as one HTML file that opens with no network.
 
-In: events.jsonl, result.json, config.yaml and the newest predictions of a run folder, each of which may be missing, and
-sample images. Out: `<run>/report.html`. Sample images are kept with the predictions, so that the report can be written
+In: events.jsonl, result.json, config.yaml and the newest predictions of a run folder (each may be missing), and sample
+images. Out: `<run>/report.html`. The sample images are stored with the predictions, so that the report can be written
 again from the folder alone.
 """
 
@@ -27,7 +27,7 @@ from smolray.run.progress import percent
 def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
     """Write `<run_dir>/report.html` and return its URI.
 
-    `images`: prediction key -> encoded image, best as thumbnails; None: those that an earlier report was given.
+    `images`: encoded images by prediction key, best as thumbnails. None: the images of the earlier report.
     """
     if images is None:
         images = _read_images(run_dir)
@@ -40,7 +40,7 @@ def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
 
 
 def report_page(run: RunContents) -> str:
-    """The page as text; pure."""
+    """The page as text. Pure."""
     blind = sections.blind(run)
     return render(
         "run.html",
@@ -63,7 +63,7 @@ def report_page(run: RunContents) -> str:
 
 
 def read_run(run_dir: str, images: dict[str, bytes]) -> RunContents:
-    """What the run's folder holds. Without config.yaml the configuration is that of the newest start."""
+    """Read the run's folder. Without config.yaml the configuration is that of the newest start."""
     folder = RunFolder(run_dir)
     contents = RunContents(
         name=folder.name,

@@ -1,4 +1,4 @@
-"""What the sections of a run's report show, as plain values for its template.
+"""The content of the sections of a run's report, as plain values for its template.
 
 In: the contents of a run's folder. Out: facts, numbers, charts, sample cards and events. Pure.
 """
@@ -35,7 +35,7 @@ IMAGE_TYPES = {
 
 @dataclass(frozen=True)
 class RunContents:
-    """What a run's folder holds; each part may be empty. `events` are all as written, `images` by prediction key."""
+    """The content of a run's folder. Each part may be empty. `events` are all that were logged; `images` are by key."""
 
     name: str
     events: list[Event] = field(default_factory=list)
@@ -46,7 +46,7 @@ class RunContents:
 
     @cached_property
     def history(self) -> list[Event]:
-        """The events that the newest weights have lived through."""
+        """The events of the newest weights, without those that a resume has discarded."""
         return surviving(self.events)
 
     @cached_property
@@ -61,7 +61,7 @@ class RunContents:
 
 
 class Wording(NamedTuple):
-    """What the page calls the fraction of right answers."""
+    """The words of the page for the fraction of right answers."""
 
     title: str
     headline: str
@@ -74,10 +74,10 @@ WORDINGS = {
     "answers": Wording("Accuracy", "exact-match accuracy", "Questions", "Accuracy", "Validation accuracy"),
     "search": Wording(
         "Search",
-        "of the texts find their picture first (recall@1)",
+        "of the texts find their image first (recall@1)",
         "Texts",
         "Found first",
-        "Validation texts whose picture is found first",
+        "Validation texts whose image is found first",
     ),
 }
 
@@ -120,12 +120,12 @@ class EventRow:
 
 
 def wording(run: RunContents) -> Wording:
-    """The words for what this run has learnt."""
+    """The words for the evaluation of this run."""
     return WORDINGS[METHODS[run.config.get("method", "sft")].evaluation]
 
 
 def status(run: RunContents) -> str:
-    """The state of the run: how its last attempt ended, or what is known before the end."""
+    """The state of the run: how its last attempt ended, or its state before the end."""
     last = next((e for e in reversed(run.history) if e["event"] in ("start", "end")), None)
     if last is not None and last["event"] == "end":
         return str(last.get("status", "finished"))
@@ -133,7 +133,7 @@ def status(run: RunContents) -> str:
 
 
 def facts(run: RunContents) -> dict[str, str]:
-    """What was trained on what, for the head of the page; what is not known is left out."""
+    """The model, the data and the main settings, for the head of the page. Unknown ones are left out."""
     model, data, train = (run.config.get(section) or {} for section in ("model", "data", "train"))
     lora, engine = run.config.get("lora"), run.config.get("engine") or {}
     engine = {"name": engine} if isinstance(engine, str) else engine
@@ -153,7 +153,7 @@ def facts(run: RunContents) -> dict[str, str]:
 
 
 def utc(seconds: float) -> str:
-    """A moment as the head of a page shows it."""
+    """A time as the head of a page shows it."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
@@ -179,13 +179,13 @@ def scores(run: RunContents) -> Scores | None:
 
 
 def blind(run: RunContents) -> float | None:
-    """The accuracy without the image, where it was measured."""
+    """The accuracy without the image; None where it was not measured."""
     value = run.result.get("blind_baseline")
     return float(value) if isinstance(value, int | float) else None
 
 
 def tiles(run: RunContents) -> dict[str, str]:
-    """What the run took; what is not known is left out."""
+    """What the run cost: samples, steps, time and memory. Unknown ones are left out."""
     result = run.result
     last_step = max((e.get("step") or 0 for e in run.history), default=0)
     peak = result.get("peak_memory_bytes") or max((e.get("memory_bytes") or 0 for e in run.history), default=0)
@@ -252,13 +252,13 @@ def cards(run: RunContents) -> list[Card]:
 
 
 def data_uri(image: bytes | None) -> str:
-    """An encoded image for an `img` element; empty where it is no image that a browser shows."""
+    """An encoded image for an `img` element; empty for a format that browsers do not show."""
     kind = next((kind for magic, kind in IMAGE_TYPES.items() if image and image.startswith(magic)), None)
     return f"data:{kind};base64,{base64.b64encode(image).decode()}" if image and kind else ""
 
 
 def event_rows(run: RunContents) -> list[EventRow]:
-    """The newest events other than steps, those that a resume took back included."""
+    """The newest events except steps. Events that a resume has discarded are included."""
     others = [e for e in run.events if e["event"] != "step"]
     return [
         EventRow(e["event"], time.strftime("%H:%M:%S", time.gmtime(e["time"])), event_line(e))
@@ -290,6 +290,7 @@ def _accuracy_charts(run: RunContents, restarts: list[float]) -> list[Markup]:
     kinds = sorted({kind for e in evaluations for kind in accuracy_of(e)}, key=lambda kind: (kind != "overall", kind))
     if not kinds:
         return []
+
     lines = [Series(kind, _points(evaluations, _reader(accuracy_of, kind)), dots=True) for kind in kinds[:CURVES]]
     value = blind(run)
     baseline = (value, "without the image") if value is not None else None
@@ -297,10 +298,11 @@ def _accuracy_charts(run: RunContents, restarts: list[float]) -> list[Markup]:
 
 
 def _preference_charts(steps: list[Event], restarts: list[float]) -> list[Markup]:
-    """Of methods that learn from pairs: what the method rewards in the chosen and in the rejected answer."""
+    """The rewards of chosen and rejected answers, for methods that learn from pairs."""
     curves = {name: _points(steps, _reader(dict, f"rewards/{name}")) for name in ("chosen", "rejected", "accuracies")}
     if not curves["chosen"]:
         return []
+
     chosen, rejected, right = (
         Series(name, smooth(points) if len(points) > SMOOTHED_ABOVE else points) for name, points in curves.items()
     )

@@ -1,9 +1,9 @@
-"""The hooks of Ray Tune's driver: which trial starts next, what a trial has reported, whether to stop.
+"""The hooks of Ray Tune's driver: they choose the next trial, log what trials report, and stop the search.
 
-In: the log of the search, and what Tune reports. Out: events of the log.
+In: the log of the search, and the results that Tune passes on. Out: events of the log.
 
-Ray's Searcher (here RaySearcher) is Tune's interface for the next trial, which TrialQueue implements; it asks our own
-Searcher (searcher.py), which knows nothing of Ray, for the settings.
+Ray's Searcher (here RaySearcher) is Tune's interface for the next trial, and TrialQueue implements it. TrialQueue takes
+the settings from our own Searcher (searcher.py), which does not know Ray.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ POLL_SECONDS = 2.0  # between two looks at whether the search is to stop
 
 
 class DriverOnly:
-    """An object that stays in Tune's driver: Tune pickles its hooks to restore them, which a search does not need."""
+    """An object that stays in Tune's driver. Tune pickles its hooks to restore them; our searches do not need that."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -39,7 +39,7 @@ class DriverOnly:
 
 
 class StopRequest(DriverOnly, tune.Stopper):
-    """`smolray stop` or Ctrl-C for a search: no new trial starts, and those that run are asked to save and stop."""
+    """`smolray stop` or Ctrl-C for a search: no new trial starts, and the running ones are asked to save and stop."""
 
     def __init__(self, trial_log: TrialLog, runs: str):
         self.trial_log, self.runs = trial_log, runs
@@ -55,7 +55,7 @@ class StopRequest(DriverOnly, tune.Stopper):
             return False
         self._polled = time.monotonic()
 
-        with contextlib.suppress(OSError):  # storage that is away for a moment is read again at the next call
+        with contextlib.suppress(OSError):  # storage that fails for a moment is read again at the next call
             self.requested = self.requested or stop_requested(self.trial_log.folder)
             for trial in self.trial_log.trials.values():
                 if self.requested and not trial.ended:
@@ -64,9 +64,9 @@ class StopRequest(DriverOnly, tune.Stopper):
 
     @contextlib.contextmanager
     def catching_interrupts(self) -> Iterator[None]:
-        """Inside the block the first Ctrl-C stops the search; the second one interrupts.
+        """Inside the block the first Ctrl-C stops the search, and the second one interrupts it.
 
-        Only the main thread receives them; elsewhere the block changes nothing.
+        Only the main thread receives them. In other threads the block changes nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -77,7 +77,7 @@ class StopRequest(DriverOnly, tune.Stopper):
             self.requested = True
             signal.signal(signal.SIGINT, former)
             # not print: the interrupted code may be inside it
-            os.write(2, b"\nthe trials save and stop; Ctrl-C again does not wait for them\n")
+            os.write(2, b"\nthe trials save and stop; press Ctrl-C again to stop without waiting\n")
 
         signal.signal(signal.SIGINT, on_interrupt)
         try:
@@ -87,9 +87,9 @@ class StopRequest(DriverOnly, tune.Stopper):
 
 
 class TrialQueue(DriverOnly, RaySearcher):
-    """The trials in the order in which Tune starts them: first those that an earlier session left, then new ones.
+    """The trials in the order in which Tune starts them: first the interrupted ones of earlier sessions, then new ones.
 
-    A new trial that fits into no GPU is logged as failed and not started.
+    A new trial that does not fit into any GPU is logged as failed and not started.
     """
 
     def __init__(
@@ -133,17 +133,17 @@ class TrialQueue(DriverOnly, RaySearcher):
         return RaySearcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: LoggingCallback tells the searcher, with the reason."""
+        """Do nothing: LoggingCallback informs the searcher, with the reason."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a search resumes from its log."""
+        """Do nothing: a search resumes from its log."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class PopulationSetting:
-    """One setting of a population, by the trial's number, as tune.sample_from calls it."""
+    """The values of one setting for a population, by the trial's number; tune.sample_from calls it."""
 
     def __init__(self, by_number: dict[int, dict[str, Any]], key: str):
         self.by_number, self.key = by_number, key
@@ -159,13 +159,13 @@ class LoggingCallback(DriverOnly, tune.Callback):
         self.trial_log, self.display, self.searcher, self.stop = trial_log, display, searcher, stop
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Before the first step, and again after an exploit."""
+        """Update the display. Called before the first step and again after an exploit."""
         self.display.show()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An evaluated checkpoint, or the end."""
+        """Log an evaluated checkpoint, and before it an exploit."""
         number = number_of(trial)
         if result["run"] != self.trial_log.trials[number].run:
             origin = result["origin"]
@@ -184,13 +184,13 @@ class LoggingCallback(DriverOnly, tune.Callback):
         self.display.show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The run has ended, or the scheduler has stopped it."""
+        """Log the end of a trial: its run has ended, or the scheduler has stopped it."""
         last = trial.last_result or {}
         status = "failed" if last.get("failed") else "finished" if last.get("over") else "stopped"
         self._end(number_of(trial), status, last.get("failed", ""))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial's driver was lost more often than it is restarted."""
+        """Log a failure: the trial's driver was lost more often than it is restarted."""
         self._end(number_of(trial), "failed", f"the trial's driver was lost {DRIVER_RESTARTS + 1} times")
 
     def _end(self, number: int, status: str, reason: str) -> None:
@@ -203,5 +203,5 @@ class LoggingCallback(DriverOnly, tune.Callback):
 
 
 def number_of(trial: Any) -> int:
-    """The number of a Tune trial: from its name, because an exploit copies the config of another trial."""
+    """The number of a Tune trial. It is read from the name, because an exploit copies another trial's config."""
     return int(str(trial).rsplit("-", 1)[1])

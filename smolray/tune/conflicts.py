@@ -1,4 +1,4 @@
-"""Whether a search may use its name: what already lies under its storage must belong to it.
+"""Checks whether a search may use its name: folders with that name under its storage must belong to it.
 
 In: a RunConfig and its storage. Out: nothing, or a ConfigError before any trial starts.
 """
@@ -15,11 +15,11 @@ from smolray.tune.trial import ORIGIN
 
 # Keys of the search section that may differ between two sessions of one search.
 CHANGEABLE = ("num_samples", "max_concurrent", "train_best")
-RUN_FILES = (EVENTS, CONFIG, ORIGIN, STORED)  # each shows that a folder is a run or a search
+RUN_FILES = (EVENTS, CONFIG, ORIGIN, STORED)  # any of them shows that a folder is a run or a search
 
 
 def refuse_other_search(config: RunConfig, folder: str) -> None:
-    """Raise ConfigError where the name belongs to a run, or to a search with trials that could not be compared."""
+    """Raise ConfigError where the name belongs to a run, or to a search whose trials cannot be compared with these."""
     path = storage.join(folder, STORED)
     if not storage.exists(path):
         if storage.exists(RunFolder(folder).events):
@@ -28,7 +28,7 @@ def refuse_other_search(config: RunConfig, folder: str) -> None:
             )
         return
 
-    # Loaded as a run: a setting that is newer than the stored file has its default there.
+    # Loading gives settings that are newer than the stored file their defaults.
     before, now = _comparable(load_config(path)), _comparable(config)
     if differ := sorted(_differences(before, now)):
         raise ConfigError(
@@ -38,9 +38,9 @@ def refuse_other_search(config: RunConfig, folder: str) -> None:
 
 
 def refuse_foreign_runs(config: RunConfig, folder: str, total: int) -> None:
-    """Raise ConfigError where a run that is not of this search has the name of one of its trials.
+    """Raise ConfigError where a run of another origin has the name of one of this search's trials.
 
-    The trial would resume from the checkpoints of that run.
+    The trial would otherwise resume from the checkpoints of that run.
     """
     known = {trial.number for trial in read_trials(folder)}
     pattern = re.compile(re.escape(config.name) + r"-([1-9]\d*)(-g\d+)?")
@@ -63,7 +63,7 @@ def refuse_foreign_runs(config: RunConfig, folder: str, total: int) -> None:
 def _comparable(config: RunConfig) -> dict[str, Any]:
     """The settings that must be the same in all sessions."""
     settings = config.model_dump(mode="json")
-    settings.pop("resources")  # these follow the cluster; the batch that they make may not change
+    settings.pop("resources")  # they follow the cluster; only the global batch must stay the same
     settings["train"]["global_batch"] = config.global_batch
     for key in CHANGEABLE:
         settings["search"].pop(key)

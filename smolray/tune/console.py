@@ -1,4 +1,4 @@
-"""What a person sees of a running search: a live table in a terminal, a line for each report elsewhere.
+"""The console output of a running search: a live table in a terminal, else a line for each report.
 
 In: the log of the search. Out: text.
 """
@@ -106,7 +106,7 @@ def settings_line(settings: dict[str, Any]) -> str:
 
 
 def _state(trial: TrialRecord) -> tuple[str, str, int]:
-    """What a new line is printed for when it changes."""
+    """The state of a trial: when it changes, a new line is printed."""
     return trial.status, trial.run, len(trial.reports)
 
 

@@ -1,4 +1,4 @@
-"""What a trial would need by the planner's estimate: whether it fits into the GPUs of the cluster, and what it costs.
+"""Cost estimates of trials by the planner: whether a trial fits into the GPUs of the cluster, and what it costs.
 
 In: a trial's settings, the statistics of the data set, the kinds of GPUs in the cluster. Out: a CostEstimate.
 """
@@ -25,11 +25,11 @@ ACCELERATOR = "accelerator_type:"  # before the name of a GPU among Ray's resour
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a trial would cost.
+    """The estimated cost of a trial.
 
     Attributes:
         gpu_minutes: of training, on the kind of GPU where it is cheapest.
-        lacks: why it fits into no GPU; empty where it fits.
+        lacks: why it does not fit into any GPU; empty where it fits.
     """
 
     gpu_minutes: float
@@ -42,7 +42,7 @@ CostEstimator = Callable[[Settings], CostEstimate | None]
 def make_cost_estimator(base: RunConfig, folders: Folders, nodes: Sequence[dict[str, Any]]) -> CostEstimator:
     """A function that estimates the cost of a trial on the GPUs of `nodes`, as ray.nodes() lists them.
 
-    It returns None without GPUs, and where one is of a kind that the planner does not know: the trial might fit there.
+    It returns None without GPUs, and where the planner does not know one of them: the trial may fit there.
     """
     try:
         gpus = _gpus(nodes)
@@ -50,6 +50,7 @@ def make_cost_estimator(base: RunConfig, folders: Folders, nodes: Sequence[dict[
         gpus = []
     if not gpus or not use_gpu(base, {"GPU": len(gpus)}):
         return lambda settings: None
+
     statistics = DataStatistics.from_index(load_index(folders.train, base))
 
     def cost_of(settings: Settings) -> CostEstimate | None:
@@ -57,7 +58,7 @@ def make_cost_estimator(base: RunConfig, folders: Folders, nodes: Sequence[dict[
         shape = shape_of(run.model)
         if (run.image, run.data, run.model.path) == (base.image, base.data, base.model.path):
             return estimate_cost(run, shape, statistics, gpus)
-        # other tiles or tokens than those of the index
+        # this trial has other tiles or tokens than the index
         return estimate_cost(run, shape, replace(DataStatistics.default(run, shape), samples=statistics.samples), gpus)
 
     return cost_of
@@ -66,7 +67,7 @@ def make_cost_estimator(base: RunConfig, folders: Folders, nodes: Sequence[dict[
 def estimate_cost(
     config: RunConfig, shape: ModelShape, statistics: DataStatistics, gpus: Sequence[GPU]
 ) -> CostEstimate | None:
-    """The cost of a trial as its config is written, with all workers on GPUs of one kind; pure.
+    """The cost of a trial as its config is written, with all workers on GPUs of one kind. Pure.
 
     None where the planner has no estimate: without GPUs, or for an engine that it does not plan.
     """
@@ -80,6 +81,7 @@ def estimate_cost(
         return CostEstimate(
             0.0, f"does not fit: {nearest.limit}, micro-batch {nearest.micro_batch}, on {nearest.names[0]}"
         )
+
     samples = (statistics.samples or 0) * config.train.num_train_epochs
     return CostEstimate(round(min(samples / c.samples_per_second * len(c.gpus) / 60 for c in fitting), 2))
 

@@ -1,4 +1,4 @@
-"""The values that a search tries for one setting, checked against the run's own types and limits.
+"""The values that a search tries for one setting, checked against the types and limits of the run's config.
 
 In: a dotted key and its entry in `search.space`. Out: a Domain.
 """
@@ -14,9 +14,9 @@ from smolray.config import ConfigError, RunConfig
 
 RANGES, LISTS = ("loguniform", "uniform", "int"), ("choice", "grid")
 KINDS = (*RANGES, *LISTS)
-# The same for all trials, or their results could not be compared.
+# These settings are the same for all trials; otherwise their results could not be compared.
 FIXED = ("name", "storage", "seed", "search", "resources", "evaluate", "data.train", "data.validation")
-# They shape the shards, which all trials read.
+# These settings determine the shards, which all trials read.
 SHARDED = tuple(
     f"data.{name}"
     for name in (
@@ -56,7 +56,7 @@ class Domain:
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """The values that represent all: each of a list, both ends of a range."""
+        """The values to check for all others: each value of a list, both ends of a range."""
         if self.values:
             return self.values
         return (int(self.low), int(self.high)) if self.kind == "int" else (self.low, self.high)
@@ -65,7 +65,7 @@ class Domain:
 def read_domain(config: RunConfig, key: str, written: dict[str, Any]) -> Domain:
     """The domain of a key as `search.space` writes it, such as {loguniform: [1e-5, 1e-3]}.
 
-    Raises ConfigError where it is none, or the run refuses one of its values.
+    Raises ConfigError where it is not a domain, or the config refuses one of its values.
     """
     where = f"search.space.{key} = {written!r}"
     kind, values = _kind_and_values(where, key, written)
@@ -86,16 +86,18 @@ def read_domain(config: RunConfig, key: str, written: dict[str, Any]) -> Domain:
 
 
 def _kind_and_values(where: str, key: str, written: dict[str, Any]) -> tuple[str, list[Any]]:
-    """Raises ConfigError for a key that no search may vary, an unknown kind, or values that are no list."""
+    """Read kind and values. Raises ConfigError for a fixed key, an unknown kind, or values that are not a list."""
     if len(written) != 1:
         raise ConfigError(
             f"{where}: expected one kind of domain, such as {{loguniform: [1e-5, 1e-3]}}; allowed: {', '.join(KINDS)}"
         )
     (kind, values), *_ = written.items()
+
     if kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.4)
         nearest = f"; nearest: {near[0]}" if near else ""
         raise ConfigError(f"{where}: {kind!r} is no kind of domain; allowed: {', '.join(KINDS)}{nearest}")
+
     if _within(key, FIXED):
         raise ConfigError(
             f"{where}: {key} is the same for all trials, or they could not be compared; take it out of the space"
@@ -105,6 +107,7 @@ def _kind_and_values(where: str, key: str, written: dict[str, Any]) -> tuple[str
             f"{where}: {key} shapes the shards, which are written once for all trials, so no trial would see it; "
             "take it out of the space, or run a search for each value"
         )
+
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{where}: expected a list, {'[low, high]' if kind in RANGES else 'with at least one value'}")
     return kind, values

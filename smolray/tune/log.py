@@ -1,6 +1,6 @@
-"""The log of a search, `<search>/trials.jsonl`. Resuming, the table and the report read it.
+"""The log of a search, `<search>/trials.jsonl`. A resume, the live table and the report read it.
 
-In: what the driver sees of each trial. Out: a TrialRecord for each.
+In: events of the trials, from the driver. Out: a TrialRecord for each trial.
 
 Kinds: start (trials, slots) and over (stopped) of a session, trial (number, run, settings, gpu_minutes: as planned),
 report (number, report, run, step, accuracy, loss, seconds, memory_bytes, workers), exploit (number, run, origin, hash,
@@ -23,12 +23,12 @@ WORST = {"accuracy": 0.0, "loss": 1e6}
 
 @dataclass
 class TrialRecord:
-    """One trial by the log.
+    """One trial, as the log describes it.
 
     Attributes:
-        settings: those it has now; with pbt they have changed at each of `exploits`.
-        reason: why it failed.
-        gpu_minutes: what the planner expects of the whole run.
+        settings: the current ones; with pbt each of `exploits` has changed them.
+        reason: why the trial failed.
+        gpu_minutes: the planner's estimate for the whole run.
     """
 
     number: int
@@ -46,7 +46,7 @@ class TrialRecord:
 
     @property
     def reported(self) -> int:
-        """The number of the newest report of the run it has now, 0 before the first."""
+        """The number of the newest report of its current run, 0 before the first."""
         return int(self.reports[-1]["report"]) if self.reports and self.reports[-1]["run"] == self.run else 0
 
     @property
@@ -64,14 +64,14 @@ class TrialRecord:
         return self.seconds * int(self.reports[-1].get("workers", 1)) / 60 if self.reports else 0.0
 
     def value(self, metric: str) -> float | None:
-        """The best value that it has reported; None for a trial that failed or has not reported."""
+        """The best reported value. None for a trial that has failed or has not reported."""
         found = [report[metric] for report in self.reports if report.get(metric) is not None]
         if self.status == "failed" or not found:
             return None
         return min(found) if metric == "loss" else max(found)
 
     def cost(self, objective: str) -> float | None:
-        """What a second objective weighs: `memory`, the peak in GiB, or `seconds` of training."""
+        """The value of a second objective: `memory`, the peak in GiB, or `seconds` of training."""
         if not self.reports:
             return None
         if objective == "seconds":
@@ -83,7 +83,7 @@ class TrialLog(EventLog):
     """Appends to the log of the search in `folder`, and keeps a record of each trial by its number."""
 
     def __init__(self, folder: str):
-        # Each event at once: they are few, and none follows the last one.
+        # Each event is written at once: they are few, and nothing would flush the last one.
         super().__init__(folder, flush_seconds=0.0, file=FILE)
         self.folder, self.name = folder, folder.rstrip("/").rsplit("/", 1)[-1]
         self.trials = {t.number: t for t in read_trials(folder)}
@@ -101,7 +101,7 @@ class TrialLog(EventLog):
         return [self.trials[number] for number in sorted(self.trials)]
 
     def unended(self, total: int) -> int:
-        """How many trials are left of `total`: those that have not ended, and those that have not begun."""
+        """The number of trials of `total` that have not ended or not begun."""
         return sum(not trial.ended for trial in self.trials.values()) + max(0, total - len(self.trials))
 
 
@@ -132,7 +132,7 @@ def _apply(trials: dict[int, TrialRecord], event: Event) -> None:
 
 
 def best_trial(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
-    """The trial with the best value; of equals the one that took fewer steps."""
+    """The trial with the best value; among equal values the one with fewer steps."""
     valued = [(value, t) for t in trials if (value := t.value(metric)) is not None]
     if not valued:
         return None

@@ -79,7 +79,7 @@ def _axis(name: str, share: float, ticks: Sequence[tuple[float, str]]) -> Coordi
 
 
 def _share(domain: Domain, value: Any) -> float:
-    """Where a value lies between the ends of its axis, 0..1."""
+    """The place of a value between the ends of its axis, 0..1."""
     if domain.values:
         known = value in domain.values and len(domain.values) > 1
         return domain.values.index(value) / (len(domain.values) - 1) if known else 0.5

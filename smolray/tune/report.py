@@ -24,7 +24,7 @@ from smolray.tune.searcher import new_study, past_trial
 from smolray.tune.space import Space
 
 BEST, CURVES = 10, 5
-FEWEST_FOR_IMPORTANCE = 6  # trials with a value; of fewer nothing can be said
+FEWEST_FOR_IMPORTANCE = 6  # trials with a value; fewer say nothing
 
 
 class TrialRow(NamedTuple):
@@ -48,11 +48,12 @@ def write_report(folder: str, config: RunConfig, space: Space) -> str:
 
 
 def report_page(config: RunConfig, space: Space, trials: Sequence[TrialRecord], events: Sequence[Event]) -> str:
-    """The page as text; pure."""
+    """The page as text. Pure."""
     assert config.search is not None
     metric = config.search.metric
     best = best_trial(trials, metric)
     weights = importances(trials, config, space).items()
+
     return render(
         "search.html",
         "smolray.tune",
@@ -72,10 +73,9 @@ def report_page(config: RunConfig, space: Space, trials: Sequence[TrialRecord], 
 
 
 def importances(trials: Sequence[TrialRecord], config: RunConfig, space: Space) -> dict[str, float]:
-    """How much each setting matters for being among the better trials (PED-ANOVA, Watanabe et al. 2023), the most
-    important first.
+    """The importance of each setting for being among the better trials, the most important first.
 
-    Empty where too few trials have a value or all have the same.
+    By PED-ANOVA (Watanabe et al. 2023). Empty where too few trials have a value, or all have the same value.
     """
     import optuna
 
@@ -87,8 +87,10 @@ def importances(trials: Sequence[TrialRecord], config: RunConfig, space: Space) 
         or any(set(t.settings) != set(space) for _, t in valued)
     ):
         return {}
+
     study = new_study(config.replace({"search.second_objective": None}), len(valued))
     study.add_trials([past_trial(space, trial, [value]) for value, trial in valued])
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(
@@ -130,13 +132,13 @@ def _facts(config: RunConfig, trials: Sequence[TrialRecord], events: Sequence[Ev
 
 
 def _by_value(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
-    """The trials that have a value, the best first; of equals the one that took fewer steps."""
+    """The trials that have a value, the best first; among equal values the one with fewer steps."""
     valued = [(v if metric == "loss" else -v, t.steps, t) for t in trials if (v := t.value(metric)) is not None]
     return [trial for *_, trial in sorted(valued, key=lambda item: item[:2])]
 
 
 def _best_rows(trials: Sequence[TrialRecord], config: RunConfig) -> list[TrialRow]:
-    """The best trials; a star marks those on the front of both objectives."""
+    """The best trials. A star marks those on the Pareto front of both objectives."""
     assert config.search is not None
     metric, second = config.search.metric, config.search.second_objective
     valued = _by_value(trials, metric)
@@ -146,7 +148,7 @@ def _best_rows(trials: Sequence[TrialRecord], config: RunConfig) -> list[TrialRo
 
 
 def _front(points: list[tuple[float, float]], metric: str) -> list[bool]:
-    """Which (value, second objective) no other beats in both; the second is the better the lower."""
+    """Whether each (value, second objective) is on the Pareto front. A lower second objective is better."""
     sign = 1 if metric == "loss" else -1
     lowered = [(sign * v, s) for v, s in points]
     return [not any(v <= mine[0] and s <= mine[1] and (v, s) != mine for v, s in lowered) for mine in lowered]
@@ -168,19 +170,22 @@ def _learning_curves(trials: Sequence[TrialRecord], metric: str) -> Markup:
 
 
 def _best_so_far(events: Sequence[Event], metric: str) -> Markup:
-    """The best value by what the search has cost until then."""
+    """The best value so far, by the cost of the search until then."""
     pick = min if metric == "loss" else max
     best: float | None = None
     seconds: dict[int, float] = {}
     minutes, points = 0.0, list[Point]()
+
     for event in events:
         if event["event"] != "report":
             continue
         best = event[metric] if best is None else pick(best, event[metric])
+
         fresh = event["seconds"] - seconds.get(event["number"], 0.0)
         seconds[event["number"]] = event["seconds"]
         minutes += fresh * event.get("workers", 1) / 60
         points.append((minutes, best))
+
     return line_chart(
         f"Best {metric} so far",
         [Series("best", tuple(points))],
@@ -207,6 +212,7 @@ def _row(trial: TrialRecord, metric: str, mark: str = "") -> TrialRow:
     )
     notes += "".join(f"; took over {exploit['origin']}" for exploit in trial.exploits)
     notes += f"; {trial.reason}" if trial.reason else ""
+
     return TrialRow(
         f"{trial.number}{mark}",
         trial.status,

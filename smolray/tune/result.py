@@ -1,7 +1,6 @@
-"""What a search leaves behind: best.yaml, result.json and the report.
+"""The results of a search: best.yaml, result.json and the report.
 
-In: the log of the trials. Out: files in the folder of the search, and the final run where `search.train_best` asks for
-one.
+In: the log of the trials. Out: files in the folder of the search, and a final run where `search.train_best` is set.
 """
 
 import json
@@ -20,15 +19,16 @@ BEST = "best.yaml"
 
 
 def trial_base(config: RunConfig) -> RunConfig:
-    """The run that every trial changes by its settings.
+    """The config to which each trial's settings are applied.
 
-    An elastic run has as few workers as it allows, so that more trials run at a time.
+    An elastic run gets its smallest number of workers, so that more trials run at a time.
     """
     low, high = config.resources.workers
     settings: Settings = {"resources.num_workers": low}
     if low != high:
         settings |= {"train.global_batch": config.global_batch, "train.gradient_accumulation_steps": 1}
-    if config.search and config.search.scheduler == "pbt":  # others may still copy the older ones
+
+    if config.search and config.search.scheduler == "pbt":  # other trials may still copy the older ones
         settings["checkpoint.save_total_limit"] = max(config.checkpoint.save_total_limit, 4)
     if config.search and config.search.metric == "loss":
         settings["evaluate.loss"] = True
@@ -36,21 +36,24 @@ def trial_base(config: RunConfig) -> RunConfig:
 
 
 def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
-    """The run of a trial under its own name, on the workers of `config`, with the batch that the trial had."""
+    """The config of the final run: the settings and batch of `trial`, the workers of `config`, and a new name."""
     run = trial_run(trial_base(config), trial.settings)
+
     had = load_config(RunFolder(storage.join(config.storage, trial.run)).config)
     batch = {
         "train.global_batch": had.global_batch,
         "train.gradient_accumulation_steps": 1,
         "train.per_device_train_batch_size": had.train.per_device_train_batch_size,
     }
-    name = f"{config.name}-best{trial.run.removeprefix(config.name)}"  # another best trial is another run
+
+    name = f"{config.name}-best{trial.run.removeprefix(config.name)}"  # another best trial makes another run
     return run.replace({"name": name, "resources": config.resources, **batch})
 
 
 def finish(config: RunConfig, space: Space, trial_log: TrialLog, total: int, seconds: float) -> dict[str, Any]:
-    """Write best.yaml, result.json and the report; train with best.yaml where `search.train_best` asks for it and no
-    trial is left. Returns the result.
+    """Write best.yaml, result.json and the report. Returns the content of result.json.
+
+    Trains the final run where `search.train_best` is set and no trial is left.
     """
     search = config.search
     assert search is not None
@@ -66,6 +69,7 @@ def finish(config: RunConfig, space: Space, trial_log: TrialLog, total: int, sec
         "failed": {t.number: t.reason for t in trials if t.status == "failed"},
         "left": trial_log.unended(total),
     }
+
     if best is not None:
         result["best"] = {
             "number": best.number,
@@ -74,6 +78,7 @@ def finish(config: RunConfig, space: Space, trial_log: TrialLog, total: int, sec
             "settings": best.settings,
             "config": write_best(config, trial_log.folder, best),
         }
+
     storage.write_bytes(RunFolder(trial_log.folder).result, json.dumps(result, indent=1).encode())
     write_report(trial_log.folder, config, space)
 
@@ -83,12 +88,13 @@ def finish(config: RunConfig, space: Space, trial_log: TrialLog, total: int, sec
 
 
 def write_best(config: RunConfig, folder: str, best: TrialRecord) -> str:
-    """Write best.yaml with a comment that says where it comes from; returns its URI."""
+    """Write best.yaml, with a comment that names its trial. Returns its URI."""
     assert config.search is not None
     metric = config.search.metric
     note = f"# Trial {best.number} of search {config.name}: {metric} {best.value(metric):.6g} after {best.steps} steps."
     if best.exploits:
         note += " Its settings changed on the way (trials.jsonl has them): these are the last."
+
     path = storage.join(folder, BEST)
     storage.write_bytes(path, f"{note}\n{to_yaml(best_config(config, best))}".encode())
     return path

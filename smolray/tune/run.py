@@ -33,8 +33,8 @@ from smolray.tune.searcher import make_searcher
 from smolray.tune.space import Space, read_space, total_trials
 from smolray.tune.trial import RunTrial
 
-# What Ray reserves for the driver of a trial, which only waits for its run: one byte of memory. A CPU would be missing
-# for that run's data tasks.
+# Ray reserves one byte of memory for the driver of a trial, which only waits for its run. A CPU would be missing for
+# the data tasks of that run.
 DRIVER = {"CPU": 0.0, "memory": 1.0}
 # Tune's own loggers and console output are off: the log of the search is ours. Its handler of Ctrl-C is off because it
 # ends the trials before they have saved.
@@ -47,13 +47,13 @@ TUNE_SETTINGS = {
 
 @dataclass(frozen=True)
 class SearchSession:
-    """What the steps of one session of a search share.
+    """The values that the steps of one session of a search share.
 
     Attributes:
-        base: the run that every trial changes by its settings.
+        base: the config to which each trial's settings are applied.
         folders: the prepared data of all trials.
         total: trials of the whole search.
-        slots: trials at a time.
+        slots: the number of trials at a time.
     """
 
     base: RunConfig
@@ -65,7 +65,7 @@ class SearchSession:
 
 
 def search_run(config: RunConfig) -> dict[str, Any]:
-    """Search to the end. Returns what `result.json` of the search holds.
+    """Search to the end. Returns the content of the search's `result.json`.
 
     Raises ConfigError before any trial starts where the space has a fault or the name belongs to another search, and
     ResourcesError where not even one trial fits into the cluster.
@@ -97,9 +97,9 @@ def search_run(config: RunConfig) -> dict[str, Any]:
 
 
 def trials_at_a_time(base: RunConfig, total: int) -> int:
-    """How many trials the connected cluster holds at a time.
+    """The number of trials that the connected cluster holds at a time.
 
-    Raises ResourcesError where that is not one, or not the whole population of population-based training.
+    Raises ResourcesError where not even one fits, or not the whole population of population-based training.
     """
     cluster = Cluster.connected()
     check_resources(base, cluster.available)
@@ -114,7 +114,7 @@ def trials_at_a_time(base: RunConfig, total: int) -> int:
 
 
 def concurrency(base: RunConfig, cluster: Cluster) -> int:
-    """How many trials run at a time: some node has room for each worker and its data task."""
+    """The number of trials that run at a time. Each worker and its data task must fit on one node."""
     most = base.search.max_concurrent if base.search else None
     gpu = use_gpu(base, cluster.available)
     fits = max(1, sum(places(base, node, gpu) for node in cluster.nodes) // base.resources.workers[0])
@@ -122,7 +122,7 @@ def concurrency(base: RunConfig, cluster: Cluster) -> int:
 
 
 def run_trials(session: SearchSession, display: SearchDisplay) -> None:
-    """Run the trials that have not ended by the log."""
+    """Run the trials that have not ended according to the log."""
     base, trial_log = session.base, session.trial_log
     os.environ |= TUNE_SETTINGS
     logging.getLogger("ray.tune").setLevel(logging.ERROR)

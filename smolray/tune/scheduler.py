@@ -18,7 +18,7 @@ HYPERBAND_BRACKETS = 3
 
 
 def make_scheduler(config: RunConfig, space: Space, known: Sequence[TrialRecord] = ()) -> TrialScheduler:
-    """The scheduler of `config.search`, which has seen the reports of the `known` trials."""
+    """The scheduler of `config.search`. It takes the reports of the `known` trials into account."""
     search = config.search
     assert search is not None
     goal: dict[str, Any] = {
@@ -53,7 +53,7 @@ def make_scheduler(config: RunConfig, space: Space, known: Sequence[TrialRecord]
 
 
 class Bounds:
-    """Brings what population-based training has multiplied back into the space."""
+    """Clips the settings that population-based training has multiplied to the space."""
 
     def __init__(self, space: Space):
         self.space = space
@@ -68,7 +68,7 @@ class Bounds:
 
 
 def tune_domain(domain: Domain) -> Any:
-    """A Domain as Tune writes it; from a value of a list, a perturbation goes to its neighbours."""
+    """A Domain in Tune's form. A perturbation moves from a value of a list to its neighbours."""
     if domain.values:
         return list(domain.values)
     if domain.kind == "int":
@@ -77,7 +77,7 @@ def tune_domain(domain: Domain) -> Any:
 
 
 def _replay(scheduler: AsyncHyperBandScheduler, known: Sequence[TrialRecord]) -> None:
-    """Show the rungs what earlier sessions have reported, so that new trials are measured against it."""
+    """Replay the reports of earlier sessions, so that the rungs compare new trials with them."""
     controller: Any = None  # this scheduler does not use it
     for trial in known:
         past: Any = SimpleNamespace(trial_id=f"past-{trial.number}")

@@ -2,8 +2,8 @@
 
 In: a space and the results of the trials so far. Out: settings by trial number.
 
-A resumed search suggests the same: samples follow from the seed and the trial's number, Optuna learns from the trials
-in the log.
+A resumed search suggests the same settings: samples follow from the seed and the trial's number, and Optuna learns
+again from the trials in the log.
 """
 
 import itertools
@@ -32,7 +32,7 @@ class Searcher(Protocol):
 
 
 def make_searcher(config: RunConfig, space: Space, known: Sequence[TrialRecord] = ()) -> Searcher:
-    """The algorithm of `config.search`, which has learned from the `known` trials."""
+    """The Searcher of `config.search`. It learns from the `known` trials that have ended."""
     assert config.search is not None
     searcher = OptunaSearcher(config, space) if config.search.algorithm == "optuna" else FixedList(config, space)
     for trial in known:
@@ -64,11 +64,11 @@ class FixedList:
         return self.settings[number - 1]
 
     def observe(self, trial: TrialRecord) -> None:
-        """Nothing: the list does not change."""
+        """Do nothing: the list does not change."""
 
 
 class OptunaSearcher:
-    """Optuna's TPE sampler; with a second objective it searches for the Pareto front of both."""
+    """Optuna's TPE sampler. With a second objective it searches for the Pareto front of both."""
 
     def __init__(self, config: RunConfig, space: Space):
         assert config.search is not None
@@ -83,7 +83,7 @@ class OptunaSearcher:
         return {key: _from_optuna(domain, trial.params[key]) for key, domain in self.space.items()}
 
     def observe(self, trial: TrialRecord) -> None:
-        """A trial that failed has the worst value and the highest cost so far."""
+        """Pass the result to Optuna. A failed trial has the worst value and the highest cost so far."""
         value = trial.value(self.search.metric)
         values = [WORST[self.search.metric] if value is None else value]
         if self.search.second_objective:
@@ -108,8 +108,8 @@ def new_study(config: RunConfig, trials: int) -> Any:
         directions.append("minimize")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # A third of the trials at random, then TPE. Running trials count as bad, so that two trials at a time do not
-        # try the same.
+        # A third of the trials is random, then TPE suggests. Running trials count as bad (constant_liar), so that two
+        # trials at a time do not try the same settings.
         sampler = optuna.samplers.TPESampler(
             n_startup_trials=min(10, max(3, trials // 3)), constant_liar=True, seed=config.seed
         )
@@ -117,7 +117,7 @@ def new_study(config: RunConfig, trials: int) -> Any:
 
 
 def past_trial(space: Space, trial: TrialRecord, values: Sequence[float]) -> Any:
-    """A trial of the log for an Optuna study; None where its settings are not of this space."""
+    """A trial of the log in Optuna's form. None where its settings do not belong to this space."""
     import optuna
 
     if set(trial.settings) != set(space):
@@ -129,7 +129,7 @@ def past_trial(space: Space, trial: TrialRecord, values: Sequence[float]) -> Any
 
 
 def distribution(domain: Domain) -> Any:
-    """A Domain as Optuna writes it. Values of a list become JSON text, because Optuna takes plain values only."""
+    """A Domain in Optuna's form. Values of a list become JSON text, because Optuna takes plain values only."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if domain.values:

@@ -1,4 +1,4 @@
-"""The space of a search, checked against the run's own types and limits before any trial starts.
+"""The space of a search, checked against the config's types and limits before any trial starts.
 
 In: a RunConfig with its `search` section. Out: a Domain for each dotted key, and the RunConfig of any settings sampled
 from them. Pure.
@@ -13,7 +13,7 @@ from typing import Any
 from smolray.config import METHODS, ConfigError, RunConfig, check_run
 from smolray.tune.domain import Domain, Settings, read_domain
 
-# What may change in the middle of a run: neither the shapes of its tensors nor the order of its data.
+# Settings that may change in the middle of a run: they change neither tensor shapes nor the order of the data.
 PERTURBED = (
     "optimizer.",
     "lora.lora_dropout",
@@ -44,11 +44,12 @@ def default_space(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
 def read_space(config: RunConfig) -> Space:
     """The checked space of `config.search`.
 
-    Raises ConfigError with one line for each fault: a key that is no setting of a run, an unknown kind of domain, an
-    empty range, a value or a combination that the config refuses.
+    Raises ConfigError with one line for each fault: an unknown setting, an unknown kind of domain, an empty range, or a
+    value or combination that the config refuses.
     """
     if config.search is None:
         raise ConfigError("search is not set: a search needs a section `search`, such as search={num_samples: 12}")
+
     faults: list[str] = []
     space: Space = {}
     for key, way in (config.search.space or default_space(config)).items():
@@ -56,6 +57,7 @@ def read_space(config: RunConfig) -> Space:
             space[key] = read_domain(config, key, way)
         except ConfigError as error:
             faults.append(str(error))
+
     if not faults:
         faults = [*_against_algorithm(config, space), *_combinations(config, space)]
     if faults:
@@ -92,7 +94,7 @@ def longest(config: RunConfig, space: Space) -> int:
 
 
 def _against_algorithm(config: RunConfig, space: Space) -> Iterator[str]:
-    """A fault for each part of the space or the run that the algorithm, the scheduler or the metric cannot use."""
+    """Yield a message for each setting that the algorithm, the scheduler or the metric cannot use."""
     search = config.search
     assert search is not None
     for key, domain in space.items():
@@ -105,18 +107,22 @@ def _against_algorithm(config: RunConfig, space: Space) -> Iterator[str]:
         if search.algorithm == "optuna" and domain.kind == "grid":
             nearest = f"{{choice: {list(domain.values)}}}"
             yield f"{where}: search.algorithm = optuna chooses values itself; nearest: {nearest}"
+
     if search.scheduler == "pbt":
         yield from _against_population(config, space)
+
     if search.second_objective and search.algorithm != "optuna":
         yield (
             f"search.second_objective = {search.second_objective} with search.algorithm = {search.algorithm}: "
             "only optuna weighs two objectives; nearest: search.algorithm=optuna"
         )
+
     if search.metric == "accuracy" and not config.data.validation:
         yield (
             "search.metric = accuracy without data.validation: there is no data to measure it on; "
             "set data.validation, or search.metric=loss"
         )
+
     if len(config.name) > MAX_NAME:
         yield (
             f"name = {config.name!r}: trials are runs with the names {config.name}-1 and so on, "
@@ -140,6 +146,7 @@ def _against_population(config: RunConfig, space: Space) -> Iterator[str]:
             "search.algorithm = optuna with search.scheduler = pbt: the population itself searches; "
             "nearest: search.algorithm=random"
         )
+
     if config.engine.name in ("trl", "auto"):
         reason = "begins anew instead of at a checkpoint"
         if config.engine.name == "auto":
@@ -148,6 +155,7 @@ def _against_population(config: RunConfig, space: Space) -> Iterator[str]:
             f"engine.name = {config.engine.name} with search.scheduler = pbt: it {reason}, "
             "so a trial cannot take over the weights of another; nearest: engine.name=zero, or search.scheduler=asha"
         )
+
     if total_trials(config, space) < 2:
         yield (
             "search.num_samples = 1 with search.scheduler = pbt: there is no other trial to take weights from; "
@@ -156,7 +164,7 @@ def _against_population(config: RunConfig, space: Space) -> Iterator[str]:
 
 
 def _combinations(config: RunConfig, space: Space) -> Iterator[str]:
-    """A fault for each rule that some combination of extreme values breaks, with the first such combination."""
+    """Yield a message for each rule that a combination of extreme values breaks, with the first such combination."""
     keys: set[str] = set()
     for settings in _corners(space):
         try:
@@ -171,11 +179,12 @@ def _combinations(config: RunConfig, space: Space) -> Iterator[str]:
 
 
 def _corners(space: Space) -> Iterator[Settings]:
-    """All combinations of extreme values; where those are too many, some at random."""
+    """All combinations of extreme values; a random sample of them where there are too many."""
     choices: Sequence[tuple[Any, ...]] = [domain.extremes for domain in space.values()]
     if math.prod(len(c) for c in choices) <= MAX_COMBINATIONS:
         yield from (dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
         return
+
     rng = random.Random(0)
     for _ in range(MAX_COMBINATIONS):
         yield {key: rng.choice(values) for key, values in zip(space, choices, strict=True)}

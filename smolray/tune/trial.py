@@ -1,8 +1,8 @@
 """One trial of a search: an ordinary run, launched by Ray Train from inside a Tune actor that holds no CPU.
 
 In: settings from Tune, and the run that they change. Out: one result for each evaluated checkpoint, read from the run's
-own log, and a last one when the run has ended. What Tune keeps as a checkpoint is a pointer to one of ours. A trial
-that takes over another's weights becomes a new run that begins with them.
+log, and a last one when the run has ended. A checkpoint of Tune is only a pointer to one of ours. A trial that takes
+over the weights of another becomes a new run that begins with them.
 """
 
 import json
@@ -29,14 +29,14 @@ from smolray.tune.space import trial_run
 
 POINTER, ORIGIN = "pointer.json", "origin.json"
 STOP_SECONDS = 300.0  # a run that is asked to stop saves first
-AWAY_SECONDS = 300.0  # storage that cannot be read for so long is lost
+AWAY_SECONDS = 300.0  # storage that cannot be read for this long counts as lost
 LOCAL_POLL, REMOTE_POLL = 0.3, 3.0  # seconds between two looks at a run's log
 OWN_KEYS = ("number", "reported")  # in Tune's config, next to the settings
 
 
 @dataclass
 class TrialProgress:
-    """What the log of a trial's run holds so far, counted over the life of the weights, also in other runs.
+    """The progress of a trial, from the log of its run. Training of its weights in other runs counts as well.
 
     Attributes:
         reports: evaluated checkpoints.
@@ -60,10 +60,10 @@ class TrialProgress:
     ends_epoch: bool = False
 
     def add(self, event: Event, validates: bool) -> bool:
-        """Take in one event of the run; True where it makes a report.
+        """Add one event of the run. Returns True where it makes a report.
 
-        `validates`: the run has validation data, and an evaluated checkpoint makes a report. Otherwise the checkpoint
-        at the end of an epoch does.
+        `validates`: the run has validation data. Then an evaluated checkpoint makes a report, otherwise the checkpoint
+        at the end of an epoch.
         """
         kind = event["event"]
         if kind == "start":
@@ -113,7 +113,10 @@ class RunTrial(tune.Trainable):
         self.begun = False
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
-        """Before the first step: where this trial stood, or the one whose weights it takes over."""
+        """Read the pointer to this trial's checkpoint, or to that of the trial whose weights it takes over.
+
+        Tune calls it before the first step.
+        """
         self.pointer = json.loads((Path(checkpoint_dir) / POINTER).read_text())
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -125,7 +128,7 @@ class RunTrial(tune.Trainable):
         (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer))
 
     def step(self) -> dict[str, Any]:
-        """Wait for the run's next evaluated checkpoint, or its end."""
+        """Wait for the run's next evaluated checkpoint, or for its end."""
         if not self.begun:
             self._begin()
 
@@ -136,7 +139,7 @@ class RunTrial(tune.Trainable):
             try:
                 self.unread += self.tail.new()
                 last_read = time.monotonic()
-            except OSError:  # storage that is away for a moment
+            except OSError:  # storage that fails for a moment
                 if time.monotonic() - last_read > AWAY_SECONDS:
                     raise
                 over = False  # what was written before the end must still be read
@@ -154,7 +157,7 @@ class RunTrial(tune.Trainable):
             time.sleep(poll_seconds(self.run.run_dir))
 
     def cleanup(self) -> None:
-        """Tune has stopped the trial: the run saves, and frees what it holds."""
+        """Stop the run, which saves and frees its resources. Called when Tune has stopped the trial."""
         if self.thread is not None and self.thread.is_alive():
             request_stop(self.run.run_dir)
             self.thread.join(STOP_SECONDS)
@@ -181,7 +184,7 @@ class RunTrial(tune.Trainable):
             self.failed = reason_of(error)
 
     def _reports(self, event: Event) -> bool:
-        """Take in an event; True where it makes a report that no earlier session has logged."""
+        """Add an event. Returns True where it makes a report that no earlier session has logged."""
         reports = self.progress.add(event, validates=bool(self.base.data.validation))
         return reports and self.progress.reports > self.known_reports
 
@@ -189,9 +192,11 @@ class RunTrial(tune.Trainable):
         search = self.base.search
         assert search is not None
         progress, metrics = self.progress, self.progress.metrics
+
         if over and (self.failed or search.metric not in metrics):
             self.failed = self.failed or "the run ended without an evaluated checkpoint"
             metrics = metrics | {search.metric: WORST[search.metric]}
+
         return {
             **metrics,
             "report": progress.reports,
@@ -209,8 +214,9 @@ class RunTrial(tune.Trainable):
 
 
 def wait_for_stop(run_dir: str, patience: float = STOP_SECONDS) -> None:
-    """Wait until a run that was asked to stop has saved and ended: the trial's former driver may still hold it, and a
-    launch would withdraw the request.
+    """Wait until a run that was asked to stop has saved and ended.
+
+    The trial's former driver may still run it, and a new launch would withdraw the request.
     """
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and stop_requested(run_dir) and run_status(run_dir).state == "running":
@@ -250,11 +256,10 @@ def choose_run(
 
 
 def adopt(pointer: dict[str, Any], run: RunConfig) -> dict[str, Any]:
-    """Copy the checkpoint that `pointer` names into `run`, its manifest last. Returns where it came from and the hash
-    of its weights.
+    """Copy the checkpoint that `pointer` names into `run`, its manifest last. Returns its origin and its weights' hash.
 
-    Where it has been pruned meanwhile, the newest of its run is copied. Raises CheckpointError where there is none, or
-    the copy is damaged.
+    If it has been pruned in the meantime, the newest checkpoint of its run is copied. Raises CheckpointError where
+    there is none, or where the copy is damaged.
     """
     try:
         source = checkpoint.verify(pointer["checkpoint"])
@@ -292,7 +297,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _line(text: str, word: str) -> str:
-    """The last line that contains `word`: a traceback says at its end what happened."""
+    """The last line that contains `word`: a traceback ends with the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and word in line]
     return lines[-1][:300] if lines else "no message"
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from smolray import storage
 from smolray.config import load_config
 from smolray.launch.driver import launch_run
-from smolray.launch.measure import beside_table, measure_plan
+from smolray.launch.measure import measure_plan, measurement_table
 from smolray.run.events import read_events
 from smolray.run.status import request_stop, run_status
 from tests.cluster.test_train import assert_every_sample_once, losses, train_workers, when_step
@@ -61,7 +61,7 @@ def test_a_plan_is_measured_beside_its_prediction(make_run):
     assert plan.chosen.fits and measured.seconds > 0 and measured.steps > 2
     assert len(measured.memory) == len(plan.chosen.gpus) and min(measured.memory) > 2**27
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(beside_table(plan, measured))
+    console.print(measurement_table(plan, measured))
     printed = console.export_text()
     assert f"{plan.chosen.time.total:.3g}" in printed and f"{measured.seconds:.3g}" in printed
     assert not storage.exists(config.run_dir + "/checkpoints"), "it writes nothing"

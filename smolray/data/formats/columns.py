@@ -22,7 +22,7 @@ TYPE_COLUMNS = ("answer_type", "question_type", "question_types", "type")
 
 
 def check_named_columns(record: RawRecord, data: DataConfig, keys: Collection[str] | None = None) -> None:
-    """Raise SampleError where a column that data.columns names is not there; `keys`: those to look at, else all."""
+    """Raise SampleError where a column that data.columns names is missing. `keys`: the ones to check; default: all."""
     named = data.columns.model_dump(include=None if keys is None else set(keys))
     for key, column in named.items():
         if column and column not in record:
@@ -53,8 +53,10 @@ def image_values(record: RawRecord, data: DataConfig, embedded: list[Any]) -> li
         raise SampleError(
             "image_count", f"images both inside the messages and in column {columns[0]!r}: it is not clear which to use"
         )
+
     if not columns:
         return embedded
+
     value = record[columns[0]]
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -65,7 +67,7 @@ def _image_columns(record: RawRecord, data: DataConfig) -> list[str]:
 
 
 def answers_of(value: Any, name: str) -> tuple[str, ...]:
-    """One answer, a list of them, VQAv2's list of {answer, …}, or the same as a dict of lists."""
+    """The answers in a value: one answer, a list of them, VQAv2's list of {answer, …}, or that as a dict of lists."""
     if isinstance(value, Mapping) and "answer" in value:
         value = value["answer"]
     values = value if isinstance(value, (list, tuple)) else [value]
@@ -104,7 +106,7 @@ def type_of(record: RawRecord, data: DataConfig) -> str:
 
 
 def text_of(value: Any, name: str) -> str:
-    """A text, number or truth value as text. Raises SampleError where it is something else."""
+    """A text, number or boolean as text. Raises SampleError for any other value."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):

@@ -1,7 +1,7 @@
-"""CSV and TSV files -> raw rows: a header line with the column names, then one row a record, images as paths.
+"""CSV and TSV files -> raw rows. The header line has the column names, every row is a record, images are paths.
 
-Fields are quoted as in RFC 4180: a quoted field may hold delimiters, newlines and doubled quotes. Every value stays the
-text that is written; an empty field is no value (None).
+Fields are quoted as in RFC 4180: a quoted field may hold delimiters, newlines and doubled quotes. Every value stays
+text; an empty field is None.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def cut_csv(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
 
 
 def read_csv(task: ReadTask) -> Iterator[Raw]:
-    """The rows of a byte range, numbered from 0 behind the header; blank lines are no rows."""
+    """The rows of a byte range, numbered from 0 after the header. Blank lines do not count."""
     names, _ = _header(task)
     number = task.first_row
 
@@ -78,9 +78,10 @@ def _message(fault: str, content: bytes) -> str:
 
 
 def _header(task: ReadTask) -> tuple[list[str], int]:
-    """The column names and the byte where the first row begins. Raises SourceError where the names are no names."""
+    """The column names and the byte where the first row begins. Raises SourceError for a header that cannot be used."""
     with open_source(task.uri) as file:
         skipped = len(_BOM) if file.peek(len(_BOM)).startswith(_BOM) else 0
+
     rows = _rows(replace(task, start=skipped, stop=2**63))
     stop, content, fault = next((r for r in rows if r[2] or not _is_blank(r[1])), (skipped, b"", ""))
     if fault:
@@ -100,8 +101,8 @@ def _header(task: ReadTask) -> tuple[list[str], int]:
 def _rows(task: ReadTask) -> Iterator[tuple[int, bytes, str]]:
     """(byte behind it, content, fault) of each row of the task's bytes, blank lines included.
 
-    Where the quotes of a row do not fit, its first line is a faulty row and the next line begins another: so a stray
-    quote costs one row, and not all that follow.
+    Where the quotes of a row do not match, its first line is a faulty row and the next line begins another row. So a
+    stray quote costs one row, not all rows after it.
     """
     delimiter, place = _delimiter(task.uri), task.start
     with open_source(task.uri) as file:
@@ -111,13 +112,14 @@ def _rows(task: ReadTask) -> Iterator[tuple[int, bytes, str]]:
                 place += len(line) + _skip_line(file)
                 yield place, line, "text_too_long"
                 continue
+
             content, state = _continued(file, line, place, task.stop, delimiter)
             place += len(content)
             yield place, content, "" if state is _State.WHOLE else "invalid_csv"
 
 
 def _continued(file: BufferedReader, line: bytes, place: int, stop: int, delimiter: bytes) -> tuple[bytes, _State]:
-    """The row that begins with `line`, with the lines over which its quoted fields go on, or `line` if they do not."""
+    """The row that begins with `line`: with more lines where a quoted field spans several, else `line` alone."""
     state, lines, size = _state(line, delimiter, inside=False), [line], len(line)
     while state is _State.OPEN and size < MAX_ROW and place + size < stop and (more := file.readline(MAX_ROW)):
         state = _state(more, delimiter, inside=True)
@@ -144,13 +146,14 @@ def _state(line: bytes, delimiter: bytes, inside: bool) -> _State:
             if not line.startswith(delimiter, at) and line[at:].strip(b"\r\n"):
                 return _State.BROKEN
             inside = False
+
         at = line.find(delimiter, at) + 1
         if at == 0:
             return _State.WHOLE
 
 
 def _closing_quote(text: bytes, at: int) -> int:
-    """Where the quoted field that is open at `at` is closed; -1 where it is not. Two quotes stand for one."""
+    """The place of the quote that closes the field open at `at`; -1 where none does. Two quotes stand for one."""
     while (at := text.find(b'"', at)) >= 0 and text.startswith(b'"', at + 1):
         at += 2
     return at
@@ -179,7 +182,7 @@ def _fields(content: bytes, delimiter: bytes) -> list[bytes]:
 
 
 def _skip_line(file: BufferedReader) -> int:
-    """Read to the end of the line; how many bytes that were."""
+    """Read to the end of the line and return the number of bytes read."""
     skipped = 0
     while piece := file.readline(MAX_ROW):
         skipped += len(piece)

@@ -42,10 +42,10 @@ class File(NamedTuple):
 
 
 def resolve(source: str, data: DataConfig) -> Source:
-    """Find the files behind `source`: a file, a folder, a glob (`data/train-*.parquet`, `{000..009}.tar`) or a hub data
-    set id.
+    """Find the files behind `source`: a file, a folder, a glob, or a hub data set id.
 
-    `#split` behind the source, else `data.split`, chooses a split.
+    Globs are such as `data/train-*.parquet` and `{000..009}.tar`. `#split` after the source, else `data.split`, chooses
+    a split.
 
     Raises:
         ConfigError: data.format names no format.
@@ -77,11 +77,10 @@ def resolve(source: str, data: DataConfig) -> Source:
 
 
 def image_files(source: str) -> tuple[list[str], str]:
-    """Image files behind a file, folder or glob, as paths inside the folder that comes with them; none where data files
-    are meant.
+    """The image files behind a file, folder or glob, as paths inside a folder, and that folder.
 
-    Data files go before images, except that a JSON or CSV file beside images is taken for metadata. A single file that
-    is no data file may have any name. Raises SourceError.
+    There are none where the source has data files, which come first; but a JSON or CSV file next to images counts as
+    metadata. A single file that is no data file may have any name. Raises SourceError.
     """
     source = storage.absolute(source).rstrip("/")
     found, root = _files(source)
@@ -108,10 +107,7 @@ def list_read_tasks(source: Source, task_bytes: int = READ_TASK_BYTES) -> list[R
 
 
 def iter_read_tasks(source: Source, task_bytes: int = READ_TASK_BYTES) -> Iterator[ReadTask]:
-    """The same read tasks one after another: the first is there before the rest of the source has been looked at.
-
-    Raises SourceError.
-    """
+    """Yield the same read tasks one by one, the first before the rest of the source is read. Raises SourceError."""
     for number, (uri, size) in enumerate(source.files):
         name = uri[len(source.root) :].strip("/")
         whole = ReadTask(source.format, uri, name, source.root, number, split=source.split, revision=source.revision)
@@ -127,12 +123,12 @@ def read_rows(task: ReadTask) -> Iterator[Raw]:
 
 
 def read_tasks_fingerprint(tasks: list[ReadTask]) -> str:
-    """Identity of the way a source is cut: what staged rows were made for."""
+    """A hash of the read tasks of a source: staged rows belong to exactly these tasks."""
     return hashlib.blake2b(repr([asdict(task) for task in tasks]).encode(), digest_size=8).hexdigest()
 
 
 def is_hub(source: str, data: DataConfig) -> bool:
-    """Whether `source` is a hub data set id: data.format says so, or it reads `owner/name` and there is no such file.
+    """Whether `source` is a hub data set id: by data.format, or because it reads `owner/name` and no such file exists.
 
     Raises ConfigError where data.format names no format.
     """
@@ -160,11 +156,13 @@ def _files(source: str) -> tuple[list[File], str]:
                 f"{source} does not exist; expected a file, a folder, a glob or a hub data set id (data.format=hub)"
             )
         return [f for f in _listed(source) if not _hidden(f.uri, source)], source
+
     found = []
     root = folder_of(re.split(r"[*?\[{]", source, maxsplit=1)[0] + "x")
     for entry in _listed(root):
         if any(fnmatch(entry.uri, pattern) and entry.uri.count("/") == pattern.count("/") for pattern in patterns):
             found.append(entry)
+
     if not found:
         raise SourceError(f"no file matches {source}")
     return found, root
@@ -195,10 +193,11 @@ def _hidden(uri: str, root: str) -> bool:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """`x-{000..012}.tar`, the way WebDataset writes a range of shards, as one name each."""
+    """Expand WebDataset's range of shards, such as `x-{000..012}.tar`, to one name for each shard."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match is None:
         return [pattern]
+
     low, high = match.groups()
     middle = [str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)]
     return [
@@ -209,10 +208,11 @@ def _expand_braces(pattern: str) -> list[str]:
 def _only_format(source: str, by_format: dict[str, list[File]]) -> tuple[Format, list[File]]:
     """The one format of the files. Raises SourceError where there is none, or where several hold data."""
     there = [FORMATS[name] for name, files in by_format.items() if files]
-    # A stray JSON or CSV of metadata beside Parquet or tar files is common and is not data.
+    # A JSON or CSV file next to Parquet or tar files is common. It is metadata, not data.
     for chosen in reversed(list(there)):
         if len(there) > 1 and all(_has_suffix(file, chosen.metadata_suffixes) for file in by_format[chosen.name]):
             there.remove(chosen)
+
     if len(there) != 1:
         counts = ", ".join(f"{len(files)} {name}" for name, files in by_format.items())
         raise SourceError(f"{source} holds {counts} files; expected files of one format, or set data.format")
@@ -220,16 +220,18 @@ def _only_format(source: str, by_format: dict[str, list[File]]) -> tuple[Format,
 
 
 def _of_split(source: str, root: str, files: list[File], split: str) -> list[File]:
-    """The files of one split where the names say it (`train-00000.parquet`, `test/x.tar`), else all of them."""
+    """The files of one split where their names say it (`train-00000.parquet`, `test/x.tar`), else all files."""
     named = {f: _split_of(f.uri[len(root) :]) for f in files}
     splits = sorted({name for name in named.values() if name})
     if not splits or len(files) == 1:
         return files
+
     if split:
         wanted = SPLIT_NAMES.get(split, split)
         if wanted not in splits:
             raise SourceError(f"{source} has no split {split!r}; splits found in its file names: {', '.join(splits)}")
         return [f for f in files if named[f] == wanted]
+
     if len(splits) > 1:
         raise SourceError(
             f"{source} holds several splits ({', '.join(splits)}); choose with {source}#{splits[-1]} "

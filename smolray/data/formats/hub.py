@@ -14,16 +14,20 @@ from smolray.data.formats.source import Format, Raw, ReadTask, Source, SourceErr
 
 
 def resolve_hub(name: str, split: str, revision: str | None) -> Source:
-    """Pin the revision, so that every worker and every later start reads the same rows. Raises SourceError."""
+    """The source of a hub data set, with its revision pinned: all workers and later starts read the same rows.
+
+    Raises SourceError.
+    """
     if storage.exists(name):
         files = [(f.path, f.size, f.mtime_ns) for f in storage.list_files(name, recursive=True)]
         identity = hashlib.blake2b(repr((split, files)).encode(), digest_size=16).hexdigest()
         return Source("hub", ((name, 0),), name, identity, split, revision)
+
     from huggingface_hub import HfApi
 
     try:
         commit = HfApi().dataset_info(name, revision=revision).sha
-    except Exception as error:  # the hub client raises a family of its own for absent, gated and unreachable
+    except Exception as error:  # the hub client has its own errors for missing, gated and unreachable data sets
         hint = "check the name, `hf auth login` for a gated one, or name local files instead"
         raise SourceError(
             f"hub data set {name!r} (revision {revision or 'main'}) cannot be reached: {error}; {hint}"
@@ -40,11 +44,12 @@ def cut_hub(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
 
 
 def read_hub(task: ReadTask) -> Iterator[Raw]:
-    """The rows of one shard, images still encoded, class labels by their names. Raises SourceError."""
+    """The rows of one shard, with images still encoded and class labels as names. Raises SourceError."""
     data_set = _load(task.uri, task.split, task.revision)
     labels = {
         name: feature for name, feature in (data_set.features or {}).items() if type(feature).__name__ == "ClassLabel"
     }
+
     row = -1
     try:
         # Images stay encoded: prepare keeps the bytes as they came.
@@ -55,9 +60,9 @@ def read_hub(task: ReadTask) -> Iterator[Raw]:
                 if isinstance(record.get(name), int)
             }
             yield Raw(row, {**record, **named})
-    except Exception as error:  # builders raise anything; the message must name the place
+    except Exception as error:  # builders raise any error; the message must name the place
         raise SourceError(
-            f"hub data set {task.name} cannot be read behind row {row}: {error}; start prepare again to go on"
+            f"hub data set {task.name} cannot be read after row {row}: {error}; re-run prepare to resume"
         ) from error
 
 
@@ -67,7 +72,7 @@ def _load(name: str, split: str, revision: str | None) -> Any:
     folder = storage.absolute(name) if storage.exists(name) else name
     try:
         return datasets.load_dataset(folder, split=split, streaming=True, revision=revision)
-    except Exception as error:  # builders raise anything; the message must name the data set
+    except Exception as error:  # builders raise any error; the message must name the data set
         raise SourceError(f"hub data set {name!r}, split {split!r}: {error}") from error
 
 

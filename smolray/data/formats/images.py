@@ -1,4 +1,4 @@
-"""Encoded images at the door: which files are accepted, and the check that each one decodes whole.
+"""Encoded images as they come in: which files are accepted, and the check that each image decodes completely.
 
 In: an image value of a raw record (bytes, {bytes, path}, a path). Out: its bytes as they came, or a SampleError that
 says what is wrong.
@@ -19,20 +19,19 @@ from PIL import Image
 from smolray import storage
 from smolray.data.sample import SampleError
 
-Image.init()  # until every plug-in is there, open() fails on formats it has been told of and not yet loaded
-# Only decoders that run inside PIL: EPS, for one, would start Ghostscript on a stranger's file. And none for files
-# without a signature.
+Image.init()  # without all plug-ins open() fails for formats that are registered but not loaded yet
+# Only decoders that run inside PIL (EPS would start Ghostscript on an untrusted file), and only formats that have a
+# signature.
 FORMATS = tuple(
     f for f in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO") if f in Image.OPEN
 )
 MAX_IMAGE_BYTES = 256 * 2**20
-# Rows about one image stand near each other in nearly every data set, so a short memory spares nearly every second
-# decode.
+# Rows about one image are near each other in most data sets: remembering a few images avoids most repeated decodes.
 REMEMBERED = 4096
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """The image with its header read and its size checked; pixels are decoded when they are asked for.
+    """Open an image: its header is read and its size checked, its pixels are decoded on first use.
 
     Raises SampleError (empty_image, image_too_large, corrupt_image).
     """
@@ -44,15 +43,17 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise SampleError("image_too_large", f"{error}; the limit data.max_image_pixels is {max_pixels}") from error
-    except Exception as error:  # decoders raise anything at all on hostile bytes
+    except Exception as error:  # decoders raise any error on hostile bytes
         raise SampleError(
             "corrupt_image", f"not an image ({_first_line(error)}); its first bytes are {data[:8]!r}"
         ) from error
+
     width, height = image.size
     if width * height > max_pixels:
         raise SampleError(
             "image_too_large", f"{width} x {height} pixels; the limit data.max_image_pixels is {max_pixels}"
         )
+
     if width == 0 or height == 0:
         raise SampleError("corrupt_image", f"the header says {width} x {height} pixels")
     return image
@@ -72,7 +73,7 @@ def check_image(data: bytes, max_pixels: int) -> None:
             open_image(data, max_pixels).load()
     except SampleError:
         raise
-    except Exception as error:  # decoders raise anything at all on hostile bytes
+    except Exception as error:  # decoders raise any error on hostile bytes
         text = _first_line(error)
         torn = any(word in text.lower() for word in ("truncated", "broken data stream", "unexpected end"))
         reason = "truncated_image" if torn else "corrupt_image"
@@ -144,7 +145,7 @@ class ImageReader:
         if "://" in path:
             raise SampleError(
                 "missing_file",
-                f"image {path[:200]!r} is a URL, which is not fetched; download the images beside the data",
+                f"image {path[:200]!r} is a URL, which is not fetched; download the images next to the data",
             )
         if posixpath.isabs(path):
             if not storage.is_local(self.root):

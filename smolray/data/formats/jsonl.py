@@ -18,14 +18,16 @@ _OPENING = re.compile(r"[ \t\r\n,\ufeff]*\[?[ \t\r\n,]*")
 def cut_json(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
     """Byte ranges of about `task_bytes / 16` (images come on top) that end where a record ends.
 
-    The file is read once from end to end, for the numbers of the rows.
+    The file is read once from end to end to number the rows.
     """
     limit = max(task_bytes // 16, 1)
     with open_source(whole.uri) as file:
         head = file.read(SCAN_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+
     if head[:1] == b"[":
         yield from _cut_list(replace(whole, variant=LIST), limit)
         return
+
     start, first_row, row, place = 0, 0, 0, 0
     with open_source(whole.uri) as file:
         while chunk := file.read(SCAN_BYTES):
@@ -36,17 +38,18 @@ def cut_json(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
                     yield replace(whole, start=start, stop=place + begin, first_row=first_row)
                     start, first_row = place + begin, row
             place += len(chunk)
+
     if place > start:
         yield replace(whole, start=start, stop=place, first_row=first_row)
 
 
 def read_json(task: ReadTask) -> Iterator[Raw]:
-    """The rows of a task: of a JSON list or of JSON lines, as `cut_json` found the file to be."""
+    """The rows of a task, from a JSON list or from JSON lines, whichever `cut_json` has found."""
     return _read_list(task) if task.variant == LIST else _read_lines(task)
 
 
 def _read_lines(task: ReadTask) -> Iterator[Raw]:
-    """One record a line, numbered from 0; blank lines are no rows."""
+    """One record for each line, numbered from 0. Blank lines are skipped, but count."""
     row, place = task.first_row, task.start
     with open_source(task.uri) as file:
         file.seek(task.start)
@@ -54,11 +57,13 @@ def _read_lines(task: ReadTask) -> Iterator[Raw]:
             line = file.readline(min(MAX_LINE, task.stop - place))
             if not line:
                 break
+
             place += len(line)
             whole = line.endswith(b"\n") or place >= task.stop
             while not line.endswith(b"\n") and place < task.stop:
                 line = file.readline(min(MAX_LINE, task.stop - place))
                 place += len(line)
+
             if not whole:
                 yield Raw(row, {}, reason="text_too_long", message=f"the line is longer than {MAX_LINE} bytes")
             elif line.strip(b" \t\r\n\xef\xbb\xbf"):
@@ -87,12 +92,13 @@ def _cut_list(whole: ReadTask, limit: int) -> Iterator[ReadTask]:
         if stop - start >= limit:
             yield replace(whole, start=start, stop=stop, first_row=first_row)
             start, first_row = stop, rows
+
     if rows > first_row:
         yield replace(whole, start=start, stop=stop, first_row=first_row)
 
 
 def _read_list(task: ReadTask) -> Iterator[Raw]:
-    """The elements of the task's part of a JSON list, numbered through the file."""
+    """The elements of the task's part of a JSON list, numbered over the whole file."""
     for number, (_, value) in enumerate(_elements(task)):
         if isinstance(value, dict):
             yield Raw(task.first_row + number, value)
@@ -108,10 +114,10 @@ def _read_list(task: ReadTask) -> Iterator[Raw]:
 def _elements(task: ReadTask) -> Iterator[tuple[int, Any]]:
     """(byte behind it, value) of each element of a JSON list, or of its bytes `start` to `stop`.
 
-    Raises SourceError where it is torn.
+    Raises SourceError where the list is cut off or malformed.
     """
     decoder, text, at, place, ended = json.JSONDecoder(), "", 0, task.start, False
-    # Bytes that are no UTF-8 become surrogates, which the parser refuses row by row.
+    # Bytes that are not UTF-8 become surrogates, so that only their rows are refused.
     utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     with open_source(task.uri) as file:
         file.seek(task.start)
@@ -119,15 +125,17 @@ def _elements(task: ReadTask) -> Iterator[tuple[int, Any]]:
             gap = _GAP.match(text, at, len(text)) if place > task.start else _OPENING.match(text, at, len(text))
             behind = gap.end() if gap else at
             place, at = place + len(text[at:behind].encode(errors="surrogateescape")), behind
+
             fault = "it ends without a closing ]"
             if text[at : at + 1] == "]":
                 if text[at + 1 :].strip() or file.read(SCAN_BYTES).strip():
                     raise SourceError(
-                        f"{task.uri}: more follows behind the end of the JSON list at byte {place}; expected one "
+                        f"{task.uri}: there is more after the end of the JSON list at byte {place}; expected one "
                         "list, or JSON lines"
                     )
                 return
-            # A number at the end of the text may go on in the next chunk.
+
+            # A number at the end of the text may continue in the next chunk.
             if at < len(text) and (ended or text[at] in '{["'):
                 try:
                     value, behind = decoder.raw_decode(text, at)
@@ -138,10 +146,12 @@ def _elements(task: ReadTask) -> Iterator[tuple[int, Any]]:
                     fault = str(error)
             if ended and at == len(text) and task.stop:  # the end of a task inside the list
                 return
+
             if ended or len(text) - at > MAX_LINE:
                 raise SourceError(
-                    f"{task.uri} is not a whole JSON list: at byte {place} {fault}; download it again or mend it"
+                    f"{task.uri} is not a whole JSON list: at byte {place} {fault}; download it again or repair it"
                 )
+
             wanted = max(SCAN_BYTES, len(text) - at)
             chunk = file.read(min(wanted, task.stop - file.tell()) if task.stop else wanted)
             ended = not chunk

@@ -1,9 +1,9 @@
-"""One raw record of any known layout -> Samples: VQA, captions, labels, LLaVA, The Cauldron, TRL's conversational and
-preference formats.
+"""One raw record of any known layout -> Samples.
 
-In: a dict of column values (from any data format) and the name of its place. Out: one Sample for each conversation,
-checked. Text stays text: a literal `<image>` is the place of an image only in LLaVA's `conversations`, where it is the
-notation of the format.
+The layouts: VQA, captions, labels, LLaVA, The Cauldron, and TRL's conversational and preference formats.
+
+In: a dict of column values, from any data format, and a name for the row. Out: a checked Sample for each conversation.
+Text stays text: a literal `<image>` is the place of an image only in LLaVA's `conversations`, where the format says so.
 """
 
 import re
@@ -48,43 +48,46 @@ Parser = Callable[[RawRecord, DataConfig], Parsed]
 
 
 def parse(record: RawRecord, row_id: str, data: DataConfig, images: ImageReader) -> list[Sample]:
-    """The samples of one record; several captions give one conversation each, so nothing is lost.
+    """The samples of one record. Each of several captions becomes its own conversation.
 
     Ids: the row's own (`data.columns.id`, question_id, id) or `row_id`, followed by `/1`, `/2` … where a row has
     several conversations. `data.prompt` is put before a question (VQA, a string prompt) or is the whole question
-    (captions, labels); messages have their own. Raises SampleError where the row cannot be trained on: either all of
-    its conversations are kept or none.
+    (captions, labels); messages have their own. Raises SampleError where the row cannot be trained on: a row keeps
+    all of its conversations or none.
     """
     check_named_columns(record, data)
     own, kind = own_id(record, data) or row_id, type_of(record, data)
     conversations, embedded = _layout(record, data)(record, data)
-    pictures = tuple(images.read(value) for value in image_values(record, data, embedded))
+    row_images = tuple(images.read(value) for value in image_values(record, data, embedded))
 
     samples = []
     for number, conversation in enumerate(conversations):
         name = own if len(conversations) == 1 else f"{own}/{number + 1}"
-        messages = place_images(conversation.messages, len(pictures))
+        messages = place_images(conversation.messages, len(row_images))
         conversation = replace(conversation, id=name, type=kind, messages=messages)
         check_text(conversation)
-        sample = Sample(pictures, conversation)
+        sample = Sample(row_images, conversation)
         check_sample(sample)
         samples.append(sample)
     return samples
 
 
 def _layout(record: RawRecord, data: DataConfig) -> Parser:
-    """The parser for this record's columns; a named answer column decides it, else the first layout that fits."""
+    """The parser for this record's columns: by data.columns.answer where it is set, else the first that fits."""
     if data.columns.answer:
         return _vqa if question_of(record, data) is not None else _caption
+
     filled = filled_columns(record)
     if parser := conversation_parser(filled):
         return parser
+
     if {"prompt", "completion"} <= filled:
         return _prompt_completion
     if question_of(record, data) is not None and filled & set(ANSWER_COLUMNS):
         return _vqa
     if has_image(record, data) and filled & {*CAPTION_COLUMNS, *LABEL_COLUMNS}:
         return _caption
+
     raise SampleError(
         "wrong_columns",
         f"no known layout; {columns_found(record)}; expected {EXPECTED}; or name them in data.columns.*",
@@ -109,7 +112,7 @@ def _vqa(record: RawRecord, data: DataConfig) -> Parsed:
     question = text_of(question_of(record, data), "the question")
     trained, answers = "", tuple[str, ...]()
     columns = [data.columns.answer] if data.columns.answer else [c for c in ANSWER_COLUMNS if record.get(c) is not None]
-    if len(columns) > 1 and columns[-1] == "label":  # a class beside the answers is not an answer
+    if len(columns) > 1 and columns[-1] == "label":  # a class next to the answers is not an answer
         columns.pop()
 
     for column in columns:
@@ -130,6 +133,7 @@ def _caption(record: RawRecord, data: DataConfig) -> Parsed:
         raise SampleError(
             "empty_answer", f"{column!r} holds an empty caption" if captions else f"{column!r} holds no caption"
         )
+
     question = data.prompt or (LABEL_PROMPT if column in LABEL_COLUMNS else CAPTION_PROMPT)
     return [Conversation("", (user_turn(question), assistant_turn(c)), answers=captions) for c in captions], []
 
@@ -179,8 +183,9 @@ def _prompt_completion(record: RawRecord, data: DataConfig) -> Parsed:
 
 
 def _preference(record: RawRecord, data: DataConfig) -> Parsed:
-    """TRL's preference formats: an explicit prompt (which the endings may repeat), or one implied by the common
-    beginning.
+    """TRL's preference formats.
+
+    The prompt is explicit, and the endings may repeat it; or it is implicit, the common beginning of both endings.
     """
     chosen, rejected = record["chosen"], record["rejected"]
     prompt = record["prompt"] if record.get("prompt") is not None else question_of(record, data)
@@ -204,7 +209,7 @@ def _preference(record: RawRecord, data: DataConfig) -> Parsed:
 def _split_implicit(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """Prompt and endings of two texts or message lists with a common beginning, as `trl.extract_prompt` cuts them."""
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise SampleError("wrong_type", "chosen and rejected are of two types")
+        raise SampleError("wrong_type", "chosen and rejected have different types")
     if not isinstance(chosen, str):
         chosen, rejected = list_of(chosen, "chosen"), list_of(rejected, "rejected")
 
@@ -214,9 +219,11 @@ def _split_implicit(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         cut -= 1
 
     if cut == 0:
-        raise SampleError("no_turn", "no prompt, and chosen and rejected have no common beginning to take for one")
+        raise SampleError(
+            "no_turn", "there is no prompt, and chosen and rejected have no common beginning to use as one"
+        )
     if cut in (len(chosen), len(rejected)):
-        raise SampleError("no_turn", "no prompt, and one of chosen and rejected holds nothing beyond the other")
+        raise SampleError("no_turn", "there is no prompt, and one of chosen and rejected is the beginning of the other")
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
@@ -232,5 +239,5 @@ def _ending(value: Any, name: str) -> tuple[tuple[Message, ...], list[Any]]:
 
 
 def with_prompt(question: str, data: DataConfig) -> str:
-    """The question behind data.prompt, where that is set."""
+    """The question, after data.prompt where that is set."""
     return f"{data.prompt}\n{question}" if data.prompt else question

@@ -19,8 +19,9 @@ def cut_parquet(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTas
             footer = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
-            f"{whole.uri} is not a readable Parquet file ({error}); download it again or take it out of the source"
+            f"{whole.uri} is not a readable Parquet file ({error}); download it again or remove it from the source"
         ) from error
+
     start, first_row, row, held = 0, 0, 0, 0
     for group in range(footer.num_row_groups):
         row += footer.row_group(group).num_rows
@@ -37,9 +38,10 @@ def read_parquet(task: ReadTask) -> Iterator[Raw]:
     """
     row = task.first_row
     with open_source(task.uri) as stream:
-        # pre_buffer would hold whole row groups; without it pages come as they are needed.
+        # pre_buffer would keep whole row groups in memory; without it pages are read as they are needed.
         file = pq.ParquetFile(stream, buffer_size=SCAN_BYTES, pre_buffer=False)
         stop = row + sum(file.metadata.row_group(g).num_rows for g in range(task.start, task.stop))
+
         labels = _label_names(file.schema_arrow)
         try:
             for batch in file.iter_batches(
@@ -59,7 +61,7 @@ def _batch_rows(batch: pa.RecordBatch, first: int) -> Iterator[Raw]:
     try:
         for number, record in enumerate(batch.to_pylist()):
             yield Raw(first + number, record)
-    except UnicodeDecodeError:  # one bad string spoils to_pylist for all of them
+    except UnicodeDecodeError:  # one bad string makes to_pylist fail for all rows
         for number in range(batch.num_rows):
             try:
                 yield Raw(first + number, batch.slice(number, 1).to_pylist()[0])
@@ -75,7 +77,7 @@ def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
             name: f["names"] for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        return {}  # metadata is a courtesy; without it labels stay numbers
+        return {}  # without the metadata labels stay numbers
 
 
 def _with_labels(raw: Raw, labels: dict[str, list[str]]) -> Raw:

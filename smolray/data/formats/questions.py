@@ -1,7 +1,7 @@
-"""One raw record of any layout -> Samples that ask for an answer: what a model is given to generate from.
+"""One raw record of any layout -> Samples whose answer a model will generate.
 
-In: as for layouts.py, but the record need not hold an answer. Out: one Sample for each question; its conversation ends
-in an empty assistant turn, the place of the answer.
+In: as for layouts.py, but the record needs no answer. Out: one Sample for each question. Its conversation ends in an
+empty assistant turn, the place of the answer.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def parse_questions(
 ) -> list[Sample]:
     """The questions of one record; answers that it holds are left out.
 
-    `prompts`: texts in place of `data.prompt`, a conversation each. They take the place of the row's own question, or
-    are put before the question in `data.columns.question` where that is named. Ids are those of `parse`. Raises
+    `prompts`: texts that replace `data.prompt`, a conversation for each. They replace the row's own question, or
+    stand before the question where `data.columns.question` names its column. Ids are those of `parse`. Raises
     SampleError.
     """
     check_named_columns(record, data, {"image", "question", "id"})
@@ -54,14 +54,15 @@ def parse_questions(
             conversations += found
 
     own = own_id(record, data) or row_id
-    pictures = tuple(images.read(value) for value in image_values(record, data, embedded))
+    row_images = tuple(images.read(value) for value in image_values(record, data, embedded))
+
     samples = []
     for number, conversation in enumerate(conversations):
         name = conversation.id or (own if len(conversations) == 1 else f"{own}/{number + 1}")
-        turns = _turns_before_the_answer(conversation, len(pictures))
+        turns = _turns_before_the_answer(conversation, len(row_images))
         conversation = Conversation(name, (*turns, assistant_turn("")))
         check_text(conversation)
-        samples.append(Sample(pictures, conversation))
+        samples.append(Sample(row_images, conversation))
     return samples
 
 
@@ -84,6 +85,7 @@ def _turns_before_the_answer(conversation: Conversation, images: int) -> list[Me
     turns = list(place_images(conversation.messages, images))
     while turns and turns[-1].role == "assistant":
         turns.pop()
+
     if not turns:
         raise SampleError("no_turn", "the row asks nothing")
     if (placed := sum(p.type == "image" for m in turns for p in m.content)) != images:
@@ -92,16 +94,19 @@ def _turns_before_the_answer(conversation: Conversation, images: int) -> list[Me
 
 
 def _questions(record: RawRecord, data: DataConfig) -> Parsed:
-    """The conversations of a record that need hold no answers: of prepared shards, of any layout that is trained on, a
-    question, a prompt, or an image alone.
+    """The conversations of a record, with or without answers.
+
+    The record is a row of prepared shards, has any layout for training, or has only a question, a prompt or an image.
     """
     filled = filled_columns(record)
     if not data.columns.question and (parsed := _conversations(record, data, filled)) is not None:
         return parsed
+
     if (question := question_of(record, data)) is not None:
         return [Conversation("", (user_turn(with_prompt(text_of(question, "the question"), data)),))], []
     if data.columns.question:
         raise SampleError("wrong_type", f"the question in column {data.columns.question!r} is empty; expected text")
+
     if has_image(record, data):
         labelled = filled & set(LABEL_COLUMNS) and not filled & set(CAPTION_COLUMNS)
         return [Conversation("", (user_turn(data.prompt or (LABEL_PROMPT if labelled else CAPTION_PROMPT)),))], []
@@ -113,7 +118,7 @@ def _questions(record: RawRecord, data: DataConfig) -> Parsed:
 
 
 def _conversations(record: RawRecord, data: DataConfig, filled: set[str]) -> Parsed | None:
-    """The conversations that the record holds whole, or its prompt; None where it holds neither."""
+    """The complete conversations of the record, or its prompt; None where it has neither."""
     if {"key", "images", "conversations"} <= filled and all(isinstance(c, str) for c in record["conversations"]):
         return [Conversation.from_json(text) for text in record["conversations"]], []
     if parser := conversation_parser(filled):

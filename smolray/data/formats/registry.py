@@ -1,4 +1,4 @@
-"""All data formats. A new one is a file beside this one and a line here."""
+"""All data formats. To add one, write a module in this folder and add it to FORMATS."""
 
 import difflib
 

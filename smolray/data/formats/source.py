@@ -1,7 +1,7 @@
-"""The nouns between a data source and its samples.
+"""The types between a data source and its samples.
 
-Flow: a Source (its files) is cut into ReadTasks (what one worker reads alone), and a ReadTask is read as Raw rows. A
-Format says how both are done for one kind of file.
+Flow: a Source (its files) is cut into ReadTasks (each is read by one worker alone), and a ReadTask is read as Raw rows.
+A Format does both for one kind of file.
 """
 
 import io
@@ -41,9 +41,9 @@ class ReadTask:
 
     format: str
     uri: str
-    name: str  # short and stable: ids of rows without an id of their own begin with it
-    root: str  # image paths stay inside it
-    file: int  # place of the file in the source, for an order that does not depend on how it is cut
+    name: str  # short and stable: rows without their own id get one that begins with it
+    root: str  # image paths must stay inside it
+    file: int  # place of the file in the source; the order of rows does not depend on the cut
     start: int = 0
     stop: int = 0
     first_row: int = 0
@@ -54,11 +54,11 @@ class ReadTask:
 
 @dataclass(frozen=True)
 class Raw:
-    """One raw row: its number in its file, and its columns or the reason why it cannot be read."""
+    """One raw row: its number in its file, and its columns, or the reason why it cannot be read."""
 
     row: int
     record: dict[str, Any]
-    name: str = ""  # a name of its own, such as the key in a tar
+    name: str = ""  # the row's own name, such as the key in a tar
     reason: str = ""
     message: str = ""
 

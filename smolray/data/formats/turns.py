@@ -1,4 +1,4 @@
-"""Messages of a conversation from raw values: TRL's messages, plain texts, and where their images go.
+"""Messages of a conversation from raw values: TRL's messages, plain texts, and the places of their images.
 
 In: values of a record. Out: Message tuples, or a SampleError.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from smolray.data.formats.columns import list_of, shown, text_of
 from smolray.data.sample import ROLES, Conversation, Message, Part, SampleError
 
-MAX_TEXT = 16 * 2**20  # characters in a row; a longer one is an accident, and a batch of them fills the memory
+MAX_TEXT = 16 * 2**20  # characters in a row; a longer row is a mistake, and a batch of such rows fills the memory
 
 
 def read_messages(value: Any, name: str) -> tuple[tuple[Message, ...], list[Any]]:
@@ -24,6 +24,7 @@ def read_messages(value: Any, name: str) -> tuple[tuple[Message, ...], list[Any]
     for message in list_of(value, name):
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
             raise SampleError("wrong_type", f"a message of {name} is {shown(message)}; expected {{role, content}}")
+
         content = message["content"]
         values = [content] if isinstance(content, str) else list_of(content, f"the content of a message of {name}")
         parts = tuple(_part(part) for part in values)
@@ -44,7 +45,7 @@ def _part(value: Any) -> Part:
 
 
 def _is_embedded(part: Mapping[str, Any]) -> bool:
-    """Whether a part holds its image itself; without one it is the place of an image of the row."""
+    """Whether the part contains its image. Otherwise it is the place of an image of the row."""
     return part.get("type") == "image" and part.get("image") is not None
 
 
@@ -73,6 +74,7 @@ def place_images(messages: tuple[Message, ...], images: int) -> tuple[Message, .
         if message.role == "user":
             with_images = replace(message, content=(Part("image"),) * images + message.content)
             return (*messages[:number], with_images, *messages[number + 1 :])
+
     raise SampleError("no_turn", "the row has an image and no user turn to place it in")
 
 

@@ -144,7 +144,7 @@ def test_numbers_stand_where_they_belong(run):
 def test_a_search_is_not_called_exact_match(run):
     (run / "config.yaml").write_text(to_yaml(load_config(None, ["name=demo", "method=retrieval"])))
     told = " ".join(" ".join(page_of(write_report(str(run)))[1].text).split())
-    assert "88.0 % of the texts find their picture first" in told and "Found first" in told
+    assert "88.0 % of the texts find their image first" in told and "Found first" in told
     assert "exact-match" not in told and "Validation accuracy" not in told
 
 
