@@ -46,7 +46,7 @@ def invalid_json_lines(rng, folder):
 def torn_json_lists(rng, folder):
     text = json.dumps([{"question": f"q{n}", "answer": "a"} for n in range(9)])
     (folder / "x.json").write_text(text[: rng.randint(1, len(text) - 1)] if rng.random() < 0.7 else text + "{}")
-    return Case(9, error="x.json(: more follows behind the end of the JSON list| is not a whole JSON list: at byte)")
+    return Case(9, error="x.json(: there is more after the end of the JSON list| is not a whole JSON list: at byte)")
 
 
 def missing_files(rng, folder):
