@@ -137,10 +137,12 @@ def _statistics(run: RunConfig) -> Any:
     if run.data.train:
         from smolray.data.prepare import shard_folder
         from smolray.data.ray_jobs import load_index
-        from smolray.data.shards import ShardError
+        from smolray.data.shards import ShardError, read_manifest
 
+        folder = shard_folder(run, "train")
         try:
-            return DataStatistics.from_index(load_index(shard_folder(run, "train"), run))
+            read_manifest(folder)  # first: without shards nothing of the model is loaded
+            return DataStatistics.from_index(load_index(folder, run))
         except (ShardError, FileNotFoundError):
             errors.print("the data is not prepared and indexed yet: its sizes are assumed", style="yellow")
 

@@ -29,3 +29,10 @@ def test_a_run_resumes_from_its_own_config_where_it_lies_now(run, monkeypatch):
     assert done.exit_code == 0, done.output
     assert not (run / "control" / "stop").exists()
     assert (launched[0].seed, launched[0].train.max_steps, launched[0].run_dir) == (5, 7, str(run))
+
+
+def test_a_plan_for_raw_data_assumes_its_sizes_and_loads_no_model(tmp_path):
+    (tmp_path / "raw.jsonl").write_text('{"image": "a.png", "question": "what?", "answer": "it"}\n')
+    done = smolray("plan", "--inventory", "2x rtx4090", "model.path=random-256m", f"data.train={tmp_path}/raw.jsonl")
+    assert done.exit_code == 0, done.output
+    assert "not prepared and indexed yet" in done.stderr and "Chosen" in done.stdout

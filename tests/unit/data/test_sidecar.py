@@ -242,7 +242,7 @@ def test_features_of_one_kind_are_not_taken_for_another(shards, make_config):
     behind, before = make_config(), make_config("model.train=[text,connector]")
     batch = batches(shards, before, local_sidecars(shards, before))[0]
     for model in (drop_submodules(load_model(behind.model), frozen_prefix(behind)), load_model(behind.model)):
-        with pytest.raises(ValueError, match="features of \\(64, 64\\) a tile"):
+        with pytest.raises(ValueError, match="features of \\(64, 64\\) for each tile"):
             hidden_states(model, batch)
 
 
