@@ -82,6 +82,7 @@ def test_a_dpo_run_trains_evaluates_and_shows_its_rewards(reference, tmp_path):
     assert export_tensorboard(config.run_dir, str(tmp_path / "board")) > len(history) * len(PREFERENCE_METRICS)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_exactly_with_the_reference_it_began_with(make_dpo_run, reference):
     """Stopped on two workers, resumed on one: the curve of the uninterrupted run, each pair once an epoch."""
     stopped = make_dpo_run("dpo-stopped")
@@ -99,12 +100,14 @@ def test_a_stopped_run_resumes_exactly_with_the_reference_it_began_with(make_dpo
     assert_every_sample_once(resumed)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_evaluated_again_prefers_the_same(reference):
     config, result, _ = reference
     stored = load_config(storage.join(config.run_dir, "config.yaml"))
     assert evaluate_run(stored, "latest")["accuracy"] == result["accuracy"]
 
 
+@pytest.mark.slow
 def test_lora_with_the_adapter_switched_off_through_ray(make_dpo_run):
     config = make_dpo_run(
         "dpo-lora",

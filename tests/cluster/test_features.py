@@ -86,6 +86,7 @@ def test_features_that_do_not_fit_on_the_disk_are_refused(tmp_path):
         require_space(uri, 2 * shutil.disk_usage(tmp_path).total)
 
 
+@pytest.mark.slow
 def test_a_run_with_precomputed_features_is_the_run_with_computed_ones(make_run, tmp_path):
     """The same losses and answers, from shards whose images cannot be read any more."""
     settings = ("model.train=[text]", "train.num_train_epochs=1")

@@ -281,6 +281,7 @@ def test_ray_job_submit_without_the_token_is_refused(head, project, settings, to
     assert not (Path(head[1]) / "runs" / "untrusted").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_checkout_submits_the_installed_code(head, settings, tmp_path):
     (tmp_path / "mine.yaml").write_text("name: bare\ntrain: {max_steps: 2}\n")
     (tmp_path / "data.bin").write_bytes(b"x" * 2**20)

@@ -35,6 +35,7 @@ def test_a_pipeline_trains_and_evaluates_and_counts_every_sample_once(piped):
     assert_every_sample_once(config)
 
 
+@pytest.mark.slow
 def test_its_checkpoint_says_in_one_process_what_the_gathered_stages_said(piped):
     config, result, _ = piped
     again = evaluate_run(load_config(f"{config.run_dir}/config.yaml"), "latest")

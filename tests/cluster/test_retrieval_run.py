@@ -32,6 +32,7 @@ def captions(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_learns_to_search_and_its_index_answers(make_run, captions):
     config = make_run(
         "finder", "method=retrieval", f"data.train={captions}/train.parquet", f"data.validation={captions}/test.parquet"

@@ -22,6 +22,7 @@ def trl_run(ray_cluster, small_vqa, tmp_path_factory):
     return config, launch_run(config)
 
 
+@pytest.mark.slow
 def test_a_run_by_trl_trains_evaluates_and_leaves_a_checkpoint(trl_run):
     config, result = trl_run
     history = surviving(read_events(config.run_dir))
@@ -42,6 +43,7 @@ def test_a_run_by_trl_trains_evaluates_and_leaves_a_checkpoint(trl_run):
     assert checkpoint.latest(config.run_dir).step == result["steps"]
 
 
+@pytest.mark.slow
 def test_its_checkpoint_evaluates_and_exports(trl_run):
     config, result = trl_run
     stored = load_config(storage.join(config.run_dir, "config.yaml"))
