@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SUITES := $(wildcard tests/docs tests/recipes tests/boxes tests/cluster)
+SUITES := $(wildcard tests/docs tests/recipes tests/nodes tests/cluster)
 LOCK   := $(if $(shell command -v flock),flock .cache/venv.lock)
 TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 

@@ -54,7 +54,7 @@ def _worker(rank: int, world_size: int, folder: str, function: Callable[..., Any
 def build_engine(config: RunConfig, state: EngineState | None = None) -> Engine:
     torch.manual_seed(0)
     if config.engine.name == "pipeline":
-        # in these tests a card is called by its rank
+        # in these tests a GPU is called by its rank
         order = tuple(map(int, config.engine.gpus)) if config.engine.gpus else None
         return PipelineEngine(
             load_stage(config, order), objective_of(config), config, torch.device("cpu"), state, order

@@ -116,7 +116,7 @@ def _cluster_faults(spec) -> list[str]:
         if not 0 <= low <= group.get("replicas", low) <= high:
             found.append(f"{name}: replicas {group.get('replicas')} not between {low} and {high}")
         if "labels" in group["rayStartParams"]:
-            found.append(f"{name}: labels belong beside rayStartParams")
+            found.append(f"{name}: labels belong next to rayStartParams")
         for key, value in group.get("labels", {}).items():
             if not re.fullmatch(r"([a-z0-9.-]+/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", key) or not re.fullmatch(
                 r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", value

@@ -1,6 +1,6 @@
 """The command `smolray`: assembles the commands of the other modules of this package.
 
-Commands are thin: they read arguments, call the package and print. What needs Ray or torch is imported inside a
+Commands are thin: they read arguments, call the package and print. Modules that need Ray or torch are imported inside a
 command, so that `smolray --help` starts at once.
 
 Errors of our own modules are printed as one message with exit code 2; `--debug` shows their traceback.
@@ -46,7 +46,7 @@ GROUPS = {
 
 
 class _CleanErrors(TyperGroup):
-    """Prints an error that says what to do without a traceback; a fault in the program keeps its traceback."""
+    """Prints errors that are written for the user without a traceback. A fault in the program keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -15,7 +15,10 @@ def doctor(
         str | None, typer.Option(help="a cluster, such as 192.168.1.10:6379; default: the one of this machine")
     ] = None,
     storage: Annotated[
-        str, typer.Option(envvar="SMOLRAY_STORAGE", help="written to, read from and deleted from on every node")
+        str,
+        typer.Option(
+            envvar="SMOLRAY_STORAGE", help="storage to test: every node writes, reads and deletes a small file there"
+        ),
     ] = "",
     path: Annotated[
         list[str] | None, typer.Option(help="a model or data folder that must be the same on every node")
@@ -48,7 +51,8 @@ def join(
     user: Annotated[str, typer.Option(help="account for ssh")] = "",
     gpu: Annotated[str, typer.Option(help="label for resources.label_selector, such as rtx-3090")] = "",
     once: Annotated[
-        bool, typer.Option("--once", help="a command for the node itself, until it is switched off")
+        bool,
+        typer.Option("--once", help="print a command to run on the node itself; it stays until it is switched off"),
     ] = False,
 ) -> None:
     """Print the one command that adds a node to a cluster."""

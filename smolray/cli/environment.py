@@ -19,7 +19,7 @@ DEVELOPMENT = re.compile(r"extra == .(dev|demo)")
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON, for programs")] = False) -> None:
-    """Show versions, GPUs and drivers: what to paste into a bug report."""
+    """Show versions, GPUs and drivers, to paste into a bug report."""
     found = environment()
     if as_json:
         typer.echo(json.dumps(found, indent=1))
@@ -34,7 +34,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON, for progr
 
 
 def environment() -> dict[str, Any]:
-    """The facts by name: `gpus` is a list of objects, `packages` maps names to versions, all else is text."""
+    """The facts by name. `gpus` is a list of objects, `packages` maps names to versions, everything else is text."""
     import torch
 
     return {

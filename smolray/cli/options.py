@@ -1,4 +1,4 @@
-"""What the commands share: where they print, their common arguments, and the settings of a run that exists."""
+"""Shared by the commands: consoles, common arguments, and the settings of an existing run."""
 
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ Checkpoint = Annotated[str | None, typer.Option(help="default: the best, else th
 
 
 def plain(text: str) -> str:
-    """The text as it is: nothing in it is markup."""
+    """The text escaped for rich, so that nothing in it is read as markup."""
     return escape(text)
 
 
@@ -38,8 +38,7 @@ def job_client(address: str) -> Any:
 
 
 def stored_config(name: str, storage: str, overrides: list[str] | None = None) -> tuple[RunConfig, list[str]]:
-    """The settings that a run was started with, changed by `overrides`; and the arguments of `smolray train` that give
-    the same settings.
+    """The stored settings of a run, changed by `overrides`, and the arguments of `smolray train` for them.
 
     Raises RunNotFoundError, and ConfigError where an override would rename or move the run.
     """

@@ -1,6 +1,4 @@
-"""What training will see, before it starts: the data behind `smolray preview`, prepared or raw.
-
-It needs no GPU and no Ray.
+"""The data that training will use, for `smolray preview`: prepared or raw. It needs no GPU and no Ray.
 
 In: a run. Out: PreviewData: a folder of shards, the run's encoder, and for raw data the rows that were left out.
 """
@@ -25,7 +23,7 @@ from smolray.data.sample import ShardRow
 from smolray.data.shards import MANIFEST, ShardManifest, read_manifest, write_shards
 from smolray.model.tiny import SHAPES, build_processor
 
-RAW_ROWS = 128  # of raw data: enough for a fair picture of the lengths, few enough to take seconds
+RAW_ROWS = 128  # of raw data: enough to estimate the lengths, few enough to take seconds
 SHOWN_FAULTS = 5
 
 
@@ -67,8 +65,8 @@ def open_preview(config: RunConfig, count: int) -> Iterator[PreviewData]:
 
 
 def preview_encoder(config: RunConfig, folder: str, manifest: ShardManifest) -> Encoder:
-    """The run's encoder. Of an offline model (tiny, random-*) only the processor is built, from the texts of the shards
-    as training builds it, and nothing is kept.
+    """The run's encoder. For an offline model (tiny, random-*) only its processor is built, from the texts of the
+    shards, as training builds it. Nothing is stored.
     """
     if config.model.path not in SHAPES:
         return Encoder(load_processor(config.model), config.data, config.image)

@@ -1,6 +1,6 @@
-"""Lengths of the training data in tokens, and what the plan of an epoch makes of them.
+"""Lengths of the training data in tokens, and the micro-batches that the plan of an epoch makes of them.
 
-In: PreviewData. Out: a LengthSummary, and how it is printed.
+In: PreviewData. Out: a LengthSummary, and a table of it.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class LengthSummary:
 def lengths(data: PreviewData, config: RunConfig) -> LengthSummary:
     """Lengths of the training data by its index.
 
-    Without an index, those of the first shard, which is a fair sample as rows are shuffled. Of raw data, those of the
-    rows that were read.
+    Without an index, those of the first shard, which is a fair sample because rows are shuffled. For raw data, those of
+    the rows that were read.
 
     Raises PlanError where no conversation is left to train on.
     """

@@ -1,6 +1,6 @@
-"""Samples as the model sees them: which tokens are trained, what stands for an image, and what is left out.
+"""Samples as the model sees them: the trained tokens, the tokens of images, and what is left out.
 
-In: rows of the shards and the run's encoder. Out: PreviewItems, and how one is printed.
+In: rows of the shards and the run's encoder. Out: PreviewItems, and the text that is printed for one.
 """
 
 import io
@@ -45,7 +45,7 @@ class PreviewItem:
 
 
 def preview_item(row: ShardRow, conversation: Conversation, encoder: Encoder) -> PreviewItem:
-    """One conversation of a row, encoded by the run's settings; shown in full where these leave it out."""
+    """One conversation of a row, encoded with the run's settings. One that they leave out is shown in full."""
     grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
     images = tuple(_describe(image, grid, encoder) for image, grid in zip(row.images, grids, strict=True))
 
@@ -67,7 +67,7 @@ def preview_item(row: ShardRow, conversation: Conversation, encoder: Encoder) ->
 
 
 def item_text(item: PreviewItem) -> Text:
-    """The sample in print: trained tokens in «green», which a file shows as well; an image as one word."""
+    """The sample as printed: trained tokens green and in «guillemets», which a file shows too; an image as one word."""
     text = Text()
     text.append(harmless(item.id), style="bold")
     text.append(f"  {item.tokens} tokens, {item.image_tokens} of images, {item.label_tokens} trained\n", style="dim")
@@ -108,7 +108,7 @@ def _describe(image: bytes, grid: Grid, encoder: Encoder) -> str:
 
 
 def _branch(encoded: Encoded, number: int, grids: Sequence[Grid], encoder: Encoder) -> Iterator[Piece]:
-    """The first branch in full; of the second (a rejected answer) the tokens that are trained."""
+    """The first branch in full; only the trained tokens of the second, which is a rejected answer."""
     if number == 0:
         yield from _pieces(encoded.input_ids, encoded.trained, grids, encoder)
     else:

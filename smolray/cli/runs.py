@@ -32,7 +32,7 @@ def logs(
 ) -> None:
     """Print the progress of a run, one line for each event.
 
-    What the workers themselves print stays on their nodes: the line `launch` of a run says where.
+    The output of the workers stays on their nodes: the line `launch` of a run says where.
     """
     run_dir, total = run_state.require_run(storage, name), None
     for event in run_state.follow_events(run_dir) if follow else read_events(run_dir):
@@ -49,7 +49,7 @@ def stop(
 ) -> None:
     """Ask a run or a search to save and stop.
 
-    With --address its Ray job is ended as well, where it does not end by itself.
+    With --address its Ray job is also stopped, unless it ends by itself.
     """
     from smolray.tune.log import FILE, search_folder
 
@@ -106,7 +106,7 @@ def _stop_run(run_dir: str, wait: float) -> None:
         )
         raise typer.Exit(1)
 
-    run_state.clear_stop(run_dir)  # answered: a later launch of this name must not find it
+    run_state.clear_stop(run_dir)  # it has been served: a later launch of this name must not find it
     saved = run_state.run_status(run_dir).last_checkpoint
     where = f", saved as {plain(saved)}" if saved else ""
     console.print(f"{name} {end.get('status')} at step {end.get('step')}{where}", soft_wrap=True)

@@ -21,7 +21,7 @@ def build(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", help="text beside each image, as in training; default: data.prompt, else that of captions"
+            "--prompt", "-p", help="text with each image, as in training; default: data.prompt, else that of captions"
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images embedded together")] = 16,
@@ -43,8 +43,8 @@ def build(
     question_tasks = find_question_tasks(source, prompt_settings, batch_size)
     check_question_tasks(source, question_tasks, prompt_settings)
     errors.print(
-        f"beside each image: {plain(repr(text))}. "
-        "The vectors match those of training where training had the same text there (--prompt)",
+        f"text with each image: {plain(repr(text))}. "
+        "The vectors match those of training if training used the same text (--prompt)",
         soft_wrap=True,
     )
 

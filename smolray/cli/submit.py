@@ -19,7 +19,8 @@ def submit(
     overrides: Overrides = None,
     follow: Annotated[bool, typer.Option("--follow", help="print the job's output until it ends")] = False,
     keep_alive: Annotated[
-        bool, typer.Option("--keep-alive", help="stay, and submit it again when its driver is lost with the head")
+        bool,
+        typer.Option("--keep-alive", help="keep watching, and submit it again when its driver is lost with the head"),
     ] = False,
 ) -> None:
     """Submit a run to a cluster as a Ray job.
@@ -50,7 +51,9 @@ def submit_run(client: Any, run: RunConfig, arguments: list[str], follow: bool) 
     from smolray.cluster import jobs
 
     job_id = jobs.submit(client, run, arguments)
-    clear_stop(run.run_dir)  # after the cluster took the job: a refused one leaves the request to its run
+    clear_stop(
+        run.run_dir
+    )  # only after the cluster has accepted the job: if it refuses, a running run must still find the request
     console.print(
         f"submitted {job_id}; see `smolray status {run.name} --storage {plain(run.storage)}`",
         soft_wrap=True,

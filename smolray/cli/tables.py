@@ -41,7 +41,7 @@ def runs_table(runs: list[RunStatus]) -> Table:
 
 
 def run_details(run: RunStatus) -> Table:
-    """All that is known of one run; what is not known is left out."""
+    """All known facts of one run; unknown ones are left out."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -91,9 +91,7 @@ def accuracy_table(result: dict[str, Any]) -> Table:
 
 
 def metrics_table(metrics: dict[str, Estimates]) -> Table:
-    """Each metric with its 95 % interval, over all and by question type; `metrics` are those of an EvalReport
-    or a result.
-    """
+    """Each metric with its 95 % interval, over all and by question type. `metrics`: of an EvalReport or a result."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("metric", "type", "samples", "value", "95 % interval"):
         table.add_column(column, justify="left" if column in ("metric", "type") else "right")
@@ -106,8 +104,9 @@ def metrics_table(metrics: dict[str, Estimates]) -> Table:
 
 
 def comparison_table(comparison: "Comparison") -> Table:
-    """Two checkpoints by question type: both values, the difference with its interval, questions gained and lost,
-    McNemar's p.
+    """Two checkpoints by question type.
+
+    The columns: both values, the difference with its interval, questions gained and lost, and McNemar's p.
     """
     metric = comparison.metric
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -1,4 +1,4 @@
-"""Commands that train, or plan to: `smolray train`, `resume`, `plan` and `tune`."""
+"""Commands that train or plan a training: `smolray train`, `resume`, `plan` and `tune`."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def plan(
     run = load_config(config, overrides or ())
     if measure and inventory:
         raise ConfigError(
-            "--measure trains on the GPUs of this cluster, --inventory describes others: give one of them"
+            "--measure trains on the GPUs of this cluster, but --inventory describes other GPUs: use one of the two"
         )
 
     from smolray.planner.describe import strategies_table, to_json, words

@@ -18,7 +18,7 @@ from smolray.config import ConfigError
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores.
 
-    A Ray of our own asks for a token (Ray makes one where there is none): it listens on the machine's address, and who
+    A Ray of our own requires a token (Ray makes one where there is none): it listens on the machine's address, and who
     reaches it may run code. Raises ConfigError where the environment turns that off on a machine with a network.
     """
     if ray.is_initialized():

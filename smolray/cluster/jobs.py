@@ -1,6 +1,8 @@
-"""Ray Jobs from the outside: in go a cluster's address and a run, out come submitted, found, followed and stopped jobs.
+"""Ray Jobs from the outside: submits, finds, follows and stops the jobs of a run.
 
-Nothing secret goes into a job: its entrypoint and its environment can be read by whoever may read the job list.
+In: a cluster's address and a run. Out: jobs and their output.
+
+A job must not contain secrets: everybody who may read the job list can read its entrypoint and its environment.
 """
 
 import asyncio
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 ENTRY = ("python", "-m", "smolray", "train")
 JOB_FILE = "jobs/train.py"  # what `ray job submit` names in its place
 STALLED_SECONDS = 10.0
-STOP_SECONDS = 30.0  # Ray kills what has not ended 3 s after it was told
+STOP_SECONDS = 30.0  # Ray kills a job that has not ended 3 s after the request
 RUN_KEY, STORAGE_KEY = "smolray_run", "smolray_storage"
 
 
@@ -82,7 +84,7 @@ def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence
 
 
 def check_submission(config: RunConfig, arguments: Sequence[str], working_dir: str = ".") -> None:
-    """Raise JobsError for what can only fail on the cluster: paths of this machine, and credentials in the arguments.
+    """Raise JobsError for arguments that must fail on the cluster: paths of this machine, and credentials.
 
     A job runs in a copy of what was uploaded, which is deleted after it.
     """
@@ -171,23 +173,24 @@ def _is_job_of(job: "JobDetails", name: str, storage_uri: str) -> bool:
 
 
 def stop_jobs(client: "JobSubmissionClient", name: str, storage_uri: str, patience: float = 30.0) -> list[str]:
-    """Let the jobs of a run that has saved end by themselves for `patience` seconds, then stop them; a line for each
-    says what happened.
+    """Give the jobs of a run that has saved `patience` seconds to end by themselves, then stop them.
+
+    Returns a line for each job that says what happened.
     """
-    told = []
+    lines = []
     for job_id in [
         str(job.submission_id) for job in find_jobs(client, name, storage_uri) if not job.status.is_terminal()
     ]:
         if _ends_within(client, job_id, patience):
-            told.append(f"job {job_id} ended by itself")
+            lines.append(f"job {job_id} ended by itself")
             continue
         client.stop_job(job_id)  # returns at once; until the job is gone, the run's name is taken
-        told.append(
+        lines.append(
             f"job {job_id} stopped"
             if _ends_within(client, job_id, STOP_SECONDS)
-            else f"job {job_id} was told to stop and has not ended yet"
+            else f"job {job_id} was asked to stop and has not ended yet"
         )
-    return told
+    return lines
 
 
 def _ends_within(client: "JobSubmissionClient", job_id: str, seconds: float) -> bool:
@@ -202,7 +205,7 @@ def _ends_within(client: "JobSubmissionClient", job_id: str, seconds: float) -> 
 def follow(client: "JobSubmissionClient", job_id: str, retry_seconds: float = 3.0, attempts: int = 40) -> Iterator[str]:
     """The job's output as it comes, until the job ends or its driver is lost.
 
-    The stream dies when the head restarts: it is taken up where it was.
+    When the head restarts the stream breaks; it is then continued where it was.
 
     Raises JobsError where the cluster has not answered for `attempts` tries.
     """

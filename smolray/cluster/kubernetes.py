@@ -1,8 +1,9 @@
-"""A run as Kubernetes manifests: in go a RunConfig and the objects of an overlay of k8s/, out come a RayJob with a
-cluster of its own and what it needs.
+"""A run as Kubernetes manifests.
 
-The overlay says what a cluster looks like; the run says how much of it there is. Applied again under its name, a run
-resumes.
+In: a RunConfig and the objects of an overlay of k8s/. Out: a RayJob with its own cluster, and what else it needs.
+
+The overlay describes the pods of a cluster; the run decides how many there are. A run resumes when its manifests are
+applied again under the same name.
 """
 
 import copy
@@ -28,9 +29,7 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
 class K8sError(ValueError):
-    """The run does not fit the overlay, or the overlay cannot be read; the message says what was found and what would
-    do.
-    """
+    """The run does not fit the overlay, or the overlay cannot be read. The message names the fault and the remedy."""
 
 
 def overlay_objects(overlay: str) -> list[Manifest]:
@@ -171,8 +170,9 @@ def _claimed(pod: Manifest) -> set[str]:
 
 
 def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
-    """As many pods of each group as the run's workers need; where an autoscaler decides, only see that they could be
-    had.
+    """Set the pods of each group to the number that the run's workers need.
+
+    Where an autoscaler decides, only check that it may start enough of them.
     """
     low, high = config.resources.workers
     groups, room, seen = cluster["workerGroupSpecs"], 0, []

@@ -1,4 +1,4 @@
-"""What a job needs from this machine: the code of a checkout, or nothing but the run's settings.
+"""What a job needs from this machine: the code of a checkout, or only the run's settings.
 
 In: the folder in which a run is submitted, and the arguments of `smolray train`. Out: a runtime environment for Ray,
 and the arguments that mean the same inside it.

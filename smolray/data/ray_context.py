@@ -1,4 +1,4 @@
-"""How our Ray Data jobs run: without progress bars of their own, and not more tasks at a time than there are cores."""
+"""How our Ray Data jobs run: without Ray's progress bars, and with at most one task for each core at a time."""
 
 import logging
 
@@ -17,7 +17,9 @@ def quiet_context() -> ray.data.DataContext:
 
 
 def at_once(consumers: int, tasks: int) -> TaskPoolStrategy:
-    """As many tasks at a time as the cluster has cores for each of `consumers` pipelines: a share of a CPU lets tasks
-    run beside other work, but by itself it would start several busy processes a core.
+    """Limit the tasks at a time to the cores that the cluster has for each of `consumers` pipelines.
+
+    A task asks for a fraction of a CPU, so that it can run next to other work. Without the limit several busy processes
+    would share a core.
     """
     return TaskPoolStrategy(size=max(1, min(tasks, int(ray.cluster_resources().get("CPU", 1)) // consumers)))

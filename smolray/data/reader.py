@@ -84,13 +84,13 @@ class ShardReader:
         rows = decode_rows(table)
         groups = [Group(row, tuple(range(len(row.conversations)))) for row in rows]
         if features:
-            beside = decode_features(self._sidecar_rows(features, shard, row_group, rows))
-            groups = [replace(group, features=found) for group, found in zip(groups, beside, strict=True)]
+            decoded = decode_features(self._sidecar_rows(features, shard, row_group, rows))
+            groups = [replace(group, features=found) for group, found in zip(groups, decoded, strict=True)]
         if logps:
-            beside = self._sidecar_rows(logps, shard, row_group, rows)["logps"].to_pylist()
+            references = self._sidecar_rows(logps, shard, row_group, rows)["logps"].to_pylist()
             groups = [
                 replace(group, reference=tuple((a, b) for a, b in found))
-                for group, found in zip(groups, beside, strict=True)
+                for group, found in zip(groups, references, strict=True)
             ]
         texts = (sum(map(len, row)) for row in table["conversations"].to_pylist())
         return [(group, text + _image_and_sidecar_bytes(group)) for group, text in zip(groups, texts, strict=True)]

@@ -1,4 +1,4 @@
-"""Canonical shards: Parquet files of ShardRows beside a manifest that says what is whole.
+"""Canonical shards: Parquet files of ShardRows, and a manifest that lists the complete ones.
 
 Layout of a shard folder: `manifest.json`, `shard-00000.parquet` …, `quarantine/*.parquet`,
 `index-<fingerprint>.parquet`. Only files named in the manifest count; it is written last.

@@ -296,7 +296,7 @@ class Training:
     def trained_bytes(self) -> int:
         """Bytes of one trained weight, and of its gradient.
 
-        Adapters are fp32. With other trained groups beside them ZeRO casts them to the compute dtype.
+        Adapters are fp32. If other groups are trained too, ZeRO casts them to the compute dtype.
         """
         return 4 if self.lora is not None and not self.full else self.bytes
 

@@ -28,7 +28,7 @@ from smolray.run.progress import size
 
 WriterMaker = Callable[[torch.device, int], FeatureWriter | LogpsWriter]  # device, threads that decode images
 Say = Callable[[str], None]
-DECODERS = 8  # threads that decode images beside a GPU
+DECODERS = 8  # threads that decode images for a GPU
 
 
 def ensure_sidecars(folder: str, config: RunConfig, reference: bool = True, say: Say = print) -> Sidecars:

@@ -29,8 +29,8 @@ def local_sidecars(folder: str, config: RunConfig, device: str = "cpu") -> Sidec
 
     features = logps = ""
     if config.model.vision_features == "precompute":
-        beside = features_sidecar(folder, config)
-        features = made(beside, lambda: FeatureWriter(beside, config, torch.device(device)))
+        frozen = features_sidecar(folder, config)
+        features = made(frozen, lambda: FeatureWriter(frozen, config, torch.device(device)))
     if config.reference_model == "precompute":
         kept = logps_sidecar(folder, config)
         logps = made(

@@ -55,7 +55,7 @@ def test_a_run_is_planned_trained_stopped_and_resumed_on_fewer_workers(make_run)
 
 
 @pytest.mark.slow
-def test_a_plan_is_measured_beside_its_prediction(make_run):
+def test_a_plan_is_measured_and_compared_with_its_prediction(make_run):
     config = make_run("measured", "engine.name=auto")
     plan, measured = measure_plan(config)
     assert plan.chosen.fits and measured.seconds > 0 and measured.steps > 2
@@ -68,7 +68,7 @@ def test_a_plan_is_measured_beside_its_prediction(make_run):
 
 
 @pytest.mark.faults
-def test_a_planned_run_whose_worker_is_killed_is_planned_again_and_goes_on(make_run):
+def test_a_planned_run_is_planned_again_and_resumes_after_a_lost_worker(make_run):
     config, killed = make_run("planned-killed", *AUTO, "checkpoint.save_steps=2"), []
 
     def kill():

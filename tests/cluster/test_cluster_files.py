@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from smolray.cluster import nodes as cluster
-from tests.boxes.supervisor import environment, parse
+from tests.nodes.supervisor import environment, parse
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -99,7 +99,7 @@ def test_a_node_needs_the_token_and_starts_again_whatever_happens(laid, host):
     assert DEFAULTS["smolray_user"] == "smolray"
 
 
-def test_ports_are_fixed_and_a_box_that_joins_by_hand_has_the_same(laid):
+def test_ports_are_fixed_and_a_node_that_joins_by_hand_has_the_same(laid):
     for host in ("tower", "den"):
         for name, port in cluster.PORTS.items():
             assert flags(unit(laid, host))[name] == str(port)
@@ -110,7 +110,7 @@ def test_ports_are_fixed_and_a_box_that_joins_by_hand_has_the_same(laid):
     assert flags(unit(laid, "den"))["address"] == "192.168.1.10:6379"
 
 
-def test_boxes_and_cards_are_labels_and_each_box_names_its_interface(laid):
+def test_nodes_and_gpus_are_labels_and_each_node_names_its_interface(laid):
     for host, gpu, interface in (("tower", "rtx-4090", "enp5s0"), ("den", "rtx-3090", "eno1")):
         settings = unit(laid, host)
         assert flags(settings)["labels"] == f"smolray.io/node={host},smolray.io/gpu={gpu}"
@@ -118,7 +118,7 @@ def test_boxes_and_cards_are_labels_and_each_box_names_its_interface(laid):
         assert told["GLOO_SOCKET_IFNAME"] == told["NCCL_SOCKET_IFNAME"] == interface
 
 
-def test_a_dead_box_is_noticed_in_ten_seconds_and_the_record_survives(laid):
+def test_a_dead_node_is_noticed_in_ten_seconds_and_the_record_survives(laid):
     told = environment(unit(laid, "tower"))
     period, timeout, times = (
         int(told[f"RAY_health_check_{name}"]) for name in ("period_ms", "timeout_ms", "failure_threshold")
@@ -155,7 +155,7 @@ def test_systemd_reads_the_units(laid):
         assert not told, told
 
 
-def test_a_box_without_an_interface_or_a_cluster_without_a_token_is_refused(tmp_path):
+def test_a_node_without_interface_or_a_cluster_without_token_is_refused(tmp_path):
     common = {"ansible_connection": "local", "ansible_become": "false", "smolray_head_address": "10.0.0.1"}
     told = ansible(tmp_path, "-i", "box,", **common)
     assert told.returncode and "smolray_interface is not set for box" in told.stdout

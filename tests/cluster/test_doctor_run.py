@@ -83,7 +83,7 @@ def test_a_lock_of_a_killed_build_is_found_with_its_age(tmp_path, monkeypatch):
     assert path == str(lock) and 3590 < age < 3700
 
 
-def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):
+def test_a_missing_cluster_is_reported_at_once(monkeypatch):
     monkeypatch.setattr(doctor.ray, "is_initialized", lambda: False)
     began = time.monotonic()
     with pytest.raises(
@@ -93,7 +93,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):
     assert time.monotonic() - began < 10
 
 
-def test_storage_that_cannot_be_written_is_told(tmp_path):
+def test_storage_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").touch()
     uri, error, _ = node_probe._try_storage(str(tmp_path / "file" / "runs"))
     assert uri.endswith("runs") and error

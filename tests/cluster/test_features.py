@@ -42,7 +42,7 @@ def many_shards(tmp_path_factory):
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_a_killed_job_goes_on_where_it_was_and_makes_what_one_process_makes(ray_cluster, many_shards, tmp_path):
+def test_a_killed_job_resumes_and_writes_what_one_process_writes(ray_cluster, many_shards, tmp_path):
     shards, config = many_shards
     ensure_index(shards, config)
 
@@ -102,7 +102,7 @@ def test_a_run_with_precomputed_features_is_the_run_with_computed_ones(make_run,
     got = launch_run(precomputed)
     assert [e["loss"] for e in steps(precomputed)] == pytest.approx([e["loss"] for e in steps(computed)], abs=1e-6)
     assert got["accuracy"] == want["accuracy"] and got["accuracy_counts"]["overall"] > 30
-    assert amplification(got) < 1.2 * amplification(want), "more is read beside the shards than of them"
+    assert amplification(got) < 1.2 * amplification(want), "more is read of the sidecar than of the shards"
     again = load_config(f"{precomputed.run_dir}/config.yaml")
     assert (
         found_features(again.data.validation, again) and evaluate_run(again, "latest")["accuracy"] == want["accuracy"]

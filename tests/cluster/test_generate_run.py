@@ -78,7 +78,7 @@ def test_photos_in_a_bucket_are_answered_into_the_bucket(s3_server, tiny_path):
     assert [bool(row["text"]) for row in rows] == [True, False, True]
 
 
-def test_what_an_actor_is_told_holds_no_weights(tiny_path):
+def test_the_arguments_of_an_actor_hold_no_weights(tiny_path):
     import cloudpickle
 
     config = load_config(None, [f"model.path={tiny_path}"])

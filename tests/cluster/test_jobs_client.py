@@ -292,7 +292,7 @@ def test_a_folder_without_a_checkout_submits_the_installed_code(head, settings, 
 
 
 @pytest.mark.slow
-def test_a_real_run_is_stopped_and_resumed_by_name_and_sees_every_sample_once(head, project, settings):
+def test_a_run_stopped_and_resumed_by_name_sees_every_sample_once(head, project, settings):
     address, folder = head
     run_dir, place = f"{folder}/runs/real", ["--address", address, "--storage", f"{folder}/runs"]
     done = smolray(

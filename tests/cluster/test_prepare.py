@@ -158,7 +158,7 @@ def stopping_at(phase, piece):
 
 
 @pytest.mark.parametrize(("phase", "piece"), [("read", 1), ("write", 1), ("write", 3)])
-def test_an_interrupted_prepare_goes_on_where_it_was(ray_cluster, questions, shards, tmp_path, phase, piece):
+def test_an_interrupted_prepare_resumes_where_it_was(ray_cluster, questions, shards, tmp_path, phase, piece):
     source, out = str(questions / "train.parquet"), tmp_path / "out"
     with pytest.raises(Stop):
         prepare(source, str(out), SMALL, progress=stopping_at(phase, piece), task_bytes=1)
@@ -203,7 +203,7 @@ def test_a_finished_folder_is_returned_at_once_and_never_mixed(shards, questions
             prepare(str(source), str(shards), data, seed)
 
 
-def test_too_many_bad_rows_stop_with_reasons_and_the_rest_is_not_read_again(ray_cluster, tmp_path):
+def test_too_many_bad_rows_stop_prepare_without_reading_the_rest_again(ray_cluster, tmp_path):
     records = [{"question": f"q{n}", "answer": "a"} for n in range(60)]
     bad = [{"question": "q", "answer": ""}] * 3 + [{"image": "gone.png", "question": "q", "answer": "a"}] * 2
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records + bad)))
@@ -233,7 +233,7 @@ def test_too_many_bad_rows_stop_with_reasons_and_the_rest_is_not_read_again(ray_
     )
 
 
-def test_ids_that_stand_at_several_rows_are_told_apart_by_their_place(ray_cluster, tmp_path):
+def test_repeated_ids_get_the_place_of_their_row(ray_cluster, tmp_path):
     records = [{"id": n % 3 if n < 6 else n, "question": f"q{n}", "answer": "a"} for n in range(9)] + [
         {"id": 7, "question": "q7", "answer": "a"}
     ]
@@ -293,7 +293,7 @@ def test_the_job_prepares_from_s3_to_s3(job, questions, shards, s3_server):
 
 
 @pytest.mark.faults
-def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(job, questions, shards, tmp_path):
+def test_a_killed_job_resumes_and_writes_the_same_bytes(job, questions, shards, tmp_path):
     arguments = [f"data.train={questions / 'train.parquet'}", f"out={tmp_path / 'out'}"]
     process = job(*arguments)
     deadline = time.monotonic() + 120

@@ -33,7 +33,7 @@ def nearest(message):
     return message.rsplit("nearest: ", 1)[1]
 
 
-def test_more_gpus_than_there_are_names_what_was_asked_what_is_there_and_what_works():
+def test_too_many_gpus_are_refused_with_the_nearest_that_works():
     asked = ["resources.num_workers=4", "resources.use_gpu=yes"]
     message = refusal(GPU_NODE, *asked)
     assert "4 workers x 1 GPU" in message and "the cluster has 2 GPU" in message and "GeForce-RTX-3090" in message
@@ -68,7 +68,7 @@ def test_a_gpu_where_there_is_none_leads_to_the_cpu():
     ],
     ids=" ".join,
 )
-def test_workers_that_would_leave_no_cpu_for_their_data_are_refused_with_a_choice_that_works(asked):
+def test_workers_that_leave_no_cpu_for_data_are_refused_with_a_remedy(asked):
     message = refusal(LAPTOP, *asked)
     assert "the cluster has 2" in message
     check_resources(config(*asked, *nearest(message).split()), LAPTOP)
@@ -82,20 +82,20 @@ def test_an_elastic_run_needs_only_its_smallest_group():
     check_resources(config(*elastic, nearest(message)), GPU_NODE)
 
 
-def test_an_elastic_run_that_could_grow_until_its_data_tasks_starve_is_refused():
+def test_an_elastic_run_that_may_starve_its_data_tasks_is_refused():
     elastic = ["resources.num_workers=[1,8]", "train.global_batch=8", "resources.cpus_per_worker=0.5"]
     message = refusal(LAPTOP, *elastic)
     assert "up to 4 workers" in message and nearest(message) == "resources.num_workers=[1,2]"
     check_resources(config(*elastic, nearest(message)), LAPTOP)
 
 
-def test_the_gpu_is_taken_where_there_is_one_and_left_where_it_is_not_wanted():
+def test_a_gpu_is_used_where_there_is_one_unless_it_is_switched_off():
     check_resources(config("resources.num_workers=2"), GPU_NODE)
     check_resources(config("resources.num_workers=4", "resources.use_gpu=no"), GPU_NODE)
 
 
 @pytest.mark.parametrize("asked", ["resources.use_gpu=yes", "resources.cpus_per_worker=64"])
-def test_a_run_that_cannot_be_placed_fails_within_seconds_and_leaves_nothing(make_run, asked):
+def test_a_run_that_does_not_fit_fails_in_seconds_and_leaves_nothing(make_run, asked):
     run = make_run("too-large", asked)
     began = time.monotonic()
     with pytest.raises(ResourcesError, match="nearest: resources"):

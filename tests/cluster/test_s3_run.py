@@ -148,7 +148,7 @@ def test_status_and_logs_read_a_run_on_s3(launched):
 
 
 @pytest.mark.slow
-def test_the_same_name_again_goes_on_with_a_run_on_s3_and_every_sample_is_seen_once(launched):
+def test_a_run_on_s3_resumes_by_name_and_sees_every_sample_once(launched):
     run_dir, _ = launched
     before = len(read_events(run_dir))
     train("--config", f"{run_dir}/config.yaml", "train.max_steps=-1")
@@ -164,7 +164,7 @@ def test_the_same_name_again_goes_on_with_a_run_on_s3_and_every_sample_is_seen_o
         assert Counter(i for _, i in rows) == Counter(f"train-{i}" for i in range(QUESTIONS))
 
 
-def test_a_search_on_s3_stops_at_ctrl_c_when_its_trials_have_saved_and_goes_on(s3_server, tmp_path):
+def test_a_search_on_s3_saves_and_stops_at_ctrl_c_and_resumes(s3_server, tmp_path):
     export_easy_vqa(tmp_path, limit=QUESTIONS)
     name = f"search-{uuid.uuid4().hex[:6]}"
     search = {

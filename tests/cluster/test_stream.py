@@ -60,7 +60,7 @@ def consume(ray, folder, plan, config, world_size):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_10007_rows_on_workers_that_do_not_divide_them_are_seen_exactly_once(ray_cluster, text_run, world_size):
+def test_rows_that_the_workers_do_not_divide_are_seen_exactly_once(ray_cluster, text_run, world_size):
     folder, config = text_run
     plan = build_epoch(load_index(folder, config), PlanLimits.of(config), config.seed, 0)
     parts = consume(ray_cluster, folder, plan, config, world_size)

@@ -130,7 +130,7 @@ def test_one_worker_gives_the_curve_of_two(make_run, reference):
 
 
 def test_a_worker_killed_in_the_middle_of_an_epoch_costs_nothing(make_run, reference):
-    # Elastic: whoever is left goes on.
+    # Elastic: the workers that are left continue.
     assert_a_killed_worker_costs_nothing(make_run("killed", "resources.num_workers=[1,2]"), reference[2], 0)
 
 

@@ -115,7 +115,7 @@ def test_a_search_runs_its_trials_once_and_leaves_nothing_behind(make_search):
 
 
 @pytest.mark.slow
-def test_a_stopped_search_frees_everything_and_goes_on_where_it_was(make_search):
+def test_a_stopped_search_frees_everything_and_resumes_where_it_was(make_search):
     space = {"optimizer.learning_rate": {"choice": [3e-3, 2e-3, 1e-3]}}
     config = make_search("halted", space, {"algorithm": "grid", "scheduler": "none"}, "train.num_train_epochs=6")
 

@@ -106,7 +106,7 @@ def test_a_trial_that_exploits_another_begins_with_its_weights(make_search):
     source = json.loads(storage.read_bytes(storage.join(event["origin"], checkpoint.MANIFEST)))
     assert event["hash"] == copied["hash"] == source["files"]["weights.safetensors"]["blake2b"]
     steps = [e for e in read_events(run_dir) if e["event"] == "step"]
-    assert steps[0]["step"] == copied["step"] + 1, "it goes on where the other stood"
+    assert steps[0]["step"] == copied["step"] + 1, "it continues where the other trial was"
     started = next(e for e in read_events(run_dir) if e["event"] == "start")
     assert (
         started["config"]["optimizer"]["learning_rate"]
@@ -177,7 +177,7 @@ def test_a_search_whose_driver_is_killed_repeats_nothing(make_search, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(make_search):
+def test_a_trial_whose_worker_is_killed_resumes_from_its_checkpoint(make_search):
     space = {"optimizer.learning_rate": {"choice": [1e-3, 2e-3]}}
     settings = ("train.num_train_epochs=3", "checkpoint.save_steps=5", "resources.max_failures=2")
     config, killed = make_search("wounded", space, {"algorithm": "grid", "scheduler": "none"}, *settings), []

@@ -58,7 +58,7 @@ def measure(jobs: dict[str, tuple[str, list[str], int]], folder: str) -> dict[st
 
 
 def leg(shards: str, overrides: list[str], steps: int, run_dir: str) -> Curve:
-    """Go on from the newest checkpoint in `run_dir`, if there is one, to step `steps`, and save there."""
+    """Train from the newest checkpoint in `run_dir`, if there is one, to step `steps`, and save there."""
     config = load_config(None, [*overrides, f"train.max_steps={steps}"])
     found = checkpoint.latest(run_dir)
     engine = build_engine(config, checkpoint.load_state(found) if found else None)

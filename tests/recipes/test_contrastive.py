@@ -134,7 +134,7 @@ def halves(shards: str, overrides: list[str], stages: list[int], root: str, resu
     ]
 
 
-def test_saved_under_one_stage_and_resumed_under_another_it_goes_on(pictures, alone, tmp_path):
+def test_a_run_saved_under_one_stage_resumes_under_another(pictures, alone, tmp_path):
     shards, overrides = pictures
     begun = run_workers(halves, 2, shards, overrides, [2, 3, 0], str(tmp_path), False)
     rest = run_workers(halves, 1, shards, overrides, [2, 0, 1], str(tmp_path), True)

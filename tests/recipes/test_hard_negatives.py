@@ -128,7 +128,7 @@ def prepare(folder: str, overrides: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_dpo_on_second_choices_raises_preference_accuracy_and_keeps_the_answers(tmp_path):
+def test_dpo_on_second_choices_raises_preferences_and_keeps_accuracy(tmp_path):
     prepare(str(tmp_path), ["train.num_train_epochs=3"])
     before, after = run_workers(train_on_pairs, 2, str(tmp_path), [])
     for name in ("preference", "exact_match"):

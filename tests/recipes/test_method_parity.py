@@ -1,4 +1,4 @@
-"""Every method gives the curve of one worker on two, under every ZeRO stage it has, goes on after a resume, and is
+"""Every method has the same curve on one and two workers and under its ZeRO stages, continues it after a resume, and is
 exported as it was trained.
 """
 
@@ -72,7 +72,7 @@ def test_two_workers_give_the_curve_of_one(alone, two, method, stage):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_saved_by_two_workers_and_resumed_by_one_it_goes_on(alone, interrupted, method):
+def test_a_run_saved_by_two_workers_resumes_on_one(alone, interrupted, method):
     assert losses(interrupted[1][method]) == pytest.approx(losses(alone[method]), abs=TOLERANCE.get(method, 1e-5))
 
 

@@ -1,6 +1,4 @@
-"""What was computed once and stands beside the shards trains as what is computed in every step, over epochs, engines
-and workers.
-"""
+"""Values of sidecars train like values that are computed in every step, over epochs, engines and workers."""
 
 import pytest
 
@@ -66,7 +64,7 @@ def trained(mixed):
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_precomputed_features_give_the_curve_of_computed_ones_over_three_epochs(trained, name):
+def test_precomputed_features_train_like_computed_ones_for_three_epochs(trained, name):
     want, got = trained[f"{name} 0"], trained[f"{name} 1"]
     assert [loss for loss, _ in got] == pytest.approx([loss for loss, _ in want], abs=1e-6)
     assert [norm for _, norm in got] == pytest.approx([norm for _, norm in want], rel=1e-5)
@@ -82,7 +80,7 @@ def test_in_bf16_they_differ_by_its_rounding(trained, name):
     )
 
 
-def test_in_these_curves_a_worker_has_text_alone_while_the_other_has_images(mixed):
+def test_one_worker_has_only_text_while_the_other_has_images(mixed):
     """ZeRO-3's collectives would wait for ever if the two ran other modules."""
     shards, overrides = mixed
     config, pairs = load_config(None, overrides), set()
@@ -126,7 +124,7 @@ def compared(pairs):
 @pytest.mark.parametrize(
     ("name", "other"), [*((n, f"{n} precompute") for n in REFERENCES), ("copy", "ZeRO-3 precompute")]
 )
-def test_reference_log_probabilities_from_beside_the_shards_are_those_computed_on_the_fly(compared, name, other):
+def test_logps_of_a_sidecar_equal_those_computed_in_every_step(compared, name, other):
     want, got = compared[f"{name} auto"], compared[other]
     assert len(want) == len(got) == STEPS and want[-1]["rewards/margins"] > 0.01
     tolerance = 1e-5 if "ZeRO" in other else 1e-6

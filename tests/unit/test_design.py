@@ -285,7 +285,7 @@ def test_a_comparison_of_the_method_is_found(code):
     assert list(method_comparisons(ast.parse(code)))
 
 
-def test_what_the_workers_are_told_is_unpickled_without_importing_anything(tmp_path):
+def test_worker_settings_are_unpickled_without_importing_anything(tmp_path):
     from smolray.config import RunConfig
     from smolray.data.reader import Folders, Sidecars
     from smolray.launch.ray_train import worker_settings
@@ -322,5 +322,5 @@ def test_the_top_level_is_as_designed():
     allowed |= {".ci", ".github", ".gitignore", ".rayignore", ".editorconfig", ".pre-commit-config.yaml"}
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
-        pytest.skip("not a git checkout: what is tracked cannot be told from what was built here")
+        pytest.skip("not a git checkout: git does not know which files are tracked")
     assert {line.split("/")[0] for line in listed.stdout.splitlines()} <= allowed

@@ -200,7 +200,7 @@ def test_the_model_card_has_data_settings_and_accuracy(tmp_path, tiny_path, shar
     assert RunConfig.model_validate(settings) == config
 
 
-def test_the_model_card_of_a_search_tells_what_was_found(tmp_path, tiny_path, shards):
+def test_the_model_card_of_a_search_has_its_scores(tmp_path, tiny_path, shards):
     config = run_config(tmp_path, tiny_path, shards, method="retrieval", engine={"stage": 0})
     run = write_run(tmp_path, config)
     (Path(run) / "result.json").write_text(
@@ -256,7 +256,7 @@ def test_what_quantisation_took_from_the_answers_is_said_and_has_a_limit(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_of_a_quantised_run_are_exported_for_peft_and_give_its_logits(tmp_path, tiny_path, shards):
+def test_exported_adapters_of_a_quantised_run_give_its_logits_in_peft(tmp_path, tiny_path, shards):
     from peft import PeftModel
 
     config = run_config(

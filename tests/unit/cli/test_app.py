@@ -21,7 +21,7 @@ from tests.commands import refused, smolray
         (["train", "model.train=[]"], "nothing would be trained"),
         (["prepare", "out=/tmp/x"], "data.train = ''"),
         (["plan", "--inventory", "2x rtx4091", "model.path=random-256m"], "rtx4090"),
-        (["plan", "--measure", "--inventory", "2x rtx4090", "model.path=random-256m"], "give one of them"),
+        (["plan", "--measure", "--inventory", "2x rtx4090", "model.path=random-256m"], "use one of the two"),
         (["tune", "name=x"], "search"),
         (["k8s", "render", "-c", "absent.yaml"], "absent.yaml"),
         (["status", "nope", "--storage", "{storage}"], "no run 'nope'"),

@@ -38,7 +38,7 @@ def test_offline_models_need_no_folder_and_leave_none(shards, shape, tmp_path, m
     assert files_under(tmp_path) == []
 
 
-def test_an_offline_models_tokens_are_those_of_the_model_that_training_builds(shards):
+def test_the_preview_of_an_offline_model_has_the_tokens_of_training(shards):
     table = count_answers(shards, "shard-00000.parquet", 0).to_pylist()
     texts = [f"{q}\n {a}" for q, a in sorted({(line["question"], line["answer"]) for line in table})]
     mine = preview_encoder(config_of("tiny", shards), shards, read_manifest(shards)).tokenizer

@@ -27,7 +27,7 @@ def test_items_are_what_training_gets(shards, rows, tiny_path):
         assert [p.image for p in item.pieces].count(True) == len(row.images) == len(item.images)
 
 
-def test_pictures_are_told_with_their_size_tiles_and_tokens(shards, tiny_path):
+def test_images_are_listed_with_their_size_tiles_and_tokens(shards, tiny_path):
     item = items_of(config_of(tiny_path, shards), 2)[1]
     assert item.images == (
         "120 x 60 PNG: 1 x 2 tiles and the whole, 48 image tokens",

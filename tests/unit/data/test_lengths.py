@@ -7,7 +7,7 @@ from smolray.data.encode import Encoder
 from smolray.model.tiny import build_processor
 
 
-def test_a_max_length_shorter_than_one_image_is_refused_with_the_nearest_that_fits():
+def test_a_max_length_below_one_image_is_refused_with_the_nearest():
     processor = build_processor("tiny", ["what is it? red"])
     with pytest.raises(
         ConfigError, match=r"data\.max_length = 16 .*one image.*19 tokens.*nearest: data\.max_length=38"

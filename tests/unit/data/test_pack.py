@@ -175,7 +175,7 @@ def test_a_branch_sees_the_prefix_and_itself_and_no_neighbour(encoder):
 
 
 @pytest.mark.parametrize("packing", ["full", "image", "none"])
-def test_many_prompts_on_one_image_are_embedded_as_alone_and_place_its_tiles_once(model, processor, packing, tmp_path):
+def test_prompts_on_one_image_are_embedded_as_alone_and_share_tiles(model, processor, packing, tmp_path):
     rows = [
         row([WIDE], *(asked(f"what about {n}?", f"it is {n % 4}") for n in range(8))),
         row([SQUARE], asked("what?", "a box"), LATE),

@@ -104,7 +104,7 @@ def test_shares_are_contiguous_and_differ_by_at_most_one(count):
 
 def test_a_resume_sees_the_rest_exactly_once_with_any_number_of_workers(index, plan):
     order, whole = seen(plan, range(len(plan))), every(index)
-    again = build_epoch(synthetic_index(), LIMITS, 0, 0)  # laid anew after the restart
+    again = build_epoch(synthetic_index(), LIMITS, 0, 0)  # built again after the restart
     for consumed in (0, 13, len(plan) // 2, len(plan) - 1):
         before = seen(plan, range(consumed))
         for world, global_batch in ((1, 4), (3, 7)):
@@ -187,7 +187,7 @@ def test_micro_batches_are_full(index):
         assert plan.samples / len(plan) > 0.93 * size
 
 
-def test_overlong_and_answerless_lines_are_left_out_and_nothing_left_is_an_error():
+def test_overlong_and_untrained_rows_are_left_out_and_none_is_an_error():
     index = synthetic_index(50)
     tokens, labels = index["tokens"].to_numpy().copy(), index["label_tokens"].to_numpy().copy()
     tokens[::3], labels[1::3] = 0, 0

@@ -1,5 +1,5 @@
-"""The shuffle behind prepare, in one process: gathered by images, sized by a sketch, ids told apart, and the same
-however it is cut.
+"""The shuffle behind prepare, in one process: rows are gathered by images and counted by a sketch, ids are unique, and
+the result does not depend on the cut.
 """
 
 import json
@@ -43,7 +43,7 @@ def written(staging, tasks, shards=1):
     return [decode_rows(pq.read_table(f"{staging.out}/{f['name']}")) for f in files if f]
 
 
-def test_at_most_64_conversations_share_a_row_and_stay_in_the_order_of_the_source(tmp_path):
+def test_at_most_64_conversations_share_a_row_in_source_order(tmp_path):
     staging, tasks = staged(write_source(tmp_path / "s", 1, 150), tmp_path, task_bytes=16 * 500)
     assert tasks > 5
     ((*rows,),) = written(staging, tasks)

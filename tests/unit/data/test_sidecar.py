@@ -1,5 +1,5 @@
-"""Vision features beside the shards: read in place of the images they say the same, and what is not theirs is refused
-or made again.
+"""Sidecars of vision features: they give the same hidden states as the images; foreign or damaged ones are refused or
+written again.
 """
 
 import json
@@ -139,7 +139,7 @@ def test_the_size_that_is_said_is_the_size_of_what_is_written(shards, make_confi
             assert pq.ParquetFile(Path(uri, name)).num_row_groups == pq.ParquetFile(Path(shards, name)).num_row_groups
 
 
-def test_other_weights_of_the_front_another_processor_or_dtype_mean_another_folder(shards, make_config, tmp_path):
+def test_other_frozen_weights_processor_or_dtype_mean_another_folder(shards, make_config, tmp_path):
     base = make_config()
 
     def changed(part):
@@ -164,7 +164,7 @@ def test_other_weights_of_the_front_another_processor_or_dtype_mean_another_fold
     assert features_sidecar(moved, base).identity != one
 
 
-def test_an_interrupted_writer_goes_on_where_it_was_and_a_torn_table_is_made_again(shards, make_config):
+def test_an_interrupted_writer_resumes_and_rewrites_a_torn_table(shards, make_config):
     config, manifest, device = make_config(), read_manifest(shards), torch.device("cpu")
     sidecar = features_sidecar(shards, config)
     first, second = names_of(shards)

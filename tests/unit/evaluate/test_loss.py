@@ -56,4 +56,4 @@ def test_the_loss_is_that_of_each_answer_alone(alone, tiny_path, processor, pack
     model.train()
     found = mean_loss(model, [collate_training([g], encoder) for g in groups], len(losses), torch.device("cpu"))
     assert found == pytest.approx(sum(losses) / len(losses), abs=1e-5)
-    assert model.training, "it goes on training as before"
+    assert model.training, "it continues training as before"

@@ -86,7 +86,7 @@ def test_without_a_prompt_images_are_embedded_as_in_training(
     )
     assert done.exit_code == 0, done.output
     assert (
-        f"beside each image: '{prompt}'" in done.output
+        f"text with each image: '{prompt}'" in done.output
         and json.loads(Path(out, "index.json").read_text())["prompt"] == prompt
     )
     search, data = ImageSearch(out), DataConfig(prompt=prompt if overrides else "")
@@ -128,7 +128,7 @@ def test_the_command_prints_paths_the_best_first(index, photos):
     assert scores[0] >= scores[1] and lines[1].split()[1].startswith(str(photos))
 
 
-def test_a_folder_without_an_index_is_told_apart(tmp_path):
+def test_a_folder_without_an_index_is_refused(tmp_path):
     done = CliRunner().invoke(cli.app, ["search", "query", str(tmp_path), "a cat"])
     assert done.exit_code == 2
     assert "smolray search build" in done.output + (done.stderr or "")

@@ -31,7 +31,7 @@ PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_path):
-    """A run with LoRA beside its whole weights, and its export."""
+    """A run with LoRA on top of fully trained weights, and its export."""
     folder = tmp_path_factory.mktemp("runs")
     shards = write_shards(str(folder / "shards"), vqa_rows("train", 12))
     model = {"path": tiny_path, "dtype": "float32", "train": ["connector"], "vision_features": "compute"}

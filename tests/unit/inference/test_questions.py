@@ -38,7 +38,7 @@ def said(questions):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Three pictures, one of them in a folder of its own, beside a text, a hidden file and a JSON of metadata."""
+    """Three images, one of them in a subfolder, next to a text, a hidden file and a JSON of metadata."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for number, name in enumerate(["b.png", "a.JPG", "more/c.webp"]):
@@ -54,7 +54,7 @@ def table(folder, records, name="x.parquet"):
     return folder / name
 
 
-def test_a_folder_a_glob_and_a_file_of_images_are_asked_in_order_of_their_paths(photos):
+def test_images_of_a_folder_glob_or_file_are_asked_in_path_order(photos):
     found = questions_of(photos, "What is it?")
     assert said(found) == [("a.JPG", "What is it?"), ("b.png", "What is it?"), ("more/c.webp", "What is it?")]
     assert found[2].path == f"{photos}/more/c.webp" and found[0].sample.images == (picture(30, 20, 1),)
@@ -118,7 +118,7 @@ def test_a_row_of_any_layout_is_asked_with_or_without_its_answer(layout, tmp_pat
     assert sum(p.type == "image" for m in conversation.messages for p in m.content) == len(question.sample.images)
 
 
-def test_a_prompt_is_asked_in_place_of_a_row_s_question_or_stands_before_the_named_column(tmp_path):
+def test_a_prompt_replaces_the_question_or_precedes_the_named_column(tmp_path):
     file = table(tmp_path, [{"question_id": 7, "image": IMAGE, "question": "what?", "q2": "why?"}])
     assert said(questions_of(file, "Describe.")) == [("7", "Describe.")]
     assert said(questions_of(file, "Briefly:", "At length:", columns=ColumnsConfig(question="q2"))) == [
@@ -169,7 +169,7 @@ def test_what_cannot_be_asked_is_an_error_in_its_place(photos, tmp_path):
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("make", CLASSES, ids=lambda f: f.__name__)
-def test_hostile_input_is_asked_told_or_refused_and_no_row_is_lost(make, seed, tmp_path, processor):
+def test_hostile_input_is_asked_reported_or_refused_without_lost_rows(make, seed, tmp_path, processor):
     case = make(random.Random(f"{make.__name__} {seed}"), tmp_path)
     try:
         found = questions_of(tmp_path, max_image_pixels=1_000_000)

@@ -192,7 +192,7 @@ def test_an_answer_ends_at_the_first_of_several_stop_tokens(trained, encoder):
 
 
 @pytest.mark.parametrize("listed", [None, 7, [7, 9]])
-def test_the_stop_tokens_are_those_of_tokenizer_generation_config_and_trained_turns(tiny_path, encoder, listed):
+def test_stop_tokens_come_from_tokenizer_generation_config_and_turns(tiny_path, encoder, listed):
     model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
     model.generation_config.eos_token_id = listed
     named = set(listed) if isinstance(listed, list) else {listed} - {None}

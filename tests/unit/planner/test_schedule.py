@@ -85,7 +85,7 @@ def test_a_slow_link_is_hidden_until_it_is_the_bottleneck():
     def step(send: float) -> float:
         return simulate([StageTimes(1.0, 2.0, send=send), StageTimes(1.0, 2.0, back=send)], 16)
 
-    assert step(0.5) == pytest.approx(step(0.0), rel=0.05), "transfers run beside the computing"
+    assert step(0.5) == pytest.approx(step(0.0), rel=0.05), "transfers run while the stages compute"
     assert step(6.0) > 16 * 6.0, "a link carries one message at a time"
 
 

@@ -1,4 +1,4 @@
-"""The numbers beside an axis are round, few, and stand for the data."""
+"""The numbers on an axis are round, few, and fit the data."""
 
 import pytest
 

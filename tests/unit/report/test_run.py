@@ -204,7 +204,7 @@ BROWSER = next(
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine to render the page with")
 @pytest.mark.parametrize("width", [1100, 480])
-def test_a_browser_lays_the_page_out_without_overflow_or_requests(run, tmp_path, width):
+def test_a_browser_shows_the_page_without_overflow_or_requests(run, tmp_path, width):
     from pathlib import Path
 
     page = tmp_path / "probe.html"

@@ -1,4 +1,4 @@
-"""A trial is priced on the cards that are there, and one that fits into none is told apart before it starts."""
+"""A trial's cost is estimated on the GPUs of the cluster; a trial that fits into none is refused before it starts."""
 
 from dataclasses import replace
 
@@ -23,21 +23,21 @@ def test_a_trial_that_fits_costs_gpu_minutes():
         priced(["rtx4090", "rtx3090"], "model.path=random-256m"),
     )
     assert small.lacks == large.lacks == "" and 0 < large.gpu_minutes < small.gpu_minutes, (
-        "on the kind of card where it is cheapest"
+        "on the kind of GPU where it is cheapest"
     )
     twice = priced(["rtx3090"], "model.path=random-256m", "train.num_train_epochs=2")
     assert twice.gpu_minutes > 1.9 * small.gpu_minutes
 
 
-def test_a_trial_that_fits_into_no_card_says_what_it_lacks():
+def test_a_trial_that_fits_into_no_gpu_says_what_it_lacks():
     full = priced(["rtx3060", "rtx3090"], "engine.stage=1")
     assert "does not fit" in full.lacks and "lacks" in full.lacks and "rtx3090" in full.lacks
     assert priced(["rtx3060", "h100"], "engine.stage=1", "train.per_device_train_batch_size=1").lacks == "", (
-        "one card that holds it is enough"
+        "one GPU that holds it is enough"
     )
 
 
-def test_a_share_of_a_card_has_its_share_of_the_memory():
+def test_a_fraction_of_a_gpu_has_that_fraction_of_its_memory():
     assert priced(["rtx3090"], "model.path=random-256m").lacks == ""
     assert priced(["rtx3090"], "model.path=random-256m", "resources.gpus_per_worker=0.1").lacks
 

@@ -1,6 +1,4 @@
-"""The log of a search, what is proposed from it, and its report: the same after a restart, and told of every trial
-once.
-"""
+"""The log of a search, suggestions from it, and its report: a restart changes none and logs no trial twice."""
 
 import pytest
 
@@ -94,7 +92,7 @@ def test_the_end_of_the_log_reaches_a_remote_storage_at_once(tmp_path):
     assert [e["event"] for e in read_events(folder, FILE)] == ["start", "over"]
 
 
-def test_after_an_exploit_the_reports_go_on_from_the_other_trial(trial_log, tmp_path):
+def test_after_an_exploit_the_reports_continue_from_the_other_trial(trial_log, tmp_path):
     trial_log.write(
         "exploit",
         number=8,

@@ -148,7 +148,7 @@ def test_a_file_without_rows_has_none(tmp_path, content):
     assert list_read_tasks(resolve(str(write(tmp_path, content)), DATA)) == []
 
 
-def test_a_picture_replaced_beside_its_csv_is_another_source(tmp_path):
+def test_a_replaced_image_next_to_its_csv_makes_another_source(tmp_path):
     write(tmp_path, "image,caption\na.png,a cat\n")
     (tmp_path / "a.png").write_bytes(b"one")
     before = resolve(str(tmp_path), DATA)

@@ -46,7 +46,7 @@ def through(folder: Path, staging: Staging) -> tuple[int, list, Counter]:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("make", CLASSES, ids=lambda f: f.__name__)
-def test_hostile_input_is_told_quarantined_or_passes_whole(make, seed, tmp_path):
+def test_hostile_input_is_reported_quarantined_or_passes_whole(make, seed, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     case = make(random.Random(f"{make.__name__} {seed}"), folder)

@@ -108,7 +108,7 @@ def test_the_prompt_setting_goes_before_a_question_or_takes_its_place():
     assert one({"image": RED, "caption": "red"}, data).conversation.messages[0].text == "Answer in one word."
 
 
-def test_named_columns_are_used_and_a_wrong_one_is_told_with_those_there():
+def test_named_columns_are_used_and_a_missing_one_is_reported():
     record = {"pic": RED, "q": "what?", "a": "red", "kind": "colour", "key": 7}
     sample = one(
         record, DataConfig(columns=ColumnsConfig(image="pic", question="q", answer="a", type="kind", id="key"))
@@ -279,7 +279,7 @@ def test_webdataset_parts_of_a_key_are_one_row(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "indented"])
-def test_json_lines_and_json_lists_read_images_beside_them(tmp_path, form):
+def test_json_lines_and_json_lists_read_images_next_to_them(tmp_path, form):
     (tmp_path / "images").mkdir()
     records = []
     for n in range(40):
@@ -329,7 +329,7 @@ def test_a_hub_data_set_streams_through_datasets(tmp_path):
 # Sources
 
 
-def test_a_picture_replaced_beside_its_json_lines_is_another_source(tmp_path):
+def test_a_replaced_image_next_to_its_jsonl_makes_another_source(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"image": "images/a.png", "question": "q", "answer": "a"}')
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"one")

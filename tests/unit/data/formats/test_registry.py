@@ -42,7 +42,7 @@ def test_a_wrong_format_is_refused_with_the_nearest_one():
         (["x.tsv", "picture.png"], "csv"),
     ],
 )
-def test_metadata_beside_the_data_is_not_taken_for_it(tmp_path, names, expected):
+def test_metadata_next_to_the_data_are_not_read_as_data(tmp_path, names, expected):
     for name in names:
         (tmp_path / name).write_bytes(b"")
     assert resolve(str(tmp_path), DataConfig()).format == expected

@@ -1,4 +1,4 @@
-"""A search over two boxes, one of which loses power: its trials lie side by side, and go on from their checkpoints."""
+"""A search over two nodes, one of which loses power: its trials resume from their checkpoints on the other."""
 
 import subprocess
 import time
@@ -12,8 +12,8 @@ from smolray.run import checkpoint
 from smolray.run.events import read_events
 from smolray.train.audit import consumed
 from smolray.tune.log import read_trials, search_folder
-from tests.boxes.conftest import ROOT
-from tests.boxes.runs import SAVE_STEPS, check_history, settings
+from tests.nodes.conftest import ROOT
+from tests.nodes.runs import SAVE_STEPS, check_history, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
@@ -39,9 +39,9 @@ def submitted(cluster, *arguments):
     )
 
 
-def test_a_box_that_dies_costs_its_trials_only_the_steps_since_their_checkpoints(cluster, shared):
+def test_a_dead_node_costs_its_trials_only_steps_since_checkpoints(cluster, shared):
     given = [
-        *settings("boxes", shared, shared, epochs=1),
+        *settings("nodes", shared, shared, epochs=1),
         f"data.validation={shared}/test.parquet",
         "evaluate.eval_epochs=1",
         "evaluate.max_samples=64",
@@ -55,12 +55,12 @@ def test_a_box_that_dies_costs_its_trials_only_the_steps_since_their_checkpoints
     (shared / "search.yaml").write_text(
         yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True) | {"search": search})
     )
-    folder, runs = search_folder(config.storage, "boxes"), f"{shared}/runs"
+    folder, runs = search_folder(config.storage, "nodes"), f"{shared}/runs"
     job = submitted(cluster, "--config", f"{shared}/search.yaml")
     log = cluster.lan["laptop"].folder / "srv/search.log"
 
     def events(number, kind):
-        return [e for e in read_events(storage.join(runs, f"boxes-{number}")) if e["event"] == kind]
+        return [e for e in read_events(storage.join(runs, f"nodes-{number}")) if e["event"] == kind]
 
     def wait(done, seconds, what):
         deadline = time.monotonic() + seconds
@@ -70,14 +70,14 @@ def test_a_box_that_dies_costs_its_trials_only_the_steps_since_their_checkpoints
             )
             time.sleep(0.3)
 
-    wait(lambda: all(checkpoint.list_steps(f"{runs}/boxes-{n}") for n in (1, 2)), 300, "both first trials have saved")
+    wait(lambda: all(checkpoint.list_steps(f"{runs}/nodes-{n}") for n in (1, 2)), 300, "both first trials have saved")
     places = {n: events(n, "inventory")[0]["workers"][0]["node"] for n in (1, 2)}
-    assert sorted(places.values()) == sorted(cluster.lan[name].ip for name in ("den", "loft")), "a trial on each box"
+    assert sorted(places.values()) == sorted(cluster.lan[name].ip for name in ("den", "loft")), "a trial on each node"
     step_info, stood = time.time(), {n: max(e["step"] for e in events(n, "step")) for n in (1, 2)}
     cluster.lan["loft"].off()
     dead = next(n for n, ip in places.items() if ip == cluster.lan["loft"].ip)
-    wait(lambda: any(e["time"] > step_info for e in events(dead, "resume")), 300, "the trial of the dead box goes on")
-    print(f"trial {dead} trains again {events(dead, 'resume')[-1]['time'] - step_info:.1f} s after its box lost power")
+    wait(lambda: any(e["time"] > step_info for e in events(dead, "resume")), 300, "the trial of the dead node resumes")
+    print(f"trial {dead} trains again {events(dead, 'resume')[-1]['time'] - step_info:.1f} s after its node lost power")
     cluster.lan["loft"].on()
     cluster.start("loft")
     try:
@@ -98,4 +98,4 @@ def test_a_box_that_dies_costs_its_trials_only_the_steps_since_their_checkpoints
         "print([g for g in ray.util.placement_group_table().values() if g['state'] != 'REMOVED'])"
     )
     assert left.strip().endswith("[]"), f"left behind: {left}"
-    print(f"{len(trials)} trials, best {yaml.safe_load((shared / 'runs/boxes/best.yaml').read_text())['optimizer']}")
+    print(f"{len(trials)} trials, best {yaml.safe_load((shared / 'runs/nodes/best.yaml').read_text())['optimizer']}")

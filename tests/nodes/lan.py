@@ -1,7 +1,7 @@
-"""Several boxes on one LAN out of Linux namespaces: each with its own address, host name, processes, /tmp/ray, /srv and
+"""Several nodes on one LAN out of Linux namespaces: each with its own address, host name, processes, /tmp/ray, /srv and
 /dev/shm.
 
-with lan(folder) as boxes: boxes.add("head"); boxes["head"].run(["ray", "start", …]). Needs root; the machine's own
+with lan(folder) as nodes: nodes.add("head"); nodes["head"].run(["ray", "start", …]). Needs root; the machine's own
 network is left alone.
 """
 
@@ -21,7 +21,7 @@ VENV = Path(sys.executable).parent
 
 
 def reason_not_to() -> str | None:
-    """Why boxes cannot be made here, or None."""
+    """Why nodes cannot be made here, or None."""
     missing = [tool for tool in ("ip", "unshare", "nsenter", "mount") if shutil.which(tool) is None]
     if missing:
         return f"no {', '.join(missing)} on this machine"
@@ -75,7 +75,7 @@ class InventoryNode:
         deadline = time.monotonic() + 20
         while not self._find_init():
             if self.init.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"box {self.name} did not start")
+                raise RuntimeError(f"node {self.name} did not start")
             time.sleep(0.05)
 
     def _find_init(self) -> bool:
@@ -86,7 +86,7 @@ class InventoryNode:
         return bool(self.pid)
 
     def off(self) -> None:
-        """Power cut: every process of the box is gone at once."""
+        """Power cut: every process of the node is gone at once."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             self.init.wait(20)
@@ -100,7 +100,7 @@ class InventoryNode:
             "RAY_worker_niceness": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        # every box sees the memory of the machine: it would end workers for what others use
+        # every node sees the memory of the machine: it would end workers for what others use
         own["RAY_memory_monitor_refresh_ms"] = "0"
         own |= {
             k: os.environ[k]
@@ -113,7 +113,7 @@ class InventoryNode:
         return subprocess.run(self.command(list(arguments)), capture_output=True, text=True, timeout=timeout)
 
     def start(self, *arguments: str, log: str) -> subprocess.Popen:
-        """A process of the box that goes on; its output in /srv/LOG."""
+        """Start a process that keeps running on the node; its output is in /srv/LOG."""
         with (self.folder / "srv" / log).open("ab") as file:
             return subprocess.Popen(
                 self.command(list(arguments)),
@@ -143,7 +143,7 @@ class InventoryNode:
 
 
 class Lan(dict[str, InventoryNode]):
-    """The boxes by name, on one bridge."""
+    """The nodes by name, on one bridge."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.tag = folder, f"sr{os.getpid()}"
@@ -153,11 +153,11 @@ class Lan(dict[str, InventoryNode]):
         _ip("-n", self.bridge, "link", "set", "br0", "up")
 
     def add(self, *names: str, **environment: str) -> list[InventoryNode]:
-        """Boxes with the next addresses from 10.77.0.11 on, all powered on and known to each other by name."""
+        """Nodes with the next addresses from 10.77.0.11 on, all powered on and known to each other by name."""
         made = []
         for name in names:
             number = 11 + len(self)
-            box = InventoryNode(
+            node = InventoryNode(
                 name,
                 f"{NET}.{number}",
                 f"{self.tag}-{name}",
@@ -166,49 +166,49 @@ class Lan(dict[str, InventoryNode]):
                 self.folder / name,
                 environment,
             )
-            (box.folder / "srv").mkdir(parents=True)
-            _ip("netns", "add", box.namespace)
+            (node.folder / "srv").mkdir(parents=True)
+            _ip("netns", "add", node.namespace)
             _ip(
                 "-n",
                 self.bridge,
                 "link",
                 "add",
-                box.cable,
+                node.cable,
                 "type",
                 "veth",
                 "peer",
                 "name",
                 "eth0",
                 "netns",
-                box.namespace,
+                node.namespace,
             )
-            _ip("-n", self.bridge, "link", "set", box.cable, "master", "br0", "up")
-            _ip("-n", box.namespace, "addr", "add", f"{box.ip}/24", "dev", "eth0")
+            _ip("-n", self.bridge, "link", "set", node.cable, "master", "br0", "up")
+            _ip("-n", node.namespace, "addr", "add", f"{node.ip}/24", "dev", "eth0")
             for device in ("eth0", "lo"):
-                _ip("-n", box.namespace, "link", "set", device, "up")
-            self[name] = box
-            made.append(box)
+                _ip("-n", node.namespace, "link", "set", device, "up")
+            self[name] = node
+            made.append(node)
         hosts = "127.0.0.1 localhost\n" + "".join(f"{b.ip} {b.name}\n" for b in self.values())
-        for box in self.values():
-            (box.folder / "hosts").write_text(hosts)
-        for box in made:
-            box.on()
+        for node in self.values():
+            (node.folder / "hosts").write_text(hosts)
+        for node in made:
+            node.on()
         return made
 
     def down(self) -> None:
-        for box in self.values():
-            box.off()
-            subprocess.run(["ip", "netns", "del", box.namespace], capture_output=True)
+        for node in self.values():
+            node.off()
+            subprocess.run(["ip", "netns", "del", node.namespace], capture_output=True)
         subprocess.run(["ip", "netns", "del", self.bridge], capture_output=True)
 
 
 @contextmanager
 def lan(folder: Path) -> Iterator[Lan]:
-    boxes = Lan(folder)
+    nodes = Lan(folder)
     try:
-        yield boxes
+        yield nodes
     finally:
-        boxes.down()
+        nodes.down()
 
 
 def _ip(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""The role and its units on real boxes: up from nothing, and again after a power cut.
+"""The role and its units on real nodes: up from nothing, and again after a power cut.
 
 The first two are quick enough for `make test`.
 """
@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from tests.boxes.conftest import ETC, HOME
-from tests.boxes.runs import LOSS_SECONDS, SAVE_STEPS, Run
+from tests.nodes.conftest import ETC, HOME
+from tests.nodes.runs import LOSS_SECONDS, SAVE_STEPS, Run
 
 
-def test_boxes_come_up_from_nothing_and_the_role_run_twice_changes_nothing(cluster):
+def test_the_role_starts_a_cluster_and_a_second_run_changes_nothing(cluster):
     again = cluster.provision("head", "den")
     assert again.count("changed=0") == 2 and "failed=0" in again, again[-2000:]
     assert cluster.head.run("ls", HOME).stdout.split() == ["gcs", "ray"], "the session and the record lie in the home"
@@ -19,7 +19,7 @@ def test_boxes_come_up_from_nothing_and_the_role_run_twice_changes_nothing(clust
 
 
 @pytest.mark.faults
-def test_a_worker_that_loses_power_costs_a_run_only_the_steps_since_the_last_checkpoint(cluster, shared):
+def test_a_power_cut_costs_only_the_steps_since_the_checkpoint(cluster, shared):
     run = Run(cluster, shared, "worker-cut")
     run.reaches(SAVE_STEPS + 3)
     assert run.events("start")[-1]["workers"] == 2
@@ -38,11 +38,11 @@ def test_a_worker_that_loses_power_costs_a_run_only_the_steps_since_the_last_che
     den.on()
     cluster.start("den")
     back = cluster.wait_alive("head", "den", "loft", seconds=60)
-    print(f"the box is back {back:.1f} s after power on")
+    print(f"the node is back {back:.1f} s after power on")
 
 
 @pytest.mark.faults
-def test_a_pulled_cable_is_noticed_and_the_box_rejoins_when_it_is_back(cluster):
+def test_a_pulled_cable_is_noticed_and_the_node_rejoins_afterwards(cluster):
     loft = cluster.lan["loft"]
     loft.cable_out()
     gone = cluster.wait_alive("head", "den", seconds=20)
@@ -51,7 +51,7 @@ def test_a_pulled_cable_is_noticed_and_the_box_rejoins_when_it_is_back(cluster):
     print(f"pulled cable noticed after {gone:.1f} s, back {back:.1f} s after it was put in")
     assert gone <= 12
     assert "ended with" in (loft.folder / "srv/supervisor.log").read_text(), (
-        "a box that was declared dead starts Ray anew"
+        "a node that was declared dead starts Ray anew"
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs whose storage is a box of its own with an S3 server, or is full."""
+"""Runs whose storage is an S3 server on another node, or is full."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import pytest
 
 from smolray.run import checkpoint
 from smolray.run.folder import RunFolder
-from tests.boxes.conftest import ROOT
-from tests.boxes.runs import SAVE_STEPS, Run, check_history, settings
+from tests.nodes.conftest import ROOT
+from tests.nodes.runs import SAVE_STEPS, Run, check_history, settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 UPLOAD = (
@@ -26,7 +26,7 @@ print(json.dumps([read_events("{run}"), list(consumed("{run}").items())]))
 """
 
 
-def test_from_a_laptop_ray_job_submit_trains_over_two_boxes_on_the_storage_of_a_third(cluster, shared, bucket):
+def test_ray_job_submit_trains_on_two_nodes_with_storage_on_a_third(cluster, shared, bucket):
     laptop, name = cluster.lan["laptop"], "from-laptop"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "PYTHONPATH": str(ROOT)}
     s3 = [f"{k}={v}" for k, v in bucket.items()]
@@ -52,20 +52,20 @@ def test_from_a_laptop_ray_job_submit_trains_over_two_boxes_on_the_storage_of_a_
     began = time.monotonic()
     done = laptop.run("env", "-C", str(ROOT), *(f"{k}={v}" for k, v in token.items()), *submit, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    told = cluster.python(HISTORY.format(run=f"s3://bucket/runs/{name}"), box="laptop", **bucket)
+    told = cluster.python(HISTORY.format(run=f"s3://bucket/runs/{name}"), node="laptop", **bucket)
     events, history = json.loads(told)
     check_history(events, dict(history))
     [start] = [e for e in events if e["event"] == "start"]
     steps = [e for e in events if e["event"] == "step"]
-    assert start["workers"] == 2, "one on each box"
+    assert start["workers"] == 2, "one on each node"
     assert bucket["AWS_SECRET_ACCESS_KEY"] not in told + done.stdout + done.stderr
     print(
-        f"{len(steps)} steps on 2 boxes, {time.monotonic() - began:.0f} s in all, "
+        f"{len(steps)} steps on 2 nodes, {time.monotonic() - began:.0f} s in all, "
         f"{steps[-1]['time'] - steps[0]['time']:.0f} s of training, 0 s interrupted"
     )
 
 
-def test_a_full_storage_is_told_and_the_run_resumes_when_there_is_room(cluster, shared):
+def test_a_full_storage_is_reported_and_the_run_resumes_with_room(cluster, shared):
     run = Run(cluster, shared, "full")
     run.reaches(SAVE_STEPS + 3)
     step_info, ballast = time.time(), shared / "ballast"

@@ -1,7 +1,7 @@
-"""Runs over two boxes through what happens at home: a head without power, a pulled cable, a box that its owner wants
-back or gives back, a slow link.
+"""Runs over two nodes with the faults of a home: a head without power, a pulled cable, a node that its owner takes or
+gives back, a slow link.
 
-Each ends with every sample trained exactly once, and prints for how many seconds nobody trained.
+Each ends with every sample trained exactly once, and prints the seconds without training.
 """
 
 import statistics
@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from tests.boxes.conftest import ROOT
-from tests.boxes.runs import LOSS_SECONDS, SAVE_STEPS, Run
+from tests.nodes.conftest import ROOT
+from tests.nodes.runs import LOSS_SECONDS, SAVE_STEPS, Run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 HEAD_SECONDS, GROWTH_SECONDS = 120, 90  # the goals, on two cores
 
 
-def test_a_cable_pulled_in_mid_epoch_costs_only_the_steps_since_the_last_checkpoint(cluster, shared):
+def test_a_pulled_cable_costs_only_the_steps_since_the_checkpoint(cluster, shared):
     run = Run(cluster, shared, "cable")
     run.reaches(SAVE_STEPS + 3)
     assert run.events("start")[-1]["workers"] == 2
@@ -31,7 +31,7 @@ def test_a_cable_pulled_in_mid_epoch_costs_only_the_steps_since_the_last_checkpo
     cluster.wait_alive("head", "den", "loft")
 
 
-def test_a_run_grows_when_a_box_returns_and_saves_first(cluster, shared):
+def test_a_run_saves_and_grows_when_a_node_returns(cluster, shared):
     cluster.lan["loft"].off()
     cluster.wait_alive("head", "den")
     run = Run(cluster, shared, "returned", "train.per_device_train_batch_size=2", epochs=3)
@@ -85,7 +85,7 @@ def test_a_slow_link_slows_a_run_and_breaks_nothing(cluster, shared):
     assert len(run.events("start")) == 1 and statistics.median(slowed) > statistics.median(fast)
 
 
-def test_a_box_with_a_wrong_token_is_not_let_in_and_disturbs_no_run(cluster, shared):
+def test_a_node_with_a_wrong_token_is_refused_and_disturbs_no_run(cluster, shared):
     loft, wrong = cluster.lan["loft"], "f" * 64
     token = loft.folder / "srv/etc/token"
     right = token.read_text()
@@ -101,22 +101,22 @@ def test_a_box_with_a_wrong_token_is_not_let_in_and_disturbs_no_run(cluster, sha
         f"data.train={shared}/train.parquet",
     ]
     refused = cluster.smolray(
-        "submit", "--address", cluster.address, *given, box="laptop", cwd=str(ROOT), RAY_AUTH_TOKEN=wrong
+        "submit", "--address", cluster.address, *given, node="laptop", cwd=str(ROOT), RAY_AUTH_TOKEN=wrong
     )
     assert refused.returncode == 2 and "refused the token" in refused.stderr, refused.stderr
     cluster.wait_alive("head", "den")
     run = Run(cluster, shared, "wrong-token", epochs=1)
     run.finishes()
     assert [e["workers"] for e in run.events("start")] == [1] and not (shared / "runs/intruder").exists()
-    assert cluster.alive() == {"head", "den"}, "the box with the wrong token tried all the while"
+    assert cluster.alive() == {"head", "den"}, "the node with the wrong token tried all the while"
     assert (loft.folder / "srv/supervisor.log").read_text().count("ended with 1") >= 2
     token.write_text(right)
     seconds = cluster.wait_alive("head", "den", "loft")
     print(f"let in {seconds:.1f} s after its token was put right; the run had 0 s without a worker")
 
 
-def test_a_drained_box_is_empty_and_its_run_goes_on_without_losing_a_step(cluster, shared):
-    """The last: its box has left."""
+def test_a_drained_node_is_empty_and_its_run_continues_without_loss(cluster, shared):
+    """The last: its node has left."""
     run = Run(cluster, shared, "drained")
     run.reaches(SAVE_STEPS + 3)
     told = cluster.python(
@@ -124,7 +124,7 @@ def test_a_drained_box_is_empty_and_its_run_goes_on_without_losing_a_step(cluste
         "import open_client\n"
         f"for line in drain(open_client('{cluster.address}'), '{cluster.address}', 'loft', '{shared}/runs'): "
         "print(line, flush=True)",
-        box="laptop",
+        node="laptop",
         timeout=400,
     )
     print(told)

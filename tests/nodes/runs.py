@@ -1,5 +1,6 @@
-"""A run over boxes, watched from outside through its events: in goes a submission from the laptop, out come steps,
-seconds and the final check.
+"""A run over nodes, observed from outside through its events.
+
+In: a submission from the laptop. Out: steps, seconds and the final check.
 """
 
 import sys
@@ -11,11 +12,11 @@ from smolray.run import checkpoint
 from smolray.run.events import read_events, surviving
 from smolray.run.folder import RunFolder
 from smolray.train.audit import consumed
-from tests.boxes.conftest import QUESTIONS, ROOT
+from tests.nodes.conftest import QUESTIONS, ROOT
 
 EPOCHS = 2
 SAVE_STEPS = 10
-LOSS_SECONDS = 60  # the goal: from the loss of a box to the next step, on two cores
+LOSS_SECONDS = 60  # the goal: from the loss of a node to the next step, on two cores
 WATCH = """
 import sys
 from smolray.config import load_config
@@ -28,7 +29,7 @@ for text in submit_until_ended(open_client(sys.argv[1]), load_config(arguments[1
 
 
 def settings(name, storage, data, epochs=EPOCHS):
-    """Arguments of a small elastic run that audits every step: 1,500 questions, one worker a box."""
+    """Arguments of a small elastic run that audits every step: 1,500 questions, one worker a node."""
     return [
         "--config",
         "demo",
@@ -59,7 +60,7 @@ def check_history(events, history, epochs=EPOCHS):
 
 
 class Run:
-    """A run on a folder that all boxes see, submitted from the laptop by the watcher that keeps it alive."""
+    """A run on a folder that all nodes see, submitted from the laptop by the watcher that keeps it alive."""
 
     def __init__(self, cluster, shared, name, *overrides, epochs=EPOCHS):
         self.cluster, self.name, self.epochs, self.run_dir = cluster, name, epochs, f"{shared}/runs/{name}"

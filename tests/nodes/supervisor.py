@@ -1,7 +1,7 @@
 """Runs a systemd unit where there is no systemd: its environment files, ExecStartPre, ExecStart and restart rule, and
 nothing else.
 
-python supervisor.py UNIT: in a box, as the init system would.
+python supervisor.py UNIT: runs on a node, as the init system would.
 """
 
 import shlex

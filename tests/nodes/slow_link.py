@@ -1,4 +1,4 @@
-"""One worker of two in boxes of their own: python -m tests.boxes.slow_link RANK HEAD-ADDRESS OWN-ADDRESS SHARDS OUT
+"""One of two workers, each on its own node: python -m tests.nodes.slow_link RANK HEAD-ADDRESS OWN-ADDRESS SHARDS OUT
 JOBS.
 
 JOBS: JSON, name -> overrides of a run. Rank 0 writes to OUT, for each run, the seconds of its steps and what the

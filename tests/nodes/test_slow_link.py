@@ -1,5 +1,5 @@
-"""Two boxes on a slow link, full fine-tuning: what the planner says of each strategy is what it takes, and what it
-ranks first is the fastest.
+"""Two nodes on a slow link, full fine-tuning: the planner predicts the time of each strategy, and ranks the fastest
+first.
 """
 
 import json
@@ -8,8 +8,8 @@ import statistics
 import pytest
 
 from smolray.model.tiny import build_model
-from tests.boxes.conftest import ROOT
-from tests.boxes.lan import VENV, lan
+from tests.nodes.conftest import ROOT
+from tests.nodes.lan import VENV, lan
 from tests.shards import vqa_rows, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -40,25 +40,25 @@ def run(needs_boxes, tmp_path_factory):
 def measured(request, run, tmp_path_factory):
     """What was predicted and what was measured of each engine."""
     (shards, overrides), folder = run, tmp_path_factory.mktemp(request.param)
-    with lan(folder) as boxes:
-        pair = boxes.add("den", "loft", PYTHONPATH=str(ROOT))
-        for box in pair:
-            box.rate(request.param)
+    with lan(folder) as nodes:
+        pair = nodes.add("den", "loft", PYTHONPATH=str(ROOT))
+        for node in pair:
+            node.rate(request.param)
         out, jobs = folder / "found.json", json.dumps({name: [*overrides, *engine] for name, engine in ENGINES.items()})
         workers = [
-            box.start(
+            node.start(
                 str(VENV / "python"),
                 "-m",
-                "tests.boxes.slow_link",
+                "tests.nodes.slow_link",
                 str(rank),
                 pair[0].ip,
-                box.ip,
+                node.ip,
                 shards,
                 str(out),
                 jobs,
                 log="worker.log",
             )
-            for rank, box in enumerate(pair)
+            for rank, node in enumerate(pair)
         ]
         for worker in workers:
             assert worker.wait(800) == 0, (pair[0].folder / "srv/worker.log").read_text()[-3000:]

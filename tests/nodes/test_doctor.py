@@ -1,4 +1,4 @@
-"""Faults planted in real boxes, and the doctor who names each with its box and a remedy."""
+"""Faults planted on real nodes: the doctor names each with its node and a remedy."""
 
 import json
 import os
@@ -24,7 +24,7 @@ int clock_gettime(clockid_t id, struct timespec *t) {
     if (!failed && id == CLOCK_REALTIME) t->tv_sec += 90;
     return failed;
 }
-"""  # the boxes share the machine's clock: for one of them it is 90 s ahead
+"""  # the nodes share the machine's clock: for one of them it is 90 s ahead
 ASK = """
 import os, urllib.error, urllib.request
 headers = {"Authorization": "Bearer " + os.environ["TOKEN"]} if os.environ["TOKEN"] else {}
@@ -81,11 +81,11 @@ def test_doctor_names_every_planted_fault_and_nothing_else(cluster, tmp_path_fac
     loft.environment |= {"LD_PRELOAD": "/srv/clock.so"}
     rule = den.run("ip", "rule", "add", "to", loft.ip, "ipproto", "tcp", "dport", "10101", "prohibit")
     assert rule.returncode == 0, rule.stderr
-    for box in (den, loft):
-        box.off()
-    cluster.wait_alive("head", seconds=20)  # else the boxes that are gone would be taken for those that come
-    for box in (den, loft):
-        box.on()
+    for node in (den, loft):
+        node.off()
+    cluster.wait_alive("head", seconds=20)  # else the nodes that are gone would be taken for those that come
+    for node in (den, loft):
+        node.on()
     assert loft.run("mount", "--bind", str(storage), str(storage)).returncode == 0
     assert loft.run("mount", "-o", "remount,bind,ro", str(storage)).returncode == 0
     cluster.start("den", "loft")
@@ -127,10 +127,10 @@ def test_doctor_and_jobs_are_refused_without_the_right_token(cluster, token):
         "except doctor.DoctorError as error:\n    print('told:', error)\n"
     )
     told = cluster.python(
-        code.format(f"{cluster.head.ip}:6379"), box="laptop", RAY_AUTH_TOKEN=token, HOME="/srv/nobody"
+        code.format(f"{cluster.head.ip}:6379"), node="laptop", RAY_AUTH_TOKEN=token, HOME="/srv/nobody"
     )
     assert "told: no cluster to look at" in told
-    told = cluster.python(ASK, box="laptop", TOKEN=token, JOB_SERVER=cluster.address)
+    told = cluster.python(ASK, node="laptop", TOKEN=token, JOB_SERVER=cluster.address)
     answers = told.splitlines()
     assert len(answers) == 8
     assert {line.split()[-1] for line in answers} == {"403" if token else "401"}, answers
