@@ -12,14 +12,15 @@ import torch
 import yaml
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from smolray import storage
 from smolray.config import RunConfig, load_config
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_training
 from smolray.data.encode import cached_encoder
-from smolray.data.processor import run_processor
+from smolray.data.export_files import image_note, stock_images, token_note, write_processor
+from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.tiles import image_size
@@ -63,12 +64,19 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
     with tempfile.TemporaryDirectory() as folder:
         merged.config.use_cache = True
         merged.save_pretrained(folder)
-        run_processor(config).save_pretrained(folder)
+        write_config_for_transformers_4(Path(folder, "config.json"))
 
-        AutoProcessor.from_pretrained(folder)
+        stock = stock_images(config)
+        write_processor(config, stock, Path(folder))
+        load_processor(config.model.replace({"path": folder, "revision": None}))
+
         loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[config.model.dtype])
         note = compare(loaded, config, chosen)
-        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, note), encoding="utf-8")
+        use = (
+            f"## Images\n\n{image_note(config, stock)}\n\n{patch_note(loaded)}\n\n"
+            f"## Tokens\n\n{token_note(Path(folder))}\n\n"
+        )
+        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, note, use), encoding="utf-8")
         publish(folder, target, last="config.json")
     return target
 
@@ -115,6 +123,32 @@ def export_adapter(run_dir: str, out: str | None = None, name: str | None = None
         Path(folder, "README.md").write_text(card, encoding="utf-8")
         publish(folder, target, last="adapter_config.json")
     return target
+
+
+def write_config_for_transformers_4(file: Path) -> None:
+    """Add to config.json what transformers 4 reads under other names than transformers 5 writes.
+
+    Without `rope_theta` transformers 4 silently takes 10000, whatever the model was trained with.
+    """
+    config = json.loads(file.read_text(encoding="utf-8"))
+    text = config["text_config"]
+    text["rope_theta"] = text["rope_parameters"]["rope_theta"]
+    for part in (config, text, config["vision_config"]):
+        if "dtype" in part:
+            part["torch_dtype"] = part["dtype"]
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def patch_note(model: PreTrainedModel) -> str:
+    """Which versions of transformers give the patches of a tile other positions than training did."""
+    patches = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    remedy = "use transformers 5"
+    if patches & (patches - 1) == 0:  # only then are fractions of the tile's side exact in 16 bits
+        remedy += ", or load the model with `dtype=torch.bfloat16`"
+    return (
+        "transformers 4.55 to 4.57 number the patches of a tile wrongly, in float32 all but the first "
+        f"(https://github.com/huggingface/transformers/issues/41190), so that its answers differ: {remedy}."
+    )
 
 
 def publish(folder: str, target: str, last: str) -> None:
@@ -209,24 +243,8 @@ def few_samples(config: RunConfig) -> Batch:
     return collate_training(groups, encoder)
 
 
-def image_note(config: RunConfig) -> str:
-    """How to give images to the model as training did."""
-    notes = []
-    if not config.image.upscale:
-        notes.append(
-            "Training did not enlarge small images. The stock processor scales every image to `size.longest_edge`: "
-            "pass `size={'longest_edge': N}` with N = the next multiple of the tile's side above the image's "
-            "longer edge."
-        )
-    if config.image.max_tiles not in (None, 1):
-        notes.append(
-            f"Training used at most {config.image.max_tiles} tiles an image; the stock processor has no such limit."
-        )
-    return " ".join(notes) or "The processor in this folder does it as training did."
-
-
-def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str) -> str:
-    """README.md of the folder: what the model is, its data and settings, and its accuracy."""
+def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str, use: str = "") -> str:
+    """README.md of the folder: what the model is, its data and settings, its accuracy, and sections about its use."""
     source = read_manifest(config.data.train).source or config.data.train
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return (
@@ -235,8 +253,7 @@ def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str) -
         f"{config.model.path}, {_training_method(config)}, {CARD_MARK} to step {chosen.step} "
         f"({chosen.progress.samples} samples) on `{source}`. {note}\n"
         f"{_score_table(config, run_dir)}\n"
-        f"## Images\n\n{image_note(config)}\n\n"
-        f"## Settings\n\n```yaml\n{settings}```\n"
+        f"{use}## Settings\n\n```yaml\n{settings}```\n"
     )
 
 

@@ -50,9 +50,10 @@ def real_model(name: str, folder: Path) -> Path:
     real_processor(name, folder)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
-    saved = (folder / "config.json").read_bytes()
+    published = {name: (folder / name).read_bytes() for name in ("config.json", "generation_config.json")}
     model.save_pretrained(folder)
-    (folder / "config.json").write_bytes(saved)  # as published, not as transformers writes it anew
+    for name, content in published.items():  # not as transformers writes it anew
+        (folder / name).write_bytes(content)
     return folder
 
 
