@@ -132,7 +132,10 @@ def write_config_for_transformers_4(file: Path) -> None:
     """
     config = json.loads(file.read_text(encoding="utf-8"))
     text = config["text_config"]
-    text["rope_theta"] = text["rope_parameters"]["rope_theta"]
+    rope = text["rope_parameters"]
+    text["rope_theta"] = rope["rope_theta"]
+    if rope["rope_type"] != "default":
+        text["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
     for part in (config, text, config["vision_config"]):
         if "dtype" in part:
             part["torch_dtype"] = part["dtype"]

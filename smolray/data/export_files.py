@@ -104,7 +104,9 @@ def image_note(config: RunConfig, stock: StockImages) -> str:
     notes = [
         f"The processor in this folder scales every image to `size.longest_edge` = {edge}. For {share:.0%} of "
         f"{stock.images} training images it makes the same tiles as training did. "
-        "Training scaled the others to another size."
+        "Training scaled the others to another size. "
+        "smolray scales no image above this edge where it loads this folder; set `image.longest_edge` to train on "
+        "with larger images."
     ]
     if not config.image.upscale:
         notes.append(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, Idefics3Processor, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForImageTextToText, Idefics3Processor, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smolray.data.sample import Conversation
-from smolray.export import export_run
+from smolray.export import export_run, write_config_for_transformers_4
 from tests.offline import asked, hf_messages, picture, shard_row
 from tests.real import MODELS, golden_ids, real_model
 from tests.shards import write_shards
@@ -54,6 +54,17 @@ def test_config_has_the_names_of_transformers_4_and_5(exported):
     assert config["text_config"]["rope_theta"] == config["text_config"]["rope_parameters"]["rope_theta"] == theta
     for part in (config, config["text_config"], config["vision_config"]):
         assert part["torch_dtype"] == part["dtype"] == "float32"
+
+
+def test_scaled_rotary_positions_have_the_names_of_transformers_4_and_5(exported, tmp_path):
+    config = AutoConfig.from_pretrained(exported[1])
+    want = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500_000.0}
+    config.text_config.rope_parameters = want
+    config.save_pretrained(tmp_path)
+    write_config_for_transformers_4(tmp_path / "config.json")
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert text["rope_theta"] == 500_000.0 and text["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert AutoConfig.from_pretrained(tmp_path).text_config.rope_parameters == want
 
 
 def test_transformers_5_loads_it_with_the_golden_ids(exported):
