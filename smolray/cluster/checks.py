@@ -28,7 +28,7 @@ def diagnose(nodes: Nodes, links: Sequence[Link] = (), others: Iterable[Finding]
 
 
 def same_everywhere(nodes: Nodes) -> list[Finding]:
-    """What must agree on all nodes, each compared with what most of them have; in a tie, with what the head has."""
+    """Findings for what must be equal on all nodes: each is compared with the majority, or in a tie with the head."""
     return [*same_versions(nodes), *same_packages(nodes), *same_files(nodes)]
 
 

@@ -151,7 +151,9 @@ def _all_reduces(
             "max_retries": 0,
             "max_calls": 1,
         }
+
         task = ray.remote(**needs)(all_reduce_seconds)
+
         ranks = [
             task.options(scheduling_strategy=_pinned(nodes[name])).remote(rank, address, port, backend)
             for rank, name in enumerate((source, target))

@@ -143,8 +143,10 @@ def _check_paths(config: RunConfig, cluster: Manifest) -> None:
         "data.train": config.data.train,
         "data.validation": config.data.validation,
     }
+
     if not config.data.train:
         raise K8sError("data.train is not set: expected a URI or a path with training data")
+
     hub = config.data.format == "hub"
     lost = [
         f"{key} = {value!r}"
@@ -154,6 +156,7 @@ def _check_paths(config: RunConfig, cluster: Manifest) -> None:
         and not (hub and key in ("data.train", "data.validation"))
         and not any(value == mount or value.startswith(f"{mount}/") for mount in shared)
     ]
+
     if lost:
         there = (
             f"or a path under {', '.join(sorted(shared))}"
@@ -180,6 +183,7 @@ def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
     chosen = {k: v for k, v in config.resources.label_selector.items() if k in known}
     if config.resources.num_workers == "auto" and config.resources.use_gpu != "no":
         high = sum(int(_limits(group).get("nvidia.com/gpu", 0)) * group["maxReplicas"] for group in groups) or 1
+
     left = high
     for group in groups:
         fits = all(group.get("labels", {}).get(key) == value for key, value in chosen.items())
@@ -190,6 +194,7 @@ def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
         left = max(0, left - pods * each)
         if not cluster.get("enableInTreeAutoscaling"):
             group["replicas"], group["minReplicas"] = pods, min(group["minReplicas"], pods)
+
     if room < low:
         nearest = (
             f"nearest: resources.num_workers={room}" if room else "none fits; see resources.* and the pods' limits"

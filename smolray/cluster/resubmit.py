@@ -1,7 +1,7 @@
 """Submits a run again when its driver is lost, for example with the head.
 
-In: a run. Out: its output, until the run has ended. A run that finished, was stopped or failed has written so into its
-log; one whose log has no such end was lost.
+In: a run. Out: its output, until the run has ended. A run that finished, was stopped or failed has an end in its log.
+A run whose log has no end was lost.
 """
 
 import time

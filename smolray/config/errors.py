@@ -1,5 +1,4 @@
-"""What pydantic says about a wrong setting as one line for a person: the key, its value, what is allowed and the
-nearest valid choice.
+"""Turns pydantic's errors about a setting into one line: the key, its value, what is allowed, the nearest valid choice.
 
 In: the root model and its ValidationError. Out: text.
 """

@@ -93,6 +93,7 @@ def _apply_override(record: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"{override!r} is not an override: expected dotted.key=value, such as optimizer.learning_rate=1e-4"
         )
+
     key = RENAMED.get(key, key)
     try:
         value = yaml.safe_load(text)
@@ -102,6 +103,7 @@ def _apply_override(record: dict[str, Any], override: str) -> None:
         value = text
     if value is not None and not isinstance(value, str) and is_text(RunConfig, key.split(".")):
         value = text  # name=2024, revision=1234567 or data.prompt=Answer: yes or no
+
     *parents, last = key.split(".")
     for parent in parents:
         child = record.get(parent)

@@ -125,19 +125,23 @@ def _zero(config: RunConfig) -> Iterator[str]:
     model, engine = config.model, config.engine
     if engine.name not in ("zero", "trl"):
         return
+
     if (model.load_in_4bit or model.load_in_8bit) and engine.stage == 3:
         yield (
             "engine.stage = 3 with quantised weights: ZeRO-3 cannot shard them; allowed: 0, 1, 2; "
             "nearest: engine.stage=2"
         )
+
     if engine.stage == 0 and model.dtype == "float16":
         yield ("engine.stage = 0 with model.dtype = float16: the loss scaling is done by ZeRO; nearest: engine.stage=1")
+
     if engine.stage > 0 and config.optimizer.name != "adamw":
         yield (
             f"optimizer.name = {config.optimizer.name} with engine.stage = {engine.stage}: ZeRO flattens and splits "
             "the parameters, so 8-bit states could not be saved by name; "
             "nearest: optimizer.name=adamw, or engine.stage=0"
         )
+
     if engine.stage < 1 and engine.offload_optimizer == "cpu":
         yield "engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1"
     if engine.stage < 3 and engine.offload_param == "cpu":
@@ -157,16 +161,19 @@ def _engine(config: RunConfig) -> Iterator[str]:
             f"train.load_balancing = speed assigns micro-batches on ZeRO 0 to 2: {reason}; "
             "nearest: train.load_balancing=equal, or engine.stage=2"
         )
+
     if engine.gpus is not None and engine.name != "pipeline":
         yield (
             f"engine.gpus places the stages of a pipeline, found engine = {engine.name}; "
             "nearest: engine=pipeline, or leave it out"
         )
+
     if engine.name == "pipeline" and model.dtype == "float16":
         yield (
             "model.dtype = float16 with engine = pipeline: an overflow in one stage would have to undo the step of "
             "all, and there is no loss scale for all stages; nearest: model.dtype=bfloat16"
         )
+
     if model.dtype == "float16" and config.resources.use_gpu == "no":
         yield (
             "model.dtype = float16 with resources.use_gpu = no: there is no fp16 training on CPU; "
@@ -231,17 +238,20 @@ def _batch(config: RunConfig) -> Iterator[str]:
             "resources.num_workers is elastic and train.global_batch is not set: say how many micro-batches a step has "
             f"(nearest: train.global_batch={from_accumulation})"
         )
+
     both = train.global_batch is not None and train.gradient_accumulation_steps > 1
     if both and train.global_batch != from_accumulation:
         yield (
             f"train.global_batch = {train.global_batch} is not workers x gradient_accumulation_steps = "
             f"{from_accumulation}: set only one of the two"
         )
+
     if config.global_batch < high and config.engine.name not in ("pipeline", "auto"):
         yield (
             f"train.global_batch = {config.global_batch} is below the {high} workers of resources.num_workers: "
             f"some would never have a micro-batch; nearest: train.global_batch={high}"
         )
+
     if train.micro_batch_tokens is not None and train.micro_batch_tokens < config.data.max_length:
         yield (
             f"train.micro_batch_tokens = {train.micro_batch_tokens} is below data.max_length = "

@@ -56,7 +56,7 @@ class Batch:
             tensors = {name: tensor.pin_memory() if tensor.is_cpu else tensor for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
-    def held(self) -> "Batch":
+    def clone(self) -> "Batch":
         """A copy in its own memory, to keep for a while: `from_bytes` leaves large tensors in Ray's object store."""
         large = {
             f.name: getattr(self, f.name)

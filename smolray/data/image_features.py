@@ -42,6 +42,7 @@ def decode_features(table: pa.Table) -> list[tuple[ImageFeatures, ...]]:
     """The features of each image of each row of a row group; the bits are views of the table's memory."""
     about = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
     kind = np.float32 if about["dtype"] == "float32" else np.uint16
+
     decoded = []
     for row in range(len(table)):
         of_row = zip(*(table[name][row] for name in ("images", "rows", "columns", "features")), strict=True)

@@ -23,7 +23,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """Conversations of one shard row, by where the row stands."""
+    """Conversations of one shard row, and the place of the row in the shards."""
 
     shard: int
     row_group: int

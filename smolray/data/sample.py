@@ -117,6 +117,7 @@ def check_sample(sample: Sample) -> None:
     branches = [conversation.chosen, conversation.rejected] if conversation.is_preference else [conversation.messages]
     if not conversation.messages:
         raise SampleError("no_turn", "the conversation has no turn")
+
     for branch in branches:
         if not any(m.role == "assistant" for m in branch):
             raise SampleError("no_turn", "no assistant turn to learn from")
@@ -126,6 +127,7 @@ def check_sample(sample: Sample) -> None:
     for message in (*conversation.messages, *conversation.chosen, *conversation.rejected):
         if message.role not in ROLES:
             raise SampleError("wrong_role", f"role {message.role!r} is not one of {', '.join(ROLES)}")
+
     placed = sum(p.type == "image" for m in conversation.messages for p in m.content)
     if any(p.type == "image" for m in (*conversation.chosen, *conversation.rejected) for p in m.content):
         raise SampleError("image_in_answer", "chosen and rejected may not place images; put them in the prompt")

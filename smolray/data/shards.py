@@ -78,6 +78,7 @@ def read_manifest(folder: str) -> ShardManifest:
         ) from error
     except json.JSONDecodeError as error:
         raise ShardError(f"{uri} is not JSON ({error}); run `smolray prepare` again") from error
+
     if record.get("schema_version") != SCHEMA_VERSION:
         found = record.get("schema_version")
         raise ShardError(f"{uri} has schema version {found}, expected {SCHEMA_VERSION}; run `smolray prepare` again")
@@ -95,6 +96,7 @@ def encode_shard(rows: Iterable[ShardRow]) -> bytes:
     # The images are compressed already; statistics would hold their bytes a second time.
     compression = {"conversations": "zstd", "key": "none", "images": "none"}
     options = {"compression": compression, "write_statistics": False, "use_dictionary": False}
+
     with pq.ParquetWriter(sink, SHARD_SCHEMA, **options) as writer:
         group: list[ShardRow] = []
         size = 0
@@ -106,6 +108,7 @@ def encode_shard(rows: Iterable[ShardRow]) -> bytes:
                 group, size = [], 0
         if group:
             writer.write_batch(_to_batch(group))
+
     return sink.getvalue().to_pybytes()
 
 
@@ -120,6 +123,7 @@ def write_shards(folder: str, rows: Sequence[ShardRow], rows_per_file: int = 50,
         files.append(
             ShardFile(name, len(part), conversations, len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
         )
+
     total = sum(f.conversations for f in files)
     manifest = ShardManifest(
         SCHEMA_VERSION, source, len(rows), total, sum(len(r.images) for r in rows), {}, tuple(files)

@@ -122,7 +122,9 @@ def write_table(sidecar: Sidecar, name: str, schema: pa.Schema, tables: Iterable
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, len(table)))
                 rows += len(table)
+
         note = TableFile(name, rows, sink.size, sink.digest.hexdigest())
+
     storage.write_bytes(storage.join(sidecar.uri, _note(name)), json.dumps(asdict(note)).encode())
 
 

@@ -121,7 +121,7 @@ class ZeroEngine:
         began = time.perf_counter()
         ids: list[tuple[int, tuple[str, ...]]] = []
         if self.objective.embeds:
-            batches = [batch.held() for batch in batches]
+            batches = [batch.clone() for batch in batches]
             found, met = self._embeddings(batches, forwards), self._now()
             batches = contrast(batches, found, self.config.retrieval.temperature, self.device)
             began += self._now() - met  # waiting for the others

@@ -1,6 +1,6 @@
 """The accuracy without the image: each question gets the most frequent training answer to the same words.
 
-Only what lies above it shows that the model uses the image. In: the answers of the training data, predictions. Out: an
+Only accuracy above it shows that the model uses the image. In: the answers of the training data, predictions. Out: an
 accuracy.
 """
 

@@ -33,7 +33,7 @@ Estimates = dict[str, Estimate]  # by question type, with "overall"
 
 @dataclass(frozen=True)
 class SampleScores:
-    """What a metric says of each sample, in numbers that can be added up.
+    """The statistics of each sample under a metric. They are additive.
 
     A mean has one statistic. A corpus metric such as BLEU has several: it adds up its n-gram counts and divides last.
 

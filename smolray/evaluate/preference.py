@@ -1,4 +1,4 @@
-"""Preference accuracy: the share of pairs whose chosen answer the model finds more probable than the rejected one.
+"""Preference accuracy: the fraction of pairs whose chosen answer the model finds more probable than the rejected one.
 
 In: a model and packed Batches of pairs. Out: a Figure with its interval, over all and by question type.
 Log-probabilities of an answer are summed over its tokens or their mean, as the method's loss compares them. No

@@ -110,6 +110,7 @@ def packed_attention(
         )
     if query.is_cuda:
         return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=scaling)
+
     times = query.shape[1] // key.shape[1]
     lengths = [length for length, _ in layout.pieces]
     parts = zip(
@@ -117,12 +118,14 @@ def packed_attention(
         layout.pieces,
         strict=True,
     )
+
     out = [
         F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None
         )
         for q, k, v, (_, mask) in parts
     ]
+
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -123,12 +123,14 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1000) -> PreTrainedT
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = SPECIAL_TOKENS + ROW_COL_TOKENS
+
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+
     tokenizer.train_from_iterator(list(texts) + ["User: Assistant: \n"] * 8, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -152,6 +154,7 @@ def build_processor(shape: str, texts: Iterable[str]) -> Idefics3Processor:
         image_std=[0.5, 0.5, 0.5],
         do_image_splitting=True,
     )
+
     image_seq_len = (side // vision["patch_size"]) ** 2 // spec["scale_factor"] ** 2
     return Idefics3Processor(
         image_processor, build_tokenizer(texts), image_seq_len=image_seq_len, chat_template=CHAT_TEMPLATE
@@ -168,6 +171,7 @@ def build_config(shape: str, processor: Idefics3Processor) -> Idefics3Config:
         "bos_token_id": token("<|im_start|>"),
         "eos_token_id": token("<end_of_utterance>"),
     }
+
     tied = bool(spec.get("tied"))  # the published models are not
     spread = {"initializer_range": spec["initializer_range"]} if "initializer_range" in spec else {}
     return Idefics3Config(

@@ -136,10 +136,12 @@ def _choice(plan: Plan, chosen: Candidate) -> list[str]:
         f"The fullest GPU ({chosen.names[gpu]}) holds {most / 1e9:.1f} of {chosen.capacity[gpu] / 1e9:.1f} GB that may "
         f"be used. The step is limited by {chosen.time.limit}.",
     ]
+
     if chosen.partition:
         lines += _stages(plan, chosen)
     elif len(set(chosen.names)) > 1:
         lines.append(_shares(chosen))
+
     lines += _others(plan, chosen)
     if idle := _idle(plan, chosen):
         lines.append(f"Left idle: {idle}; no plan with more GPUs is faster by more than the prediction error.")

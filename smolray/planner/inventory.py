@@ -317,18 +317,21 @@ def _node(number: int, entry: Any) -> InventoryNode:
         raise InventoryError(
             f"nodes[{number}] is {_found(entry)}; expected {{name, gpus: [rtx4090, ...], network: 10GbE}}"
         )
+
     known = ("name", "gpus", "network", "internal", "cpus")
     if stray := sorted(set(entry) - set(known)):
         near = difflib.get_close_matches(stray[0], known, n=1, cutoff=0.0)[0]
         raise InventoryError(
             f"nodes[{number}].{stray[0]} is not a setting; expected {', '.join(known)}; nearest: {near}"
         )
+
     listed = entry["gpus"] if isinstance(entry["gpus"], list) else [entry["gpus"]]
     node = InventoryNode(
         str(entry.get("name", f"node{number}")),
         _gpus(listed),
         _link(entry.get("network", DEFAULT_NETWORK), ETHERNET_LATENCY),
     )
+
     if "internal" in entry:
         node = replace(node, internal=_link(entry["internal"], PCIE.latency))
     return replace(node, cpus=int(_number(entry["cpus"], f"nodes[{number}].cpus"))) if "cpus" in entry else node

@@ -128,6 +128,7 @@ def _next_table(
         for follower, kind, node_class in _followers(problem, classes, state, ordered):
             link = _link_seconds(problem, classes, state, node_class)
             values = np.maximum(np.maximum(before, link)[:, None], costs[kind]).min(axis=0)
+
             source = _Source(state, kind, node_class)
             if follower in reached:
                 known, sources = reached[follower]
@@ -151,6 +152,7 @@ def _read_back(
         for source, kind, node_class in tables[position + 1][state][1]:
             before = tables[position][source][0]
             link = _link_seconds(problem, classes, source, node_class)
+
             through = np.maximum(np.maximum(before, link), costs[kind, position, :, end])
             begin = int(np.argmin(through))
             if through[begin] <= best:

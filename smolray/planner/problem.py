@@ -1,4 +1,4 @@
-"""What the planner is asked: a run, its data and the GPUs, with the choices that are open.
+"""The input of the planner: a run, its data and the GPUs, with the choices that are open.
 
 In: RunConfig, ModelShape, DataStatistics, Inventory. Out: the sizes of micro-batches worth trying, and for each of them
 the Workloads of its mean and of its largest micro-batch.

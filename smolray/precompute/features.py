@@ -1,4 +1,4 @@
-"""Vision features: the output of the frozen front of a model, kept as a sidecar and read in place of the images.
+"""Vision features: the output of a model's frozen prefix, stored as a sidecar and read in place of the images.
 
 In: rows of shards and a model. Out: for each row group a table of FEATURES_SCHEMA. It has, for each image, its hash,
 its grid and the bits of its features: of the connector where that is frozen too, else of the vision tower. An image in
@@ -32,9 +32,7 @@ Item = TypeVar("Item")
 
 
 def features_sidecar(folder: str, config: RunConfig) -> Sidecar:
-    """The sidecar of the shards in `folder` for the run's frozen front, processor and dtype, whether it is there or
-    not.
-    """
+    """The sidecar of the shards in `folder` for the run's frozen prefix, processor and dtype. It may not exist yet."""
     front, encoder = frozen_prefix(config), cached_encoder(config.model, config.data, config.image)
     tokens, hidden = feature_shape(config)
     about = {"part": front[-1], "tokens": tokens, "hidden": hidden, "dtype": config.model.dtype}
@@ -72,7 +70,7 @@ def features_bytes(index: pa.Table, config: RunConfig, shards: int) -> np.ndarra
 
 
 class FeatureWriter:
-    """Holds the frozen front on one device and writes the tables of shards.
+    """Holds the frozen prefix on one device and writes the tables of shards.
 
     `threads`: images decoded at a time while the device computes.
     """
@@ -104,6 +102,7 @@ class FeatureWriter:
                 )
                 for row_groups in _gathered(_row_groups(self.sidecar.folder, name), self.tiler)
             )
+
             # the next images are decoded while the device is busy with these
             for row_groups, images in _one_ahead(decoding):
                 tiles = [image.result() for image in images]
@@ -129,7 +128,7 @@ def _row_groups(folder: str, name: str) -> Iterator[list[ShardRow]]:
 
 
 def _gathered(row_groups: Iterable[list[ShardRow]], tiler: Tiler) -> Iterator[list[list[ShardRow]]]:
-    """Neighbouring row groups that have tiles enough for a full batch together."""
+    """Neighbouring row groups that together have enough tiles for a full batch."""
     gathered: list[list[ShardRow]] = []
     tiles = 0
     for rows in row_groups:
@@ -143,7 +142,7 @@ def _gathered(row_groups: Iterable[list[ShardRow]], tiler: Tiler) -> Iterator[li
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Each item, once the one after it has been drawn."""
+    """Yield each item after the next one has been drawn."""
     held: list[Item] = []
     for item in items:
         yield from held

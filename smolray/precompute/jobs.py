@@ -42,7 +42,7 @@ def ensure_sidecars(folder: str, config: RunConfig, reference: bool = True, say:
 
 
 def ensure_features(folder: str, config: RunConfig, say: Say = print) -> str:
-    """The URI of the features of the run's frozen front for the shards in `folder`.
+    """The URI of the features of the run's frozen prefix for the shards in `folder`.
 
     Their size is reported before they are written.
 
@@ -136,9 +136,11 @@ def _write_tables(names: Sequence[str], maker: WriterMaker, config: RunConfig, d
     quiet_context()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if config.resources.use_gpu != "no" else 0
     actors = min(gpus, len(names)) if gpus else at_once(1, len(names)).size
+
     # a shard that waits behind another could be made elsewhere
     pool = ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1)
     pieces = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
+
     made = pieces.map_batches(
         _TableActor,
         fn_constructor_args=(maker, bool(gpus)),

@@ -36,8 +36,9 @@ LOGPS_SCHEMA = pa.schema(
 
 
 def logps_sidecar(folder: str, config: RunConfig) -> Sidecar:
-    """The sidecar of the shards in `folder` for the model that training begins with (an adapter begins as nothing),
-    whether it is there or not.
+    """The sidecar of the shards in `folder` for the model that training begins with. It may not exist yet.
+
+    A new adapter changes no output, so it does not count here.
     """
     model = config.model
     about = {"dtype": model.dtype, "load_in_4bit": model.load_in_4bit, "load_in_8bit": model.load_in_8bit}
@@ -85,6 +86,7 @@ class LogpsWriter:
         index_rows = self.index.filter((pc.field("shard") == shard) & (pc.field("tokens") > 0))
         if not len(index_rows):
             return {}
+
         plan = build_epoch(index_rows, PlanLimits.of(self.config), 0, 0, shuffle=False)
         found: dict[tuple[int, int, int], tuple[float, float]] = {}
         for first in range(0, len(plan), NEIGHBOURS):
@@ -97,6 +99,7 @@ class LogpsWriter:
                     .view(-1, 2)
                     .tolist()
                 )
+
                 places = [(g.row_group, g.row, c) for g in spec.groups for c in g.conversations]
                 found |= {place: (chosen, rejected) for place, (chosen, rejected) in zip(places, logps, strict=True)}
         return found

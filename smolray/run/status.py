@@ -104,7 +104,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
 
 
 def _training_fields(events: list[Event]) -> dict[str, Any]:
-    """What the steps of the surviving history say."""
+    """The fields from the steps of the surviving history."""
     steps = [e for e in events if e["event"] == "step"]
     last: Event = steps[-1] if steps else {}
     total_steps = _newest(events, "start").get("total_steps")

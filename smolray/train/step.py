@@ -1,4 +1,4 @@
-"""What one optimizer step tells: its metrics over all workers, and what the hooks of the training loop see.
+"""The report of one optimizer step: its metrics over all workers, and the StepInfo for the hooks of the training loop.
 
 In: the sums of each worker. Out: StepMetrics and StepInfo, the same for our loop and for TRL's trainer.
 """

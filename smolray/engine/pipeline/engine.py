@@ -84,7 +84,7 @@ class PipelineEngine:
         return self.index == self.split.stages - 1
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, normalisers: Normalisers) -> LocalSums:
-        step = [batch.held() for batch in batches]
+        step = [batch.clone() for batch in batches]
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         metrics = torch.zeros(len(self.objective.metrics), dtype=torch.float64, device=self.device)
         if step:
