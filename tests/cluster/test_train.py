@@ -122,6 +122,7 @@ def test_a_run_trains_evaluates_and_reports(reference):
     assert_every_sample_once(config)
 
 
+@pytest.mark.slow  # tests/recipes/test_parity.py holds it in every make test
 def test_one_worker_gives_the_curve_of_two(make_run, reference):
     config = make_run("one-worker", "resources.num_workers=1", "engine.stage=0", "train.global_batch=3")
     launch_run(config)
