@@ -92,8 +92,8 @@ class LoraConfig(Section):
 class ColumnsConfig(Section):
     """Column names of the source. An empty name means that the usual names are recognised."""
 
-    image: str = ""
-    """column with the image or images"""
+    image: str | tuple[str, ...] = ""
+    """column with the image or images; a list of columns: their images in this order"""
     question: str = ""
     """column with the question"""
     answer: str = ""
@@ -102,6 +102,8 @@ class ColumnsConfig(Section):
     """column with the question type; accuracy is also reported by type"""
     id: str = ""
     """column with the id of the row"""
+    context: str = ""
+    """column with text that stands before the question"""
 
 
 class DataConfig(Section):
@@ -116,6 +118,11 @@ class DataConfig(Section):
     format: str = "auto"
     """auto: recognised by file names; or the name of one format: `smolray/data/README.md` lists them"""
     columns: ColumnsConfig = ColumnsConfig()
+    ignore_columns: tuple[str, ...] = ()
+    """columns that are not read. A run stops where a column that looks like pictures, options, a system prompt or
+    context is neither used nor named here"""
+    text_only_ok: bool = False
+    """true: a data set with columns for pictures may have no picture at all"""
     prompt: str = ""
     """instruction put before each question; for caption data the whole question"""
     split: str = ""

@@ -12,9 +12,11 @@ from smolray.data.formats.discover import iter_read_tasks, read_rows, resolve
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import SourceError
+from smolray.data.formats.unused import unused_columns, unused_message
 from smolray.data.sample import Sample, SampleError, ShardRow, image_key
 
 EXAMPLES = 3
+CHECKED_ROWS = 16  # in which no column that matters may stand unused
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class FirstRows:
 def first_rows(source: str, data: DataConfig, limit: int) -> FirstRows:
     """Read at most `limit` raw rows of `source`; conversations about the same images are gathered into one row.
 
-    Raises SourceError where the source cannot be read, is empty, or none of these rows can be used.
+    Raises SourceError where the source cannot be read, is empty, none of these rows can be used, or a
+    column that matters stands unused.
     """
     tasks = iter_read_tasks(resolve(source, data))
     raw_rows = ((task, raw) for task in tasks for raw in read_rows(task))
@@ -56,9 +59,14 @@ def first_rows(source: str, data: DataConfig, limit: int) -> FirstRows:
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
-            samples += parse(raw.record, row_id, data, readers[task.uri])
+            parsed = parse(raw.record, row_id, data, readers[task.uri])
         except SampleError as error:
             left_out.append(LeftOut(row_id, error.reason, str(error)))
+            continue
+
+        samples += parsed.samples
+        if read <= CHECKED_ROWS and (unused := unused_columns(raw.record, parsed, data)):
+            raise SourceError(unused_message(task.uri, unused))
 
     if not read:
         raise SourceError(f"{source} holds no rows")

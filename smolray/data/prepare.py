@@ -21,6 +21,7 @@ from smolray.data.formats.discover import is_hub, list_read_tasks, read_rows, re
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import READ_TASK_BYTES, ReadTask, Source, SourceError, is_wrong_layout
+from smolray.data.formats.unused import unused_columns, unused_message
 from smolray.data.sample import SampleError
 from smolray.data.shards import MANIFEST, SCHEMA_VERSION, ShardError, ShardFile, ShardManifest, read_manifest
 from smolray.data.shuffle import (
@@ -36,6 +37,8 @@ from smolray.data.shuffle import (
 
 ReportProgress = Callable[[str, int, int], None]  # phase (read | write), tasks done, tasks in all
 SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
+# Of these only values other than the default matter: shards that were made before they existed stay valid.
+LATER_SETTINGS: dict[str, Any] = {"ignore_columns": True, "columns": {"context"}}
 READER_THREADS = 16
 CHECKED_ROWS = 16  # read before the work is started
 
@@ -128,7 +131,9 @@ def prepare(
 
 def source_fingerprint(source: Source, data: DataConfig, seed: int) -> str:
     """Equal means the same shards: files of the source, the settings that shape rows, and the seed of the order."""
-    settings = data.model_dump(mode="json", include=SETTINGS_THAT_MATTER)
+    settings = data.model_dump(mode="json", include=SETTINGS_THAT_MATTER, exclude=LATER_SETTINGS)
+    changed = data.model_dump(mode="json", include=LATER_SETTINGS, exclude_defaults=True)
+    settings |= changed | {"columns": settings["columns"] | changed.get("columns", {})}
     identity = [SCHEMA_VERSION, source.format, source.identity, source.split, source.revision, settings, seed]
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -171,19 +176,26 @@ def _require_ray() -> None:
 
 
 def check_layout(tasks: Sequence[ReadTask], data: DataConfig) -> None:
-    """Fail now, not after hours, where the first rows all lack the columns or are no records. Raises SourceError."""
-    faults = []
+    """Fail now, not after hours, where the first rows all lack the columns or are no records, or where one has a column
+    that matters and stands unused. Raises SourceError.
+    """
+    faults, usable = [], False
     rows = ((task, raw) for task in tasks for raw in read_rows(task))
     for task, raw in islice(rows, CHECKED_ROWS):
         images = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
-            parse(raw.record, "", data, images)
-            return
+            parsed = parse(raw.record, "", data, images)
         except SampleError as error:
             faults.append(error)
-    if faults and all(is_wrong_layout(f.reason) for f in faults):
+            continue
+
+        usable = True
+        if unused := unused_columns(raw.record, parsed, data):
+            raise SourceError(unused_message(task.uri, unused))
+
+    if faults and not usable and all(is_wrong_layout(f.reason) for f in faults):
         raise SourceError(f"{tasks[0].uri}: {faults[0]}")
 
 

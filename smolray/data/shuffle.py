@@ -102,7 +102,7 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
-            samples = parse(raw.record, row_id, data, images)
+            samples = parse(raw.record, row_id, data, images).samples
         except SampleError as error:
             quarantine.add(row_id, error.reason, str(error), raw.row)
             continue

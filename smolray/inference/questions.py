@@ -14,7 +14,7 @@ from smolray.config import ColumnsConfig, ConfigError, DataConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import EncodeError, Encoder
-from smolray.data.formats.columns import own_id
+from smolray.data.formats.columns import Row, own_id
 from smolray.data.formats.discover import image_files, is_hub, list_read_tasks, read_rows, resolve
 from smolray.data.formats.images import ImageReader, folder_of
 from smolray.data.formats.questions import parse_questions
@@ -202,7 +202,7 @@ def _rows(task: ReadTask) -> Iterator[Raw]:
 
 def _own_id(raw: Raw, data: DataConfig) -> str:
     try:
-        return own_id(raw.record, data)
+        return own_id(Row(raw.record, data))
     except SampleError:
         return ""
 

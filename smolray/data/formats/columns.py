@@ -1,128 +1,98 @@
-"""What the columns of a raw record hold: images, a question, answers, an id, a type.
+"""The columns of a raw record: which names are known, and what each column was used as.
 
-In: a record as its file had it. Out: checked values, or a SampleError that names the column and what was expected.
+In: a record as its file had it. Out: a Row, from which the layouts take the columns that they use.
 """
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from smolray.config import DataConfig
+from smolray.data.formats.values import is_missing, shown
 from smolray.data.sample import SampleError
 
 RawRecord = Mapping[str, Any]
 
-IMAGE_COLUMNS = ("images", "image", "jpg", "jpeg", "png", "webp", "img")
-QUESTION_COLUMNS = ("question", "query")
-ANSWER_COLUMNS = ("multiple_choice_answer", "answer", "answers", "label")
+QUESTION_COLUMNS = ("question", "query", "instruction", "prompt")
+ANSWER_COLUMNS = ("multiple_choice_answer", "answer", "answers", "response", "output", "label")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt")
 LABEL_COLUMNS = ("label", "cls")
 ID_COLUMNS = ("question_id", "questionId", "id")
 TYPE_COLUMNS = ("answer_type", "question_type", "question_types", "type")
 
 
-def check_named_columns(record: RawRecord, data: DataConfig, keys: Collection[str] | None = None) -> None:
-    """Raise SampleError where a column that data.columns names is missing. `keys`: the ones to check; default: all."""
-    named = data.columns.model_dump(include=None if keys is None else set(keys))
-    for key, column in named.items():
-        if column and column not in record:
-            message = f"column {column!r} (data.columns.{key}) is not there; {columns_found(record)}"
-            raise SampleError("wrong_columns", message)
+class Row:
+    """A record as the layouts read it, without data.ignore_columns. Nulls and NaN count as missing.
+
+    `used`: what each column that was taken was used as.
+    """
+
+    def __init__(self, record: RawRecord, data: DataConfig):
+        ignored = set(data.ignore_columns)
+        self.record = {name: value for name, value in record.items() if name not in ignored}
+        self.data = data
+        self.used: dict[str, str] = {}
+        self._names = {name.lower(): name for name in reversed(self.record)}
+
+    def find(self, names: Iterable[str]) -> str:
+        """The column of the first of `names`, in any case, that holds a value; empty where none does."""
+        for name in names:
+            column = name if name in self.record else self._names.get(name.lower(), "")
+            if column and not is_missing(self.record[column]):
+                return column
+        return ""
+
+    def has(self, *names: str) -> bool:
+        """Whether a column of each of `names`, in any case, holds a value."""
+        return all(self.find((name,)) for name in names)
+
+    def lacks(self, names: Iterable[str]) -> bool:
+        """Whether there is no column of any of `names`, in any case, not even an empty one."""
+        return not any(name in self.record or name.lower() in self._names for name in names)
+
+    def use(self, column: str, purpose: str) -> Any:
+        """The value of a column, which is from now on used as `purpose`."""
+        self.used[column] = purpose
+        return self.record[column]
+
+    def check_named(self, keys: Collection[str] | None = None) -> None:
+        """Raise SampleError where a column that data.columns names is missing. `keys`: those to check; default: all."""
+        for key, named in self.data.columns.model_dump(include=None if keys is None else set(keys)).items():
+            for column in (named,) if isinstance(named, str) else named:
+                if column and column not in self.record:
+                    message = f"column {column!r} (data.columns.{key}) is not there; {self.columns_found()}"
+                    raise SampleError("wrong_columns", message)
+
+    def columns_found(self) -> str:
+        """The columns of the record, for a message."""
+        names = (f"{name} (empty)" if is_missing(value) else str(name) for name, value in self.record.items())
+        return f"columns found: {', '.join(names) or 'none'}"
 
 
-def columns_found(record: RawRecord) -> str:
-    """The columns of a record, for a message."""
-    names = (str(name) if value is not None else f"{name} (empty)" for name, value in record.items())
-    return f"columns found: {', '.join(names) or 'none'}"
+def question_column(row: Row) -> str:
+    """The column with the question, empty where there is none."""
+    return row.find((row.data.columns.question,) if row.data.columns.question else QUESTION_COLUMNS)
 
 
-def filled_columns(record: RawRecord) -> set[str]:
-    """Names of the columns that hold a value."""
-    return {name for name, value in record.items() if value is not None}
-
-
-def has_image(record: RawRecord, data: DataConfig) -> bool:
-    """Whether an image column holds anything."""
-    return bool(_image_columns(record, data))
-
-
-def image_values(record: RawRecord, data: DataConfig, embedded: list[Any]) -> list[Any]:
-    """Image values in order: those inside the messages, else those of the first image column that holds any."""
-    columns = _image_columns(record, data)
-    if embedded and columns:
-        raise SampleError(
-            "image_count", f"images both inside the messages and in column {columns[0]!r}: it is not clear which to use"
-        )
-
-    if not columns:
-        return embedded
-
-    value = record[columns[0]]
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _image_columns(record: RawRecord, data: DataConfig) -> list[str]:
-    columns = [data.columns.image] if data.columns.image else [c for c in IMAGE_COLUMNS if c in record]
-    return [c for c in columns if record[c] is not None and record[c] != []]
-
-
-def answers_of(value: Any, name: str) -> tuple[str, ...]:
-    """The answers in a value: one answer, a list of them, VQAv2's list of {answer, …}, or that as a dict of lists."""
-    if isinstance(value, Mapping) and "answer" in value:
-        value = value["answer"]
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(text_of(v.get("answer") if isinstance(v, Mapping) else v, f"a value of {name!r}") for v in values)
-
-
-def question_of(record: RawRecord, data: DataConfig) -> Any:
-    """The value of the question column, None where there is none."""
-    if data.columns.question:
-        return record[data.columns.question]
-    return next((record[c] for c in QUESTION_COLUMNS if record.get(c) is not None), None)
-
-
-def own_id(record: RawRecord, data: DataConfig) -> str:
+def own_id(row: Row) -> str:
     """The row's own id, empty where it has none. Raises SampleError where data.columns.id holds none."""
-    for column in [data.columns.id] if data.columns.id else ID_COLUMNS:
-        value = record.get(column)
+    named = row.data.columns.id
+    for column in filter(None, (row.find((name,)) for name in ([named] if named else ID_COLUMNS))):
+        value = row.record[column]
         if isinstance(value, (str, int)) and not isinstance(value, bool):
-            return str(value)
-        if data.columns.id:
-            raise SampleError(
-                "wrong_type", f"the id in column {column!r} is {shown(value)}; expected a string or an integer"
-            )
+            return str(row.use(column, "id"))
+    if named:
+        value = shown(row.record.get(named))
+        raise SampleError("wrong_type", f"the id in column {named!r} is {value}; expected a string or an integer")
     return ""
 
 
-def type_of(record: RawRecord, data: DataConfig) -> str:
+def type_of(row: Row) -> str:
     """The type of the question, for tables by type; empty where the record names none."""
-    for column in [data.columns.type] if data.columns.type else TYPE_COLUMNS:
-        value = record.get(column)
+    named = row.data.columns.type
+    for column in filter(None, (row.find((name,)) for name in ([named] if named else TYPE_COLUMNS))):
+        value = row.record[column]
         if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
-            return ", ".join(value)
+            return ", ".join(row.use(column, "type"))
         if isinstance(value, (str, int)):
-            return str(value)
+            return str(row.use(column, "type"))
     return ""
-
-
-def text_of(value: Any, name: str) -> str:
-    """A text, number or boolean as text. Raises SampleError for any other value."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return str(value)
-    if not isinstance(value, str):
-        raise SampleError("wrong_type", f"{name} is {shown(value)}; expected text")
-    return value
-
-
-def list_of(value: Any, name: str) -> Sequence[Any]:
-    """The value itself if it is a list. Raises SampleError."""
-    if not isinstance(value, (list, tuple)):
-        raise SampleError("wrong_type", f"{name} is {shown(value)}; expected a list")
-    return value
-
-
-def shown(value: Any) -> str:
-    """The beginning of a value and its type, for a message."""
-    return f"{repr(value)[:80]} ({type(value).__name__})"

@@ -8,20 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smolray.config import DataConfig
-from smolray.data.formats.columns import (
-    CAPTION_COLUMNS,
-    IMAGE_COLUMNS,
-    LABEL_COLUMNS,
-    RawRecord,
-    check_named_columns,
-    columns_found,
-    filled_columns,
-    has_image,
-    image_values,
-    own_id,
-    question_of,
-    text_of,
-)
+from smolray.data.formats.columns import CAPTION_COLUMNS, LABEL_COLUMNS, RawRecord, Row, own_id, question_column
 from smolray.data.formats.images import ImageReader
 from smolray.data.formats.layouts import (
     CAPTION_PROMPT,
@@ -31,7 +18,9 @@ from smolray.data.formats.layouts import (
     prompt_messages,
     with_prompt,
 )
+from smolray.data.formats.pictures import IMAGE_COLUMNS, has_image, image_values
 from smolray.data.formats.turns import assistant_turn, check_text, place_images, read_messages, user_turn
+from smolray.data.formats.values import text_of
 from smolray.data.sample import Conversation, Message, Sample, SampleError
 
 
@@ -44,17 +33,18 @@ def parse_questions(
     stand before the question where `data.columns.question` names its column. Ids are those of `parse`. Raises
     SampleError.
     """
-    check_named_columns(record, data, {"image", "question", "id"})
+    row = Row(record, data)
+    row.check_named({"image", "question", "id"})
     if prompts and not data.columns.question:
-        conversations, embedded = _prompts_about_images(record, data, prompts)
+        conversations, embedded = _prompts_about_images(row, prompts)
     else:
         conversations, embedded = [], []
         for prompt in prompts or (data.prompt,):
-            found, embedded = _questions(record, data.replace({"prompt": prompt}))
+            found, embedded = _questions(Row(record, data.replace({"prompt": prompt})))
             conversations += found
 
-    own = own_id(record, data) or row_id
-    row_images = tuple(images.read(value) for value in image_values(record, data, embedded))
+    own = own_id(row) or row_id
+    row_images = tuple(images.read(value) for value in image_values(row, embedded))
 
     samples = []
     for number, conversation in enumerate(conversations):
@@ -66,15 +56,15 @@ def parse_questions(
     return samples
 
 
-def _prompts_about_images(record: RawRecord, data: DataConfig, prompts: Sequence[str]) -> Parsed:
+def _prompts_about_images(row: Row, prompts: Sequence[str]) -> Parsed:
     """Each prompt as a conversation about the row's images, inside its messages or in a column of their own."""
     embedded: list[Any] = []
-    if record.get("messages") is not None:
-        _, embedded = read_messages(record["messages"], "messages")
-    if not embedded and not has_image(record, data):
+    if row.has("messages"):
+        _, embedded = read_messages(row.record["messages"], "messages")
+    if not embedded and not has_image(row):
         raise SampleError(
             "wrong_columns",
-            f"the row has no image to ask about; {columns_found(record)}; "
+            f"the row has no image to ask about; {row.columns_found()}; "
             f"expected one of {', '.join(IMAGE_COLUMNS)}, or name it in data.columns.image",
         )
     return [Conversation("", (user_turn(text),)) for text in prompts], embedded
@@ -93,37 +83,39 @@ def _turns_before_the_answer(conversation: Conversation, images: int) -> list[Me
     return turns
 
 
-def _questions(record: RawRecord, data: DataConfig) -> Parsed:
+def _questions(row: Row) -> Parsed:
     """The conversations of a record, with or without answers.
 
     The record is a row of prepared shards, has any layout for training, or has only a question, a prompt or an image.
     """
-    filled = filled_columns(record)
-    if not data.columns.question and (parsed := _conversations(record, data, filled)) is not None:
+    data, named = row.data, row.data.columns.question
+    if not named and (parsed := _conversations(row)) is not None:
         return parsed
 
-    if (question := question_of(record, data)) is not None:
-        return [Conversation("", (user_turn(with_prompt(text_of(question, "the question"), data)),))], []
-    if data.columns.question:
-        raise SampleError("wrong_type", f"the question in column {data.columns.question!r} is empty; expected text")
+    if column := question_column(row):
+        text = text_of(row.use(column, "question"), "the question")
+        return [Conversation("", (user_turn(with_prompt(text, data)),))], []
+    if named:
+        raise SampleError("wrong_type", f"the question in column {named!r} is empty; expected text")
 
-    if has_image(record, data):
-        labelled = filled & set(LABEL_COLUMNS) and not filled & set(CAPTION_COLUMNS)
+    if has_image(row):
+        labelled = row.find(LABEL_COLUMNS) and not row.find(CAPTION_COLUMNS)
         return [Conversation("", (user_turn(data.prompt or (LABEL_PROMPT if labelled else CAPTION_PROMPT)),))], []
     raise SampleError(
         "wrong_columns",
-        f"nothing to ask; {columns_found(record)}; expected an image, question, prompt or messages; "
+        f"nothing to ask; {row.columns_found()}; expected an image, question, prompt or messages; "
         "or name them in data.columns.*",
     )
 
 
-def _conversations(record: RawRecord, data: DataConfig, filled: set[str]) -> Parsed | None:
+def _conversations(row: Row) -> Parsed | None:
     """The complete conversations of the record, or its prompt; None where it has neither."""
-    if {"key", "images", "conversations"} <= filled and all(isinstance(c, str) for c in record["conversations"]):
-        return [Conversation.from_json(text) for text in record["conversations"]], []
-    if parser := conversation_parser(filled):
-        return parser(record, data)
-    if "prompt" in filled:
-        messages, embedded = prompt_messages(record["prompt"], "prompt", data)
+    stored = row.record.get("conversations")
+    if row.has("key", "images", "conversations") and all(isinstance(c, str) for c in stored or [None]):
+        return [Conversation.from_json(text) for text in row.record["conversations"]], []
+    if parser := conversation_parser(row):
+        return parser(row)
+    if row.has("prompt"):
+        messages, embedded = prompt_messages(row.use("prompt", "question"), "prompt", row.data)
         return [Conversation("", messages)], embedded
     return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from smolray.data.formats.columns import list_of, shown, text_of
+from smolray.data.formats.values import list_of, shown, text_of
 from smolray.data.sample import ROLES, Conversation, Message, Part, SampleError
 
 MAX_TEXT = 16 * 2**20  # characters in a row; a longer row is a mistake, and a batch of such rows fills the memory

@@ -28,7 +28,7 @@ def test_every_format_is_listed_with_its_suffixes():
 def test_every_example_row_can_be_read(tmp_path, line):
     (tmp_path / "red.png").write_bytes(picture(8, 6))
     images = ImageReader(str(tmp_path), str(tmp_path), 100)
-    samples = parse(json.loads(line), "row", DataConfig(), images)
+    samples = parse(json.loads(line), "row", DataConfig(), images).samples
     assert samples and all(bool(s.images) == ("image" in line) for s in samples)
 
 

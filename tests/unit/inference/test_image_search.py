@@ -94,7 +94,7 @@ def test_without_a_prompt_images_are_embedded_as_in_training(
     for image in pictures:  # what prepare makes of a caption
         (sample,) = parse(
             {"image": {"bytes": image}, "caption": "a box"}, "0", data, ImageReader("", "", data.max_image_pixels)
-        )
+        ).samples
         rows.append(shard_row([image], sample.conversation))
     batch = collate_image_text([Group(row, (0,)) for row in rows], search.source.encoder())
     with torch.no_grad():

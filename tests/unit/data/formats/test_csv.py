@@ -36,7 +36,7 @@ def test_rows_with_image_paths_become_samples(tmp_path):
     text = 'image,question,answer,id\nimages/a.png,"what, exactly?",007,1.50\n,2 + 2?,4,\n'
     task = list_read_tasks(resolve(str(write(tmp_path, text)), DATA))[0]
     images = ImageReader(folder_of(task.uri), task.root, DATA.max_image_pixels)
-    (first,), (second,) = (parse(row.record, f"x#{row.row}", DATA, images) for row in read_rows(task))
+    (first,), (second,) = (parse(row.record, f"x#{row.row}", DATA, images).samples for row in read_rows(task))
 
     assert first.images == (picture(8, 6),) and second.images == ()
     assert [m.text for m in first.conversation.messages] == ["what, exactly?", "007"]
@@ -46,7 +46,7 @@ def test_rows_with_image_paths_become_samples(tmp_path):
 def test_columns_may_be_named_in_the_config(tmp_path):
     data = DataConfig(columns=ColumnsConfig(question="q", answer="a"))
     row = rows_of(write(tmp_path, "q\ta\nwhy?\tbecause\n", "x.tsv"))[0]
-    (sample,) = parse(row.record, "x#0", data, ImageReader(str(tmp_path), str(tmp_path), 100))
+    (sample,) = parse(row.record, "x#0", data, ImageReader(str(tmp_path), str(tmp_path), 100)).samples
     assert [m.text for m in sample.conversation.messages] == ["why?", "because"]
 
 

@@ -29,7 +29,7 @@ RED, BLUE = png("red"), png("blue")
 
 
 def samples_of(record, data=DATA, folder="/nowhere"):
-    return parsers.parse(record, "file#0", data, ImageReader(str(folder), str(folder), data.max_image_pixels))
+    return parsers.parse(record, "file#0", data, ImageReader(str(folder), str(folder), data.max_image_pixels)).samples
 
 
 def one(record, data=DATA, folder="/nowhere"):
@@ -48,7 +48,7 @@ def read_all(source, data=DATA, task_bytes=2**28):
         images = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
         for raw in read_rows(task):
             assert not raw.reason, raw.message
-            rows += parsers.parse(raw.record, f"{task.name}#{raw.name or raw.row}", data, images)
+            rows += parsers.parse(raw.record, f"{task.name}#{raw.name or raw.row}", data, images).samples
     return rows
 
 
