@@ -10,11 +10,13 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import pyarrow.fs as pafs
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class StorageError(OSError):
@@ -161,7 +163,23 @@ def writing(uri: str, spool: bool = True) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that takes no files has none to delete
+            temporary.unlink(missing_ok=True)
+
+
+def require_writable(uri: str, setting: str) -> None:
+    """Write a small file below `uri` and delete it.
+
+    Raises:
+        StorageError: that is not possible; the message names `setting`, the place and the reason.
+    """
+    probe = join(uri, f".writable-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"")
+        delete(probe)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0].removeprefix(f"{absolute(probe)} cannot be written: ")
+        raise StorageError(f"{setting} = {uri} cannot be written: {reason}") from None
 
 
 def append_text(uri: str, text: str) -> None:
@@ -182,12 +200,16 @@ def append_text(uri: str, text: str) -> None:
 
 @contextmanager
 def _room_for(path: Path) -> Iterator[None]:
-    """Turn the errors of a full disk or quota into StorageFullError."""
+    """Turn the errors of a full disk or quota into StorageFullError, and those of a place that takes no files into
+    StorageError.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError(f"no room for {path}: {error.strerror}") from None
+        if error.errno in UNWRITABLE:
+            raise StorageError(f"{path} cannot be written: {error.strerror}") from None
         raise
 
 

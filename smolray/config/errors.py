@@ -6,11 +6,49 @@ In: the root model and its ValidationError. Out: text.
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 Model = type[BaseModel]
+# What other trainers call a setting -> its key here.
+ELSEWHERE = {
+    **dict.fromkeys(("rank", "lora_r", "lora_rank", "lora_dim"), "lora.r"),
+    **dict.fromkeys(("alpha", "scaling"), "lora.lora_alpha"),
+    "dropout": "lora.lora_dropout",
+    **dict.fromkeys(("targets", "lora_target", "modules"), "lora.target_modules"),
+    **dict.fromkeys(("lr", "base_lr"), "optimizer.learning_rate"),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "optimizer.lr_scheduler_type"),
+    "optim": "optimizer.name",
+    "wd": "optimizer.weight_decay",
+    **dict.fromkeys(
+        ("clip", "max_norm", "grad_clip", "gradient_clip", "gradient_clipping", "gradient_clip_val", "clip_grad_norm"),
+        "optimizer.max_grad_norm",
+    ),
+    **dict.fromkeys(
+        ("batch", "batch_size", "train_batch_size", "micro_batch_size", "per_device_batch_size", "bs"),
+        "train.per_device_train_batch_size",
+    ),
+    **dict.fromkeys(("epoch", "epochs", "num_epochs", "max_epochs", "n_epochs"), "train.num_train_epochs"),
+    **dict.fromkeys(("steps", "num_steps", "train_steps", "max_train_steps", "total_steps"), "train.max_steps"),
+    **dict.fromkeys(
+        ("grad_accum", "accumulation_steps", "accumulate_grad_batches"), "train.gradient_accumulation_steps"
+    ),
+    **dict.fromkeys(("log_steps", "log_every", "logging"), "train.logging_steps"),
+    **dict.fromkeys(("workers", "gpus", "num_gpus", "n_gpus", "nproc_per_node", "world_size"), "resources.num_workers"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "seq_len", "cutoff_len", "model_max_length"), "data.max_length"),
+    **dict.fromkeys(("dataset", "dataset_name", "data_path", "train_file", "train_data"), "data.train"),
+    **dict.fromkeys(
+        ("eval_data", "eval_dataset", "validation_file", "val", "valid", "eval", "test"), "data.validation"
+    ),
+    **dict.fromkeys(("model_name_or_path", "model_name", "model_id", "pretrained", "checkpoint_path"), "model.path"),
+    **dict.fromkeys(("bf16", "fp16", "torch_dtype", "precision", "mixed_precision"), "model.dtype"),
+    "zero_stage": "engine.stage",
+    "output_dir": "storage",
+    "run_name": "name",
+    **dict.fromkeys(("every", "interval", "save_every", "save_freq"), "checkpoint.save_steps"),
+}
+ELSEWHERE_IN = {"model.name": "model.path", "model.id": "model.path", "checkpoint.steps": "checkpoint.save_steps"}
 
 
 class ConfigError(ValueError):
@@ -48,12 +86,19 @@ def _explain(root: Model, key: str, faults: list[Any]) -> str:
         keys = ", ".join(_fields_at(root, location)) or "of your choice"
         return f"{key} = {value!r}: expected a section with the keys {keys}"
     message = fault["msg"].removeprefix("Value error, ")
+    if kind == "tuple_type":
+        return f"{key} = {value!r}: expected a list{_nearest_list(value, _items_at(root, location))}"
     return f"{key} = {value!r}: {message[0].lower()}{message[1:]}{_nearest(kind, value, context)}"
 
 
 def _did_you_mean(root: Model, location: Sequence[str]) -> str:
-    """The setting that was probably meant: one of this name in another section, else the nearest here or there."""
+    """The setting that was probably meant: what other trainers call so, one of this name in another section, else the
+    nearest here or there.
+    """
     *parents, name = location
+    known = ELSEWHERE_IN.get(".".join(location)) or ELSEWHERE.get(name)
+    if known and (_fields_at(root, known.split(".")[:-1]) and known.split(".")[-1] != name):
+        return f"; did you mean {known}?"
     elsewhere = {field: f"{section}.{field}" for section in root.model_fields for field in _fields_at(root, [section])}
     here = {field: ".".join([*parents, field]) for field in _fields_at(root, parents)}
     if name in elsewhere:
@@ -73,14 +118,31 @@ def _nearest(kind: str, value: Any, context: dict[str, Any]) -> str:
         return f"; nearest: {near[0]}" if near else ""
     if kind == "string_pattern_mismatch":
         return f"; nearest: {re.sub(r'[^a-z0-9._-]+', '-', str(value).lower()).strip('-._')[:62] or 'run'}"
-    if kind == "tuple_type":
-        return f"; nearest: [{value}]"
     if kind == "string_type" and isinstance(value, int | float):
         return f'; nearest: "{value}", in quotes'
     for bound, nearest in (("ge", "{}"), ("le", "{}"), ("gt", "just above {}"), ("lt", "just below {}")):
         if bound in context:
             return f"; nearest: {nearest.format(context[bound])}"
     return ""
+
+
+def _nearest_list(value: Any, items: Sequence[str]) -> str:
+    """The list that one bare word probably stands for. `items`: what it may hold; empty where that is free."""
+    if not items:
+        return f"; nearest: [{value}]"
+    if str(value) in ("all", "*", "full"):
+        return f"; nearest: [{', '.join(items)}]"
+    words = [difflib.get_close_matches(word.strip(), items, n=1, cutoff=0.3) for word in str(value).split(",")]
+    near = ", ".join(word[0] for word in words if word)
+    return f" of {', '.join(items)}" + (f"; nearest: [{near}]" if near else "")
+
+
+def _items_at(root: Model, location: Sequence[str]) -> tuple[str, ...]:
+    """What the list at `location` may hold, where that is a choice of names."""
+    section = _section_at(root, location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    item = next(iter(get_args(field.annotation)), None) if field else None
+    return get_args(item) if get_origin(item) is Literal else ()
 
 
 def _section_at(root: Model, location: Sequence[str]) -> Model | None:

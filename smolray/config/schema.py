@@ -6,7 +6,7 @@ settings into README.md.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from smolray.config.methods import (
     METHODS,
@@ -24,6 +24,7 @@ from smolray.config.section import Section
 ModelGroup = Literal["vision", "connector", "text"]
 PIPELINE_ACCUMULATION = 4  # with fewer micro-batches a stage, filling and emptying a pipeline takes most of a step
 DType = Literal["float32", "bfloat16", "float16"]
+ALL_LINEAR = "all-linear"
 
 
 class ModelConfig(Section):
@@ -84,9 +85,21 @@ class LoraConfig(Section):
         "fc2",
         "proj",
     )
-    """names of the linear layers that get adapters, inside `groups` only"""
+    """names of the linear layers that get adapters, inside `groups` only; all-linear, as in PEFT: all but lm_head"""
     init_lora_weights: Literal["default", "gaussian"] = "default"
     """default: PEFT's (Kaiming uniform); gaussian: normal, scaled by the rank"""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        """`target_modules=all-linear`, as PEFT writes it."""
+        return (ALL_LINEAR,) if value == ALL_LINEAR else value
+
+    def adapts(self, module: str) -> bool:
+        """Whether the linear layer of this name (`…self_attn.q_proj`) gets an adapter, where its group does."""
+        if ALL_LINEAR in self.target_modules and module.rpartition(".")[2] != "lm_head":
+            return True
+        return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
 
 
 class ColumnsConfig(Section):
@@ -207,9 +220,9 @@ class TrainConfig(Section):
     """How long a run is and how large its steps are."""
 
     num_train_epochs: int = Field(default=1, ge=1)
-    """passes over the training data"""
+    """passes over the training data; max_steps overrides it"""
     max_steps: int = Field(default=-1, ge=-1)
-    """stop after this many optimizer steps; -1: no such limit"""
+    """above 0: train this many optimizer steps, however many passes that takes"""
     per_device_train_batch_size: int = Field(default=8, ge=1)
     """most conversations in a micro-batch"""
     micro_batch_tokens: int | None = Field(default=None, ge=8)

@@ -102,6 +102,7 @@ def prepare(
         return manifest
 
     _require_ray()
+    storage.require_writable(out, "the folder of the shards")
     tasks = list_read_tasks(found, task_bytes)
     if not tasks:
         raise SourceError(f"{source} holds no rows")

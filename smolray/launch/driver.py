@@ -48,6 +48,7 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     """
     began = time.time()
     refuse_lost_storage(config)
+    storage.require_writable(config.storage, "storage")
     connect()
     run = resolve(config, Cluster.connected())
     storage.delete(RunFolder(run.config.run_dir).stop_flag)
@@ -140,9 +141,10 @@ def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
     """Decode the validation shards of a run with one of its checkpoints (default: the best, else the newest), over its
     workers.
     """
-    connect()
     if not config.data.validation:
         raise ConfigError("data.validation is not set: there is nothing to evaluate on")
+    storage.require_writable(config.run_dir, "the run's folder")
+    connect()
     chosen = chosen_checkpoint(config.run_dir, name)
     config = resolve(config, Cluster.connected()).config
 

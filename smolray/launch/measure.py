@@ -52,9 +52,7 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     if plan.chosen is None:
         raise NothingFitsError(words(plan))
 
-    run, nodes = bind(
-        config, plan.chosen, plan.settings() | {"train.max_steps": STEPS, "train.num_train_epochs": STEPS}, seen
-    )
+    run, nodes = bind(config, plan.chosen, plan.settings() | {"train.max_steps": STEPS}, seen)
     check_run(run)
     record = fit(run, folders, WorkerTask.MEASURE, nodes)
     if "error" in record:

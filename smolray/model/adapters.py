@@ -3,7 +3,6 @@
 In: a loaded model and the run. Out: the model (a PeftModel with LoRA), its `requires_grad` flags set.
 """
 
-import re
 from functools import partial
 from typing import Any
 
@@ -103,8 +102,7 @@ def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
     Raises:
         ConfigError: no linear layer of a group matches, or the head to adapt is tied to the embeddings.
     """
-    pattern = re.compile(rf"(^|\.)({'|'.join(map(re.escape, lora.target_modules))})$")
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and pattern.search(name)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and lora.adapts(name)]
     targets = [name for name in linear if group_of(name) in lora.groups]
     for group in lora.groups:
         if not any(group_of(name) == group for name in targets):

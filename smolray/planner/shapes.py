@@ -302,7 +302,7 @@ class Training:
 
     def rank(self, group: str, linear: Linear) -> int:
         """LoRA's rank in a linear layer; 0 without an adapter."""
-        if self.lora is None or group not in self.lora.groups or linear.name not in self.lora.target_modules:
+        if self.lora is None or group not in self.lora.groups or not self.lora.adapts(linear.name):
             return 0
         return self.lora.ranks.get(group, self.lora.r)  # type: ignore[call-overload, no-any-return]
 

@@ -56,10 +56,9 @@ class TrainLoop:
 
     @property
     def total_steps(self) -> int:
-        """The steps of all epochs, or `train.max_steps` where that is less."""
-        steps = sum(plan.steps(self.config.global_batch) for plan in self.plans)
+        """`train.max_steps`, else the steps of all epochs."""
         limit = self.config.train.max_steps
-        return min(steps, limit) if limit > 0 else steps
+        return limit if limit > 0 else sum(plan.steps(self.config.global_batch) for plan in self.plans)
 
     def run(self) -> Progress:
         """Train to the end or to a stop. Raises NonFiniteLossError before the weights are touched by a bad step."""

@@ -149,7 +149,29 @@ def build_plans(config: RunConfig, folders: Folders) -> list[EpochPlan]:
     """The plan of each epoch. Raises PlanError where the data do not fit the method."""
     index, limits = load_index(folders.train, config), PlanLimits.of(config)
     check_kind(index, config.method)
-    return [build_epoch(index, limits, config.seed, epoch) for epoch in range(config.train.num_train_epochs)]
+    return lay_plans(config, lambda epoch: build_epoch(index, limits, config.seed, epoch))
+
+
+def lay_plans(config: RunConfig, build: Callable[[int], EpochPlan]) -> list[EpochPlan]:
+    """`train.num_train_epochs` plans; where `train.max_steps` is set, as many as those steps take.
+
+    `build`: the plan of an epoch by its number, from 0.
+    """
+    if config.train.max_steps <= 0:
+        return [build(epoch) for epoch in range(config.train.num_train_epochs)]
+
+    plans, steps = list[EpochPlan](), 0
+    while steps < config.train.max_steps:
+        plans.append(build(len(plans)))
+        steps += epoch_steps(config, plans[-1])
+    return plans
+
+
+def epoch_steps(config: RunConfig, plan: EpochPlan) -> int:
+    """The optimizer steps of one epoch. TRL does not pack: it counts conversations."""
+    if config.engine.name != "trl":
+        return plan.steps(config.global_batch)
+    return -(-plan.samples // (config.train.per_device_train_batch_size * config.global_batch))
 
 
 def check_validation(config: RunConfig, folders: Folders) -> None:

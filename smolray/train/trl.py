@@ -76,9 +76,9 @@ class TrlRun(TrainerCallback):
 
     @property
     def total_steps(self) -> int:
-        """The steps of all epochs, or `train.max_steps` where that is less."""
-        steps, limit = self._epoch_steps * len(self.plans), self.config.train.max_steps
-        return min(steps, limit) if limit > 0 else steps
+        """`train.max_steps`, else the steps of all epochs."""
+        limit = self.config.train.max_steps
+        return limit if limit > 0 else self._epoch_steps * len(self.plans)
 
     @property
     def _epoch_steps(self) -> int:

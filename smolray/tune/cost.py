@@ -83,6 +83,8 @@ def estimate_cost(
         )
 
     samples = (statistics.samples or 0) * config.train.num_train_epochs
+    if config.train.max_steps > 0:
+        samples = config.train.max_steps * config.global_batch * config.train.per_device_train_batch_size
     return CostEstimate(round(min(samples / c.samples_per_second * len(c.gpus) / 60 for c in fitting), 2))
 
 

@@ -77,6 +77,7 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     folder, total = search_folder(config.storage, config.name), total_trials(config, space)
     refuse_other_search(config, folder)
     refuse_foreign_runs(config, folder, total)
+    storage.require_writable(config.storage, "storage")
 
     connect()
     base = trial_base(config)

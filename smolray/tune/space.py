@@ -110,6 +110,11 @@ def _against_algorithm(config: RunConfig, space: Space) -> Iterator[str]:
 
     if search.scheduler == "pbt":
         yield from _against_population(config, space)
+    elif search.scheduler != "none" and config.train.max_steps > 0:
+        yield (
+            f"train.max_steps = {config.train.max_steps} with search.scheduler = {search.scheduler}: its rungs are "
+            "counted in epochs; nearest: search.scheduler=none, or train.num_train_epochs without max_steps"
+        )
 
     if search.second_objective and search.algorithm != "optuna":
         yield (

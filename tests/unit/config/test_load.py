@@ -8,7 +8,7 @@ import re
 import jsonschema
 import pytest
 
-from smolray.config import ConfigError, RunConfig, load_config, to_yaml
+from smolray.config import ConfigError, RunConfig, errors, load_config, to_yaml
 
 
 def refusal(*overrides: str, path=None, base=None) -> str:
@@ -41,6 +41,16 @@ def refusal(*overrides: str, path=None, base=None) -> str:
         ("model.train=[vision,textt]", ["model.train.1 = 'textt'", "nearest: text"]),
         ("name=My Run!", ["name = 'My Run!'", "nearest: my-run"]),
         ("lora=3", ["lora = 3", "lora_alpha"]),
+        ("lora.rank=8", ["did you mean lora.r?"]),
+        ("lora.alpha=8", ["did you mean lora.lora_alpha?"]),
+        ("lr=1e-4", ["did you mean optimizer.learning_rate?"]),
+        ("train.batch_size=4", ["did you mean train.per_device_train_batch_size?"]),
+        ("train.epochs=3", ["did you mean train.num_train_epochs?"]),
+        ("model.name=tiny", ["did you mean model.path?"]),
+        ("num_gpus=2", ["did you mean resources.num_workers?"]),
+        ("lora.target_modules=q_proj", ["expected a list", "nearest: [q_proj]"]),
+        ("model.train=vison", ["of vision, connector, text", "nearest: [vision]"]),
+        ("lora.groups=all", ["nearest: [vision, connector, text]"]),
         ("train.int=3", ["train.int = 3", "not a setting"]),
     ],
 )
@@ -91,6 +101,22 @@ def test_an_impossible_combination_is_refused(overrides, told):
     message = refusal(*overrides)
     for part in told:
         assert part in message
+
+
+def test_what_other_trainers_call_a_setting_is_a_setting_here():
+    known = set(errors.ELSEWHERE.values()) | set(errors.ELSEWHERE_IN.values())
+    assert not [key for key in known if key.split(".")[-1] not in errors._fields_at(RunConfig, key.split(".")[:-1])]
+    wrong = [name for name in errors.ELSEWHERE if name in errors._fields_at(RunConfig, [])]
+    assert not wrong, "these are settings themselves"
+
+
+def test_all_linear_is_accepted_as_peft_writes_it():
+    for written in ("all-linear", "[all-linear]"):
+        lora = load_config(None, [f"lora.target_modules={written}"]).lora
+        assert lora.adapts("model.text_model.layers.0.self_attn.q_proj") and lora.adapts("fc1")
+        assert not lora.adapts("lm_head")
+    lora = load_config(None, ["lora.target_modules=[q_proj]"]).lora
+    assert lora.adapts("self_attn.q_proj") and lora.adapts("q_proj") and not lora.adapts("xq_proj")
 
 
 def test_all_faults_are_reported_at_once():

@@ -100,6 +100,15 @@ def test_dora_starts_as_the_base_model_and_trains_magnitudes(tiny_path):
         torch.testing.assert_close(sft_sum(model.eval(), batch), sft_sum(base.eval(), batch))
 
 
+@pytest.mark.parametrize("groups", [["text"], ["vision", "connector"], ["vision", "connector", "text"]])
+def test_all_linear_adapts_every_linear_layer_of_the_groups_but_the_head(tiny_path, groups):
+    model = adapted(tiny_path, "lora.target_modules=all-linear", f"lora.groups=[{','.join(groups)}]")
+    plain = load_model(load_config(None, [f"model.path={tiny_path}", "model.dtype=float32"]).model)
+    linear = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and group_of(n) in groups}
+    found = {n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    assert found == linear - {"lm_head"}
+
+
 def test_a_group_without_targets_and_a_tied_head_are_refused(tiny_path):
     with pytest.raises(ConfigError, match="'connector'"):
         adapted(tiny_path, "lora={groups: [text, connector], target_modules: [q_proj]}")
