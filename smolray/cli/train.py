@@ -146,6 +146,6 @@ def _statistics(run: RunConfig) -> Any:
         except (ShardError, FileNotFoundError):
             errors.print("the data is not prepared and indexed yet: its sizes are assumed", style="yellow")
 
-    from smolray.planner.shapes import shape_of
+    from smolray.planner.model_files import shape_of
 
     return DataStatistics.default(run, shape_of(run.model))

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, Idefics3Processor
+from transformers import AutoConfig, Idefics3Processor, PreTrainedConfig
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smolray.config import ConfigError, ModelConfig, RunConfig
+from smolray.config.family import require_family
 from smolray.data.tokenizer import load_tokenizer
 from smolray.pretrained import resolve
 
@@ -26,8 +27,19 @@ def run_processor(config: RunConfig) -> Idefics3Processor:
     return processor
 
 
+def require_supported(model: ModelConfig) -> None:
+    """Raise ConfigError unless the model's config.json says that it is of the SmolVLM family."""
+    config, _ = PreTrainedConfig.get_config_dict(resolve(model.path), revision=model.revision)
+    require_family(model.path, config)
+
+
 def load_processor(model: ModelConfig) -> Idefics3Processor:
-    """The processor with the PIL image backend, also for SmolVLM2, whose own processor requires a video backend."""
+    """The processor with the PIL image backend, also for SmolVLM2, whose own processor requires a video backend.
+
+    Raises:
+        ConfigError: the model is of another family, or its processor is not as SmolVLM's.
+    """
+    require_supported(model)
     path, revision = resolve(model.path), model.revision or "main"
     tokenizer = load_tokenizer(path, revision)
     settings = _processor_settings(path, revision)

@@ -21,7 +21,7 @@ from smolray.data.batch import Batch
 from smolray.data.ray_context import at_once, quiet_context
 from smolray.inference.predictor import ModelSource
 from smolray.inference.questions import PlacedQuestion, PromptSettings, QuestionTask, collate_questions, read_questions
-from smolray.planner.shapes import shape_of
+from smolray.planner.model_files import shape_of
 from smolray.pretrained import DTYPES
 
 CPUS_PER_MODEL = 0.5  # the tasks that read get the other CPUs

@@ -9,9 +9,10 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
-from smolray.config import ConfigError, ModelConfig, ModelGroup
+from smolray.config import ModelConfig, ModelGroup
+from smolray.data.processor import require_supported
 from smolray.model import attention
 from smolray.pretrained import DTYPES, resolve
 
@@ -19,8 +20,6 @@ transformers.utils.logging.disable_progress_bar()  # every worker would show one
 
 # it warns at every call that int8 products have fp16 inputs
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-
-MODEL_TYPES = ("idefics3", "smolvlm")
 
 
 def base_model(model: nn.Module) -> Any:
@@ -40,10 +39,8 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
     Raises:
         ConfigError: the model is of another family.
     """
+    require_supported(model)
     path = resolve(model.path)
-    kind = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=False).model_type
-    if kind not in MODEL_TYPES:
-        raise ConfigError(f"model.path = {model.path}: model type {kind!r}; expected one of {', '.join(MODEL_TYPES)}")
     quantisation = None
     if model.load_in_4bit or model.load_in_8bit:
         quantisation = BitsAndBytesConfig(

@@ -14,8 +14,9 @@ from smolray.planner.candidate import Candidate
 from smolray.planner.candidates import all_candidates, candidate_as_written
 from smolray.planner.data_parallel import offload_settings
 from smolray.planner.inventory import Inventory
+from smolray.planner.model_files import shape_of
 from smolray.planner.problem import PlanningProblem
-from smolray.planner.shapes import ModelShape, shape_of
+from smolray.planner.shapes import ModelShape
 from smolray.planner.statistics import DataStatistics
 
 # Candidates this near to the fastest are judged by how simple they are: predictions are not more exact than that.
@@ -164,7 +165,7 @@ def changes(
     methods = _method_changes(config)
     limits = [limit for limit in (13, 9, 5, 3, 1) if limit < statistics.most_tiles]
     for limit in (None, *limits):
-        counted = statistics if limit is None else statistics.with_max_tiles(limit, shape.tokens_per_tile)
+        counted = statistics if limit is None else statistics.with_max_tiles(limit, shape)
         for settings, words in methods:
             whole = settings if limit is None else {**settings, "image.max_tiles": limit}
             if whole:

@@ -1,21 +1,19 @@
 """A model as the planner sees it: its layers in the order of the forward pass, with exact counts of their weights.
 
-In: a transformers config (a dict, as config.json holds it) or the name of a known shape. Out: ModelShape, and from a
-RunConfig Training: what of the model is trained.
+In: a transformers config (a dict, as config.json holds it). Out: ModelShape, and from a RunConfig Training: what of the
+model is trained.
 
 The layers are those of a pipeline (engine/pipeline/split.py): `vision_embeddings`, `vision.<i>`, `merge` (the tower's
 last norm, connector, token embedding), `text.<i>`, `head`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from smolray import storage
-from smolray.config import ConfigError, LoraConfig, ModelConfig, RunConfig
+from smolray.config import LoraConfig, RunConfig
+from smolray.config.family import require_family
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # The defaults of transformers for keys that a published config.json does not have (Idefics3VisionConfig).
@@ -28,6 +26,8 @@ VISION_DEFAULTS = {
     "image_size": 224,
     "patch_size": 32,
 }
+# Row, column and the fake token, and a share of the line breaks: a third token for three of 13 tiles.
+MARKS_OF_SPECIAL_TOKENS = 30 / 13
 # bitsandbytes: nf4 in blocks of 64, their absmax in 8 bits in blocks of 256; int8 with one fp32 scale a row.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -112,19 +112,27 @@ class Text:
 class ModelShape:
     """The sizes of an Idefics3 / SmolVLM model.
 
-    `tied`: the head's weights are the token embeddings. `left_out`: model groups whose output comes with the data; the
-    model is loaded without them.
+    `tied`: the head's weights are the token embeddings. `tokens_around_tile`: of the marks that say where a tile
+    is in its image (planner/model_files.py). `left_out`: model groups whose output comes with the data; the model is
+    loaded without them.
     """
 
     vision: Vision
     text: Text
     scale_factor: int
     tied: bool
+    tokens_around_tile: float = MARKS_OF_SPECIAL_TOKENS
     left_out: frozenset[str] = frozenset()
 
     @property
     def tokens_per_tile(self) -> int:
+        """Image tokens of a tile."""
         return self.vision.patches // self.scale_factor**2
+
+    @property
+    def tokens_with_marks(self) -> float:
+        """Tokens of a tile with the marks around it."""
+        return self.tokens_per_tile + self.tokens_around_tile
 
     @cached_property
     def layers(self) -> tuple[PipelineLayer, ...]:
@@ -163,19 +171,18 @@ class ModelShape:
         return sum(self.groups.values())
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
+    def from_config(cls, config: Mapping[str, Any], path: str) -> "ModelShape":
         """From a transformers config.json of the Idefics3 family.
+
+        Args:
+            config: the content of config.json.
+            path: where it is from, for the message.
 
         Raises:
             ConfigError: it is of another family.
         """
-        kind, text, seen = config.get("model_type"), config.get("text_config"), config.get("vision_config")
-        if kind not in ("idefics3", "smolvlm") or not isinstance(text, Mapping) or not isinstance(seen, Mapping):
-            raise ConfigError(
-                "the planner knows models of type idefics3 and smolvlm with text_config and vision_config, "
-                f"found {kind!r}"
-            )
-        vision = {**VISION_DEFAULTS, **seen}
+        require_family(path, config)
+        text, vision = config["text_config"], {**VISION_DEFAULTS, **config["vision_config"]}
         heads = int(text["num_attention_heads"])
         return cls(
             Vision(*(int(vision[k]) for k in VISION_KEYS)),
@@ -204,60 +211,6 @@ VISION_KEYS = (
     "patch_size",
     "num_channels",
 )
-# Parts of hub ids whose config need not be fetched: they have the shapes of the random models.
-PUBLISHED = {
-    "256m": "random-256m",
-    "500m": "random-500m",
-    "2.2b": "random-2.2b",
-    "smolvlm-instruct": "random-2.2b",
-    "smolvlm-base": "random-2.2b",
-    "smolvlm-synthetic": "random-2.2b",
-}
-
-
-def known_shape(name: str, vocab: int = 1000) -> ModelShape:
-    """A shape of smolray.model.tiny by name. `vocab`: the vocabulary of `tiny`, which its tokenizer decides."""
-    from smolray.model.tiny import SHAPES  # imports torch
-
-    spec = SHAPES[name]
-    text = {**spec["text"], "vocab_size": spec["vocab_size"] or vocab}
-    return ModelShape.from_config(
-        {
-            "model_type": "idefics3",
-            "vision_config": spec["vision"],
-            "text_config": text,
-            "scale_factor": spec["scale_factor"],
-            "tie_word_embeddings": bool(spec.get("tied")),
-        }
-    )
-
-
-def shape_of(model: ModelConfig) -> ModelShape:
-    """The shape of the run's model: from its config.json in a folder, in storage or in the hub's cache, or by name.
-
-    Raises:
-        ConfigError: there is no config.json and the name is not known.
-    """
-    path = model.path
-    if path in ("tiny", "random-256m", "random-500m", "random-2.2b"):
-        return known_shape(path)
-    if "://" in path or Path(path).expanduser().is_dir():
-        where = path if "://" in path else storage.absolute(path)
-        return ModelShape.from_config(json.loads(storage.read_bytes(storage.join(where, "config.json"))))
-    if "/" in path:
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(path, "config.json", revision=model.revision)
-        if isinstance(cached, str):
-            return ModelShape.from_config(json.loads(Path(cached).read_text(encoding="utf-8")))
-        if name := next(
-            (shape for key, shape in PUBLISHED.items() if key in path.lower() and "smolvlm" in path.lower()), None
-        ):
-            return known_shape(name)
-    raise ConfigError(
-        f"model.path = {path}: no config.json there or in the hub's cache, so its size is not known; expected a "
-        "folder, a model that was loaded here once, or one of tiny, random-256m, random-500m, random-2.2b"
-    )
 
 
 def left_out(config: RunConfig) -> frozenset[str]:

@@ -20,7 +20,6 @@ SAMPLED_ROWS = 1000
 # A data set that is not prepared yet is assumed to be like VQAv2: photographs of 640 x 480, 5.4 questions each, short
 # answers.
 ASSUMED_WIDTH, ASSUMED_HEIGHT, ASSUMED_QUESTIONS, ASSUMED_QUESTION_TOKENS, ASSUMED_LABEL_TOKENS = 640, 480, 5, 20, 4
-TOKENS_AROUND_TILE = 3  # fake_token_around_image, row and column, a share of the line breaks
 TEMPLATE_TOKENS = 8
 
 
@@ -117,16 +116,19 @@ class DataStatistics:
     def default(cls, config: RunConfig, shape: ModelShape) -> "DataStatistics":
         """Assumptions for a data set that is not prepared yet, with images tiled as the run's ImageConfig says."""
         tiles = assumed_tiles(config, shape)
-        prefix = TEMPLATE_TOKENS + tiles * (shape.tokens_per_tile + TOKENS_AROUND_TILE)
+        prefix = TEMPLATE_TOKENS + round(tiles * shape.tokens_with_marks)
         lengths = (prefix + ASSUMED_QUESTION_TOKENS + ASSUMED_LABEL_TOKENS,) * ASSUMED_QUESTIONS
         row = Row(tiles, prefix, lengths, (ASSUMED_LABEL_TOKENS,) * ASSUMED_QUESTIONS)
         return cls((row,), packed_tokens(row), tiles, assumed=True)
 
-    def with_max_tiles(self, limit: int, tokens_per_tile: int) -> "DataStatistics":
+    def with_max_tiles(self, limit: int, shape: ModelShape) -> "DataStatistics":
         """The statistics if image.max_tiles were `limit`: fewer tiles, and fewer image tokens in every conversation."""
 
+        def tokens_gone(tiles: int) -> int:
+            return round(max(tiles - limit, 0) * shape.tokens_with_marks)
+
         def fewer(row: Row) -> Row:
-            gone = max(row.tiles - limit, 0) * (tokens_per_tile + TOKENS_AROUND_TILE)
+            gone = tokens_gone(row.tiles)
             return Row(
                 min(row.tiles, limit),
                 max(row.prefix - gone, 0),
@@ -134,12 +136,11 @@ class DataStatistics:
                 row.labels,
             )
 
-        gone = max(self.most_tiles - limit, 0) * (tokens_per_tile + TOKENS_AROUND_TILE)
         rows = tuple(map(fewer, self.rows))
         return replace(
             self,
             rows=rows,
-            longest=max(self.longest - gone, *map(packed_tokens, rows), 2),
+            longest=max(self.longest - tokens_gone(self.most_tiles), *map(packed_tokens, rows), 2),
             most_tiles=min(self.most_tiles, limit),
         )
 

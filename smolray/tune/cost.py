@@ -14,8 +14,9 @@ from smolray.launch.resources import use_gpu
 from smolray.planner.candidate import Candidate
 from smolray.planner.candidates import candidate_as_written
 from smolray.planner.inventory import GPU, PCIE, Inventory, InventoryError, InventoryNode, find_gpu
+from smolray.planner.model_files import shape_of
 from smolray.planner.problem import PlanningProblem
-from smolray.planner.shapes import ModelShape, shape_of
+from smolray.planner.shapes import ModelShape
 from smolray.planner.statistics import DataStatistics
 from smolray.tune.domain import Settings
 from smolray.tune.space import trial_run

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -112,6 +114,7 @@ def test_a_processor_in_one_file_of_transformers_5_is_changed_there(tmp_path, ti
     config = run_config(tmp_path, tiny_path, [(64, 64), (128, 96)], longest_edge=128, upscale=True)
     stock, folder = stock_images(config), tmp_path / "out"
     folder.mkdir()
+    shutil.copy(Path(tiny_path, "config.json"), folder)
     write_processor(config, stock, folder)
     record = json.loads((folder / "processor_config.json").read_text())
     assert record["image_processor"]["size"] == {"longest_edge": 128} and record["processor_class"]

@@ -16,7 +16,8 @@ from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.model.tiny import SHAPES
 from smolray.planner.activations import Gradients, gradients, kept_bytes
-from smolray.planner.shapes import Training, known_shape, shape_of
+from smolray.planner.model_files import known_shape, shape_of
+from smolray.planner.shapes import Training
 from smolray.planner.statistics import Load
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, picture, shard_row

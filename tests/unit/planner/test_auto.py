@@ -5,8 +5,8 @@ import pytest
 from smolray.config import load_config
 from smolray.planner.auto import NothingFitsError, bounded, choose
 from smolray.planner.inventory import Interconnect
+from smolray.planner.model_files import known_shape
 from smolray.planner.probe import HardwareProbe, WorkerHardware
-from smolray.planner.shapes import known_shape
 from smolray.planner.statistics import DataStatistics
 
 SHAPE = known_shape("random-2.2b")

@@ -13,10 +13,11 @@ from smolray.planner.candidates import all_candidates
 from smolray.planner.describe import strategies_table, to_json, words
 from smolray.planner.inventory import KNOWN_GPUS, Interconnect, Inventory, InventoryNode, parse
 from smolray.planner.memory import Workload, Zero, pipeline_memory, stage_memory, zero_memory
+from smolray.planner.model_files import known_shape
 from smolray.planner.plan import choose, make_plan, predict
 from smolray.planner.problem import PlanningProblem
 from smolray.planner.schedule import in_flight
-from smolray.planner.shapes import Training, known_shape
+from smolray.planner.shapes import Training
 from smolray.planner.statistics import DataStatistics, Load
 from smolray.planner.time import layer_table
 

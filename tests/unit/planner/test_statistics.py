@@ -1,16 +1,22 @@
 """The micro-batches that the planner expects are those an epoch's plan lays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from smolray.config import DataConfig, ImageConfig, RunConfig, TrainConfig
+from smolray.config import DataConfig, ImageConfig, ModelConfig, RunConfig, TrainConfig
+from smolray.data.encode import Encoder
 from smolray.data.index import index_shard
 from smolray.data.plan import PlanLimits, build_epoch
+from smolray.data.processor import load_processor
 from smolray.data.shards import read_manifest
-from smolray.planner.shapes import known_shape
+from smolray.data.tiles import Grid
+from smolray.planner.model_files import known_shape, shape_of
 from smolray.planner.statistics import DataStatistics, Row, assumed_tiles, packed_tokens
-from tests.offline import encoder_of
+from tests.offline import asked, encoder_of
+from tests.real import MODELS, real_processor
 from tests.shards import vqa_rows, write_shards
 
 
@@ -66,11 +72,32 @@ def test_nothing_to_train_on_is_said(index):
 
 
 def test_fewer_tiles_take_their_tokens_with_them():
-    row = Row(13, 8 + 13 * 67, (8 + 13 * 67 + 20,) * 3, (4,) * 3)
+    shape = replace(known_shape("random-256m"), tokens_around_tile=10.0)
+    row = Row(13, 8 + 13 * 74, (8 + 13 * 74 + 20,) * 3, (4,) * 3)
     statistics = DataStatistics((row,), packed_tokens(row), 13)
-    fewer = statistics.with_max_tiles(5, tokens_per_tile=64)
-    assert (fewer.most_tiles, fewer.rows[0].tiles, fewer.rows[0].prefix) == (5, 5, 8 + 5 * 67)
-    assert fewer.longest == statistics.longest - 8 * 67
+    fewer = statistics.with_max_tiles(5, shape)
+    assert (fewer.most_tiles, fewer.rows[0].tiles, fewer.rows[0].prefix) == (5, 5, 8 + 5 * 74)
+    assert fewer.longest == statistics.longest - 8 * 74
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_images_of_published_models_have_the_tokens_that_the_planner_expects(name, tmp_path):
+    model = ModelConfig(path=str(real_processor(name, tmp_path / name)))
+    shape, encoder = shape_of(model), Encoder(load_processor(model), DataConfig(), ImageConfig())
+    for grid in (Grid(0, 0), Grid(2, 2), Grid(3, 4), Grid(4, 4)):
+        assert grid.tiles * shape.tokens_with_marks == pytest.approx(len(encoder.image_block(grid)), rel=0.04)
+    assert 13 * shape.tokens_with_marks == pytest.approx(len(encoder.image_block(Grid(3, 4))))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_row_of_unprepared_data_has_the_tokens_of_a_published_model(name, tmp_path):
+    model = ModelConfig(path=str(real_processor(name, tmp_path / name)))
+    (row,) = DataStatistics.default(RunConfig(model=model), shape_of(model)).rows
+    encoder = Encoder(load_processor(model), DataConfig(), ImageConfig())
+    question = asked("What is in the middle of the picture?", "a small dog")
+    (encoded,) = encoder.branches(question, [encoder.tiler.grid(640, 480)])
+    assert row.tiles == encoder.tiler.grid(640, 480).tiles
+    assert row.lengths[0] == pytest.approx(len(encoded.input_ids), rel=0.05)
 
 
 @pytest.mark.parametrize(

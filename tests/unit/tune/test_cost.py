@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from smolray.config import load_config
 from smolray.planner.inventory import find_gpu
-from smolray.planner.shapes import shape_of
+from smolray.planner.model_files import shape_of
 from smolray.planner.statistics import DataStatistics
 from smolray.tune.cost import estimate_cost
 
