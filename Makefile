@@ -10,9 +10,9 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
-unit test slow faults demo bench: export HF_HUB_OFFLINE ?= 1
+unit test slow faults fuzz demo bench: export HF_HUB_OFFLINE ?= 1
 
-.PHONY: venv help demo unit test slow faults lint types bench audit clean
+.PHONY: venv help demo unit test slow faults fuzz lint types bench audit clean
 
 venv: $(STAMP)  ## install smolray and its tools into .venv (the default)
 
@@ -47,6 +47,9 @@ slow: venv  ## the tests that take minutes
 
 faults: venv  ## the tests that kill processes and nodes (root)
 	$(BIN)/python -m pytest -m faults $(ARGS)
+
+fuzz: venv  ## 2,000 damaged sources, and damaged checkpoints and settings
+	$(BIN)/python -m pytest -m fuzz -n 2 tests/fuzz $(ARGS)
 
 lint: venv  ## style of the code: ruff check and ruff format
 	$(BIN)/ruff check .

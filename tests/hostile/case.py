@@ -50,7 +50,9 @@ def lines(rng, folder, bad, name="x.jsonl"):
     (folder / "good.png").write_bytes(encoded(rng))
     records = [{"image": "good.png", "question": "q", "answer": "a"} for _ in range(rng.randint(2, 5))] + bad
     rng.shuffle(records)
-    (folder / name).write_bytes(b"\n".join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in records))
+    (folder / name).write_bytes(
+        b"\n".join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in records) + b"\n"
+    )
     return len(records)
 
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 from enum import Enum
 from io import BufferedReader
 
-from smolray.data.formats.source import Format, Raw, ReadTask, SourceError, open_source
+from smolray.data.formats.compression import is_compressed, open_content, without_compression
+from smolray.data.formats.damage import check_text, damaged, rows_joined
+from smolray.data.formats.source import Format, Raw, ReadTask, SourceError
 
 MAX_ROW = 64 * 2**20  # bytes
 _BOM = b"\xef\xbb\xbf"
@@ -27,19 +29,25 @@ class _State(Enum):
 def cut_csv(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
     """Byte ranges of about `task_bytes / 16` (images come on top) that end where a row ends.
 
-    The file is read once from end to end: only the quotes before a newline tell whether a row ends there.
+    The file is read once from end to end: only the quotes before a newline tell whether a row ends there. A compressed
+    file is one range of its content. Raises SourceError where the file is damaged or ends in the middle of a row.
     """
-    limit = max(task_bytes // 16, 1)
-    _, start = _header(whole)
+    compressed = is_compressed(whole.uri)
+    limit = 2**63 if compressed else max(task_bytes // 16, 1)
+    names, start = _header(whole)
     first_row = row = 0
-    stop = start
+    stop, content, fault = start, b"", ""
 
-    for stop, content, fault in _rows(replace(whole, start=start, stop=size)):
+    for stop, content, fault in _rows(replace(whole, start=start, stop=2**63 if compressed else size)):
         row += 1 if fault or not _is_blank(content) else 0
         if stop - start >= limit:
             yield replace(whole, start=start, stop=stop, first_row=first_row)
             start, first_row = stop, row
 
+    open_end = not _is_blank(content) and not content.endswith((b"\n", b"\r")) and fault != "text_too_long"
+    if open_end and (fault or len(_fields(content, _delimiter(whole.uri))) < len(names)):
+        lost = "this row and what was to follow it are lost"
+        raise damaged(whole.uri, f"it ends in the middle of row {row - 1}, at byte {stop}", lost)
     if row > first_row:
         yield replace(whole, start=start, stop=stop, first_row=first_row)
 
@@ -47,16 +55,26 @@ def cut_csv(whole: ReadTask, size: int, task_bytes: int) -> Iterator[ReadTask]:
 def read_csv(task: ReadTask) -> Iterator[Raw]:
     """The rows of a byte range, numbered from 0 after the header. Blank lines do not count."""
     names, _ = _header(task)
-    number = task.first_row
+    number, delimiter = task.first_row, _delimiter(task.uri)
 
-    for _, content, fault in _rows(task):
-        if fault:
-            yield Raw(number, {}, reason=fault, message=_message(fault, content))
-        elif _is_blank(content):
+    for stop, content, fault in _rows(task):
+        if not fault and _is_blank(content):
             continue
+        check_text(task.uri, stop - len(content), number, content)
+        if fault:
+            raw = Raw(number, {}, reason=fault, message=_message(fault, content))
         else:
-            yield _parse(number, content, names, _delimiter(task.uri))
+            raw = _parse(number, content, names, delimiter)
+        yield raw
+        # A line end that was damaged made one bad row of two.
+        if raw.reason and rows_joined(content, lambda row: _is_row(row, names, delimiter)) > 1:
+            yield raw
         number += 1
+
+
+def _is_row(content: bytes, names: list[str], delimiter: bytes) -> bool:
+    whole = _state(content, delimiter, inside=False) is _State.WHOLE
+    return whole and len(_fields(content, delimiter)) == len(names)
 
 
 def _parse(number: int, content: bytes, names: list[str], delimiter: bytes) -> Raw:
@@ -79,7 +97,7 @@ def _message(fault: str, content: bytes) -> str:
 
 def _header(task: ReadTask) -> tuple[list[str], int]:
     """The column names and the byte where the first row begins. Raises SourceError for a header that cannot be used."""
-    with open_source(task.uri) as file:
+    with open_content(task.uri) as file:
         skipped = len(_BOM) if file.peek(len(_BOM)).startswith(_BOM) else 0
 
     rows = _rows(replace(task, start=skipped, stop=2**63))
@@ -105,7 +123,7 @@ def _rows(task: ReadTask) -> Iterator[tuple[int, bytes, str]]:
     stray quote costs one row, not all rows after it.
     """
     delimiter, place = _delimiter(task.uri), task.start
-    with open_source(task.uri) as file:
+    with open_content(task.uri) as file:
         file.seek(place)
         while place < task.stop and (line := file.readline(MAX_ROW)):
             if len(line) == MAX_ROW and not line.endswith(b"\n"):
@@ -196,7 +214,15 @@ def _is_blank(content: bytes) -> bool:
 
 
 def _delimiter(uri: str) -> bytes:
-    return b"\t" if uri.lower().endswith((".tsv", ".tab")) else b","
+    return b"\t" if without_compression(uri).endswith((".tsv", ".tab")) else b","
 
 
-CSV = Format("csv", cut_csv, read_csv, suffixes=(".csv", ".tsv"), metadata_suffixes=(".csv", ".tsv"), names_images=True)
+CSV = Format(
+    "csv",
+    cut_csv,
+    read_csv,
+    suffixes=(".csv", ".tsv"),
+    metadata_suffixes=(".csv", ".tsv"),
+    compressible=True,
+    names_images=True,
+)

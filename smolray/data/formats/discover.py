@@ -15,6 +15,8 @@ import pyarrow.fs as pafs
 
 from smolray import storage
 from smolray.config import DataConfig
+from smolray.data.formats.compression import without_compression
+from smolray.data.formats.damage import damaged
 from smolray.data.formats.hub import HUB, resolve_hub
 from smolray.data.formats.images import folder_of
 from smolray.data.formats.registry import FORMATS, named_format
@@ -58,7 +60,7 @@ def resolve(source: str, data: DataConfig) -> Source:
     source = storage.absolute(source).rstrip("/")
     found, root = _files(source)
     by_format = {
-        f.name: [file for file in found if _has_suffix(file, f.suffixes)] for f in FORMATS.values() if f.suffixes
+        f.name: [file for file in found if _is_of(file, f, f.suffixes)] for f in FORMATS.values() if f.suffixes
     }
     if chosen := named_format(data):
         files = by_format[chosen.name] or (found if len(found) == 1 else [])  # a single file may have any name
@@ -85,8 +87,8 @@ def image_files(source: str) -> tuple[list[str], str]:
     source = storage.absolute(source).rstrip("/")
     found, root = _files(source)
     names = [file.uri for file in found]
-    metadata = [file for file in found if any(_has_suffix(file, f.metadata_suffixes) for f in FORMATS.values())]
-    data_files = [file for file in found if any(_has_suffix(file, f.suffixes) for f in FORMATS.values())]
+    metadata = [file for file in found if any(_is_of(file, f, f.metadata_suffixes) for f in FORMATS.values())]
+    data_files = [file for file in found if any(_is_of(file, f, f.suffixes) for f in FORMATS.values())]
     if len(data_files) > len(metadata):
         return [], root
 
@@ -110,6 +112,8 @@ def iter_read_tasks(source: Source, task_bytes: int = READ_TASK_BYTES) -> Iterat
     """Yield the same read tasks one by one, the first before the rest of the source is read. Raises SourceError."""
     for number, (uri, size) in enumerate(source.files):
         name = uri[len(source.root) :].strip("/")
+        if not size and FORMATS[source.format].suffixes:
+            raise damaged(uri, "it has no bytes", "its rows are lost")
         whole = ReadTask(source.format, uri, name, source.root, number, split=source.split, revision=source.revision)
         yield from FORMATS[source.format].cut(whole, size, task_bytes)
 
@@ -180,8 +184,10 @@ def _entry(uri: str, info: pafs.FileInfo) -> File:
     return File(uri, info.size, info.mtime_ns or 0)
 
 
-def _has_suffix(file: File, suffixes: tuple[str, ...]) -> bool:
-    return file.uri.lower().endswith(suffixes)
+def _is_of(file: File, data_format: Format, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file has one of these endings of a format, also before that of a compression."""
+    name = without_compression(file.uri) if data_format.compressible else file.uri.lower()
+    return name.endswith(suffixes)
 
 
 def _is_image(name: str) -> bool:
@@ -210,7 +216,7 @@ def _only_format(source: str, by_format: dict[str, list[File]]) -> tuple[Format,
     there = [FORMATS[name] for name, files in by_format.items() if files]
     # A JSON or CSV file next to Parquet or tar files is common. It is metadata, not data.
     for chosen in reversed(list(there)):
-        if len(there) > 1 and all(_has_suffix(file, chosen.metadata_suffixes) for file in by_format[chosen.name]):
+        if len(there) > 1 and all(_is_of(file, chosen, chosen.metadata_suffixes) for file in by_format[chosen.name]):
             there.remove(chosen)
 
     if len(there) != 1:

@@ -78,6 +78,7 @@ class Format:
     suffixes: tuple[str, ...] = ()  # lower-case endings of its files; none: the source is not made of files
     # Those of `suffixes` that often hold metadata: such files count as data only where there is no other data.
     metadata_suffixes: tuple[str, ...] = ()
+    compressible: bool = False  # its files may be compressed: `.jsonl.gz`
     names_images: bool = False  # its rows name image files, which are then a part of the source
 
 
