@@ -56,6 +56,14 @@ def tiny_path(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def published_path(tmp_path_factory) -> str:
+    """Folder of SmolVLM-256M's published files with thin random weights."""
+    from tests.real import real_model
+
+    return str(real_model("smolvlm-256m", tmp_path_factory.mktemp("published")))
+
+
+@pytest.fixture(scope="session")
 def processor(tiny_path):
     """The processor of the tiny model."""
     from smolray.config import ModelConfig

@@ -22,6 +22,12 @@ def run(tmp_path):
     return write_run(tmp_path)
 
 
+@pytest.fixture(params=["tiny_path", "published_path"])
+def model_path(request):
+    """A small model of our own, and the published files."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
 def rows():
     return [

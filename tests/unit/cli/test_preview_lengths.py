@@ -10,9 +10,9 @@ from tests.previews import config_of, lengths_of, printed
 from tests.shards import vqa_rows, write_shards
 
 
-def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, tiny_path):
+def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, model_path):
     folder = write_shards(str(tmp_path), vqa_rows("train", 20), rows_per_file=10)
-    config = config_of(tiny_path, folder)
+    config = config_of(model_path, folder)
     index = local_index(folder, config)
     part = lengths_of(config)
     assert part.sample and 0 < len(part.tokens) < len(index) and "first shard" in printed(lengths_table(part))
@@ -26,6 +26,6 @@ def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, tiny_
     assert sum(counts) == len(index) and f"longest {whole.tokens.max()}" in "".join(lines)
 
 
-def test_what_is_left_out_is_counted(shards, tiny_path):
-    summary = lengths_of(config_of(tiny_path, shards))
+def test_what_is_left_out_is_counted(shards, model_path):
+    summary = lengths_of(config_of(model_path, shards))
     assert summary.left_out == 1 and len(summary.tokens) == 5 and "left out" in printed(lengths_table(summary))

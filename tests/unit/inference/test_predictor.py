@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 from typer.testing import CliRunner
 
@@ -31,10 +32,13 @@ PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_path):
+    return exported_run(tmp_path_factory.mktemp("runs"), tiny_path)
+
+
+def exported_run(folder, path):
     """A run with LoRA on top of fully trained weights, and its export."""
-    folder = tmp_path_factory.mktemp("runs")
     shards = write_shards(str(folder / "shards"), vqa_rows("train", 12))
-    model = {"path": tiny_path, "dtype": "float32", "train": ["connector"], "vision_features": "compute"}
+    model = {"path": path, "dtype": "float32", "train": ["connector"], "vision_features": "compute"}
     config = RunConfig(
         name="my-run",
         storage=str(folder),
@@ -73,10 +77,30 @@ def greedy(run, photos):
 
 
 def test_answers_are_those_of_transformers_generate_on_the_export(run, photos, greedy):
-    model, processor = (
-        AutoModelForImageTextToText.from_pretrained(run / "export").eval(),
-        AutoProcessor.from_pretrained(run / "export"),
-    )
+    want = transformers_answers(run / "export", photos)
+    assert [row["text"] for row in greedy if not row["error"]] == want
+    assert len(set(want)) > 3, "the answers do not vary: this test would show nothing"
+
+
+def test_answers_of_a_published_model_are_those_of_transformers_generate(published_path, photos, tmp_path):
+    base = larger(published_path, tmp_path / "base")
+    run = exported_run(tmp_path, str(base))
+    want = transformers_answers(run / "export", photos)
+    assert [row["text"] for row in asked(run, photos, GREEDY) if not row["error"]] == want
+    assert len(set(want)) > 3, "the answers do not vary: this test would show nothing"
+
+
+def larger(source, folder):
+    """A model with weights 6 times as large: answers of a thin random model are all alike."""
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 6 * w if w.dim() > 1 else w for name, w in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def transformers_answers(export, photos):
+    """What plain transformers say of each photo to each of PROMPTS."""
+    model, processor = AutoModelForImageTextToText.from_pretrained(export).eval(), AutoProcessor.from_pretrained(export)
     want = []
     for photo in sorted(photos.iterdir()):
         for prompt in PROMPTS if photo.name != "2.png" else ():
@@ -89,8 +113,7 @@ def test_answers_are_those_of_transformers_generate_on_the_export(run, photos, g
             )
             out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
             want.append(processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
-    assert [row["text"] for row in greedy if not row["error"]] == want
-    assert len(set(want)) > 3, "the answers do not vary: this test would show nothing"
+    return want
 
 
 def test_run_name_folder_and_export_answer_alike_in_any_batch(run, photos, greedy):

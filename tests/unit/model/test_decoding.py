@@ -49,16 +49,33 @@ def rows_of(seed, count=6):
     return rows
 
 
-@pytest.fixture(scope="module")
-def encoder(processor):
-    return encoder_of(processor, {"longest_edge": 128}, max_length=4096)
+SCALES = {"tiny_path": 1, "published_path": 6}  # the published initial weights are small: all answers would be one
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_path, encoder):
+def path(request, name):
+    return request.getfixturevalue(name)
+
+
+@pytest.fixture(scope="module")
+def encoder(path):
+    return encoder_of(load_processor(ModelConfig(path=path)), {"longest_edge": 128}, max_length=4096)
+
+
+@pytest.fixture(scope="module")
+def trained(name, path, encoder):
     """A few seconds of training, so that answers and their lengths vary from prompt to prompt."""
     torch.manual_seed(0)
-    model = load_model(ModelConfig(path=tiny_path, dtype="float32")).train()
+    model = load_model(ModelConfig(path=path, dtype="float32")).train()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(SCALES[name] if weight.dim() > 1 else 1)
+    model.model.vision_model.requires_grad_(False)
     batch = collate_training([Group(r, tuple(range(len(r.conversations)))) for r in rows_of(0)], encoder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(20):
@@ -120,11 +137,11 @@ def test_decoding_does_not_depend_on_the_rest_of_the_batch(trained, encoder):
     assert [ids for piece in pieces[::-1] for ids in piece] == together
 
 
-def test_the_same_question_twice_gets_the_same_answer_twice(tiny_path, encoder):
+def test_the_same_question_twice_gets_the_same_answer_twice(path, encoder):
     """The prompts are all prefix, and yet what is decoded for one is not seen by the other; untrained, the model is
     easily swayed.
     """
-    model = load_model(ModelConfig(path=tiny_path, dtype="float32")).eval()
+    model = load_model(ModelConfig(path=path, dtype="float32")).eval()
     questions = [asked("what is it?", "a red box", name=str(n)) for n in range(3)]
     rows = [shard_row([picture(64, 64, seed)], *questions) for seed in range(8)]
     got = greedy(model, collate_prompts(packed(rows), encoder), 24, {never_of(encoder)})
@@ -192,15 +209,15 @@ def test_an_answer_ends_at_the_first_of_several_stop_tokens(trained, encoder):
 
 
 @pytest.mark.parametrize("listed", [None, 7, [7, 9]])
-def test_stop_tokens_come_from_tokenizer_generation_config_and_turns(tiny_path, encoder, listed):
-    model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
+def test_stop_tokens_come_from_tokenizer_generation_config_and_turns(path, encoder, listed):
+    model = load_model(ModelConfig(path=path, dtype="float32"))
     model.generation_config.eos_token_id = listed
     named = set(listed) if isinstance(listed, list) else {listed} - {None}
     assert stop_ids_of(model, encoder) == {encoder.tokenizer.eos_token_id, encoder.end_of_turn} | named
 
 
-def test_a_turn_that_ends_otherwise_than_the_text_stops_decoding(tiny_path, encoder):
-    processor = load_processor(ModelConfig(path=tiny_path))
+def test_a_turn_that_ends_otherwise_than_the_text_stops_decoding(path):
+    processor = load_processor(ModelConfig(path=path))
     processor.tokenizer.eos_token = "<|im_end|>"
     own = encoder_of(processor)
     end_of_utterance = processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
