@@ -115,8 +115,12 @@ class ColumnsConfig(Section):
     """column with the question type; accuracy is also reported by type"""
     id: str = ""
     """column with the id of the row"""
+    options: str = ""
+    """column with the options of a multiple-choice question"""
     context: str = ""
     """column with text that stands before the question"""
+    system: str = ""
+    """column with a system prompt"""
 
 
 class DataConfig(Section):
@@ -134,6 +138,11 @@ class DataConfig(Section):
     ignore_columns: tuple[str, ...] = ()
     """columns that are not read. A run stops where a column that looks like pictures, options, a system prompt or
     context is neither used nor named here"""
+    option_answer: Literal["letter", "letter_text", "text"] = "letter"
+    """what is trained as the answer of a multiple-choice question: `B`, `B. a cat` or `a cat`"""
+    answer_key: Literal["auto", "letter", "text", "index", "index_from_1"] = "auto"
+    """how the answer column names the right option: its letter, its text, or its number from 0 or from 1; auto: what
+    the value fits, and a row that fits two is quarantined"""
     text_only_ok: bool = False
     """true: a data set with columns for pictures may have no picture at all"""
     prompt: str = ""

@@ -146,9 +146,10 @@ def question_record(conversation: Conversation) -> dict[str, Any]:
 
     In preference data the trained answer is the chosen one.
     """
-    messages = (*conversation.messages, *conversation.chosen)
-    turns = [m for m in messages if m.role != "assistant"]
-    answer = next((m.text for m in reversed(messages) if m.role == "assistant"), "").strip()
+    messages = [*conversation.messages, *conversation.chosen]
+    last = max((i for i, m in enumerate(messages) if m.role == "assistant" and m.trained), default=len(messages))
+    turns = [m for m in messages[:last] if m.role != "assistant"]
+    answer = messages[last].text.strip() if last < len(messages) else ""
 
     answers = list(conversation.answers) or [answer]
     question = turns[-1].text.strip() if turns else ""

@@ -2,8 +2,8 @@
 
 The processor's chat template is rendered once for each structure of a conversation, with placeholders in place of the
 user's text, and cut at its special tokens. The user's text is then tokenised by the bare model without any added token,
-so a literal "<image>" in it stays text. The assistant turns are trained, from the end of the generation prompt to the
-end of the turn, as in TRL's completion-only loss.
+so a literal "<image>" in it stays text. The assistant turns are trained, unless they say otherwise, from the end of the
+generation prompt to the end of the turn, as in TRL's completion-only loss.
 """
 
 import json
@@ -105,12 +105,12 @@ class Encoder:
         return None if None in found else found  # type: ignore[return-value]
 
     def prompt(self, conversation: Conversation, grids: Sequence[Grid]) -> np.ndarray:
-        """Tokens up to the last assistant turn, generation prompt included: what decoding starts from.
+        """Tokens up to the last trained assistant turn, generation prompt included: what decoding starts from.
 
         (length,) int32
         """
         messages = (*conversation.messages, *conversation.chosen)
-        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
+        last = max((i for i, m in enumerate(messages) if m.role == "assistant" and m.trained), default=len(messages))
         if last == 0:  # there is no question: the prompt is the head of the assistant turn
             ids, trained = self._tokens(messages[:1], grids)
             return ids[: int(trained.argmax())]
@@ -164,7 +164,7 @@ class Encoder:
         return self._plain.encode(text, add_special_tokens=False)
 
     def _template(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[_Span, ...]:
-        structure = (*((m.role, tuple(p.type for p in m.content)) for m in messages), generation_prompt)
+        structure = (*((m.role, tuple(p.type for p in m.content), m.trained) for m in messages), generation_prompt)
         if structure not in self._templates:
             self._templates[structure] = self._compile(messages, generation_prompt)
         return self._templates[structure]
@@ -193,7 +193,7 @@ class Encoder:
 
         regions = []
         for i, turn in enumerate(numbered):
-            if turn["role"] == "assistant":
+            if turn["role"] == "assistant" and messages[i].trained:
                 start, end = self._before_answer(numbered[:i], whole), self._render(numbered[: i + 1], False)
                 if not whole.startswith(start) or not whole.startswith(end):
                     raise EncodeError(

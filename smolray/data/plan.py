@@ -97,9 +97,13 @@ def check_kind(index: pa.Table, method: str) -> None:
     if not wrong:
         return
 
-    methods = " or ".join(name for name, traits in METHODS.items() if traits.pairs)
-    what = "have no chosen and rejected answer" if pairs else "are preference data (chosen / rejected)"
-    raise PlanError(f"{wrong} of {int(kept.sum())} conversations {what}, for method: {methods}; found method: {method}")
+    methods = " or ".join(f"method={name}" for name, traits in METHODS.items() if traits.pairs != pairs)
+    what = "have no chosen and rejected answer" if pairs else "are preference data (chosen and rejected answers)"
+    learns = "pairs of both" if pairs else "single answers"
+    raise PlanError(
+        f"{wrong} of {int(kept.sum())} conversations {what}, but method = {method} learns from {learns}; "
+        f"train them with {methods}, or name other data"
+    )
 
 
 def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:

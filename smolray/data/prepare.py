@@ -38,7 +38,10 @@ from smolray.data.shuffle import (
 ReportProgress = Callable[[str, int, int], None]  # phase (read | write), tasks done, tasks in all
 SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
 # Of these only values other than the default matter: shards that were made before they existed stay valid.
-LATER_SETTINGS: dict[str, Any] = {"ignore_columns": True, "columns": {"context"}}
+LATER_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("ignore_columns", "option_answer", "answer_key"), True),
+    "columns": {"options", "context", "system"},
+}
 READER_THREADS = 16
 CHECKED_ROWS = 16  # read before the work is started
 

@@ -31,10 +31,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. `trained`: of an assistant turn, whether the loss counts it."""
 
     role: str
     content: tuple[Part, ...]
+    trained: bool = True
 
     @property
     def text(self) -> str:
@@ -121,6 +122,8 @@ def check_sample(sample: Sample) -> None:
     for branch in branches:
         if not any(m.role == "assistant" for m in branch):
             raise SampleError("no_turn", "no assistant turn to learn from")
+        if not any(m.role == "assistant" and m.trained for m in branch):
+            raise SampleError("no_turn", "every assistant turn says that it is not to be trained")
         for message in branch:
             if message.role == "assistant" and not message.text.strip():
                 raise SampleError("empty_answer", "an assistant turn is empty")
@@ -137,8 +140,11 @@ def check_sample(sample: Sample) -> None:
 
 def _message_to_dict(message: Message) -> dict[str, Any]:
     content = [{"type": "image"} if p.type == "image" else {"type": "text", "text": p.text} for p in message.content]
-    return {"role": message.role, "content": content}
+    return {"role": message.role, "content": content} | ({} if message.trained else {"trained": False})
 
 
 def _messages_from(records: list[dict[str, Any]]) -> tuple[Message, ...]:
-    return tuple(Message(r["role"], tuple(Part(p["type"], p.get("text", "")) for p in r["content"])) for r in records)
+    return tuple(
+        Message(r["role"], tuple(Part(p["type"], p.get("text", "")) for p in r["content"]), r.get("trained", True))
+        for r in records
+    )

@@ -60,7 +60,7 @@ def shard_dataset(folder: str, plan: EpochPlan, pairs: bool) -> Dataset:
 def example(row: ShardRow, conversation: Conversation, pairs: bool) -> dict[str, Any]:
     """TRL's conversational format: images (PIL), prompt, and completion or chosen and rejected.
 
-    The last assistant turn is the completion.
+    The last trained assistant turn is the completion.
     """
     images = {"images": [decode(image) for image in row.images]}
     if pairs:
@@ -70,7 +70,7 @@ def example(row: ShardRow, conversation: Conversation, pairs: bool) -> dict[str,
             | {"prompt": _turns(conversation.messages)}
             | {name: _turns(ending) for name, ending in endings.items()}
         )
-    last = max(i for i, message in enumerate(conversation.messages) if message.role == "assistant")
+    last = max(i for i, message in enumerate(conversation.messages) if message.role == "assistant" and message.trained)
     return images | {
         "prompt": _turns(conversation.messages[:last]),
         "completion": _turns(conversation.messages[last : last + 1]),

@@ -20,7 +20,7 @@ def wrong_types(rng, folder):
         {"image": [["good.png"]], "question": "q", "answer": "a"},
         {"messages": "hello"},
         {"messages": ["hello"]},
-        {"messages": [{"role": "user", "content": 5}]},
+        {"messages": [{"role": "user", "content": {"x": 5}}]},
         {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
         {"conversations": [{"from": "human"}]},
         {"chosen": "a", "rejected": ["b"]},
@@ -38,7 +38,7 @@ def conversations_without_a_turn(rng, folder):
         {"messages": [user]},
         {"conversations": []},
         {"texts": []},
-        {"chosen": [user], "rejected": [user]},
+        {"chosen": [user], "rejected": [user, user]},
     ]
     bad = some(rng, lambda: rng.choice(kinds), 6)
     return Case(lines(rng, folder, bad), {"no_turn": len(bad)})
@@ -46,7 +46,7 @@ def conversations_without_a_turn(rng, folder):
 
 def wrong_roles(rng, folder):
     def record():
-        role = rng.choice(["tool", "", "USER", "bot", None, 3])
+        role = rng.choice(["tool", "", "observation", "narrator", None, 3])
         if rng.random() < 0.5:
             return {"messages": [{"role": role, "content": "x"}, {"role": "assistant", "content": "y"}]}
         return {"conversations": [{"from": role, "value": "x"}, {"from": "gpt", "value": "y"}]}

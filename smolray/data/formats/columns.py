@@ -12,9 +12,11 @@ from smolray.data.sample import SampleError
 
 RawRecord = Mapping[str, Any]
 
-QUESTION_COLUMNS = ("question", "query", "instruction", "prompt")
-ANSWER_COLUMNS = ("multiple_choice_answer", "answer", "answers", "response", "output", "label")
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue")
+QUESTION_COLUMNS = ("question", "query", "instruction", "prompt", "input")
+ANSWER_COLUMNS = ("multiple_choice_answer", "answer", "answers", "response", "output", "direct_answers", "label")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt")
+MORE_CAPTION_COLUMNS = ("sentences", "sentence", "descriptions", "description", "alt_text")
 LABEL_COLUMNS = ("label", "cls")
 ID_COLUMNS = ("question_id", "questionId", "id")
 TYPE_COLUMNS = ("answer_type", "question_type", "question_types", "type")
@@ -44,6 +46,11 @@ class Row:
     def has(self, *names: str) -> bool:
         """Whether a column of each of `names`, in any case, holds a value."""
         return all(self.find((name,)) for name in names)
+
+    def add(self, columns: RawRecord) -> None:
+        """Add the columns that the record does not have."""
+        self.record = {**columns, **self.record}
+        self._names = {name.lower(): name for name in reversed(self.record)}
 
     def lacks(self, names: Iterable[str]) -> bool:
         """Whether there is no column of any of `names`, in any case, not even an empty one."""

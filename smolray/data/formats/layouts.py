@@ -1,22 +1,26 @@
 """One raw record of any known layout -> Samples.
 
-The layouts: VQA, captions, labels, LLaVA, The Cauldron, and TRL's conversational and preference formats.
+The layouts: VQA, multiple choice, captions, labels, LLaVA, The Cauldron, TRL's conversational and preference formats,
+Alpaca, ms-swift and LLaMA-Factory.
 
-In: a dict of column values, from any data format, and a name for the row. Out: a checked Sample for each conversation.
-Text stays text: a literal `<image>` is the place of an image only in LLaVA's `conversations`, where the format says so.
+In: a dict of column values, from any data format, and a name for the row. Out: a checked Sample for each conversation,
+and what each column was used as.
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from smolray.config import DataConfig
+from smolray.data.formats.answers import answers_of
 from smolray.data.formats.columns import (
     ANSWER_COLUMNS,
     CAPTION_COLUMNS,
     LABEL_COLUMNS,
+    MESSAGE_COLUMNS,
+    MORE_CAPTION_COLUMNS,
+    QUESTION_COLUMNS,
     RawRecord,
     Row,
     own_id,
@@ -24,11 +28,15 @@ from smolray.data.formats.columns import (
     type_of,
 )
 from smolray.data.formats.images import ImageReader
-from smolray.data.formats.pictures import has_image, image_values
-from smolray.data.formats.turns import assistant_turn, check_text, place_images, read_messages, role_of, user_turn
+from smolray.data.formats.markers import place_images
+from smolray.data.formats.options import KEY_COLUMNS, chosen_option, key_column, take_options
+from smolray.data.formats.pictures import IMAGE_COLUMNS, has_image, image_values
+from smolray.data.formats.preference import is_preference, parse_preference
+from smolray.data.formats.question import earlier_turns, ending_messages, prompt_messages, question_text, with_system
+from smolray.data.formats.turns import assistant_turn, check_text, read_messages, user_turn
 from smolray.data.formats.unused import ParsedRow
-from smolray.data.formats.values import list_of, shown, text_of
-from smolray.data.sample import Conversation, Message, Part, Sample, SampleError, check_sample
+from smolray.data.formats.values import is_missing, list_of, shown, text_of
+from smolray.data.sample import Conversation, Message, Sample, SampleError, check_sample
 
 EXPECTED = (
     "messages | conversations | texts | prompt + completion | [prompt +] chosen + rejected | question + answer(s) | "
@@ -36,7 +44,6 @@ EXPECTED = (
 )
 CAPTION_PROMPT = "Describe the image."
 LABEL_PROMPT = "What is in the image?"
-LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 
 Parsed = tuple[list[Conversation], list[Any]]  # conversations without ids, image values found inside messages
 Parser = Callable[[Row], Parsed]
@@ -55,38 +62,57 @@ def parse(record: RawRecord, row_id: str, data: DataConfig, images: ImageReader)
     row.check_named()
     own, kind = own_id(row) or row_id, type_of(row)
     conversations, embedded = _layout(row)(row)
-    row_images = tuple(images.read(value) for value in image_values(row, embedded))
+    row_images = [images.read(value) for value in image_values(row, embedded)]
 
     samples = []
     for number, conversation in enumerate(conversations):
         name = own if len(conversations) == 1 else f"{own}/{number + 1}"
-        messages = place_images(conversation.messages, len(row_images))
-        conversation = replace(conversation, id=name, type=kind, messages=messages)
-        check_text(conversation)
-        sample = Sample(row_images, conversation)
+        conversation = replace(conversation, id=name, type=kind)
+        sample = with_images(row, conversation, row_images)
+        check_text(sample.conversation)
         check_sample(sample)
         samples.append(sample)
     return ParsedRow(samples, row.used)
 
 
+def with_images(row: Row, conversation: Conversation, images: Sequence[bytes]) -> Sample:
+    """A conversation of a row with its system turn and each image in its place. Raises SampleError."""
+    # LLaVA's turns have a marker only where an image is; elsewhere the row must have a column for it.
+    expected = not row.lacks(IMAGE_COLUMNS) or bool(row.data.columns.image) or row.has("conversations")
+    placed = place_images(with_system(row, conversation.messages), len(images), expected)
+    return Sample(tuple(images[n] for n in placed.order), replace(conversation, messages=placed.messages))
+
+
 def _layout(row: Row) -> Parser:
     """The parser for this record's columns: by data.columns.answer where it is set, else the first that fits."""
-    question, answer = question_column(row), row.find(ANSWER_COLUMNS)
+    question, answer = question_column(row), row.find((*ANSWER_COLUMNS, *KEY_COLUMNS))
     if row.data.columns.answer:
         return _vqa if question else _caption
     if parser := conversation_parser(row):
         return parser
 
-    if row.has("prompt", "completion"):
+    if row.has("prompt", "completion") or (question and answer and isinstance(row.record[question], list)):
         return _prompt_completion
     if question and answer:
         return _vqa
-    if has_image(row) and row.find((*CAPTION_COLUMNS, *LABEL_COLUMNS)):
+    if (question or has_image(row)) and caption_column(row):
         return _caption
+    raise _no_layout(row)
 
-    if question and not row.lacks(ANSWER_COLUMNS):
-        raise SampleError("empty_answer", "the row has no answer")
-    raise SampleError(
+
+def _no_layout(row: Row) -> SampleError:
+    """What is wrong with a row that no layout fits: its values are null, or its columns are others."""
+    for names in (MESSAGE_COLUMNS, ("texts",)):
+        if not row.lacks(names):
+            return SampleError("no_turn", f"the row holds no conversation; {row.columns_found()}")
+    asks = not row.lacks(QUESTION_COLUMNS) or bool(row.data.columns.question)
+    if asks and not row.lacks((*ANSWER_COLUMNS, "completion")):
+        if not row.find((*ANSWER_COLUMNS, "completion")):
+            return SampleError("empty_answer", f"the row has no answer; {row.columns_found()}")
+        return SampleError("empty_turn", f"the row has no question; {row.columns_found()}")
+    if has_image(row) and not row.lacks((*CAPTION_COLUMNS, *LABEL_COLUMNS, *MORE_CAPTION_COLUMNS)):
+        return SampleError("empty_answer", f"the row has no caption or label; {row.columns_found()}")
+    return SampleError(
         "wrong_columns",
         f"no known layout; {row.columns_found()}; expected {EXPECTED}; or name them in data.columns.*",
     )
@@ -94,81 +120,89 @@ def _layout(row: Row) -> Parser:
 
 def conversation_parser(row: Row) -> Parser | None:
     """The parser for columns that hold whole conversations; None where there is no such column."""
-    if row.has("chosen", "rejected"):
-        return _preference
-    for column, parser in (("messages", _messages), ("conversations", _conversations), ("texts", _cauldron)):
-        if row.has(column):
-            return parser
-    return None
+    if is_preference(row):
+        return parse_preference
+    if row.find(MESSAGE_COLUMNS):
+        return _messages
+    return _cauldron if row.has("texts") else None
+
+
+def caption_column(row: Row) -> str:
+    """The column with captions or a label; empty where there is none."""
+    return row.find((*CAPTION_COLUMNS, *LABEL_COLUMNS, *MORE_CAPTION_COLUMNS))
 
 
 def _vqa(row: Row) -> Parsed:
-    """A question with one or more answers, as in VQAv2.
+    """A question with one or more answers, as in VQAv2, or with options.
 
-    All annotators' answers are kept; the trained one is multiple_choice_answer, else the most common.
+    All annotators' answers are kept; the trained one is multiple_choice_answer, else the most common. With options, it
+    is the right one of them.
     """
-    question = text_of(row.use(question_column(row), "question"), "the question")
+    options = take_options(row)
+    question = user_turn(question_text(row, question_column(row), options))
+    if options and (column := key_column(row)):
+        trained = chosen_option(row.use(column, "answer"), options, row)
+        answers: tuple[str, ...] = (trained,)
+    else:
+        trained, answers = _annotated(row)
+
+    turns = (*earlier_turns(row), question, assistant_turn(trained))
+    return [Conversation("", turns, answers=answers)], []
+
+
+def _annotated(row: Row) -> tuple[str, tuple[str, ...]]:
+    """The answer to train and all reference answers."""
     trained, answers = "", tuple[str, ...]()
     named = row.data.columns.answer
     columns = [named] if named else [c for c in (row.find((name,)) for name in ANSWER_COLUMNS) if c]
     if len(columns) > 1 and columns[-1] == "label":  # a class next to the answers is not an answer
         columns.pop()
+    if not columns:
+        column = row.find(KEY_COLUMNS)
+        if not isinstance(row.record[column], str):
+            raise SampleError("wrong_columns", f"{column!r} numbers an option, but no options; {row.columns_found()}")
+        columns = [column]
 
     for column in columns:
+        if is_missing(row.record[column]):
+            continue
         values = answers_of(row.use(column, "answer"), column)
         trained = trained or (Counter(values).most_common(1)[0][0] if values else "")
         answers = values if len(values) > len(answers) else answers
     if not trained.strip():
         raise SampleError("empty_answer", "the answer is empty")
-
-    turns = (user_turn(with_prompt(question, row.data)), assistant_turn(trained))
-    return [Conversation("", turns, answers=answers or (trained,))], []
+    return trained, answers or (trained,)
 
 
 def _caption(row: Row) -> Parsed:
-    column = row.data.columns.answer or row.find((*CAPTION_COLUMNS, *LABEL_COLUMNS))
-    captions = answers_of(row.use(column, "label" if column in LABEL_COLUMNS else "caption"), column)
+    """Captions or a label: a conversation for each, with the row's own question where it has one."""
+    column = row.data.columns.answer or caption_column(row)
+    labels = column.lower() in LABEL_COLUMNS
+    value = row.use(column, "label" if labels else "caption")
+    captions = () if is_missing(value) else answers_of(value, column)
     if not captions or not all(c.strip() for c in captions):
         raise SampleError(
             "empty_answer", f"{column!r} holds an empty caption" if captions else f"{column!r} holds no caption"
         )
 
-    question = row.data.prompt or (LABEL_PROMPT if column in LABEL_COLUMNS else CAPTION_PROMPT)
-    return [Conversation("", (user_turn(question), assistant_turn(c)), answers=captions) for c in captions], []
+    if own := question_column(row):
+        before = (*earlier_turns(row), user_turn(question_text(row, own)))
+    else:
+        before = (user_turn(row.data.prompt or (LABEL_PROMPT if labels else CAPTION_PROMPT)),)
+    return [Conversation("", (*before, assistant_turn(c)), answers=captions) for c in captions], []
 
 
 def _messages(row: Row) -> Parsed:
-    messages, embedded = read_messages(row.use("messages", "messages"), "messages")
+    """Turns of any notation: TRL's and OpenAI's messages, LLaVA's conversations."""
+    column = row.find(MESSAGE_COLUMNS)
+    messages, embedded = read_messages(row.use(column, "messages"), column)
     return [Conversation("", messages)], embedded
-
-
-def _conversations(row: Row) -> Parsed:
-    """LLaVA: [{from: human | gpt | system, value}], where `<image>` in a human turn is the place of an image."""
-    turns = list_of(row.use("conversations", "messages"), "conversations")
-    if turns and isinstance(turns[0], Mapping) and "role" in turns[0]:
-        messages, embedded = read_messages(turns, "conversations")
-        return [Conversation("", messages)], embedded
-
-    llava = []
-    for turn in turns:
-        if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
-            raise SampleError("wrong_type", f"a turn of conversations is {shown(turn)}; expected {{from, value}}")
-        role = role_of(LLAVA_ROLES.get(str(turn["from"]), turn["from"]))
-        text = text_of(turn["value"], "the value of a turn")
-
-        # The line break next to a marker belongs to the notation.
-        texts = re.split(r"\n?<image>\n?", text) if role == "user" else [text]
-        parts = [Part("text", texts[0])]
-        for behind in texts[1:]:
-            parts += [Part("image"), Part("text", behind)]
-        llava.append(Message(role, tuple(p for p in parts if p.type == "image" or p.text)))
-    return [Conversation("", tuple(llava))], []
 
 
 def _cauldron(row: Row) -> Parsed:
     """The Cauldron: [{user, assistant}], turns of one conversation about the row's images."""
-    messages = []
-    for turn in list_of(row.use("texts", "messages"), "texts"):
+    messages: list[Message] = []
+    for turn in list_of(row.use(row.find(("texts",)), "messages"), "texts"):
         if not isinstance(turn, Mapping) or "user" not in turn or "assistant" not in turn:
             raise SampleError("wrong_type", f"a turn of texts is {shown(turn)}; expected {{user, assistant}}")
         messages += [user_turn(text_of(turn["user"], "user")), assistant_turn(text_of(turn["assistant"], "assistant"))]
@@ -176,76 +210,13 @@ def _cauldron(row: Row) -> Parsed:
 
 
 def _prompt_completion(row: Row) -> Parsed:
-    prompt, embedded = prompt_messages(row.use("prompt", "question"), "prompt", row.data)
-    completion, inside = _ending(row.use("completion", "answer"), "completion")
-    return [Conversation("", prompt + completion)], embedded + inside
-
-
-def _preference(row: Row) -> Parsed:
-    """TRL's preference formats.
-
-    The prompt is explicit, and the endings may repeat it; or it is implicit, the common beginning of both endings.
-    """
-    chosen, rejected = row.use("chosen", "chosen"), row.use("rejected", "rejected")
+    """A prompt and its completion, each a text or messages."""
     column = row.find(("prompt",)) or question_column(row)
-    prompt = row.use(column, "question") if column else None
-    if prompt is None:
-        prompt, chosen, rejected = _split_implicit(chosen, rejected)
-    elif isinstance(prompt, str) and all(
-        isinstance(text, str) and text.startswith(prompt) for text in (chosen, rejected)
-    ):
-        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-
-    messages, embedded = prompt_messages(prompt, "prompt", row.data)
-    bare, _ = prompt_messages(prompt, "prompt", None)
-    endings = []
-    for name, value in (("chosen", chosen), ("rejected", rejected)):
-        ending, _ = _ending(value, name)
-        repeats_prompt = len(ending) > len(bare) and ending[: len(bare)] == bare
-        endings.append(ending[len(bare) :] if repeats_prompt else ending)
-    return [Conversation("", messages, chosen=endings[0], rejected=endings[1])], embedded
-
-
-def _split_implicit(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    """Prompt and endings of two texts or message lists with a common beginning, as `trl.extract_prompt` cuts them."""
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise SampleError("wrong_type", "chosen and rejected have different types")
-    if not isinstance(chosen, str):
-        chosen, rejected = list_of(chosen, "chosen"), list_of(rejected, "rejected")
-
-    differing = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
-    cut = next(differing, min(len(chosen), len(rejected)))
-    if isinstance(chosen, str) and cut and chosen[cut - 1] == " ":
-        cut -= 1
-
-    if cut == 0:
-        raise SampleError(
-            "no_turn", "there is no prompt, and chosen and rejected have no common beginning to use as one"
-        )
-    if cut in (len(chosen), len(rejected)):
-        raise SampleError("no_turn", "there is no prompt, and one of chosen and rejected is the beginning of the other")
-    return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def answers_of(value: Any, name: str) -> tuple[str, ...]:
-    """The answers in a value: one answer, a list of them, VQAv2's list of {answer, …}, or that as a dict of lists."""
-    if isinstance(value, Mapping) and "answer" in value:
-        value = value["answer"]
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(text_of(v.get("answer") if isinstance(v, Mapping) else v, f"a value of {name!r}") for v in values)
-
-
-def prompt_messages(value: Any, name: str, data: DataConfig | None) -> tuple[tuple[Message, ...], list[Any]]:
-    """The prompt of a record as messages, and the image values inside them; without `data` no instruction is added."""
+    answer = row.find(("completion",)) or row.find(ANSWER_COLUMNS)
+    value = row.use(column, "question")
     if isinstance(value, str):
-        return (user_turn(with_prompt(value, data) if data else value),), []
-    return read_messages(value, name)
-
-
-def _ending(value: Any, name: str) -> tuple[tuple[Message, ...], list[Any]]:
-    return ((assistant_turn(value),), []) if isinstance(value, str) else read_messages(value, name)
-
-
-def with_prompt(question: str, data: DataConfig) -> str:
-    """The question, after data.prompt where that is set."""
-    return f"{data.prompt}\n{question}" if data.prompt else question
+        prompt, embedded = (*earlier_turns(row), user_turn(question_text(row, column))), list[Any]()
+    else:
+        prompt, embedded = prompt_messages(value, "prompt")
+    completion, inside = ending_messages(row.use(answer, "answer"), answer)
+    return [Conversation("", prompt + completion)], embedded + inside

@@ -15,12 +15,12 @@ from smolray.data.formats.layouts import (
     LABEL_PROMPT,
     Parsed,
     conversation_parser,
-    prompt_messages,
-    with_prompt,
+    with_images,
 )
+from smolray.data.formats.options import take_options
 from smolray.data.formats.pictures import IMAGE_COLUMNS, has_image, image_values
-from smolray.data.formats.turns import assistant_turn, check_text, place_images, read_messages, user_turn
-from smolray.data.formats.values import text_of
+from smolray.data.formats.question import earlier_turns, prompt_messages, question_text
+from smolray.data.formats.turns import assistant_turn, check_text, read_messages, user_turn
 from smolray.data.sample import Conversation, Message, Sample, SampleError
 
 
@@ -49,10 +49,11 @@ def parse_questions(
     samples = []
     for number, conversation in enumerate(conversations):
         name = conversation.id or (own if len(conversations) == 1 else f"{own}/{number + 1}")
-        turns = _turns_before_the_answer(conversation, len(row_images))
+        asked = with_images(row, conversation, row_images)
+        turns = _turns_before_the_answer(asked)
         conversation = Conversation(name, (*turns, assistant_turn("")))
         check_text(conversation)
-        samples.append(Sample(row_images, conversation))
+        samples.append(Sample(asked.images, conversation))
     return samples
 
 
@@ -70,16 +71,16 @@ def _prompts_about_images(row: Row, prompts: Sequence[str]) -> Parsed:
     return [Conversation("", (user_turn(text),)) for text in prompts], embedded
 
 
-def _turns_before_the_answer(conversation: Conversation, images: int) -> list[Message]:
-    """The turns up to the last that is not the assistant's, with all images in their places. Raises SampleError."""
-    turns = list(place_images(conversation.messages, images))
+def _turns_before_the_answer(asked: Sample) -> list[Message]:
+    """The turns up to the last that is not the assistant's. Raises SampleError."""
+    turns = list(asked.conversation.messages)
     while turns and turns[-1].role == "assistant":
         turns.pop()
 
     if not turns:
         raise SampleError("no_turn", "the row asks nothing")
-    if (placed := sum(p.type == "image" for m in turns for p in m.content)) != images:
-        raise SampleError("image_count", f"the messages place {placed} images, the row has {images}")
+    if (placed := sum(p.type == "image" for m in turns for p in m.content)) != len(asked.images):
+        raise SampleError("image_count", f"the messages place {placed} images, the row has {len(asked.images)}")
     return turns
 
 
@@ -93,8 +94,7 @@ def _questions(row: Row) -> Parsed:
         return parsed
 
     if column := question_column(row):
-        text = text_of(row.use(column, "question"), "the question")
-        return [Conversation("", (user_turn(with_prompt(text, data)),))], []
+        return [Conversation("", _asked(row, column))], []
     if named:
         raise SampleError("wrong_type", f"the question in column {named!r} is empty; expected text")
 
@@ -116,6 +116,14 @@ def _conversations(row: Row) -> Parsed | None:
     if parser := conversation_parser(row):
         return parser(row)
     if row.has("prompt"):
-        messages, embedded = prompt_messages(row.use("prompt", "question"), "prompt", row.data)
+        value = row.use("prompt", "question")
+        if isinstance(value, str):
+            return [Conversation("", _asked(row, "prompt"))], []
+        messages, embedded = prompt_messages(value, "prompt")
         return [Conversation("", messages)], embedded
     return None
+
+
+def _asked(row: Row, column: str) -> tuple[Message, ...]:
+    """The turns up to the question in a column, with its options."""
+    return (*earlier_turns(row), user_turn(question_text(row, column, take_options(row))))

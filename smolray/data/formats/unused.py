@@ -12,22 +12,15 @@ from typing import Any
 
 from smolray.config import DataConfig
 from smolray.data.formats.columns import RawRecord
+from smolray.data.formats.options import OPTION_COLUMNS, option_columns
 from smolray.data.formats.pictures import IMAGE_COLUMNS, picture_kind
+from smolray.data.formats.question import CONTEXT_COLUMNS, HISTORY_COLUMNS, SYSTEM_COLUMNS
 from smolray.data.formats.values import is_empty, parsed_list
 from smolray.data.sample import Sample
-
-OPTION_COLUMNS = (
-    *("options", "choices", "candidates", "answer_choices", "answer_options", "multiple_choices", "mc_options"),
-    *("option_list", "choice_list", "answer_candidates"),
-)
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-CONTEXT_COLUMNS = ("hint", "context", "passage", "input", "instruction")
-HISTORY_COLUMNS = ("history",)
 
 _PICTURE_NAME = re.compile(r"(?:image|img|picture|photo|pic|screenshot)s?(?:[_\d-].*)?|file_?names?", re.IGNORECASE)
 _VIDEO_NAME = re.compile(r"(?:video|audio)s?(?:_(?:path|file|url)s?)?", re.IGNORECASE)
 _VIDEO_ENDING = re.compile(r"[^\n]{1,1024}\.(?:mp4|webm|avi|mov|mkv|m4v|mpe?g|wav|mp3|flac)(?:[?#]\S*)?", re.IGNORECASE)
-_OPTION_NAME = re.compile(r"(?:options?|choices?)[ _-]?(?:[a-j]|\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ def _text(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> Unus
     name, asks = column.lower(), "question" in parsed.used.values()
     if isinstance(value, str) and parsed_list(value) == []:
         return None
-    if name in OPTION_COLUMNS or _OPTION_NAME.fullmatch(name) or _is_lettered(name, record):
+    if name in OPTION_COLUMNS or column in option_columns(record):
         return UnusedColumn(column, "options", "looks like the options of the question")
     if name in SYSTEM_COLUMNS:
         return UnusedColumn(column, "system", "looks like a system prompt")
@@ -134,8 +127,3 @@ def _text(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> Unus
     if name == "tools":
         return UnusedColumn(column, "tools", "looks like tools, which are not supported")
     return None
-
-
-def _is_lettered(name: str, record: RawRecord) -> bool:
-    """Whether a column is one of `A`, `B`, `C` … with an option each."""
-    return len(name) == 1 and name in "abcdefghij" and {"A", "B"} <= {str(c).upper() for c in record}

@@ -3,8 +3,10 @@
 In: a value as its file had it. Out: a checked value, or a SampleError that names it and what was expected.
 """
 
+import ast
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
@@ -12,6 +14,7 @@ from typing import Any
 
 from smolray.data.sample import SampleError
 
+MAX_LITERAL = 2**16  # characters; deeper text would only be a strain on the parser
 SHOWN = 80  # characters of a value in a message
 
 
@@ -47,14 +50,25 @@ def list_of(value: Any, name: str) -> Sequence[Any]:
 
 
 def parsed_list(text: str) -> list[Any] | None:
-    """The list that a text is as JSON; None where it is none."""
-    if not text.lstrip().startswith("["):
+    """The list that a text is in JSON or as Python prints it; None where it is none."""
+    text = text.strip()
+    if not text.startswith("[") or not text.endswith("]"):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        value = _printed(text)
     return value if isinstance(value, list) else None
+
+
+def _printed(text: str) -> Any:
+    """The value of a Python literal; numpy prints arrays of texts without commas."""
+    if len(text) > MAX_LITERAL:
+        return None
+    try:
+        return ast.literal_eval(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
 
 
 def is_missing(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,6 +135,21 @@ def test_every_assistant_turn_is_trained_and_nothing_else(both):
         assert np.flatnonzero(encoded.trained).tolist() == want
         assert encoded.label_tokens == len(want)
         assert not encoded.trained[encoded.input_ids == encoder.image_token_id].any()
+
+
+def test_a_turn_that_is_not_to_be_trained_is_not_and_the_others_are_as_before(both):
+    stock, encoder = both
+    turns = [message(*turn) for turn in (("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d"))]
+    whole = only(encoder, Conversation("x", tuple(turns)), [])
+    masked = (turns[0], replace(turns[1], trained=False), *turns[2:])
+    encoded = only(encoder, Conversation("x", masked), [])
+    prompt = len(oracle(stock, Conversation("x", tuple(turns[:3])), [], True))
+    assert encoded.input_ids.tolist() == whole.input_ids.tolist()
+    assert np.flatnonzero(encoded.trained).tolist() == [n for n in np.flatnonzero(whole.trained) if n >= prompt]
+    unasked = (*masked[:2], turns[2], replace(turns[3], trained=False))
+    assert encoder.prompt(Conversation("x", (*turns[:2], *unasked[2:])), []).tolist() == oracle(
+        stock, Conversation("x", tuple(turns[:1])), [], True
+    )
 
 
 def images_before(conversation, turn, images):

@@ -203,13 +203,13 @@ def test_data_of_another_kind_than_the_method_compares_are_refused():
     index = synthetic_index(50)
     for method in ("sft", "retrieval"):
         check_kind(index, method)
-    with pytest.raises(PlanError, match=r"have no chosen and rejected answer.*found method: dpo"):
+    with pytest.raises(PlanError, match=r"have no chosen and rejected answer, but method = dpo .* with method=sft or"):
         check_kind(index, "dpo")
     pairs = index.set_column(7, "chosen_tokens", pa.array(np.ones(len(index), np.int32)))
     for method in ("dpo", "simpo"):
         check_kind(pairs, method)
     for method in ("sft", "retrieval"):
-        with pytest.raises(PlanError, match=rf"are preference data.*found method: {method}"):
+        with pytest.raises(PlanError, match=rf"are preference data.*but method = {method} .* with method=dpo or"):
             check_kind(pairs, method)
 
 

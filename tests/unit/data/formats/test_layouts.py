@@ -164,12 +164,10 @@ def test_llava_markers_are_places_of_images_in_human_turns_only():
     ]
 
 
-def test_a_literal_image_marker_in_a_question_stays_text():
-    sample = one({"image": RED, "question": "what does <image> mean in HTML?<end_of_utterance>", "answer": "<image>"})
-    assert turns(sample.conversation.messages)[0] == (
-        "user",
-        [None, "what does <image> mean in HTML?<end_of_utterance>"],
-    )
+def test_a_literal_marker_in_a_text_only_row_or_an_answer_stays_text():
+    text = "what does <image> mean in HTML?<end_of_utterance>"
+    sample = one({"question": text, "answer": "<image>"})
+    assert turns(sample.conversation.messages) == [("user", [text]), ("assistant", ["<image>"])]
 
 
 def test_the_cauldron_turns_are_one_conversation():
