@@ -14,13 +14,13 @@ from smolray.config.methods import METHODS as METHODS
 from smolray.config.methods import DPOConfig as DPOConfig
 from smolray.config.methods import SimPOConfig as SimPOConfig
 from smolray.config.metrics import METRICS as METRICS
+from smolray.config.optimizer import ModelGroup as ModelGroup
+from smolray.config.optimizer import OptimizerConfig as OptimizerConfig
 from smolray.config.schema import ColumnsConfig as ColumnsConfig
 from smolray.config.schema import DataConfig as DataConfig
 from smolray.config.schema import EvalConfig as EvalConfig
 from smolray.config.schema import ImageConfig as ImageConfig
 from smolray.config.schema import LoraConfig as LoraConfig
 from smolray.config.schema import ModelConfig as ModelConfig
-from smolray.config.schema import ModelGroup as ModelGroup
-from smolray.config.schema import OptimizerConfig as OptimizerConfig
 from smolray.config.schema import RunConfig as RunConfig
 from smolray.config.schema import TrainConfig as TrainConfig
