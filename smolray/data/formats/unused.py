@@ -18,7 +18,8 @@ from smolray.data.formats.question import CONTEXT_COLUMNS, HISTORY_COLUMNS, SYST
 from smolray.data.formats.values import is_empty, parsed_list
 from smolray.data.sample import Sample
 
-_PICTURE_NAME = re.compile(r"(?:image|img|picture|photo|pic|screenshot)s?(?:[_\d-].*)?|file_?names?", re.IGNORECASE)
+GOOD_COLUMNS = ("label", "kto_tag")  # KTO: answers that are good or bad, without pairs
+_PICTURE_NAME = re.compile(r"(?:image|img|picture|photo|pic|screenshot)s?(?:[_\d-].*|id)?|file_?names?", re.IGNORECASE)
 _VIDEO_NAME = re.compile(r"(?:video|audio)s?(?:_(?:path|file|url)s?)?", re.IGNORECASE)
 _VIDEO_ENDING = re.compile(r"[^\n]{1,1024}\.(?:mp4|webm|avi|mov|mkv|m4v|mpe?g|wav|mp3|flac)(?:[?#]\S*)?", re.IGNORECASE)
 
@@ -36,7 +37,7 @@ class UnusedColumn:
     """A column that matters and was not used. `looks_like`: why it matters, for a message; `setting`: what uses it."""
 
     column: str
-    kind: str  # image | video | options | system | context | history | tools
+    kind: str  # image | video | options | system | context | history | label | tools
     looks_like: str
     setting: str = ""
 
@@ -52,7 +53,9 @@ def unused_columns(record: RawRecord, parsed: ParsedRow, data: DataConfig) -> li
     """The columns of a record that matter and were not used; none that data.ignore_columns names."""
     found = []
     for column, value in record.items():
-        if column in parsed.used or column in data.ignore_columns or is_empty(value) or value is False:
+        if column in parsed.used or column in data.ignore_columns or is_empty(value):
+            continue
+        if value is False and column.lower() not in GOOD_COLUMNS:
             continue
         if unused := _picture(column, value, record, parsed) or _text(column, value, record, parsed):
             found.append(unused)
@@ -124,6 +127,8 @@ def _text(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> Unus
         return UnusedColumn(column, "context", "looks like context", "data.columns.context" if asks else "")
     if name in HISTORY_COLUMNS:
         return UnusedColumn(column, "history", "looks like earlier turns")
+    if name in GOOD_COLUMNS and isinstance(value, bool):
+        return UnusedColumn(column, "label", "says whether the answer is good, which is not supported")
     if name == "tools":
         return UnusedColumn(column, "tools", "looks like tools, which are not supported")
     return None
