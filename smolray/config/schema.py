@@ -145,6 +145,13 @@ class DataConfig(Section):
     the value fits, and a row that fits two is quarantined"""
     text_only_ok: bool = False
     """true: a data set with columns for pictures may have no picture at all"""
+    image_root: str = ""
+    """folder that image paths are relative to; default: the folder of the file that names them"""
+    allow_absolute_paths: bool = False
+    """true: rows may name image files anywhere, by absolute paths, `..` and links; default: inside the source and
+    image_root only"""
+    fetch_urls: bool = False
+    """true: images at http(s) URLs are fetched, from public addresses only, at most 32 MiB each"""
     prompt: str = ""
     """instruction put before each question; for caption data the whole question"""
     split: str = ""

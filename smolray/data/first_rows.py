@@ -9,7 +9,7 @@ from itertools import islice
 
 from smolray.config import DataConfig
 from smolray.data.formats.discover import iter_read_tasks, read_rows, resolve
-from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.images import ImageReader, image_reader
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import SourceError
 from smolray.data.formats.unused import unused_columns, unused_message
@@ -55,7 +55,7 @@ def first_rows(source: str, data: DataConfig, limit: int) -> FirstRows:
         read += 1
         row_id = f"{task.name}#{raw.name or raw.row}"
         if task.uri not in readers:
-            readers[task.uri] = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
+            readers[task.uri] = image_reader(task, data)
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)

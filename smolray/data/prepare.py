@@ -18,7 +18,7 @@ import numpy as np
 from smolray import storage
 from smolray.config import ConfigError, DataConfig, RunConfig
 from smolray.data.formats.discover import is_hub, list_read_tasks, read_rows, read_tasks_fingerprint, resolve
-from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.images import image_reader
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import READ_TASK_BYTES, ReadTask, Source, SourceError, is_wrong_layout
 from smolray.data.formats.unused import unused_columns, unused_message
@@ -40,6 +40,7 @@ SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
 # Of these only values other than the default matter: shards that were made before they existed stay valid.
 LATER_SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("ignore_columns", "option_answer", "answer_key"), True),
+    **dict.fromkeys(("image_root", "allow_absolute_paths", "fetch_urls"), True),
     "columns": {"options", "context", "system"},
 }
 READER_THREADS = 16
@@ -186,7 +187,7 @@ def check_layout(tasks: Sequence[ReadTask], data: DataConfig) -> None:
     faults, usable = [], False
     rows = ((task, raw) for task in tasks for raw in read_rows(task))
     for task, raw in islice(rows, CHECKED_ROWS):
-        images = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
+        images = image_reader(task, data)
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)

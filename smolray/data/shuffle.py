@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from smolray import storage
 from smolray.config import DataConfig
 from smolray.data.formats.discover import read_rows
-from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.images import image_reader
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import ReadTask
 from smolray.data.sample import Conversation, Sample, SampleError, ShardRow, image_key
@@ -91,7 +91,7 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
 
     Raises SourceError where the source as a whole cannot be read.
     """
-    images = ImageReader(folder_of(task.uri), task.root, data.max_image_pixels)
+    images = image_reader(task, data)
     runs, quarantine = _Runs(number, staging), _Quarantine(task)
     rows = 0
 

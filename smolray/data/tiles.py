@@ -13,6 +13,9 @@ from PIL import ExifTags, Image
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smolray.config import ImageConfig
+from smolray.data import heif
+
+heif.register()
 
 MAX_IMAGE_SIZE = 4096  # the processor's own upper bound of an edge
 # The operation that turns an image of each EXIF orientation upright.

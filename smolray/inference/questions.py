@@ -16,7 +16,7 @@ from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import EncodeError, Encoder
 from smolray.data.formats.columns import Row, own_id
 from smolray.data.formats.discover import image_files, is_hub, list_read_tasks, read_rows, resolve
-from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.images import ImageReader, image_reader
 from smolray.data.formats.questions import parse_questions
 from smolray.data.formats.registry import FORMATS
 from smolray.data.formats.source import IMAGE_PARTS, Raw, ReadTask, Source, SourceError, is_wrong_layout
@@ -122,8 +122,10 @@ def read_questions(task: QuestionTask, settings: PromptSettings) -> Iterator[Que
         return
 
     rows = (Raw(n, {"image": name}, name) for n, name in enumerate(task.images)) if task.images else _rows(source)
-    folder = source.root if task.images else folder_of(source.uri)
-    reader = ImageReader(folder, source.root, data.max_image_pixels)
+    if task.images:  # the person named them, so links are followed
+        reader = ImageReader(source.root, source.root, data.max_image_pixels, anywhere=True)
+    else:
+        reader = image_reader(source, data)
 
     for raw in rows:
         path = storage.join(source.root, raw.name) if task.images else source.uri

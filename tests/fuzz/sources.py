@@ -21,7 +21,7 @@ from PIL import Image
 
 from smolray.config import DataConfig
 from smolray.data.formats.discover import list_read_tasks, read_rows, resolve
-from smolray.data.formats.images import ImageReader, folder_of
+from smolray.data.formats.images import image_reader
 from smolray.data.formats.layouts import parse
 from smolray.data.sample import SampleError
 
@@ -40,7 +40,7 @@ def outcome(folder: Path, task_bytes: int) -> Outcome:
     """Read a source as prepare does. Raises SourceError where it is refused."""
     found = Outcome([], 0)
     for task in list_read_tasks(resolve(str(folder), DATA), task_bytes):
-        images = ImageReader(folder_of(task.uri), task.root, DATA.max_image_pixels)
+        images = image_reader(task, DATA)
         for raw in read_rows(task):
             try:
                 if raw.reason:

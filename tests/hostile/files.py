@@ -52,14 +52,21 @@ def torn_json_lists(rng, folder):
 def missing_files(rng, folder):
     (folder / "folder.png").mkdir()
     os.mkfifo(folder / "pipe.png")
-    names = ["gone.png", "a/b/gone.png", "folder.png", "pipe.png", "/dev/zero", "https://x.org/a.png", "x" * 5000]
+    names = ["gone.png", "a/b/gone.png", "folder.png", "pipe.png", "https://x.org/a.png", "x" * 5000]
     bad = some(rng, lambda: {"image": rng.choice(names), "question": "q", "answer": "a"}, 6)
     return Case(lines(rng, folder, bad), {"missing_file": len(bad)})
 
 
 def paths_that_lead_out(rng, folder):
     (folder.parent / "secret.png").write_bytes(encoded(rng))
-    names = ["../secret.png", "a/../../secret.png", "../../../../../../etc/passwd", "./../secret.png"]
+    names = [
+        "/dev/zero",
+        str(folder.parent / "secret.png"),
+        "../secret.png",
+        "a/../../secret.png",
+        "../../../../../../etc/passwd",
+        "./../secret.png",
+    ]
     bad = some(rng, lambda: {"image": rng.choice(names), "question": "q", "answer": "a"})
     return Case(lines(rng, folder, bad), {"path_escapes": len(bad)})
 

@@ -8,46 +8,32 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from fnmatch import fnmatch
-from typing import NamedTuple
-
-import pyarrow.fs as pafs
 
 from smolray import storage
 from smolray.config import DataConfig
+from smolray.data.formats.arrow import ARROW, files_of_state
 from smolray.data.formats.compression import without_compression
 from smolray.data.formats.damage import damaged
 from smolray.data.formats.hub import HUB, resolve_hub
-from smolray.data.formats.images import folder_of
+from smolray.data.formats.listing import File, is_image, is_text, list_source, once, shown
 from smolray.data.formats.registry import FORMATS, named_format
-from smolray.data.formats.source import IMAGE_PARTS, READ_TASK_BYTES, Format, Raw, ReadTask, Source, SourceError
-
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-}
-
-
-class File(NamedTuple):
-    """A file of a source, as it is listed."""
-
-    uri: str
-    bytes: int
-    changed: int  # time of the last change in ns, 0 where it is not known
+from smolray.data.formats.source import (
+    READ_TASK_BYTES,
+    UNREAD_IMAGE_PARTS,
+    Format,
+    Raw,
+    ReadTask,
+    Source,
+    SourceError,
+)
+from smolray.data.formats.splits import files_of_split
 
 
 def resolve(source: str, data: DataConfig) -> Source:
     """Find the files behind `source`: a file, a folder, a glob, or a hub data set id.
 
     Globs are such as `data/train-*.parquet` and `{000..009}.tar`. `#split` after the source, else `data.split`, chooses
-    a split.
+    a split. What exists is taken as it is named, whatever characters are in its name.
 
     Raises:
         ConfigError: data.format names no format.
@@ -58,41 +44,61 @@ def resolve(source: str, data: DataConfig) -> Source:
         return resolve_hub(source, split or "train", data.revision)
 
     source = storage.absolute(source).rstrip("/")
-    found, root = _files(source)
+    found, root = list_source(source)
+    chosen, files = _data_files(source, found, data)
+    files = once(files_of_split(source, root, files, split))
+    if chosen is ARROW:
+        files = files_of_state(files)
+    if unreadable := [file for file in files if not is_text(file.uri)]:
+        raise SourceError(f"the name of {shown(unreadable[0].uri)} is not UTF-8; rename the file")
+
+    identity = repr([(chosen.name, *file) for file in [*files, *_images(found, chosen, data)]])
+    digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    return Source(chosen.name, tuple((file.uri, file.bytes) for file in files), root, digest, split)
+
+
+def _data_files(source: str, found: list[File], data: DataConfig) -> tuple[Format, list[File]]:
+    """The format of a source and its files of this format. Raises SourceError where there is none."""
     by_format = {
         f.name: [file for file in found if _is_of(file, f, f.suffixes)] for f in FORMATS.values() if f.suffixes
     }
-    if chosen := named_format(data):
-        files = by_format[chosen.name] or (found if len(found) == 1 else [])  # a single file may have any name
-    else:
-        chosen, files = _only_format(source, by_format)
-    files = _of_split(source, root, files, split)
+    chosen = named_format(data)
+    if chosen is None:
+        return _only_format(source, found, by_format)
+    files = by_format[chosen.name] or (found if len(found) == 1 else [])  # a single file may have any name
     if not files:
         raise SourceError(
             f"{source} holds no {chosen.name} file ({', '.join(chosen.suffixes)}); files found: {_some(found)}"
         )
+    return chosen, files
 
-    images = [file for file in found if chosen.names_images and _is_image(file.uri)]
-    identity = repr([(chosen.name, *file) for file in [*files, *images]])
-    digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-    return Source(chosen.name, tuple((file.uri, file.bytes) for file in files), root, digest, split)
+
+def _images(found: list[File], chosen: Format, data: DataConfig) -> list[File]:
+    """The images that rows may name, and the zips that may hold them: they are a part of the source."""
+    if not chosen.names_images:
+        return []
+    if data.image_root:
+        found = found + list_source(storage.absolute(data.image_root))[0]
+    return [file for file in found if is_image(file.uri) or file.uri.lower().endswith(".zip")]
 
 
 def image_files(source: str) -> tuple[list[str], str]:
     """The image files behind a file, folder or glob, as paths inside a folder, and that folder.
 
-    There are none where the source has data files, which come first; but a JSON or CSV file next to images counts as
-    metadata. A single file that is no data file may have any name. Raises SourceError.
+    Images of formats that are not read are among them, so that each is told. There are none where the source has data
+    files, which come first; but a JSON or CSV file next to images counts as metadata. A single file that is no data
+    file may have any name. Raises SourceError.
     """
     source = storage.absolute(source).rstrip("/")
-    found, root = _files(source)
+    found, root = list_source(source)
     names = [file.uri for file in found]
     metadata = [file for file in found if any(_is_of(file, f, f.metadata_suffixes) for f in FORMATS.values())]
     data_files = [file for file in found if any(_is_of(file, f, f.suffixes) for f in FORMATS.values())]
     if len(data_files) > len(metadata):
         return [], root
 
-    images = [n for n in names if _is_image(n) and not n.rpartition("/")[2].startswith(".")]  # a glob lists hidden ones
+    images = [n for n in names if is_image(n) or n.lower().rpartition(".")[2] in UNREAD_IMAGE_PARTS]
+    images = [n for n in images if not n.rpartition("/")[2].startswith(".")]  # a glob lists hidden ones
     if len(names) == 1 and not metadata:
         images = names
     if not names:
@@ -138,50 +144,20 @@ def is_hub(source: str, data: DataConfig) -> bool:
     """
     if chosen := named_format(data):
         return chosen is HUB
-    looks_like_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+(#[\w.-]+)?", source) is not None
-    return looks_like_id and not storage.exists(source.partition("#")[0])
+    return is_hub_id(source) and not storage.exists(source) and not storage.exists(source.partition("#")[0])
 
 
 def _split_suffix(source: str, data: DataConfig) -> tuple[str, str]:
-    match = re.fullmatch(r"(.+)#([\w.-]+)", source)
-    return (match[1], match[2]) if match else (source, data.split)
+    """The source without its `#split`, and the split. What exists under the whole name has none."""
+    match = re.fullmatch(r"(.+)#([\w.+-]+)", source)
+    if match is None or storage.exists(storage.absolute(source)):
+        return source, data.split
+    return match[1], match[2]
 
 
-def _files(source: str) -> tuple[list[File], str]:
-    """The files behind a path or glob, sorted, and the folder they are under."""
-    patterns = _expand_braces(source)
-    if patterns == [source] and not re.search(r"[*?\[]", source):
-        fs, path = storage.filesystem(source)
-        info = fs.get_file_info(path)
-        if info.type == pafs.FileType.File:
-            return [_entry(source, info)], folder_of(source)
-        if info.type == pafs.FileType.NotFound:
-            raise SourceError(
-                f"{source} does not exist; expected a file, a folder, a glob or a hub data set id (data.format=hub)"
-            )
-        return [f for f in _listed(source) if not _hidden(f.uri, source)], source
-
-    found = []
-    root = folder_of(re.split(r"[*?\[{]", source, maxsplit=1)[0] + "x")
-    for entry in _listed(root):
-        if any(fnmatch(entry.uri, pattern) and entry.uri.count("/") == pattern.count("/") for pattern in patterns):
-            found.append(entry)
-
-    if not found:
-        raise SourceError(f"no file matches {source}")
-    return found, root
-
-
-def _listed(folder: str) -> list[File]:
-    _, path = storage.filesystem(folder)
-    return [
-        _entry(f"{folder}/{info.path[len(path) :].strip('/')}", info)
-        for info in storage.list_files(folder, recursive=True)
-    ]
-
-
-def _entry(uri: str, info: pafs.FileInfo) -> File:
-    return File(uri, info.size, info.mtime_ns or 0)
+def is_hub_id(source: str) -> bool:
+    """Whether a text reads `owner/name`, with or without a split."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+(#[\w.-]+)?", source) is not None
 
 
 def _is_of(file: File, data_format: Format, suffixes: tuple[str, ...]) -> bool:
@@ -190,28 +166,7 @@ def _is_of(file: File, data_format: Format, suffixes: tuple[str, ...]) -> bool:
     return name.endswith(suffixes)
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().rpartition(".")[2] in IMAGE_PARTS
-
-
-def _hidden(uri: str, root: str) -> bool:
-    return any(part.startswith((".", "_")) for part in uri[len(root) :].split("/") if part)
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    """Expand WebDataset's range of shards, such as `x-{000..012}.tar`, to one name for each shard."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if match is None:
-        return [pattern]
-
-    low, high = match.groups()
-    middle = [str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)]
-    return [
-        expanded for m in middle for expanded in _expand_braces(pattern[: match.start()] + m + pattern[match.end() :])
-    ]
-
-
-def _only_format(source: str, by_format: dict[str, list[File]]) -> tuple[Format, list[File]]:
+def _only_format(source: str, found: list[File], by_format: dict[str, list[File]]) -> tuple[Format, list[File]]:
     """The one format of the files. Raises SourceError where there is none, or where several hold data."""
     there = [FORMATS[name] for name, files in by_format.items() if files]
     # A JSON or CSV file next to Parquet or tar files is common. It is metadata, not data.
@@ -219,40 +174,14 @@ def _only_format(source: str, by_format: dict[str, list[File]]) -> tuple[Format,
         if len(there) > 1 and all(_is_of(file, chosen, chosen.metadata_suffixes) for file in by_format[chosen.name]):
             there.remove(chosen)
 
-    if len(there) != 1:
-        counts = ", ".join(f"{len(files)} {name}" for name, files in by_format.items())
-        raise SourceError(f"{source} holds {counts} files; expected files of one format, or set data.format")
-    return there[0], by_format[there[0].name]
-
-
-def _of_split(source: str, root: str, files: list[File], split: str) -> list[File]:
-    """The files of one split where their names say it (`train-00000.parquet`, `test/x.tar`), else all files."""
-    named = {f: _split_of(f.uri[len(root) :]) for f in files}
-    splits = sorted({name for name in named.values() if name})
-    if not splits or len(files) == 1:
-        return files
-
-    if split:
-        wanted = SPLIT_NAMES.get(split, split)
-        if wanted not in splits:
-            raise SourceError(f"{source} has no split {split!r}; splits found in its file names: {', '.join(splits)}")
-        return [f for f in files if named[f] == wanted]
-
-    if len(splits) > 1:
-        raise SourceError(
-            f"{source} holds several splits ({', '.join(splits)}); choose with {source}#{splits[-1]} "
-            "or name the files by a glob"
-        )
-    return files
-
-
-def _split_of(path: str) -> str:
-    for part in path.split("/"):
-        match = re.match(r"([a-z]+)(?=[-._]|$)", part.lower())
-        if match and match[1] in SPLIT_NAMES:
-            return SPLIT_NAMES[match[1]]
-    return ""
+    if len(there) == 1:
+        return there[0], by_format[there[0].name]
+    if not there:
+        endings = ", ".join(suffix for f in FORMATS.values() for suffix in f.suffixes)
+        raise SourceError(f"{source} holds no data file ({endings}); files found: {_some(found)}")
+    counts = ", ".join(f"{len(files)} {name}" for name, files in by_format.items() if files)
+    raise SourceError(f"{source} holds {counts} files; expected files of one format, or set data.format")
 
 
 def _some(found: list[File]) -> str:
-    return ", ".join(f.uri.rsplit("/", 1)[-1] for f in found[:8]) + (" …" if len(found) > 8 else "") or "none"
+    return ", ".join(shown(f.uri).rsplit("/", 1)[-1] for f in found[:8]) + (" …" if len(found) > 8 else "") or "none"

@@ -1,31 +1,37 @@
 """Encoded images as they come in: which files are accepted, and the check that each image decodes completely.
 
-In: an image value of a raw record (bytes, {bytes, path}, a path). Out: its bytes as they came, or a SampleError that
-says what is wrong.
+In: an image value of a raw record (bytes, {bytes, path, url}, a path, a URI, base64). Out: its bytes as they came, or a
+SampleError that says what is wrong.
 """
 
 import hashlib
 import io
-import posixpath
 import re
 import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 from PIL import Image
 
 from smolray import storage
+from smolray.config import DataConfig
+from smolray.data import heif
+from smolray.data.formats.fetch import fetch
+from smolray.data.formats.inline import inline_bytes
+from smolray.data.formats.places import MAX_IMAGE_BYTES, ImagePlaces, shown_path
+from smolray.data.formats.source import ReadTask
 from smolray.data.sample import SampleError
 
+heif.register()
 Image.init()  # without all plug-ins open() fails for formats that are registered but not loaded yet
 # Only decoders that run inside PIL (EPS would start Ghostscript on an untrusted file), and only formats that have a
 # signature.
 FORMATS = tuple(
-    f for f in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO") if f in Image.OPEN
+    f
+    for f in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")
+    if f in Image.OPEN
 )
-MAX_IMAGE_BYTES = 256 * 2**20
 # Rows about one image are near each other in most data sets: remembering a few images avoids most repeated decodes.
 REMEMBERED = 4096
 
@@ -44,9 +50,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise SampleError("image_too_large", f"{error}; the limit data.max_image_pixels is {max_pixels}") from error
     except Exception as error:  # decoders raise any error on hostile bytes
-        raise SampleError(
-            "corrupt_image", f"not an image ({_first_line(error)}); its first bytes are {data[:8]!r}"
-        ) from error
+        raise SampleError("corrupt_image", _kind_of(data) or f"not an image ({_first_line(error)})") from error
 
     width, height = image.size
     if width * height > max_pixels:
@@ -57,6 +61,17 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     if width == 0 or height == 0:
         raise SampleError("corrupt_image", f"the header says {width} x {height} pixels")
     return image
+
+
+def _kind_of(data: bytes) -> str:
+    """What a file that is no readable image is instead, and what to do; empty where that is not known."""
+    if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "a HEIC image, which needs pillow-heif: pip install 'smolray[heic]', or write it as JPEG"
+    head = data[:1000].lstrip().lower()
+    kinds = {b"%pdf": "PDF", b"%!ps": "PostScript", b"8bps": "Photoshop", b"\xff\x0a": "JPEG XL", b"{": "JSON"}
+    kind = next((name for start, name in kinds.items() if head.startswith(start)), "")
+    kind = "SVG" if b"<svg" in head else kind or ("HTML" if head.startswith((b"<!doctype html", b"<html")) else "")
+    return f"not an image that is read: its content is {kind}; write it as PNG or JPEG" if kind else ""
 
 
 def check_image(data: bytes, max_pixels: int) -> None:
@@ -83,13 +98,21 @@ def check_image(data: bytes, max_pixels: int) -> None:
 class ImageReader:
     """Turns the image values of one source file's records into checked bytes.
 
-    Relative paths are taken from `folder` (that of the source file) and must stay inside `root` (the source as the
-    person named it); absolute local paths are the person's own and are followed where the source is local. URLs are
-    never fetched.
+    Values are bytes, data URIs, base64, paths and URIs, or {bytes, path, url}. Paths are those of ImagePlaces; http(s)
+    URLs are fetched only where `fetch_urls` says so.
     """
 
-    def __init__(self, folder: str, root: str, max_pixels: int):
-        self.folder, self.root, self.max_pixels = folder, root, max_pixels
+    def __init__(
+        self,
+        folder: str,
+        root: str,
+        max_pixels: int,
+        image_root: str = "",
+        anywhere: bool = False,
+        fetch_urls: bool = False,
+    ):
+        self.places, self.max_pixels = ImagePlaces(folder, root, image_root, anywhere), max_pixels
+        self.fetch_urls = fetch_urls
         self._sound: OrderedDict[bytes, None] = OrderedDict()
 
     def read(self, value: Any) -> bytes:
@@ -109,57 +132,42 @@ class ImageReader:
 
     def _bytes(self, value: Any) -> bytes:
         if isinstance(value, dict):
-            if value.get("bytes") is not None:
-                value = value["bytes"]
-            elif value.get("path"):
-                value = value["path"]
-            else:
-                raise SampleError("empty_image", "the image struct holds neither bytes nor a path")
+            filled = [value[key] for key in ("bytes", "path", "url") if value.get(key) not in (None, "")]
+            if not filled:
+                raise SampleError("empty_image", "the image struct holds neither bytes nor a path nor a url")
+            value = filled[0]
         if isinstance(value, (bytes, bytearray, memoryview)):
             return bytes(value)
-        if isinstance(value, str):
-            return self._file(value)
-        raise SampleError(
-            "wrong_type", f"an image is a {type(value).__name__}; expected bytes, a path or {{bytes, path}}"
-        )
+        if not isinstance(value, str):
+            found = f"an image is a {type(value).__name__}; expected bytes, a path or {{bytes, path, url}}"
+            raise SampleError("wrong_type", found)
 
-    def _file(self, path: str) -> bytes:
-        uri = self._resolve(path)
-        try:
-            fs, inner = storage.filesystem(uri)
-            info = fs.get_file_info(inner)
-            if info.type != pafs.FileType.File:  # no folders, pipes or devices
-                raise SampleError("missing_file", f"image {path!r} is not a file at {uri}")
-            if info.size > MAX_IMAGE_BYTES:
-                raise SampleError(
-                    "image_too_large", f"{path!r} has {info.size} bytes; the limit of a file is {MAX_IMAGE_BYTES}"
-                )
-            with fs.open_input_stream(inner) as stream:
-                return stream.read()
-        except (OSError, UnicodeEncodeError) as error:
-            raise SampleError("missing_file", f"image {path!r} cannot be read: {_first_line(error)}") from error
+        if (inline := inline_bytes(value)) is not None:
+            return inline
+        if value[:8].lower().startswith(("http://", "https://")):
+            return self._fetched(value)
+        return self.places.read(value)
 
-    def _resolve(self, path: str) -> str:
-        if not path or "\0" in path:
-            raise SampleError("missing_file", f"{path!r} is not a path of an image")
-        if "://" in path:
-            raise SampleError(
-                "missing_file",
-                f"image {path[:200]!r} is a URL, which is not fetched; download the images next to the data",
-            )
-        if posixpath.isabs(path):
-            if not storage.is_local(self.root):
-                raise SampleError(
-                    "path_escapes",
-                    f"image path {path!r} is absolute, but the data is at {self.root}; use relative paths",
-                )
-            return path
-        scheme, slashes, folder = self.folder.rpartition("://")
-        joined = scheme + slashes + posixpath.normpath(posixpath.join(folder, path))
-        if joined != self.root and not joined.startswith(self.root.rstrip("/") + "/"):
-            hint = f"name a folder that holds both the data and the images as the source, instead of {self.root}"
-            raise SampleError("path_escapes", f"image path {path!r} leads out of the data folder; {hint}")
-        return joined
+    def _fetched(self, url: str) -> bytes:
+        if not self.fetch_urls:
+            shown = shown_path(url.partition("?")[0])
+            hint = "download the images next to the data, or set data.fetch_urls=true"
+            raise SampleError("missing_file", f"image {shown!r} is a URL, which is not fetched; {hint}")
+        return fetch(url)
+
+
+def image_reader(task: ReadTask, data: DataConfig) -> ImageReader:
+    """The reader for the images of a read task's rows. Rows of an archive name no files outside of it."""
+    archive = task.format == "webdataset" or (task.format == "hub" and not storage.exists(task.root))
+    root = "" if archive else task.root
+    return ImageReader(
+        folder_of(task.uri),
+        root,
+        data.max_image_pixels,
+        storage.absolute(data.image_root) if data.image_root else "",
+        data.allow_absolute_paths,
+        data.fetch_urls,
+    )
 
 
 def folder_of(uri: str) -> str:

@@ -3,6 +3,7 @@
 import difflib
 
 from smolray.config import ConfigError, DataConfig
+from smolray.data.formats.arrow import ARROW
 from smolray.data.formats.csv import CSV
 from smolray.data.formats.hub import HUB
 from smolray.data.formats.jsonl import JSONL
@@ -11,7 +12,7 @@ from smolray.data.formats.source import Format
 from smolray.data.formats.webdataset import WEBDATASET
 
 # Where a source holds metadata files of several formats, the first of these formats is taken.
-FORMATS: dict[str, Format] = {f.name: f for f in (PARQUET, WEBDATASET, JSONL, CSV, HUB)}
+FORMATS: dict[str, Format] = {f.name: f for f in (PARQUET, ARROW, WEBDATASET, JSONL, CSV, HUB)}
 
 
 def named_format(data: DataConfig) -> Format | None:

@@ -13,7 +13,15 @@ from smolray import storage
 
 READ_TASK_BYTES = 256 * 2**20
 SCAN_BYTES = 2**20
-IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif", "img")
+IMAGE_PARTS = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif", "img"),
+    *("jfif", "ico", "heic", "heif"),
+)
+# Endings of images that are not read: such a file is told, not passed over.
+UNREAD_IMAGE_PARTS = (
+    *("svg", "svgz", "eps", "ai", "pdf", "psd", "jxl", "tga", "xcf", "exr", "hdr", "hif", "heics"),
+    *("dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "raw"),
+)
 
 
 class SourceError(ValueError):
