@@ -35,19 +35,24 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", params=["tiny_path", "published_path"])
+def path(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def index(photos, tiny_path, tmp_path_factory):
+def index(photos, path, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("index") / "photos")
     done = CliRunner().invoke(
-        cli.app, ["search", "build", tiny_path, str(photos), *SETTINGS, "--out", out, "--prompt", "find this"]
+        cli.app, ["search", "build", path, str(photos), *SETTINGS, "--out", out, "--prompt", "find this"]
     )
     assert done.exit_code == 0, done.output
     assert "left out: 1 (corrupt_image 1)" in done.output
     return out
 
 
-def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, tiny_path):
-    source = find_model(tiny_path, "runs", SETTINGS)
+def test_a_text_finds_what_a_comparison_with_every_picture_finds(index, photos, path):
+    source = find_model(path, "runs", SETTINGS)
     model, encoder = ImageSearch(index).embed.predictor.model, source.encoder()
     names = sorted(p.name for p in photos.iterdir() if p.name != "broken.png")
     rows = [shard_row([(photos / name).read_bytes()], asked("find this", text)) for name in names for text in TEXTS]
@@ -134,7 +139,7 @@ def test_a_folder_without_an_index_is_refused(tmp_path):
     assert "smolray search build" in done.output + (done.stderr or "")
 
 
-def test_an_index_names_the_model_it_was_made_with(index, tiny_path):
+def test_an_index_names_the_model_it_was_made_with(index, path):
     about = json.loads(Path(index, "index.json").read_text())
-    assert about["images"] == 6 and about["config"]["model"]["path"] == tiny_path
+    assert about["images"] == 6 and about["config"]["model"]["path"] == path
     assert about["prompt"] == "find this"

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from smolray.config import ConfigError, DPOConfig, ModelConfig, RunConfig, load_config
 from smolray.data.collate import Group, collate_prompts, collate_training, question_record
+from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation
 from smolray.data.tiles import image_size
 from smolray.model.adapters import prepare_for_training
@@ -69,8 +70,12 @@ CASES["mixed"] = [
 
 @pytest.fixture(scope="module")
 def models(tiny_path):
+    return in_training(tiny_path)
+
+
+def in_training(path):
     """(the model in training, its reference): apart by noise, as after some steps."""
-    reference = load_model(ModelConfig(path=tiny_path, dtype="float32")).train()
+    reference = load_model(ModelConfig(path=path, dtype="float32")).train()
     model = copy.deepcopy(reference)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -160,9 +165,16 @@ def gradients(model, loss):
     ("case", "kind"), [*((case, "mixed") for case in CASES), *(("mixed", kind) for kind in LOSSES if kind != "mixed")]
 )
 def test_packed_pairs_have_the_loss_and_gradients_of_single_answers(models, encoder, case, kind):
-    model, reference = models
-    settings = LOSSES[kind]
-    rows = CASES[case]
+    assert_as_single_answers(*models, encoder, CASES[case], LOSSES[kind])
+
+
+def test_packed_pairs_of_a_published_model_have_the_loss_and_gradients_of_single_answers(published_path):
+    encoder = encoder_of(load_processor(ModelConfig(path=published_path)), max_length=4096)
+    assert_as_single_answers(*in_training(published_path), encoder, CASES["mixed"], LOSSES["mixed"])
+
+
+def assert_as_single_answers(model, reference, encoder, rows, settings):
+    """Loss, metrics and gradients of a packed batch are by_the_papers of each answer alone."""
     (batch,) = batches_of(rows, encoder)
     with torch.no_grad():
         was = answers_alone(reference, rows, encoder)
