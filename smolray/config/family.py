@@ -9,6 +9,7 @@ from typing import Any
 from smolray.config.errors import ConfigError
 
 MODEL_TYPES = ("idefics3", "smolvlm")
+ARCHITECTURES = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
 # model/forward.py runs the layers of this one itself; others scale embeddings, attention, residuals or logits
 TEXT_MODEL_TYPE = "llama"
 
@@ -19,6 +20,11 @@ def require_family(path: str, config: Mapping[str, Any]) -> None:
     if kind not in MODEL_TYPES:
         raise ConfigError(
             f"model.path = {path}: model type {kind!r}; expected {' or '.join(MODEL_TYPES)}, as every SmolVLM has it"
+        )
+    if others := sorted({*(config.get("architectures") or ())} - {*ARCHITECTURES}):
+        raise ConfigError(
+            f"model.path = {path}: architecture {', '.join(others)}; expected {' or '.join(ARCHITECTURES)}: another "
+            "one has other weights, so that some of the model's would be random; nearest: the SmolVLM it was made from"
         )
     if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
         raise ConfigError(
