@@ -6,6 +6,7 @@ processor and model card. Its logits are compared with the trained model's befor
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,11 +20,13 @@ from smolray.config import RunConfig, load_config
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_training
 from smolray.data.encode import cached_encoder
-from smolray.data.export_files import image_note, stock_images, token_note, write_processor
+from smolray.data.export_files import StockImages, image_note, stock_images, token_note, write_processor
 from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
 from smolray.data.shards import read_manifest
 from smolray.data.tiles import image_size
+from smolray.evaluate.measure import shown
+from smolray.evaluate.stock import StockAnswers, stock_answers
 from smolray.model.forward import hidden_states
 from smolray.model.load import base_model, load_model
 from smolray.model.trained import merged_model, trained_model, unquantised
@@ -72,12 +75,13 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
 
         loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[config.model.dtype])
         note = compare(loaded, config, chosen)
-        use = (
-            f"## Images\n\n{image_note(config, stock)}\n\n{patch_note(loaded)}\n\n"
-            f"## Tokens\n\n{token_note(Path(folder))}\n\n"
-        )
+        answers = compare_stock(merged, config, stock)
+        images = " ".join(filter(None, (image_note(config, stock), answer_note(answers))))
+        use = f"## Images\n\n{images}\n\n{patch_note(loaded)}\n\n## Tokens\n\n{token_note(Path(folder))}\n\n"
         Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, note, use), encoding="utf-8")
         publish(folder, target, last="config.json")
+
+    record_stock(run_dir, stock, answers)
     return target
 
 
@@ -140,6 +144,35 @@ def write_config_for_transformers_4(file: Path) -> None:
         if "dtype" in part:
             part["torch_dtype"] = part["dtype"]
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def compare_stock(model: nn.Module, config: RunConfig, stock: StockImages) -> StockAnswers | None:
+    """Answers with a stock call's tiles beside those of training; None where no validation image has other tiles."""
+    if stock.validation_same == stock.validation_images:
+        return None
+    return stock_answers(model.to("cuda" if torch.cuda.is_available() else "cpu"), config, stock.config)
+
+
+def answer_note(answers: StockAnswers | None) -> str:
+    """What the tiles of a stock call do to the answers; empty where it was not measured."""
+    if answers is None:
+        return ""
+    metric = answers.metric
+    return (
+        f"On {answers.questions} validation questions, {answers.other_tiles} of them about images that a stock call "
+        f"cuts otherwise, {metric} is {shown(metric, answers.as_trained)} with the tiles of training and "
+        f"{shown(metric, answers.stock)} with a stock call."
+    )
+
+
+def record_stock(run_dir: str, stock: StockImages, answers: StockAnswers | None) -> None:
+    """Add to the run's result.json what a stock call of the export does; a run without a result is left as it is."""
+    file = RunFolder(run_dir).result
+    if not storage.exists(file):
+        return
+    found = {"images": asdict(stock), "answers": asdict(answers) if answers else None}
+    result = json.loads(storage.read_bytes(file)) | {"stock_call": found}
+    storage.write_bytes(file, json.dumps(result, indent=1).encode())
 
 
 def patch_note(model: PreTrainedModel) -> str:

@@ -188,7 +188,8 @@ class ImageConfig(Section):
     max_tiles: int | None = Field(default=None, ge=1)
     """most tiles of an image, its global view included; default: the processor's"""
     upscale: bool = False
-    """true: enlarge small images to longest_edge first, as the stock processor does"""
+    """true: enlarge small images to longest_edge first, as the stock processor does; without max_tiles, stock calls of
+    an export then make the tiles of training"""
 
 
 class TrainConfig(Section):

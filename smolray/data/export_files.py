@@ -16,9 +16,11 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
-from smolray.config import ModelConfig, RunConfig
+from smolray import storage
+from smolray.config import ImageConfig, ModelConfig, RunConfig
 from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
+from smolray.data.shards import MANIFEST
 from smolray.data.tiles import Tiler, image_size
 from smolray.data.tokenizer import FILE as TOKENIZER
 from smolray.data.tokenizer import differences
@@ -49,12 +51,25 @@ class StockImages:
         splitting: whether it cuts images into tiles.
         images: training images that were looked at.
         same: those of them of which it makes the tiles that training saw.
+        validation_images, validation_same: the same of the validation images; 0 without any.
     """
 
     longest_edge: int
     splitting: bool
     images: int
     same: int
+    validation_images: int = 0
+    validation_same: int = 0
+
+    @property
+    def always_same(self) -> bool:
+        """Whether it makes the tiles of training of every image that was looked at."""
+        return (self.same, self.validation_same) == (self.images, self.validation_images)
+
+    @property
+    def config(self) -> ImageConfig:
+        """The image settings under which smolray cuts images as the stock processor then does."""
+        return ImageConfig(longest_edge=self.longest_edge, upscale=True, max_tiles=None if self.splitting else 1)
 
 
 def stock_images(config: RunConfig) -> StockImages:
@@ -64,11 +79,27 @@ def stock_images(config: RunConfig) -> StockImages:
     them to one longest edge. So the edge is the one that training used most often.
     """
     tiler = Tiler(load_processor(config.model).image_processor, config.image)
-    edges = Counter(tiler.target(*size) for size in _sampled_sizes(config.data.train))
+    edges, validation = (
+        Counter(tiler.target(*size) for size in _sampled_sizes(folder)) if folder else Counter()
+        for folder in (config.data.train, validation_shards(config))
+    )
     edge = max(edges, key=lambda e: (edges[e], e), default=tiler.longest_edge)
     if not edges and config.image.max_tiles == 1:
         edge = min(edge, tiler.side)
-    return StockImages(edge, tiler.splits and config.image.max_tiles != 1, sum(edges.values()), edges[edge])
+    return StockImages(
+        edge,
+        tiler.splits and config.image.max_tiles != 1,
+        edges.total(),
+        edges[edge],
+        validation.total(),
+        validation[edge],
+    )
+
+
+def validation_shards(config: RunConfig) -> str:
+    """The run's prepared validation data; empty where it has none, or where they are gone."""
+    folder = config.data.validation
+    return folder if folder and storage.exists(storage.join(folder, MANIFEST)) else ""
 
 
 def write_processor(config: RunConfig, stock: StockImages, folder: Path) -> None:
@@ -94,17 +125,19 @@ def write_processor(config: RunConfig, stock: StockImages, folder: Path) -> None
 
 def image_note(config: RunConfig, stock: StockImages) -> str:
     """What a stock call does to images, and what it does otherwise than training did."""
-    if stock.same == stock.images:
+    if stock.always_same:
         return (
             "The processor in this folder does it as training did: it scales the longest edge to "
             f"{stock.longest_edge} pixels."
         )
 
-    edge, share = stock.longest_edge, stock.same / stock.images
+    edge, counted = stock.longest_edge, f"{stock.same / stock.images:.0%} of {stock.images} training images"
+    if stock.validation_images:
+        share = stock.validation_same / stock.validation_images
+        counted += f" and {share:.0%} of {stock.validation_images} validation images"
     notes = [
-        f"The processor in this folder scales every image to `size.longest_edge` = {edge}. For {share:.0%} of "
-        f"{stock.images} training images it makes the same tiles as training did. "
-        "Training scaled the others to another size. "
+        f"The processor in this folder scales every image to `size.longest_edge` = {edge}. For {counted} it makes the "
+        "same tiles as training did. Training scaled the others to another size. "
         "smolray scales no image above this edge where it loads this folder; set `image.longest_edge` to train on "
         "with larger images."
     ]
@@ -112,7 +145,8 @@ def image_note(config: RunConfig, stock: StockImages) -> str:
         notes.append(
             "Training did not enlarge small images: "
             "pass `size={'longest_edge': N}` with N = the next multiple of the tile's side above the image's "
-            "longer edge."
+            "longer edge. "
+            f"A run with `image.upscale=true image.longest_edge={edge}` trains as a stock call does."
         )
     if config.image.max_tiles not in (None, 1):
         notes.append(
