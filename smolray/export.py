@@ -67,7 +67,8 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
     with tempfile.TemporaryDirectory() as folder:
         merged.config.use_cache = True
         merged.save_pretrained(folder)
-        write_config_for_transformers_4(Path(folder, "config.json"))
+        tied = merged.lm_head.weight is merged.get_input_embeddings().weight
+        write_config_for_others(Path(folder, "config.json"), tied)
 
         stock = stock_images(config)
         write_processor(config, stock, Path(folder))
@@ -129,17 +130,22 @@ def export_adapter(run_dir: str, out: str | None = None, name: str | None = None
     return target
 
 
-def write_config_for_transformers_4(file: Path) -> None:
-    """Add to config.json what transformers 4 reads under other names than transformers 5 writes.
+def write_config_for_others(file: Path, tied: bool) -> None:
+    """Add to config.json what readers look for in other places than those where transformers 5 writes it.
 
-    Without `rope_theta` transformers 4 silently takes 10000, whatever the model was trained with.
+    Without `rope_theta` transformers 4 silently takes 10000, whatever the model was trained with. It and vLLM ask the
+    text model whether the head's weights are the token embeddings (`tied`), llama.cpp for the text's architecture.
     """
     config = json.loads(file.read_text(encoding="utf-8"))
     text = config["text_config"]
+    text["tie_word_embeddings"] = tied
+    text.setdefault("architectures", ["LlamaForCausalLM"])
+
     rope = text["rope_parameters"]
     text["rope_theta"] = rope["rope_theta"]
     if rope["rope_type"] != "default":
         text["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+
     for part in (config, text, config["vision_config"]):
         if "dtype" in part:
             part["torch_dtype"] = part["dtype"]

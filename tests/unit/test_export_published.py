@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, Idefics3Proces
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smolray.data.sample import Conversation
-from smolray.export import export_run, write_config_for_transformers_4
+from smolray.export import export_run, write_config_for_others
 from tests.offline import asked, hf_messages, picture, shard_row
 from tests.real import MODELS, golden_ids, real_model
 from tests.shards import write_shards
@@ -61,7 +61,7 @@ def test_scaled_rotary_positions_have_the_names_of_transformers_4_and_5(exported
     want = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500_000.0}
     config.text_config.rope_parameters = want
     config.save_pretrained(tmp_path)
-    write_config_for_transformers_4(tmp_path / "config.json")
+    write_config_for_others(tmp_path / "config.json", tied=False)
     text = json.loads((tmp_path / "config.json").read_text())["text_config"]
     assert text["rope_theta"] == 500_000.0 and text["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     assert AutoConfig.from_pretrained(tmp_path).text_config.rope_parameters == want
