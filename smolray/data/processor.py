@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, Idefics3Processor, PreTrainedConfig
+from transformers import Idefics3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smolray.config import ConfigError, ModelConfig, RunConfig
-from smolray.config.family import require_family
+from smolray.config.model_folder import TOKENIZER, check_model_folder
 from smolray.data.tokenizer import load_tokenizer
-from smolray.pretrained import resolve
+from smolray.pretrained import model_config, reported, resolve
+
+# A question about an image: what every chat template must render.
+ASKED: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
 
 
 def run_processor(config: RunConfig) -> Idefics3Processor:
@@ -27,23 +30,19 @@ def run_processor(config: RunConfig) -> Idefics3Processor:
     return processor
 
 
-def require_supported(model: ModelConfig) -> None:
-    """Raise ConfigError unless the model's config.json says that it is of the SmolVLM family."""
-    config, _ = PreTrainedConfig.get_config_dict(resolve(model.path), revision=model.revision)
-    require_family(model.path, config)
-
-
 def load_processor(model: ModelConfig) -> Idefics3Processor:
     """The processor with the PIL image backend, also for SmolVLM2, whose own processor requires a video backend.
 
     Raises:
-        ConfigError: the model is of another family, or its processor is not as SmolVLM's.
+        ConfigError: the model is of another family, its files are damaged, or its processor is not as SmolVLM's.
     """
-    require_supported(model)
     path, revision = resolve(model.path), model.revision or "main"
-    tokenizer = load_tokenizer(path, revision)
-    settings = _processor_settings(path, revision)
-    image_processor = Idefics3ImageProcessorPil.from_pretrained(path, revision=revision)
+    check_model_folder(path, needs=(TOKENIZER,))
+    config = model_config(model)
+    with reported(model, "tokenizer and image settings"):
+        tokenizer = load_tokenizer(path, revision)
+        settings = _processor_settings(path, revision)
+        image_processor = Idefics3ImageProcessorPil.from_pretrained(path, revision=revision)
 
     if {*image_processor.image_mean, *image_processor.image_std} != {0.5}:  # forward.patch_embeddings relies on it
         found = f"mean {image_processor.image_mean}, deviation {image_processor.image_std}"
@@ -58,17 +57,19 @@ def load_processor(model: ModelConfig) -> Idefics3Processor:
             "chat_template.json in the same folder"
         )
 
-    return Idefics3Processor(
-        image_processor,
-        tokenizer,
-        image_seq_len=settings.get("image_seq_len") or _image_seq_len(path, revision),
-        chat_template=template,
-    )
+    with reported(model, "chat template"):
+        processor = Idefics3Processor(
+            image_processor,
+            tokenizer,
+            image_seq_len=settings.get("image_seq_len") or _image_seq_len(config),
+            chat_template=template,
+        )
+        processor.apply_chat_template(ASKED, add_generation_prompt=True, tokenize=False)
+    return processor
 
 
-def _image_seq_len(path: str, revision: str | None) -> int:
+def _image_seq_len(config: Any) -> int:
     """Tokens of a tile, by the model's own shape (Idefics3Model.image_seq_len)."""
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2 // config.scale_factor**2)
 
 

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from smolray import storage
-from smolray.config import ConfigError, RunConfig, load_config
+from smolray.config import ConfigError, ModelConfig, RunConfig, load_config
 from smolray.data.batch import Batch
 from smolray.data.encode import Encoder, cached_encoder
 from smolray.inference.questions import PlacedQuestion
 from smolray.model.decoding import Choose, decode, most_likely, stop_ids_of
-from smolray.model.load import load_model
+from smolray.model.load import check_weights, load_model
 from smolray.model.sampling import Sampler
 from smolray.model.trained import trained_model
-from smolray.pretrained import DTYPES, resolve
+from smolray.pretrained import DTYPES, model_config
 from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
 from smolray.run.folder import RunFolder
 from smolray.run.status import require_run
@@ -145,11 +144,12 @@ def answer_rows(
 def _with_whole_context(config: RunConfig, chosen: Checkpoint | None = None) -> ModelSource:
     """The source with the model's whole context as data.max_length, whose usual value is a limit of training.
 
-    Raises OSError where there is no model.
+    Raises ConfigError and OSError where there is no model.
     """
     path = _absolute(config.model.path)
-    shape = AutoConfig.from_pretrained(resolve(path), revision=config.model.revision, trust_remote_code=False)
-    longest = int(shape.text_config.max_position_embeddings)
+    model = config.model.replace({"path": path})
+    check_weights(model)
+    longest = int(model_config(model).text_config.max_position_embeddings)
     return ModelSource(config.replace({"model.path": path, "data.max_length": longest}), chosen)
 
 
@@ -168,7 +168,7 @@ def _dtype_of(path: str, storage_uri: str) -> str:
         if not folder.is_dir() and path.count("/") != 1:
             require_run(storage_uri, path)
 
-    saved = AutoConfig.from_pretrained(resolve(path), trust_remote_code=False)
+    saved = model_config(ModelConfig(path=path))
     name = str(getattr(saved, "dtype", None)).removeprefix("torch.")
     return name if name in DTYPES else "bfloat16"
 

@@ -25,6 +25,8 @@ from smolray.launch.ray_train import fit
 from smolray.launch.resolve import NO_DATA, ResolvedRun, refuse_lost_storage, resolve, with_absolute_paths
 from smolray.launch.resources import Cluster, most_workers
 from smolray.launch.result import finish, finished_result
+from smolray.model.load import check_weights
+from smolray.model.tiny import SHAPES
 from smolray.planner import auto
 from smolray.planner.probe import HardwareProbe
 from smolray.planner.statistics import DataStatistics
@@ -52,6 +54,8 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     connect()
     run = resolve(config, Cluster.connected())
     storage.delete(RunFolder(run.config.run_dir).stop_flag)
+    if run.config.model.path not in SHAPES:
+        check_weights(run.config.model)
 
     config, folders = prepare_data(run.config)
     run = replace(run, config=config, folders=folders)

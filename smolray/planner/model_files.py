@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from smolray import storage
 from smolray.config import ConfigError, ModelConfig
+from smolray.config.model_folder import check_model_folder
 from smolray.planner.shapes import ModelShape
 
 NAMED = ("tiny", "random-256m", "random-500m", "random-2.2b")
@@ -36,11 +37,13 @@ def shape_of(model: ModelConfig) -> ModelShape:
     """The shape of the run's model: from its files in a folder, in storage or in the hub's cache, or by name.
 
     Raises:
-        ConfigError: it is of another family, or there is no config.json and the name is not known.
+        ConfigError: its folder is damaged, it is of another family, or there is no config.json and the name is not known.
     """
     path = model.path
     if path in NAMED:
         return known_shape(path)
+    if Path(path).expanduser().is_dir():
+        check_model_folder(path, needs=())
     if config := _file(model, "config.json"):
         shape = ModelShape.from_config(json.loads(config), path)
         tokenizer = _file(model, "tokenizer.json")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from smolray.config import LoraConfig, RunConfig
-from smolray.config.family import require_family
+from smolray.config import ConfigError, LoraConfig, RunConfig
+from smolray.config.model_folder import check_model_config
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # The defaults of transformers for keys that a published config.json does not have (Idefics3VisionConfig).
@@ -179,10 +179,12 @@ class ModelShape:
             path: where it is from, for the message.
 
         Raises:
-            ConfigError: it is of another family.
+            ConfigError: it is of another family, or a size in it is missing or no number.
         """
-        require_family(path, config)
+        check_model_config(path, config)
         text, vision = config["text_config"], {**VISION_DEFAULTS, **config["vision_config"]}
+        if missing := [key for key in TEXT_KEYS if text.get(key) is None]:
+            raise ConfigError(f"model.path = {path}: config.json: text_config has no {', '.join(missing)}")
         heads = int(text["num_attention_heads"])
         return cls(
             Vision(*(int(vision[k]) for k in VISION_KEYS)),
@@ -202,6 +204,7 @@ class ModelShape:
         )
 
 
+TEXT_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 VISION_KEYS = (
     "hidden_size",
     "num_hidden_layers",

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoConfig
 
 from smolray import storage
 from smolray.config import RunConfig
@@ -26,7 +25,7 @@ from smolray.data.tiles import Tiler, image_size
 from smolray.model.forward import TILES_AT_ONCE, tile_features, tower_features
 from smolray.model.load import load_model
 from smolray.model.parts import drop_submodules, frozen_prefix, weights_digest
-from smolray.pretrained import DTYPES, resolve
+from smolray.pretrained import DTYPES, model_config
 
 Item = TypeVar("Item")
 
@@ -50,9 +49,7 @@ def feature_shape(config: RunConfig) -> tuple[int, int]:
     """(tokens, hidden) of one tile's features: of the connector's output, or of the tower's where the connector is
     trained.
     """
-    shape = AutoConfig.from_pretrained(
-        resolve(config.model.path), revision=config.model.revision, trust_remote_code=False
-    )
+    shape = model_config(config.model)
     patches = (shape.vision_config.image_size // shape.vision_config.patch_size) ** 2
     if "connector" in frozen_prefix(config):
         return patches // shape.scale_factor**2, shape.text_config.hidden_size

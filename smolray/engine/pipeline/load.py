@@ -7,21 +7,18 @@ adapters must start as they do in one process.
 
 from collections.abc import Sequence
 
-import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from smolray.config import ModelConfig, RunConfig
 from smolray.engine.pipeline.mesh import Mesh
 from smolray.engine.pipeline.parameters import ParameterPlacement, placements_of
 from smolray.engine.pipeline.split import split_of
-from smolray.model import attention
 from smolray.model.adapters import prepare_for_training
-from smolray.model.load import load_model
+from smolray.model.load import empty_model, load_model
 from smolray.model.parts import drop_submodules, frozen_prefix
-from smolray.pretrained import DTYPES, resolve, tensor_files
+from smolray.pretrained import DTYPES, stored_shapes, tensor_files
 
 
 def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Module:
@@ -43,39 +40,26 @@ def load_stage(config: RunConfig, order: Sequence[int] | None = None) -> nn.Modu
             if stage not in placement.stages and placement.plain:
                 placement.drop()
     else:
-        fill([placement for placement in placements if stage in placement.stages], config.model)
+        fill(placements, stage, config.model)
     return model
 
 
-def empty_model(model: ModelConfig) -> PreTrainedModel:
-    """The model of `load_model` without weights: parameters on the meta device, tied as in the loaded model."""
-    config = AutoConfig.from_pretrained(resolve(model.path), revision=model.revision, trust_remote_code=False)
-    with torch.device("meta"):
-        made = AutoModelForImageTextToText.from_config(
-            config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation
-        )
+def fill(placements: list[ParameterPlacement], stage: int, model: ModelConfig) -> None:
+    """Read the tensors of a stage and no others. `placements`: of the whole model.
 
-    text = made.model.text_model
-    text.rotary_emb = type(text.rotary_emb)(config=text.config)  # its frequencies are computed, not read
-    made.config.use_cache = False
-    made.set_attn_implementation({"text_config": attention.NAME})
-    return made
-
-
-def fill(placements: list[ParameterPlacement], model: ModelConfig) -> None:
-    """Read the tensors of `placements` and no others.
-
-    A folder whose tensors have other names than the model's parameters is read whole.
+    A folder that lacks one of them, or has it in another shape, is read whole: `load_model` knows other names, and
+    refuses weights that are missing.
     """
-    files = tensor_files(model.path, model.revision)
-    if any(placement.name not in files for placement in placements):
+    files, own = tensor_files(model.path, model.revision), [p for p in placements if stage in p.stages]
+    stored = stored_shapes(files)
+    if any(stored.get(p.name) != tuple(p.parameter.shape) for p in placements):
         named = dict(load_model(model).named_parameters())
-        for placement in placements:
+        for placement in own:
             placement.put(named[placement.name].detach().clone())
         return
 
-    for file in {files[placement.name] for placement in placements}:
+    for file in {files[placement.name] for placement in own}:
         with safe_open(file, framework="pt") as tensors:
-            for placement in placements:
+            for placement in own:
                 if files[placement.name] == file:
                     placement.put(tensors.get_tensor(placement.name).to(DTYPES[model.dtype]))
