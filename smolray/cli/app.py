@@ -6,6 +6,8 @@ command, so that `smolray --help` starts at once.
 Errors of our own modules are printed as one message with exit code 2; `--debug` shows their traceback.
 """
 
+import io
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +51,9 @@ class _CleanErrors(TyperGroup):
     """Prints errors that are written for the user without a traceback. A fault in the program keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # what an ASCII terminal cannot show
         try:
             return super().invoke(ctx)
         except Exception as error:

@@ -24,6 +24,7 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
     from smolray.cli.tables import manifests_table
     from smolray.cluster.connect import connect
     from smolray.data.prepare import prepare_run, shard_folder
+    from smolray.data.shards import prepared_account
 
     # Found before Ray starts, so that a wrong path is reported at once.
     folders = {part: shard_folder(run, part) for part in ("train", "validation") if getattr(run.data, part)}
@@ -33,6 +34,9 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
     seconds = time.monotonic() - began
 
     console.print(manifests_table(manifests))
+    for part, manifest in manifests.items():
+        for line in prepared_account(manifest).lines(part):
+            console.print(plain(line), soft_wrap=True)
     for part, folder in folders.items():
         console.print(f"{part}: {plain(folder)}", soft_wrap=True)
     rows = sum(manifest.conversations for manifest in manifests.values())
@@ -67,6 +71,9 @@ def preview(
         for row in islice(data.rows(), count):
             console.print(item_text(preview_item(row, row.conversations[0], data.encoder)), soft_wrap=True)
             console.print()
-        console.print(lengths_table(lengths(data, run)))
+        summary = lengths(data, run)
+        console.print(lengths_table(summary))
+        for line in summary.account.lines("train"):
+            console.print(plain(line), soft_wrap=True)
         if data.raw is not None:
             console.print(raw_text(data.raw), soft_wrap=True)

@@ -14,14 +14,14 @@ from smolray import storage
 from smolray.cli.preview_samples import harmless
 from smolray.config import ConfigError, RunConfig
 from smolray.data.answers import TEXT_SHARDS, count_answers, distinct_texts
-from smolray.data.encode import Encoder
+from smolray.data.encode import Encoder, cached_encoder
 from smolray.data.first_rows import FirstRows, first_rows
 from smolray.data.prepare import shard_folder
-from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
 from smolray.data.sample import ShardRow
-from smolray.data.shards import MANIFEST, ShardManifest, read_manifest, write_shards
+from smolray.data.shards import MANIFEST, ShardManifest, prepared_account, read_manifest, write_shards
 from smolray.model.tiny import SHAPES, build_processor
+from smolray.run.account import DataAccount
 
 RAW_ROWS = 128  # of raw data: enough to estimate the lengths, few enough to take seconds
 SHOWN_FAULTS = 5
@@ -35,6 +35,11 @@ class PreviewData:
     manifest: ShardManifest
     encoder: Encoder
     raw: FirstRows | None = None
+
+    @property
+    def account(self) -> DataAccount:
+        """What became of the raw rows, as far as they were read."""
+        return self.raw.account if self.raw else prepared_account(self.manifest)
 
     def rows(self) -> Iterator[ShardRow]:
         """The rows of the shards in order."""
@@ -69,7 +74,7 @@ def preview_encoder(config: RunConfig, folder: str, manifest: ShardManifest) -> 
     shards, as training builds it. Nothing is stored.
     """
     if config.model.path not in SHAPES:
-        return Encoder(load_processor(config.model), config.data, config.image)
+        return cached_encoder(config.model, config.data, config.image)
     texts = distinct_texts(count_answers(folder, f.name, i) for i, f in enumerate(manifest.files[:TEXT_SHARDS]))
     return Encoder(build_processor(config.model.path, texts), config.data, config.image)
 

@@ -12,21 +12,23 @@ from rich.table import Table
 from smolray import storage
 from smolray.cli.preview import PreviewData
 from smolray.config import RunConfig
-from smolray.data.index import index_shard, index_uri, read_index
+from smolray.data.index import add_lengths, index_shard, index_uri, read_index
+from smolray.data.max_length import chosen_length
 from smolray.data.plan import PlanLimits, build_epoch
+from smolray.run.account import DataAccount
 
 BINS, BAR = 12, 40
 
 
 @dataclass(frozen=True)
 class LengthSummary:
-    """Token counts of the data. `sample` says which part of it was counted; empty: all of it."""
+    """Token counts of the data, and what became of it. `sample` says which part of it was counted; empty: all of it."""
 
     tokens: np.ndarray  # of each conversation that is trained
     label_tokens: int
     tiles: int
     rows: int
-    left_out: int
+    account: DataAccount
     micro_batches: int
     padding: float  # fraction of the tokens of micro-batches that is padding
     sample: str = ""
@@ -41,16 +43,20 @@ def lengths(data: PreviewData, config: RunConfig) -> LengthSummary:
     Raises PlanError where no conversation is left to train on.
     """
     first, uri = data.manifest.files[0].name, index_uri(data.folder, data.encoder)
+    sample = "" if len(data.manifest.files) == 1 else "the first shard: there is no index yet"
     if storage.exists(uri):
-        return summarize(read_index(uri), config)
+        index, sample = read_index(uri), ""
+    else:
+        index = index_shard(data.folder, first, 0, data.encoder)
+        if data.raw is not None:
+            sample = "" if data.raw.whole else f"the first {data.raw.read:,} rows"
 
-    index = index_shard(data.folder, first, 0, data.encoder)
-    if data.raw is not None:
-        return summarize(index, config, "" if data.raw.whole else f"the first {data.raw.read:,} rows")
-    return summarize(index, config, "" if len(data.manifest.files) == 1 else "the first shard: there is no index yet")
+    longest = chosen_length([index], config, data.encoder.max_length)
+    account = add_lengths(data.account, index, longest)
+    return summarize(index, config.replace({"data.max_length": longest}), account, sample)
 
 
-def summarize(index: pa.Table, config: RunConfig, sample: str = "") -> LengthSummary:
+def summarize(index: pa.Table, config: RunConfig, account: DataAccount, sample: str = "") -> LengthSummary:
     """The lengths in an index, and the micro-batches and padding of the epoch that is planned from it."""
     plan = build_epoch(index, PlanLimits.of(config), config.seed, 0)
     column = {name: index[name].to_numpy() for name in index.column_names}
@@ -68,7 +74,7 @@ def summarize(index: pa.Table, config: RunConfig, sample: str = "") -> LengthSum
         label_tokens=int(column["label_tokens"][kept].sum()),
         tiles=int(column["tiles"][first].sum()),
         rows=int(first.sum()),
-        left_out=int((~kept).sum()),
+        account=account,
         micro_batches=len(plan),
         padding=1 - used / int(plan.tokens.sum()),
         sample=sample,
@@ -96,9 +102,6 @@ def lengths_table(summary: LengthSummary) -> Table:
     )
     table.add_row("", f"{len(tokens):,}", percentiles, style="dim")
     table.add_row("", "", about, style="dim")
-    if summary.left_out:
-        why = "left out: longer than data.max_length, or no token to train on"
-        table.add_row("", f"{summary.left_out:,}", why, style="yellow")
     if summary.sample:
         table.add_row("", "", f"counted: {summary.sample}", style="dim")
     return table

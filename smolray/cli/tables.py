@@ -63,6 +63,7 @@ def run_details(run: RunStatus) -> Table:
         "workers": str(run.workers) if run.workers else None,
         "GPUs": escape(run.gpus) if run.gpus else None,
         "balance": f"{' + '.join(map(str, run.shares))} micro-batches a step, by speed" if run.shares else None,
+        "data": escape("\n".join(run.data)) if run.data else None,
         "worker logs": f"{escape(run.logs)} on each node" if run.logs else None,
         "attempts": f"{run.attempts}, {run.restarts} resumed" if run.attempts else None,
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started)) if run.started else None,

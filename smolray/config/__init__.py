@@ -16,6 +16,7 @@ from smolray.config.methods import SimPOConfig as SimPOConfig
 from smolray.config.metrics import METRICS as METRICS
 from smolray.config.optimizer import ModelGroup as ModelGroup
 from smolray.config.optimizer import OptimizerConfig as OptimizerConfig
+from smolray.config.schema import AUTO_LENGTHS as AUTO_LENGTHS
 from smolray.config.schema import ColumnsConfig as ColumnsConfig
 from smolray.config.schema import DataConfig as DataConfig
 from smolray.config.schema import EvalConfig as EvalConfig

@@ -252,8 +252,9 @@ def _batch(config: RunConfig) -> Iterator[str]:
             f"some would never have a micro-batch; nearest: train.global_batch={high}"
         )
 
-    if train.micro_batch_tokens is not None and train.micro_batch_tokens < config.data.max_length:
+    longest = config.data.max_length
+    if train.micro_batch_tokens is not None and longest != "auto" and train.micro_batch_tokens < longest:
         yield (
             f"train.micro_batch_tokens = {train.micro_batch_tokens} is below data.max_length = "
-            f"{config.data.max_length}: one sequence must fit; nearest: equal"
+            f"{longest}: one sequence must fit; nearest: equal"
         )

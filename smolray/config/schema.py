@@ -25,6 +25,7 @@ from smolray.config.section import Section
 PIPELINE_ACCUMULATION = 4  # with fewer micro-batches a stage, filling and emptying a pipeline takes most of a step
 DType = Literal["float32", "bfloat16", "float16"]
 ALL_LINEAR = "all-linear"
+AUTO_LENGTHS = (2048, 8192)  # of data.max_length=auto: the shortest and the longest
 
 
 class ModelConfig(Section):
@@ -144,7 +145,8 @@ class DataConfig(Section):
     """how the answer column names the right option: its letter, its text, or its number from 0 or from 1; auto: what
     the value fits, and a row that fits two is quarantined"""
     text_only_ok: bool = False
-    """true: a data set with columns for pictures may have no picture at all"""
+    """true: rows without a picture are meant, in a data set that has pictures or columns for them; otherwise a run
+    stops where they are more than max_bad_fraction of the rows"""
     image_root: str = ""
     """folder that image paths are relative to; default: the folder of the file that names them"""
     allow_absolute_paths: bool = False
@@ -164,8 +166,12 @@ class DataConfig(Section):
     """larger images are quarantined as decompression bombs"""
     shard_bytes: int = Field(default=64 * 2**20, ge=2**16)
     """size of a prepared shard, about"""
-    max_length: int = Field(default=2048, ge=8)
-    """longest sequence in tokens, packed or not"""
+    max_length: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
+    """longest sequence in tokens, packed or not; auto: 2048, or where conversations are longer the power of two that
+    holds the longest, at most 8192, the model's context and train.micro_batch_tokens"""
+    max_left_out_fraction: float = Field(default=0.1, ge=0, le=1)
+    """a run stops before it trains when a larger fraction of the conversations is left out, because they are longer
+    than max_length or hold no token to train on"""
     overlong: Literal["drop", "truncate_text", "error"] = "drop"
     """what happens to a longer conversation: leave it out, cut the end of its text, or stop the run; image tokens are
     never cut"""

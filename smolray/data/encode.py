@@ -18,10 +18,11 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import Idefics3Processor
 
-from smolray.config import ConfigError, DataConfig, ImageConfig, ModelConfig
+from smolray.config import AUTO_LENGTHS, ConfigError, DataConfig, ImageConfig, ModelConfig
 from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation, Message
 from smolray.data.tiles import Grid, Tiler
+from smolray.pretrained import model_config
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a text
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
@@ -60,14 +61,17 @@ class _Span:
 class Encoder:
     """Encodes conversations with one processor and the settings that change token counts.
 
-    `max_length` and `overlong` decide what happens to a conversation that is too long.
+    `max_length` and `overlong` decide what happens to a conversation that is too long. `context`: the model's, which
+    limits data.max_length=auto.
     """
 
-    def __init__(self, processor: Idefics3Processor, data: DataConfig, image: ImageConfig):
+    def __init__(
+        self, processor: Idefics3Processor, data: DataConfig, image: ImageConfig, context: int = AUTO_LENGTHS[1]
+    ):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.tiler = Tiler(processor.image_processor, image)
-        self.max_length = data.max_length
+        self.max_length = min(AUTO_LENGTHS[1], context) if data.max_length == "auto" else data.max_length
         self.overlong = data.overlong
         self.packing = data.packing
         self.image_token_id = int(processor.image_token_id)
@@ -103,6 +107,11 @@ class Encoder:
             trained[: len(self._tokens(conversation.messages, grids, generation_prompt=True)[0])] = False
             found.append(self._fit(conversation.id, ids, trained))
         return None if None in found else found  # type: ignore[return-value]
+
+    def length(self, conversation: Conversation, grids: Sequence[Grid]) -> int:
+        """Tokens of the longest sequence of a conversation, before it is left out or cut."""
+        endings = (conversation.chosen, conversation.rejected) if conversation.is_preference else ((),)
+        return max(len(self._tokens((*conversation.messages, *ending), grids)[0]) for ending in endings)
 
     def prompt(self, conversation: Conversation, grids: Sequence[Grid]) -> np.ndarray:
         """Tokens up to the last trained assistant turn, generation prompt included: what decoding starts from.
@@ -264,7 +273,8 @@ class Encoder:
 @lru_cache(maxsize=2)
 def cached_encoder(model: ModelConfig, data: DataConfig, image: ImageConfig) -> Encoder:
     """The encoder of a run, built once per process."""
-    return Encoder(load_processor(model), data, image)
+    context = model_config(model).text_config.max_position_embeddings if data.max_length == "auto" else None
+    return Encoder(load_processor(model), data, image, context or AUTO_LENGTHS[1])
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:

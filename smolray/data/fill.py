@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from smolray.config import RunConfig
+from smolray.config import AUTO_LENGTHS, RunConfig
 
 WINDOW = 8  # groups among which the next one of a micro-batch is looked for
 
@@ -34,7 +34,9 @@ class PlanLimits:
         """The limits of a run whose micro-batches hold at most `samples` conversations."""
         data = config.data
         group = 1 if data.packing == "none" else min(data.max_questions_per_image, samples)
-        return cls(samples, config.train.micro_batch_tokens, group, data.max_length, data.packing != "full")
+        # auto is a number once the data are indexed (data/max_length.py); until then, its least
+        length = AUTO_LENGTHS[0] if data.max_length == "auto" else data.max_length
+        return cls(samples, config.train.micro_batch_tokens, group, length, data.packing != "full")
 
 
 class PackedGroup(NamedTuple):

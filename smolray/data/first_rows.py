@@ -14,6 +14,8 @@ from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import SourceError
 from smolray.data.formats.unused import unused_columns, unused_message
 from smolray.data.sample import Sample, SampleError, ShardRow, image_key
+from smolray.data.tally import RowTally
+from smolray.run.account import DataAccount
 
 EXAMPLES = 3
 CHECKED_ROWS = 16  # in which no column that matters may stand unused
@@ -30,12 +32,17 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class FirstRows:
-    """The first rows of a source. `read`: how many raw rows were looked at; `whole`: whether those were all of them."""
+    """The first rows of a source. `account`: of the raw rows; `whole`: whether those were all of the source."""
 
     rows: list[ShardRow]
-    read: int
+    account: DataAccount
     left_out: list[LeftOut]
     whole: bool
+
+    @property
+    def read(self) -> int:
+        """How many raw rows were looked at."""
+        return self.account.rows.rows if self.account.rows else 0
 
 
 def first_rows(source: str, data: DataConfig, limit: int) -> FirstRows:
@@ -49,10 +56,9 @@ def first_rows(source: str, data: DataConfig, limit: int) -> FirstRows:
     readers: dict[str, ImageReader] = {}
     samples: list[Sample] = []
     left_out: list[LeftOut] = []
+    tally = RowTally(data)
 
-    read = 0
-    for task, raw in islice(raw_rows, limit):
-        read += 1
+    for read, (task, raw) in enumerate(islice(raw_rows, limit)):
         row_id = f"{task.name}#{raw.name or raw.row}"
         if task.uri not in readers:
             readers[task.uri] = image_reader(task, data)
@@ -62,18 +68,23 @@ def first_rows(source: str, data: DataConfig, limit: int) -> FirstRows:
             parsed = parse(raw.record, row_id, data, readers[task.uri])
         except SampleError as error:
             left_out.append(LeftOut(row_id, error.reason, str(error)))
+            tally.quarantine(error.reason)
             continue
 
+        tally.keep(raw.record, parsed)
         samples += parsed.samples
-        if read <= CHECKED_ROWS and (unused := unused_columns(raw.record, parsed, data)):
+        if read < CHECKED_ROWS and (unused := unused_columns(raw.record, parsed, data)):
             raise SourceError(unused_message(task.uri, unused))
 
-    if not read:
+    rows = tally.account()
+    if not rows.rows:
         raise SourceError(f"{source} holds no rows")
     if not samples:
         examples = "\n".join(f"  {bad.id}: {bad.reason}: {bad.message}" for bad in left_out[:EXAMPLES])
-        raise SourceError(f"none of the first {read} rows of {source} can be used:\n{examples}")
-    return FirstRows(_gathered(samples), read, left_out, whole=next(raw_rows, None) is None)
+        raise SourceError(f"none of the first {rows.rows} rows of {source} can be used:\n{examples}")
+    distinct = {(sample.images, sample.conversation.content) for sample in samples}
+    account = DataAccount(source, len(samples), rows, duplicates=len(samples) - len(distinct))
+    return FirstRows(_gathered(samples), account, left_out, whole=next(raw_rows, None) is None)
 
 
 def _gathered(samples: list[Sample]) -> list[ShardRow]:

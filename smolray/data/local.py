@@ -13,6 +13,7 @@ from smolray.data.batch import Batch
 from smolray.data.collate import COLLATE
 from smolray.data.encode import cached_encoder
 from smolray.data.index import index_shard
+from smolray.data.max_length import chosen_length
 from smolray.data.plan import EpochPlan, PlanLimits, build_epoch
 from smolray.data.reader import ALONE, ShardReader, Sidecars
 from smolray.data.shards import read_manifest
@@ -51,4 +52,7 @@ def local_index(folder: str, config: RunConfig) -> pa.Table:
 
 def local_plan(folder: str, config: RunConfig, epoch: int = 0) -> EpochPlan:
     """The plan of an epoch, as the run's workers build it."""
-    return build_epoch(local_index(folder, config), PlanLimits.of(config), config.seed, epoch)
+    index = local_index(folder, config)
+    most = cached_encoder(config.model, config.data, config.image).max_length
+    config = config.replace({"data.max_length": chosen_length([index], config, most)})
+    return build_epoch(index, PlanLimits.of(config), config.seed, epoch)

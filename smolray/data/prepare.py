@@ -27,6 +27,7 @@ from smolray.data.shards import MANIFEST, SCHEMA_VERSION, ShardError, ShardFile,
 from smolray.data.shuffle import (
     ReadTaskResult,
     Staging,
+    duplicates,
     read_blocks,
     read_result,
     repeated_ids,
@@ -34,6 +35,7 @@ from smolray.data.shuffle import (
     total_bytes,
     write_shard,
 )
+from smolray.run.account import DataAccount, RowAccount
 
 ReportProgress = Callable[[str, int, int], None]  # phase (read | write), tasks done, tasks in all
 SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
@@ -45,6 +47,7 @@ LATER_SETTINGS: dict[str, Any] = {
 }
 READER_THREADS = 16
 CHECKED_ROWS = 16  # read before the work is started
+STAGING_VERSION = 2  # of the files in a staging folder: an interrupted prepare of another version starts again
 
 
 def prepare_run(config: RunConfig, progress: ReportProgress | None = None) -> dict[str, ShardManifest]:
@@ -112,22 +115,27 @@ def prepare(
         raise SourceError(f"{source} holds no rows")
     check_layout(tasks, data)
 
-    staging = Staging(storage.join(out, ".staging", f"{fingerprint}-{read_tasks_fingerprint(tasks)}"), out)
+    identity = f"{STAGING_VERSION}-{fingerprint}-{read_tasks_fingerprint(tasks)}"
+    staging = Staging(storage.join(out, ".staging", identity), out)
     results = _run_read_tasks(tasks, staging, data, seed, progress)
-    quarantined = _check_bad(source, results, staging, data)
+    rows = RowAccount.total(result.rows for result in results)
+    _check_bad(source, rows, results, staging, data)
     records = _write_shards(len(tasks), staging, data, progress)
 
     files = tuple(ShardFile(**r["file"]) for r in records if r["file"])
+    conversations = sum(f.conversations for f in files)
+    account = DataAccount(source, conversations, rows, duplicates(staging, len(tasks)))
     manifest = ShardManifest(
         schema_version=SCHEMA_VERSION,
         source_fingerprint=fingerprint,
         rows=sum(f.rows for f in files),
-        conversations=sum(f.conversations for f in files),
+        conversations=conversations,
         images=sum(r["images"] for r in records),
-        quarantined=quarantined,
+        quarantined=rows.quarantined,
         files=files,
         seed=seed,
         source=source,
+        account=account.to_json(),
     )
     storage.write_bytes(storage.join(out, MANIFEST), manifest.to_json().encode())
     _clean(out, manifest)
@@ -222,28 +230,24 @@ def _run_read_tasks(
         return list(pool.map(lambda n: read_result(staging, n), range(len(tasks))))
 
 
-def _check_bad(source: str, results: Sequence[ReadTaskResult], staging: Staging, data: DataConfig) -> dict[str, int]:
-    """Rows quarantined by reason.
-
-    Raises SourceError where nothing is left or their share is above data.max_bad_fraction.
-    """
-    counts: Counter[str] = Counter()
-    for result in results:
-        counts.update(result.quarantined)
-    rows, bad = sum(r.rows for r in results), counts.total()
-    if rows == 0:
+def _check_bad(
+    source: str, rows: RowAccount, results: Sequence[ReadTaskResult], staging: Staging, data: DataConfig
+) -> None:
+    """Raise SourceError where no row is left or the share of bad ones is above data.max_bad_fraction."""
+    counts = Counter(rows.quarantined)
+    bad = counts.total()
+    if rows.rows == 0:
         raise SourceError(f"{source} holds no rows")
-    if bad > data.max_bad_fraction * rows or bad == rows:
+    if bad > data.max_bad_fraction * rows.rows or bad == rows.rows:
         examples = [e for r in results for e in r.examples][:5]
         raise SourceError(
-            f"{bad} of {rows} rows of {source} are bad, "
+            f"{bad} of {rows.rows} rows of {source} are bad, "
             f"more than data.max_bad_fraction = {data.max_bad_fraction} allows\n"
             + "".join(f"  {reason}: {count}\n" for reason, count in counts.most_common())
             + "".join(f"  {row_id}: {reason}: {message}\n" for row_id, reason, message in examples)
             + f"All of them are in {storage.join(staging.out, 'quarantine')}; "
             "mend the source or raise data.max_bad_fraction"
         )
-    return dict(sorted(counts.items()))
 
 
 def _write_shards(

@@ -1,6 +1,6 @@
 """Ray Data jobs over shards: one function applied to every shard, and the index that such a job makes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import ray
@@ -8,7 +8,8 @@ import ray
 from smolray import storage
 from smolray.config import RunConfig
 from smolray.data.encode import cached_encoder
-from smolray.data.index import index_shard, index_uri, read_index, write_index
+from smolray.data.index import index_shard, index_uri, longest_kept, read_index, write_index
+from smolray.data.max_length import chosen_length
 from smolray.data.ray_context import at_once, quiet_context
 from smolray.data.shards import ShardManifest, read_manifest
 
@@ -52,6 +53,22 @@ def ensure_index(folder: str, config: RunConfig) -> str:
             uri, pa.concat_tables(map_shards(folder, read_manifest(folder), run, config.data.num_cpus_per_task))
         )
     return uri
+
+
+def with_max_length(config: RunConfig, folders: Sequence[str]) -> RunConfig:
+    """The run with data.max_length as a number, and with an index of each folder for it (data/max_length.py)."""
+    if config.data.max_length == "auto":
+        indexes = [read_index(ensure_index(folder, config)) for folder in folders]
+        most = cached_encoder(config.model, config.data, config.image).max_length
+        config = config.replace({"data.max_length": chosen_length(indexes, config, most)})
+        encoder = cached_encoder(config.model, config.data, config.image)
+        for folder, index in zip(folders, indexes, strict=True):
+            uri = index_uri(folder, encoder)
+            if not storage.exists(uri) and longest_kept(index) <= encoder.max_length:
+                write_index(uri, index)  # a lower limit that leaves out no more changes nothing
+    for folder in folders:
+        ensure_index(folder, config)
+    return config
 
 
 def load_index(folder: str, config: RunConfig) -> pa.Table:

@@ -6,7 +6,7 @@ In: whatever the parsers read. Out: `Sample`, and `ShardRow`, which gathers all 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -71,6 +71,11 @@ class Conversation:
         if self.answers:
             record["answers"] = list(self.answers)
         return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+    @property
+    def content(self) -> str:
+        """What it says: its record without its id."""
+        return replace(self, id="").to_json()
 
     @classmethod
     def from_json(cls, text: str) -> "Conversation":

@@ -8,12 +8,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from smolray import storage
 from smolray.data.sample import Conversation, ShardRow
+from smolray.run.account import DataAccount
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -57,6 +59,7 @@ class ShardManifest:
     files: tuple[ShardFile, ...]
     seed: int = 0
     source: str = ""  # where the data came from, for people
+    account: dict[str, Any] | None = None  # DataAccount (run/account.py) of the raw rows; None in older shards
 
     @property
     def fingerprint(self) -> str:
@@ -65,6 +68,13 @@ class ShardManifest:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
+
+
+def prepared_account(manifest: ShardManifest) -> DataAccount:
+    """What `prepare` made of the source, as far as the manifest says it."""
+    if manifest.account is None:
+        return DataAccount(manifest.source, manifest.conversations)
+    return DataAccount.from_json(manifest.account)
 
 
 def read_manifest(folder: str) -> ShardManifest:

@@ -9,10 +9,8 @@ images, and gives the same result however the work was cut. Shards are equal sli
 it is needed.
 """
 
-import io
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from itertools import groupby
@@ -20,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from smolray import storage
 from smolray.config import DataConfig
@@ -28,15 +25,17 @@ from smolray.data.formats.discover import read_rows
 from smolray.data.formats.images import image_reader
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import ReadTask
+from smolray.data.quarantine import Quarantine
 from smolray.data.sample import Conversation, Sample, SampleError, ShardRow, image_key
 from smolray.data.shards import ShardFile, encode_shard
+from smolray.data.tally import RowTally
+from smolray.run.account import RowAccount
 
 RUN_BYTES = 32 * 2**20  # payload held in memory before a run is written
 BLOCK_BYTES = 64 * 2**10  # a shard reads whole blocks of each run, so they are small
 SKETCH_KEYS = 1024
 MAX_CONVERSATIONS = 64  # of one shard row
 KEY_SPACE = 2**64
-EXAMPLES = 3
 ROW_SCHEMA = pa.schema(
     [
         pa.field("order", pa.uint64()),  # where the row stands in the whole
@@ -51,18 +50,13 @@ ROW_SCHEMA = pa.schema(
 BLOCK_DTYPE = np.dtype(
     [("task", "u4"), ("run", "u4"), ("offset", "u8"), ("length", "u8"), ("first", "u8"), ("last", "u8")]
 )
-QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "reason", "message", "file")] + [("row", pa.int64())])
 
 
 @dataclass(frozen=True)
 class ReadTaskResult:
-    """What became of the rows of a read task: each is kept or quarantined.
+    """What became of the rows of a read task. `examples` are (id, reason, message) of the first bad ones."""
 
-    `examples` are (id, reason, message) of the first bad ones.
-    """
-
-    rows: int
-    quarantined: dict[str, int]
+    rows: RowAccount
     examples: tuple[tuple[str, str, str], ...]
 
 
@@ -92,30 +86,31 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
     Raises SourceError where the source as a whole cannot be read.
     """
     images = image_reader(task, data)
-    runs, quarantine = _Runs(number, staging), _Quarantine(task)
-    rows = 0
+    runs, quarantine, tally = _Runs(number, staging), Quarantine(task), RowTally(data)
 
     for raw in read_rows(task):
-        rows += 1
         place = f"{task.name}#{raw.row}"
         row_id = f"{task.name}#{raw.name}" if raw.name else place
         try:
             if raw.reason:
                 raise SampleError(raw.reason, raw.message)
-            samples = parse(raw.record, row_id, data, images).samples
+            parsed = parse(raw.record, row_id, data, images)
         except SampleError as error:
             quarantine.add(row_id, error.reason, str(error), raw.row)
+            tally.quarantine(error.reason)
             continue
-        for k, sample in enumerate(samples):
+        tally.keep(raw.record, parsed)
+        for k, sample in enumerate(parsed.samples):
             runs.add(sample, f"{task.file:06d}.{raw.row:012d}.{k:06d}", place, seed)
 
-    blocks, ids, sketch = runs.finish()
-    if quarantine.counts:
+    blocks, sketch = runs.finish()
+    if quarantine:
         storage.write_bytes(staging.quarantine(number), quarantine.to_parquet())
-    storage.write_bytes(staging.task(number, "ids"), ids.tobytes())
+    storage.write_bytes(staging.task(number, "ids"), runs.ids.to_bytes())
+    storage.write_bytes(staging.task(number, "contents"), runs.contents.to_bytes())
     storage.write_bytes(staging.task(number, "blocks"), blocks.tobytes())
     storage.write_bytes(staging.task(number, "sketch"), sketch.tobytes())
-    result = ReadTaskResult(rows, dict(quarantine.counts), tuple(quarantine.examples))
+    result = ReadTaskResult(tally.account(), tuple(quarantine.examples))
     storage.write_bytes(staging.task(number, "json"), json.dumps(asdict(result)).encode())
     return result
 
@@ -123,7 +118,7 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
 def read_result(staging: Staging, number: int) -> ReadTaskResult:
     """The marker of a read task, which is there once its work is whole."""
     record = json.loads(storage.read_bytes(staging.task(number, "json")))
-    return ReadTaskResult(record["rows"], record["quarantined"], tuple((i, r, m) for i, r, m in record["examples"]))
+    return ReadTaskResult(RowAccount(**record["rows"]), tuple((i, r, m) for i, r, m in record["examples"]))
 
 
 def read_blocks(staging: Staging, number: int) -> np.ndarray:
@@ -154,17 +149,27 @@ def repeated_ids(staging: Staging, tasks: int, rows_at_once: int = 2**24) -> np.
 
     Holds `rows_at_once` hashes at a time.
     """
-    count = sum(storage.file_size(staging.task(n, "ids")) // 8 for n in range(tasks))
+    parts = _counted_hashes(staging, tasks, "ids", rows_at_once)
+    return np.sort(np.concatenate([values[counts > 1] for values, counts in parts]))
+
+
+def duplicates(staging: Staging, tasks: int, rows_at_once: int = 2**24) -> int:
+    """Conversations that say the same about the same images as an earlier one, whatever their ids."""
+    return sum(int((counts - 1).sum()) for _, counts in _counted_hashes(staging, tasks, "contents", rows_at_once))
+
+
+def _counted_hashes(
+    staging: Staging, tasks: int, suffix: str, rows_at_once: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The distinct hashes of all tasks and how often each is there, in as many parts as `rows_at_once` needs."""
+    count = sum(storage.file_size(staging.task(n, suffix)) // 8 for n in range(tasks))
     passes = 1 + count // rows_at_once
-    repeated = []
     for part in range(passes):
         hashes = []
         for n in range(tasks):
-            whole = np.frombuffer(storage.read_bytes(staging.task(n, "ids")), "u8")
+            whole = np.frombuffer(storage.read_bytes(staging.task(n, suffix)), "u8")
             hashes.append(whole if passes == 1 else whole[whole % np.uint64(passes) == part])
-        values, counts = np.unique(np.concatenate([np.empty(0, "u8"), *hashes]), return_counts=True)
-        repeated.append(values[counts > 1])
-    return np.sort(np.concatenate(repeated))
+        yield np.unique(np.concatenate([np.empty(0, "u8"), *hashes]), return_counts=True)
 
 
 def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarray, staging: Staging) -> dict[str, Any]:
@@ -256,6 +261,22 @@ def _hash(data: bytes, seed: int = 0) -> int:
     return int.from_bytes(blake2b(data, digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big")
 
 
+class _Hashes:
+    """Hashes of texts, 8 bytes each, in an array that grows."""
+
+    def __init__(self) -> None:
+        self.values, self.count = np.empty(1024, "u8"), 0
+
+    def add(self, text: str) -> None:
+        if self.count == len(self.values):
+            self.values = np.concatenate([self.values, np.empty_like(self.values)])
+        self.values[self.count] = _hash(text.encode())
+        self.count += 1
+
+    def to_bytes(self) -> bytes:
+        return self.values[: self.count].tobytes()
+
+
 class _Runs:
     """Rows of one read task on their way to staging: sorted, each image kept once, written every RUN_BYTES."""
 
@@ -264,18 +285,15 @@ class _Runs:
         self.rows: list[tuple[int, str, str, str, str]] = []  # order, key, origin, place, conversation
         self.images: dict[str, tuple[bytes, ...]] = {}
         self.held = self.run = 0
-        self.ids = np.empty(1024, "u8")
-        self.count = 0
+        self.ids, self.contents = _Hashes(), _Hashes()
         self.blocks: list[np.ndarray] = []
         self.sketch = _Sketch()
 
     def add(self, sample: Sample, origin: str, place: str, seed: int) -> None:
         text, key = sample.conversation.to_json(), image_key(sample.images, sample.conversation)
         order, size = _hash(key.encode(), seed), sum(map(len, sample.images))
-        if self.count == len(self.ids):
-            self.ids = np.concatenate([self.ids, np.empty_like(self.ids)])
-        self.ids[self.count] = _hash(sample.conversation.id.encode())
-        self.count += 1
+        self.ids.add(sample.conversation.id)
+        self.contents.add((key if sample.images else "") + sample.conversation.content)
         self.sketch.add(order, size, len(text))
         if key not in self.images:
             self.images[key] = sample.images
@@ -285,10 +303,10 @@ class _Runs:
         if self.held >= RUN_BYTES:
             self._write()
 
-    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
         if self.rows:
             self._write()
-        return np.concatenate([np.empty(0, BLOCK_DTYPE), *self.blocks]), self.ids[: self.count], self.sketch.to_array()
+        return np.concatenate([np.empty(0, BLOCK_DTYPE), *self.blocks]), self.sketch.to_array()
 
     def _write(self) -> None:
         sink, index = pa.BufferOutputStream(), []
@@ -338,35 +356,3 @@ class _Sketch:
         """(keys, 3) uint64: order key, image bytes, text bytes; sorted by key."""
         kept = sorted(self.sizes)[:SKETCH_KEYS]
         return np.array([(k, *self.sizes[k]) for k in kept], "u8").reshape(-1, 3)
-
-
-class _Quarantine:
-    """Bad rows of a task, compressed as they come, with counts by reason and the first few for the message."""
-
-    def __init__(self, task: ReadTask):
-        self.task = task
-        self.counts: Counter[str] = Counter()
-        self.examples: list[tuple[str, str, str]] = []
-        self.pending: list[dict[str, Any]] = []
-        self.sink = io.BytesIO()
-        self.writer: pq.ParquetWriter | None = None
-
-    def add(self, row_id: str, reason: str, message: str, row: int) -> None:
-        message = message.encode(errors="backslashreplace").decode()
-        self.counts[reason] += 1
-        if len(self.examples) < EXAMPLES:
-            self.examples.append((row_id, reason, message[:400]))
-        self.pending.append({"id": row_id, "reason": reason, "message": message, "file": self.task.name, "row": row})
-        if len(self.pending) >= 1000:
-            self._flush(self.pending)
-
-    def _flush(self, rows: Iterable[dict[str, Any]]) -> None:
-        self.writer = self.writer or pq.ParquetWriter(self.sink, QUARANTINE_SCHEMA, compression="zstd")
-        self.writer.write_batch(pa.RecordBatch.from_pylist(list(rows), QUARANTINE_SCHEMA))
-        self.pending = []
-
-    def to_parquet(self) -> bytes:
-        self._flush(self.pending)
-        if self.writer is not None:
-            self.writer.close()
-        return self.sink.getvalue()

@@ -1,6 +1,7 @@
 """Before training: raw data become shards, index and sidecars; offline models are built from them.
 
-In: a RunConfig. Out: the config that names the shards, and the Folders that the workers read.
+In: a RunConfig. Out: the config that names the shards, the Folders that the workers read, and an account of the
+data.
 """
 
 import tempfile
@@ -10,18 +11,24 @@ from pathlib import Path
 from smolray import storage
 from smolray.config import ConfigError, RunConfig
 from smolray.data.answers import TEXT_SHARDS, count_answers, distinct_texts
+from smolray.data.index import add_lengths
+from smolray.data.plan import PlanError
 from smolray.data.prepare import prepare_run, shard_folder
-from smolray.data.ray_jobs import ensure_index, map_shards
+from smolray.data.ray_jobs import load_index, map_shards, with_max_length
 from smolray.data.reader import Folders
-from smolray.data.shards import read_manifest
+from smolray.data.shards import prepared_account, read_manifest
 from smolray.model.tiny import SHAPES, build_model
 from smolray.precompute.jobs import ensure_sidecars
+from smolray.run.account import DataAccount
 
 
-def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
+def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders, dict[str, DataAccount]]:
     """Make the shards, the offline model where the run names one, the indexes and the sidecars.
 
-    Each is made once, and found by later runs. Raises ConfigError where data.train is not set.
+    Each is made once, and found by later runs. The accounts are by "train" and "validation".
+
+    Raises ConfigError where data.train is not set, PlanError where too many conversations are left out
+    or too many rows of a picture data set have no picture.
     """
     if not config.data.train:
         raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
@@ -33,15 +40,57 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders]:
     config = config.replace({"data.train": folders.train, "data.validation": folders.validation})
 
     config = with_offline_model(config, folders.train)
-    for folder in (folders.train, folders.validation):
-        if folder:
-            ensure_index(folder, config)
+    parts = {"train": folders.train} | ({"validation": folders.validation} if folders.validation else {})
+    config = with_max_length(config, list(parts.values()))
+    accounts = {part: data_account(folder, config) for part, folder in parts.items()}
+    for part, account in accounts.items():
+        require_images(part, account, config)
+        require_kept(part, account, config)
 
     # Evaluation needs no reference model.
     folders = replace(folders, sidecars=ensure_sidecars(folders.train, config))
     if folders.validation:
         folders = replace(folders, validation_sidecars=ensure_sidecars(folders.validation, config, reference=False))
-    return config, folders
+    return config, folders, accounts
+
+
+def data_account(folder: str, config: RunConfig) -> DataAccount:
+    """What became of the data in a shard folder, from their raw rows to what this run uses. The index must be there."""
+    index, max_length = load_index(folder, config), config.data.max_length
+    assert max_length != "auto"  # with_max_length has made it a number
+    return add_lengths(prepared_account(read_manifest(folder)), index, max_length)
+
+
+def require_images(part: str, account: DataAccount, config: RunConfig) -> None:
+    """Raise PlanError where a picture data set has more rows without a picture than data.max_bad_fraction allows: a
+    model that is trained without its pictures looks like success.
+    """
+    rows, data = account.rows, config.data
+    if rows is None or data.text_only_ok or not (rows.with_images or rows.without_image):
+        return
+    blind = rows.text_only if rows.with_images else rows.without_image
+    if blind <= data.max_bad_fraction * rows.rows:
+        return
+    what = f" ({rows.without_image:,} of them with an empty image column)" if rows.without_image else ""
+    raise PlanError(
+        f"{blind:,} of {rows.rows:,} rows of {account.source}, the {part} data, have no picture{what}: more than "
+        f"data.max_bad_fraction = {data.max_bad_fraction} allows in a picture data set. Mend the source, name the "
+        "column of the pictures with data.columns.image, or set data.text_only_ok=true where rows without pictures are "
+        "meant"
+    )
+
+
+def require_kept(part: str, account: DataAccount, config: RunConfig) -> None:
+    """Raise PlanError where more conversations are left out than data.max_left_out_fraction allows."""
+    allowed = config.data.max_left_out_fraction
+    if account.left_out <= allowed * account.conversations:
+        return
+    told = "\n".join(f"  {line}" for line in account.lines(part))
+    raise PlanError(
+        f"{account.left_out:,} of {account.conversations:,} {part} conversations would be left out, more than "
+        f"data.max_left_out_fraction = {allowed} allows\n{told}\n"
+        "Where that is meant, raise data.max_left_out_fraction"
+    )
 
 
 def with_offline_model(config: RunConfig, train_folder: str) -> RunConfig:

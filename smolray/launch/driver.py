@@ -57,7 +57,7 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     if run.config.model.path not in SHAPES:
         check_weights(run.config.model)
 
-    config, folders = prepare_data(run.config)
+    config, folders, accounts = prepare_data(run.config)
     run = replace(run, config=config, folders=folders)
     if finished := finished_result(run.stored):
         return finished
@@ -67,7 +67,10 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
 
     with shown_progress(config):
         reason = {"workers": run.reason} if run.reason else {}
-        EventLog(config.run_dir).write("launch", **reason, logs=worker_logs())
+        log = EventLog(config.run_dir)
+        log.write("data", **{part: account.to_json() for part, account in accounts.items()})
+        log.write("launch", **reason, logs=worker_logs())
+        log.flush()
         try:
             record = fit_planned(run) if config.engine.name == "auto" else fit(config, folders)
         except Exception as error:

@@ -45,7 +45,7 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     """
     connect()
     config = with_absolute_paths(config)
-    config, folders = prepare_data(config)
+    config, folders, _ = prepare_data(config)
 
     seen = launch.look(config)
     plan = make_plan(config, DataStatistics.from_index(load_index(folders.train, config)), seen.inventory())

@@ -50,6 +50,8 @@ def resolve(config: RunConfig, cluster: Cluster) -> ResolvedRun:
     """
     config = with_absolute_paths(config)
     earlier, asked, reason = _earlier(config), config.resources.num_workers, ""
+    if earlier is not None and config.data.max_length == "auto":  # a run keeps the limit with which it began
+        config = config.replace({"data.max_length": earlier.data.max_length})
     if asked == "auto":
         batch = config.train.global_batch or (earlier.global_batch if earlier else None)
         workers, reason = count_workers(config, cluster, batch)

@@ -15,7 +15,7 @@ from smolray.data.shards import read_manifest
 from smolray.evaluate.baseline import blind_baseline
 from smolray.report.run import write_report
 from smolray.run import checkpoint
-from smolray.run.events import Event, read_events, surviving
+from smolray.run.events import Event, account_of, read_events, surviving
 from smolray.run.folder import RunFolder
 from smolray.run.predictions import read_predictions
 
@@ -49,7 +49,8 @@ def finish(config: RunConfig, folders: Folders, record: dict[str, Any], seconds:
         "samples_per_second": round(sum(e["samples"] for e in steps) / trained, 1) if trained else None,
         "peak_memory_bytes": max((e["memory_bytes"] for e in steps), default=0),
         "final_loss": steps[-1]["loss"] if steps else None,
-        "versions": _start(history).get("versions", {}),
+        "data": account_of(history),
+        "versions": _newest(history, "start").get("versions", {}),
     }
 
     # In a search for images there is no answer that the question alone could give away.
@@ -76,5 +77,5 @@ def report_images(config: RunConfig, folders: Folders) -> dict[str, bytes]:
     return images
 
 
-def _start(history: list[Event]) -> Event:
-    return next((e for e in reversed(history) if e["event"] == "start"), {})
+def _newest(history: list[Event], kind: str) -> Event:
+    return next((e for e in reversed(history) if e["event"] == kind), {})

@@ -37,7 +37,8 @@ def shape_of(model: ModelConfig) -> ModelShape:
     """The shape of the run's model: from its files in a folder, in storage or in the hub's cache, or by name.
 
     Raises:
-        ConfigError: its folder is damaged, it is of another family, or there is no config.json and the name is not known.
+        ConfigError: its folder is damaged, it is of another family, or there is no config.json and its name is not
+            known.
     """
     path = model.path
     if path in NAMED:

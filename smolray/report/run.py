@@ -59,6 +59,7 @@ def report_page(run: RunContents) -> str:
         events=sections.event_rows(run),
         restarts=sum(e["event"] == "resume" for e in run.events),
         details=sections.details(run),
+        data=sections.data_lines(run),
     )
 
 

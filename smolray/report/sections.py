@@ -16,7 +16,8 @@ from markupsafe import Markup
 from smolray.config import METHODS
 from smolray.evaluate.measure import interval, shown
 from smolray.report.charts import Point, Series, line_chart, smooth
-from smolray.run.events import Event, surviving
+from smolray.run.account import account_lines
+from smolray.run.events import Event, account_of, surviving
 from smolray.run.progress import accuracy_of, count, duration, event_line, percent, size
 
 MAX_CARDS = 24
@@ -264,6 +265,11 @@ def event_rows(run: RunContents) -> list[EventRow]:
         EventRow(e["event"], time.strftime("%H:%M:%S", time.gmtime(e["time"])), event_line(e))
         for e in others[-MAX_EVENTS:]
     ]
+
+
+def data_lines(run: RunContents) -> list[str]:
+    """What became of the data, in words. Empty for a run of a version that kept no account."""
+    return account_lines(run.result.get("data") or account_of(run.history))
 
 
 def details(run: RunContents) -> dict[str, str]:

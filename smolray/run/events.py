@@ -5,6 +5,7 @@ In: events of rank 0. Out: the surviving history: a resume discards the events a
 Every event has `event` (its kind), `time` (seconds since 1970) and `attempt` (1, 2, …). The kinds and their fields:
 
 - launch: logs (where the workers' own output is), workers (why there are so many, where the launch chose it)
+- data: train, validation: the account of each (run/account.py)
 - start: config, versions, workers, total_steps, device
 - resume: step, position, checkpoint
 - inventory: workers, links
@@ -119,6 +120,12 @@ def surviving(events: list[Event]) -> list[Event]:
             kept = [e for e in kept if e["event"] == "start" or _before(e, event)]
         kept.append(event)
     return kept
+
+
+def account_of(events: list[Event]) -> dict[str, Any]:
+    """The newest account of the run's data: train, validation (run/account.py). Empty where none was written."""
+    event = next((e for e in reversed(events) if e["event"] == "data"), {})
+    return {part: event[part] for part in ("train", "validation") if part in event}
 
 
 def _before(event: Event, resume: Event) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from smolray.run.account import account_lines
 from smolray.run.events import Event
 
 
@@ -125,6 +126,7 @@ def gpus_text(inventory: Event) -> str:
 # Kind of event -> the first word of its line, and the rest of it.
 LINES: dict[str, tuple[str, Callable[[Event], str]]] = {
     "start": ("start", _start),
+    "data": ("data", lambda event: "\n".join(account_lines(event))),
     "launch": ("launch", _launch),
     "resume": ("resume", lambda event: f"from step {event['step']}"),
     "evaluate": ("eval", _evaluate),

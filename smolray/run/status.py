@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from smolray import storage
-from smolray.run.events import Event, EventTail, read_events, surviving
+from smolray.run.account import account_lines
+from smolray.run.events import Event, EventTail, account_of, read_events, surviving
 from smolray.run.folder import EVENTS, RunFolder
 from smolray.run.progress import accuracy_of, gpus_text
 from smolray.run.rates import rate, seconds_left
@@ -56,6 +57,7 @@ class RunStatus:
     stop_requested: bool = False
     error: str | None = None
     logs: str | None = None  # of the workers, a path on each node
+    data: tuple[str, ...] = ()  # the account of its data in words
 
     @property
     def ended(self) -> bool:
@@ -99,6 +101,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
         started=written[0]["time"],
         updated=written[-1]["time"],
         error=written[-1].get("error") if state == "failed" else None,
+        data=tuple(account_lines(account_of(events))),
         logs=next((e["logs"] for e in reversed(written) if e.get("logs")), None),
     )
 

@@ -85,7 +85,7 @@ def search_run(config: RunConfig) -> dict[str, Any]:
 
     storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
     clear_stop(folder)
-    base, folders = prepare_data(base)  # once, for all trials
+    base, folders, _ = prepare_data(base)  # once, for all trials
 
     trial_log = TrialLog(folder)
     trial_log.write("start", trials=total, slots=slots)

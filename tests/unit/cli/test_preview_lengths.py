@@ -18,7 +18,7 @@ def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, model
     assert part.sample and 0 < len(part.tokens) < len(index) and "first shard" in printed(lengths_table(part))
     write_index(index_uri(folder, cached_encoder(config.model, config.data, config.image)), index)
     whole = lengths_of(config)
-    assert whole.sample == "" and whole.rows == whole.tiles == 20 and whole.left_out == 0
+    assert whole.sample == "" and whole.rows == whole.tiles == 20 and whole.account.left_out == 0
     np.testing.assert_array_equal(whole.tokens, index["tokens"].to_numpy())
     assert whole.label_tokens == sum(index["label_tokens"].to_pylist()) and 0 <= whole.padding < 0.6
     lines = printed(lengths_table(whole)).splitlines()
@@ -28,4 +28,5 @@ def test_lengths_are_those_of_the_index_whole_or_the_first_shard(tmp_path, model
 
 def test_what_is_left_out_is_counted(shards, model_path):
     summary = lengths_of(config_of(model_path, shards))
-    assert summary.left_out == 1 and len(summary.tokens) == 5 and "left out" in printed(lengths_table(summary))
+    assert summary.account.left_out == 1 and len(summary.tokens) == 5
+    assert "left out 1" in "".join(summary.account.lines("train"))

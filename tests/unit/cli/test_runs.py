@@ -1,8 +1,12 @@
 """Runs are shown, followed and stopped by what is in their folder."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
+from smolray.run.account import DataAccount, RowAccount
 from tests.commands import append, smolray
 
 
@@ -14,6 +18,29 @@ def test_status_shows_all_runs_or_one(run):
     for part in ("0.2500", "64 samples/s", "900 tokens/s", "10 %", "8s"):
         assert part in one
     assert "no runs under" in smolray("status", "--storage", str(run / "empty")).stdout
+
+
+def test_status_and_logs_tell_what_became_of_the_data(run):
+    account = DataAccount(
+        "s", 20, RowAccount(with_images=21, quarantined={"empty_answer": 1}), too_long=2, max_length=9
+    )
+    append(run, event="data", train=account.to_json())
+    for command in ("status", "logs"):
+        said = smolray(command, "demo", "--storage", str(run.parent)).stdout
+        for words in (
+            "1 quarantined (empty_answer 1)",
+            "18 of 20 conversations kept",
+            "longer than data.max_length = 9",
+        ):
+            assert words in said
+
+
+def test_a_terminal_of_ascii_shows_what_it_can(run):
+    append(run, event="start", workers=1)  # without a loss: the cell is a dash
+    command = [sys.executable, "-m", "smolray", "status", "--storage", str(run.parent)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=120)
+    assert done.returncode == 0 and b"demo" in done.stdout and not done.stderr, done.stderr.decode()
+    assert b"?" in done.stdout
 
 
 def test_logs_render_events_and_follow_to_the_end(run):

@@ -94,7 +94,10 @@ def test_a_wrong_setting_is_named_in_one_line(override, told):
             ["resources.num_workers=4", "train.global_batch=3"],
             ["train.global_batch = 3", "below the 4 workers", "nearest: train.global_batch=4"],
         ),
-        (["train.micro_batch_tokens=100"], ["train.micro_batch_tokens = 100", "data.max_length = 2048"]),
+        (
+            ["train.micro_batch_tokens=100", "data.max_length=2048"],
+            ["train.micro_batch_tokens = 100", "data.max_length = 2048"],
+        ),
     ],
 )
 def test_an_impossible_combination_is_refused(overrides, told):

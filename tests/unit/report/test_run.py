@@ -235,3 +235,14 @@ def test_a_browser_shows_the_page_without_overflow_or_requests(run, tmp_path, wi
     assert title, done.stderr[-2000:]
     found = json.loads(title.group(1))
     assert found == {"wide": 0, "charts": 4, "images": 2, "requests": 0}
+
+
+def test_the_report_tells_what_became_of_the_data(run):
+    from smolray.run.account import DataAccount, RowAccount
+
+    account = DataAccount(EVIL, 20, RowAccount(with_images=21, quarantined={EVIL: 1}), too_long=2, max_length=9)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"data": {"train": account.to_json()}}))
+    _, page = page_of(write_report(str(run)))
+    said = " ".join(page.text)
+    assert all(line in said for line in account.lines("train")) and not page.all("script")

@@ -30,9 +30,9 @@ def through(folder: Path, staging: Staging) -> tuple[int, list, Counter]:
     tasks = list_read_tasks(resolve(str(folder), DATA), task_bytes=3000)
     check_layout(tasks, DATA)
     results = [run_read_task(task, n, staging, DATA, seed=0) for n, task in enumerate(tasks)]
-    rows, bad = sum(r.rows for r in results), Counter()
+    rows, bad = sum(r.rows.rows for r in results), Counter()
     for result in results:
-        bad.update(result.quarantined)
+        bad.update(result.rows.quarantined)
     if not tasks:
         return 0, [], bad
     blocks = np.concatenate([read_blocks(staging, n) for n in range(len(tasks))])

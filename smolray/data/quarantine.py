@@ -1,0 +1,51 @@
+"""Bad rows of a read task, as the Parquet file that `prepare` leaves beside the shards.
+
+In: a row's id, the class of its fault, what is wrong, its number. Out: the bytes of the file, and the first few rows.
+"""
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smolray.data.formats.source import ReadTask
+
+EXAMPLES = 3
+QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "reason", "message", "file")] + [("row", pa.int64())])
+
+
+class Quarantine:
+    """Bad rows of a task, compressed as they come, and the first few for the message."""
+
+    def __init__(self, task: ReadTask):
+        self.task = task
+        self.examples: list[tuple[str, str, str]] = []
+        self.pending: list[dict[str, Any]] = []
+        self.sink = io.BytesIO()
+        self.writer: pq.ParquetWriter | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.examples)
+
+    def add(self, row_id: str, reason: str, message: str, row: int) -> None:
+        """Add a bad row."""
+        message = message.encode(errors="backslashreplace").decode()
+        if len(self.examples) < EXAMPLES:
+            self.examples.append((row_id, reason, message[:400]))
+        self.pending.append({"id": row_id, "reason": reason, "message": message, "file": self.task.name, "row": row})
+        if len(self.pending) >= 1000:
+            self._flush(self.pending)
+
+    def _flush(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.writer = self.writer or pq.ParquetWriter(self.sink, QUARANTINE_SCHEMA, compression="zstd")
+        self.writer.write_batch(pa.RecordBatch.from_pylist(list(rows), QUARANTINE_SCHEMA))
+        self.pending = []
+
+    def to_parquet(self) -> bytes:
+        """The file, with all rows that were added."""
+        self._flush(self.pending)
+        if self.writer is not None:
+            self.writer.close()
+        return self.sink.getvalue()
