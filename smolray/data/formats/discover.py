@@ -15,6 +15,7 @@ from smolray.data.formats.arrow import ARROW, files_of_state
 from smolray.data.formats.compression import without_compression
 from smolray.data.formats.damage import damaged
 from smolray.data.formats.hub import HUB, resolve_hub
+from smolray.data.formats.imagefolder import IMAGEFOLDER, class_files
 from smolray.data.formats.listing import File, is_image, is_text, list_source, once, shown
 from smolray.data.formats.registry import FORMATS, named_format
 from smolray.data.formats.source import (
@@ -26,7 +27,7 @@ from smolray.data.formats.source import (
     Source,
     SourceError,
 )
-from smolray.data.formats.splits import files_of_split
+from smolray.data.formats.splits import files_of_split, split_of
 
 
 def resolve(source: str, data: DataConfig) -> Source:
@@ -45,7 +46,7 @@ def resolve(source: str, data: DataConfig) -> Source:
 
     source = storage.absolute(source).rstrip("/")
     found, root = list_source(source)
-    chosen, files = _data_files(source, found, data)
+    chosen, files = _data_files(source, found, root, data)
     files = once(files_of_split(source, root, files, split))
     if chosen is ARROW:
         files = files_of_state(files)
@@ -54,15 +55,23 @@ def resolve(source: str, data: DataConfig) -> Source:
 
     identity = repr([(chosen.name, *file) for file in [*files, *_images(found, chosen, data)]])
     digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    if chosen is IMAGEFOLDER:
+        split = split if any(split_of(file.uri[len(root) :]) for file in files) else ""
+        return Source(chosen.name, ((root, 0),), root, digest, split)
     return Source(chosen.name, tuple((file.uri, file.bytes) for file in files), root, digest, split)
 
 
-def _data_files(source: str, found: list[File], data: DataConfig) -> tuple[Format, list[File]]:
+def _data_files(source: str, found: list[File], root: str, data: DataConfig) -> tuple[Format, list[File]]:
     """The format of a source and its files of this format. Raises SourceError where there is none."""
     by_format = {
         f.name: [file for file in found if _is_of(file, f, f.suffixes)] for f in FORMATS.values() if f.suffixes
     }
     chosen = named_format(data)
+    classes = class_files(found, root)
+    if chosen is IMAGEFOLDER or (chosen is None and classes and not any(by_format.values())):
+        if not classes:
+            raise SourceError(f"{source} does not hold images in a folder for each class; files found: {_some(found)}")
+        return IMAGEFOLDER, classes
     if chosen is None:
         return _only_format(source, found, by_format)
     files = by_format[chosen.name] or (found if len(found) == 1 else [])  # a single file may have any name
@@ -178,9 +187,14 @@ def _only_format(source: str, found: list[File], by_format: dict[str, list[File]
         return there[0], by_format[there[0].name]
     if not there:
         endings = ", ".join(suffix for f in FORMATS.values() for suffix in f.suffixes)
-        raise SourceError(f"{source} holds no data file ({endings}); files found: {_some(found)}")
+        images = "; images alone say nothing to learn, unless in a folder for each class" if _any_image(found) else ""
+        raise SourceError(f"{source} holds no data file ({endings}); files found: {_some(found)}{images}")
     counts = ", ".join(f"{len(files)} {name}" for name, files in by_format.items() if files)
     raise SourceError(f"{source} holds {counts} files; expected files of one format, or set data.format")
+
+
+def _any_image(found: list[File]) -> bool:
+    return any(is_image(file.uri) for file in found)
 
 
 def _some(found: list[File]) -> str:

@@ -6,13 +6,14 @@ from smolray.config import ConfigError, DataConfig
 from smolray.data.formats.arrow import ARROW
 from smolray.data.formats.csv import CSV
 from smolray.data.formats.hub import HUB
+from smolray.data.formats.imagefolder import IMAGEFOLDER
 from smolray.data.formats.jsonl import JSONL
 from smolray.data.formats.parquet import PARQUET
 from smolray.data.formats.source import Format
 from smolray.data.formats.webdataset import WEBDATASET
 
 # Where a source holds metadata files of several formats, the first of these formats is taken.
-FORMATS: dict[str, Format] = {f.name: f for f in (PARQUET, ARROW, WEBDATASET, JSONL, CSV, HUB)}
+FORMATS: dict[str, Format] = {f.name: f for f in (PARQUET, ARROW, WEBDATASET, JSONL, CSV, IMAGEFOLDER, HUB)}
 
 
 def named_format(data: DataConfig) -> Format | None:
