@@ -23,6 +23,7 @@ from smolray.config import DataConfig
 from smolray.data.formats.discover import list_read_tasks, read_rows, resolve
 from smolray.data.formats.images import image_reader
 from smolray.data.formats.layouts import parse
+from smolray.data.formats.source import SourceError
 from smolray.data.sample import SampleError
 
 DATA = DataConfig()
@@ -50,6 +51,8 @@ def outcome(folder: Path, task_bytes: int) -> Outcome:
             except SampleError as error:
                 assert error.reason and str(error) and "Traceback" not in str(error)
                 found.told += 1
+    if not found.kept:
+        raise SourceError(f"{folder}: all rows are bad")  # as prepare says it
     return found
 
 
@@ -97,6 +100,20 @@ def parquet(rng, rows) -> tuple[str, bytes]:
     return "x.parquet", sink.getvalue()
 
 
+def arrow(rng, rows) -> tuple[str, bytes]:
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist([{**r, "image": picture(rng)} for r in rows])
+    with rng.choice([pa.ipc.new_stream, pa.ipc.new_file])(sink, table.schema) as writer:
+        writer.write_table(table, rng.randint(2, 20))
+    return "x.arrow", sink.getvalue()
+
+
+def coco(rng, rows) -> tuple[str, bytes]:
+    captions = [{"id": n, "image_id": 1, "caption": r["question"]} for n, r in enumerate(rows)]
+    record = {"info": {}, "images": [{"id": 1, "file_name": "a.png"}], "annotations": captions}
+    return "x.json", json.dumps(record, indent=rng.choice([None, 1])).encode()
+
+
 def tar(rng, rows) -> tuple[str, bytes]:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=rng.choice([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])) as archive:
@@ -123,7 +140,9 @@ TEXTS = (jsonl, csv_file)
 FORMATS = (
     *TEXTS,
     json_list,
+    coco,
     parquet,
+    arrow,
     tar,
     compressed(jsonl, ".gz", gzip.compress),
     compressed(csv_file, ".gz", gzip.compress),
@@ -170,7 +189,7 @@ def trailing(rng, data: bytearray, text: bool) -> bytes:
 
 def missing_block(rng, data: bytearray, text: bool) -> bytes:
     """A block is taken out of the middle of a container; a text is emptied."""
-    if text or data[:1] == b"[":
+    if text or data[:1] in (b"[", b"{"):
         return b""
     start = rng.randrange(len(data) - 100)
     del data[start : start + rng.randint(1, 1500)]

@@ -12,10 +12,12 @@ from dataclasses import asdict
 from smolray import storage
 from smolray.config import DataConfig
 from smolray.data.formats.arrow import ARROW, files_of_state
+from smolray.data.formats.coco import COCO, object_files
 from smolray.data.formats.compression import without_compression
 from smolray.data.formats.damage import damaged
 from smolray.data.formats.hub import HUB, resolve_hub
 from smolray.data.formats.imagefolder import IMAGEFOLDER, class_files
+from smolray.data.formats.jsonl import JSONL
 from smolray.data.formats.listing import File, is_image, is_text, list_source, once, shown
 from smolray.data.formats.registry import FORMATS, named_format
 from smolray.data.formats.source import (
@@ -73,7 +75,11 @@ def _data_files(source: str, found: list[File], root: str, data: DataConfig) -> 
             raise SourceError(f"{source} does not hold images in a folder for each class; files found: {_some(found)}")
         return IMAGEFOLDER, classes
     if chosen is None:
-        return _only_format(source, found, by_format)
+        chosen, files = _only_format(source, found, by_format)
+        objects = object_files(files) if chosen is JSONL else []
+        return (COCO, objects) if objects else (chosen, files)
+    if chosen is COCO:
+        by_format[COCO.name] = object_files(by_format[JSONL.name])
     files = by_format[chosen.name] or (found if len(found) == 1 else [])  # a single file may have any name
     if not files:
         raise SourceError(

@@ -4,6 +4,7 @@ import difflib
 
 from smolray.config import ConfigError, DataConfig
 from smolray.data.formats.arrow import ARROW
+from smolray.data.formats.coco import COCO
 from smolray.data.formats.csv import CSV
 from smolray.data.formats.hub import HUB
 from smolray.data.formats.imagefolder import IMAGEFOLDER
@@ -13,7 +14,7 @@ from smolray.data.formats.source import Format
 from smolray.data.formats.webdataset import WEBDATASET
 
 # Where a source holds metadata files of several formats, the first of these formats is taken.
-FORMATS: dict[str, Format] = {f.name: f for f in (PARQUET, ARROW, WEBDATASET, JSONL, CSV, IMAGEFOLDER, HUB)}
+FORMATS: dict[str, Format] = {f.name: f for f in (PARQUET, ARROW, WEBDATASET, JSONL, CSV, COCO, IMAGEFOLDER, HUB)}
 
 
 def named_format(data: DataConfig) -> Format | None:
