@@ -1,6 +1,8 @@
 """Data sets of questions and answers, with and without options."""
 
-from tests.layouts.case import HERE, Layout, pic
+import base64
+
+from tests.layouts.case import HERE, Layout, encoded, pic
 
 ASKED, Q = f"{HERE}What is it?", "What is it?"
 LETTERS = f"{HERE}Which?\nA. cat\nB. dog\nC. owl"
@@ -121,6 +123,16 @@ QUESTIONS = [
         },
         f"{HERE}A zoo.\nWhich?\nA. cat\nB. dog\nC. owl",
         "B",
+    ),
+    Layout(
+        "MMBench (TSV, base64)",
+        lambda n: {
+            **{"index": n, "image": base64.b64encode(encoded(n)).decode(), "question": "Which?", "answer": "A"},
+            **{"A": "cat", "B": "dog", "C": "owl", "hint": None},
+        },
+        LETTERS,
+        "A",
+        lines=True,
     ),
     Layout(
         "SEED-Bench",

@@ -91,7 +91,9 @@ def _layout(row: Row) -> Parser:
     if parser := conversation_parser(row):
         return parser
 
-    if row.has("prompt", "completion") or (question and answer and isinstance(row.record[question], list)):
+    if row.has("prompt", "completion") or (
+        question and isinstance(row.record[question], list) and row.find(ANSWER_COLUMNS)
+    ):
         return _prompt_completion
     if question and answer:
         return _vqa

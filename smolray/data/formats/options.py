@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smolray.data.formats.columns import ANSWER_COLUMNS, Row
-from smolray.data.formats.values import is_empty, is_missing, parsed_list, shown, text_of
+from smolray.data.formats.values import is_empty, is_missing, list_of, parsed_list, shown, text_of
 from smolray.data.sample import SampleError
 
 OPTION_COLUMNS = (
@@ -67,7 +67,7 @@ def _options(value: Any, column: str) -> tuple[str, ...]:
         texts = next((value[key] for key in ("text", "choices", "options") if isinstance(value.get(key), list)), None)
         value = texts or [value[key] for key in sorted(value) if not is_empty(value[key])]
 
-    texts = [_text_of_option(v, column) for v in value]
+    texts = [_text_of_option(v, column) for v in list_of(value, f"{column!r}")]
     bare = [_LABEL.sub("", text, count=1) for text in texts]
     labels = [m[1].upper() if (m := _LABEL.match(text)) else "" for text in texts]
     options = tuple(bare if labels == list(LETTERS[: len(labels)]) else texts)

@@ -66,7 +66,7 @@ def _pair(row: Row, rejected: Any) -> tuple[Conversation, list[Any]]:
     column = row.find(("prompt",)) or question_column(row)
     history = "" if given and column else row.find(MESSAGE_COLUMNS)
     turns = list_of(row.record[history], history) if history else []
-    if given and turns and read_messages(turns[-1:], history)[0][-1:][0].role == "assistant":
+    if given and any(m.role == "assistant" for m in read_messages(turns[-1:], history)[0]):
         history = ""  # the messages are those of the chosen answer
 
     prompt: Any = None
