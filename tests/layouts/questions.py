@@ -119,7 +119,7 @@ QUESTIONS = [
         "MMBench",
         lambda n: {
             **{"index": n, "question": "Which?", "hint": "A zoo.", "answer": "B", "A": "cat", "B": "dog", "C": "owl"},
-            **{"D": None, "category": "x", "source": "x", "L2-category": "x", "comment": None, "image": pic(n)},
+            **{"D": "nan", "category": "x", "source": "x", "L2-category": "x", "comment": None, "image": pic(n)},
         },
         f"{HERE}A zoo.\nWhich?\nA. cat\nB. dog\nC. owl",
         "B",
@@ -128,7 +128,7 @@ QUESTIONS = [
         "MMBench (TSV, base64)",
         lambda n: {
             **{"index": n, "image": base64.b64encode(encoded(n)).decode(), "question": "Which?", "answer": "A"},
-            **{"A": "cat", "B": "dog", "C": "owl", "hint": None},
+            **{"A": "cat", "B": "dog", "C": "owl", "hint": "nan"},
         },
         LETTERS,
         "A",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smolray.data.formats.columns import ANSWER_COLUMNS, Row
-from smolray.data.formats.values import is_empty, is_missing, list_of, parsed_list, shown, text_of
+from smolray.data.formats.values import is_empty, is_missing, is_nan_text, list_of, parsed_list, shown, text_of
 from smolray.data.sample import SampleError
 
 OPTION_COLUMNS = (
@@ -40,7 +40,7 @@ def take_options(row: Row) -> tuple[str, ...]:
             return _options(row.record[column], column)
 
     lettered = option_columns(row.record)
-    filled = [c for c in lettered if not is_empty(row.record[c])]
+    filled = [c for c in lettered if not is_empty(row.record[c]) and not is_nan_text(row.record[c])]
     if filled != lettered[: len(filled)]:
         raise SampleError("wrong_type", f"option {filled[-1]!r} stands behind an empty one")
     return tuple(text_of(row.use(c, "options"), f"the option {c!r}").strip() for c in filled)
@@ -145,6 +145,8 @@ def _places(value: Any, options: Sequence[str], key: str) -> list[int]:
         found = by["index"] or by["text"]
     else:
         coded = by["letter"] or by["index"]
+        if by["text"] and text.islower():  # `a` is a letter only where it is no option
+            coded = by["index"]
         found = by["text"] or coded
         if by["text"] and coded and not {*by["text"]} & {*coded}:
             a, b = (LETTERS[places[0]] for places in (by["text"], coded))

@@ -10,7 +10,7 @@ from smolray.config import DataConfig
 from smolray.data.formats.columns import Row
 from smolray.data.formats.options import with_options
 from smolray.data.formats.turns import Messages, assistant_turn, read_messages, system_turn, user_turn
-from smolray.data.formats.values import is_empty, list_of, text_of
+from smolray.data.formats.values import is_empty, is_nan_text, list_of, text_of
 from smolray.data.sample import Message
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
@@ -37,7 +37,7 @@ def _context(row: Row, column: str) -> str:
     """The text of a context column, or its texts line by line; empty, and not used, where it holds something else."""
     value = row.record[column]
     texts = value if isinstance(value, list | tuple) else [value]
-    if is_empty(value) or not all(isinstance(text, str) for text in texts):
+    if is_empty(value) or is_nan_text(value) or not all(isinstance(text, str) for text in texts):
         return ""
     return "\n".join(row.use(column, "context") if isinstance(value, list | tuple) else [row.use(column, "context")])
 

@@ -15,7 +15,7 @@ from smolray.data.formats.columns import RawRecord
 from smolray.data.formats.options import OPTION_COLUMNS, option_columns
 from smolray.data.formats.pictures import IMAGE_COLUMNS, picture_kind
 from smolray.data.formats.question import CONTEXT_COLUMNS, HISTORY_COLUMNS, SYSTEM_COLUMNS
-from smolray.data.formats.values import is_empty, parsed_list
+from smolray.data.formats.values import is_empty, is_nan_text, parsed_list
 from smolray.data.sample import Sample
 
 GOOD_COLUMNS = ("label", "kto_tag")  # KTO: answers that are good or bad, without pairs
@@ -117,7 +117,7 @@ def _stems(value: Any) -> list[str]:
 def _text(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> UnusedColumn | None:
     """Options, a system prompt or context."""
     name, asks = column.lower(), "question" in parsed.used.values()
-    if isinstance(value, str) and parsed_list(value) == []:
+    if is_nan_text(value) or (isinstance(value, str) and parsed_list(value) == []):
         return None
     if name in OPTION_COLUMNS or column in option_columns(record):
         return UnusedColumn(column, "options", "looks like the options of the question")

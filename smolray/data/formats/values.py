@@ -83,6 +83,11 @@ def is_empty(value: Any) -> bool:
     return is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
+def is_nan_text(value: Any) -> bool:
+    """Whether a value is the text `nan`, which pandas leaves in place of a null."""
+    return isinstance(value, str) and value.strip().lower() == "nan"
+
+
 def shown(value: Any) -> str:
     """The beginning of a value and its type, for a message. Bytes and long words, such as base64, are cut short."""
     return f"{repr(_short(value))[:SHOWN]} ({type(value).__name__})"

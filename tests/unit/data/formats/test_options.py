@@ -80,6 +80,10 @@ def test_empty_options_are_an_open_question():
         assert asked_and_said(QUESTION | {"options": options, "answer": "4"}) == ("Which?", "4")
 
 
+def test_a_small_letter_is_a_letter_only_where_it_is_no_option():
+    assert asked_and_said(QUESTION | {"choices": ["x", "y", "a"], "answer": "a"})[1] == "C"
+
+
 def test_options_that_the_question_holds_are_not_repeated():
     assert asked_and_said(QUESTION | {"question": ASKED, "options": ["cat", "dog", "owl"], "answer": "B"})[0] == ASKED
 
