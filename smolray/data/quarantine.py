@@ -1,6 +1,6 @@
 """Bad rows of a read task, as the Parquet file that `prepare` leaves beside the shards.
 
-In: a row's id, the class of its fault, what is wrong, its number. Out: the bytes of the file, and the first few rows.
+In: a row's place, its own id, its fault. Out: the bytes of the file, and the first few rows.
 """
 
 import io
@@ -11,9 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from smolray.data.formats.source import ReadTask
+from smolray.data.sample import SampleError
 
 EXAMPLES = 3
-QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "reason", "message", "file")] + [("row", pa.int64())])
+LONGEST_ID = 200
+QUARANTINE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("place", "id", "reason", "message", "file")] + [("row", pa.int64())]
+)
 
 
 class Quarantine:
@@ -29,12 +33,14 @@ class Quarantine:
     def __bool__(self) -> bool:
         return bool(self.examples)
 
-    def add(self, row_id: str, reason: str, message: str, row: int) -> None:
-        """Add a bad row."""
-        message = message.encode(errors="backslashreplace").decode()
+    def add(self, place: str, own_id: str, error: SampleError, row: int) -> None:
+        """Add a bad row. `place`: where it stands in the source; it is also the id of a row without one of its own."""
+        message = str(error).encode(errors="backslashreplace").decode()
+        own_id = own_id.encode(errors="backslashreplace").decode()[:LONGEST_ID]
         if len(self.examples) < EXAMPLES:
-            self.examples.append((row_id, reason, message[:400]))
-        self.pending.append({"id": row_id, "reason": reason, "message": message, "file": self.task.name, "row": row})
+            self.examples.append((f"{place} (id {own_id})" if own_id else place, error.reason, message[:400]))
+        record = {"place": place, "id": own_id or place, "reason": error.reason, "message": message}
+        self.pending.append(record | {"file": self.task.name, "row": row})
         if len(self.pending) >= 1000:
             self._flush(self.pending)
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from smolray import storage
 from smolray.config import DataConfig
+from smolray.data.formats.columns import id_if_any
 from smolray.data.formats.discover import read_rows
 from smolray.data.formats.images import image_reader
 from smolray.data.formats.layouts import parse
@@ -96,7 +97,7 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
                 raise SampleError(raw.reason, raw.message)
             parsed = parse(raw.record, row_id, data, images)
         except SampleError as error:
-            quarantine.add(row_id, error.reason, str(error), raw.row)
+            quarantine.add(row_id, id_if_any(raw.record, data), error, raw.row)
             tally.quarantine(error.reason)
             continue
         tally.keep(raw.record, parsed)

@@ -14,7 +14,7 @@ from smolray.config import ColumnsConfig, ConfigError, DataConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.encode import EncodeError, Encoder
-from smolray.data.formats.columns import Row, own_id
+from smolray.data.formats.columns import id_if_any
 from smolray.data.formats.discover import image_files, is_hub, list_read_tasks, read_rows, resolve
 from smolray.data.formats.images import ImageReader, image_reader
 from smolray.data.formats.questions import parse_questions
@@ -136,7 +136,7 @@ def read_questions(task: QuestionTask, settings: PromptSettings) -> Iterator[Que
             for sample in parse_questions(raw.record, name, data, reader, settings.prompts):
                 yield Question(sample.conversation.id, path, sample)
         except SampleError as error:
-            yield Question(_own_id(raw, data) or name, path, error=f"{error.reason}: {error}")
+            yield Question(id_if_any(raw.record, data) or name, path, error=f"{error.reason}: {error}")
 
 
 def collate_questions(
@@ -200,13 +200,6 @@ def _rows(task: ReadTask) -> Iterator[Raw]:
             yield raw
     except (SourceError, OSError) as error:
         yield Raw(row + 1, {}, reason="torn_file", message=f"{task.uri} cannot be read beyond row {row + 1}: {error}")
-
-
-def _own_id(raw: Raw, data: DataConfig) -> str:
-    try:
-        return own_id(Row(raw.record, data))
-    except SampleError:
-        return ""
 
 
 def _shards(folder: str) -> Source:

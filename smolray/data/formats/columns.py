@@ -93,6 +93,14 @@ def own_id(row: Row) -> str:
     return ""
 
 
+def id_if_any(record: RawRecord, data: DataConfig) -> str:
+    """The own id of a record that may be bad in every way; empty where it has none."""
+    try:
+        return own_id(Row(record, data))
+    except SampleError:
+        return ""
+
+
 def type_of(row: Row) -> str:
     """The type of the question, for tables by type; empty where the record names none."""
     named = row.data.columns.type

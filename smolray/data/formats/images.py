@@ -23,7 +23,7 @@ from smolray.data.formats.places import MAX_IMAGE_BYTES, ImagePlaces, shown_path
 from smolray.data.formats.source import ReadTask
 from smolray.data.sample import SampleError
 
-heif.register()
+HEIC_IS_READ = heif.register()
 Image.init()  # without all plug-ins open() fails for formats that are registered but not loaded yet
 # Only decoders that run inside PIL (EPS would start Ghostscript on an untrusted file), and only formats that have a
 # signature.
@@ -66,7 +66,8 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 def _kind_of(data: bytes) -> str:
     """What a file that is no readable image is instead, and what to do; empty where that is not known."""
     if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf"):
-        return "a HEIC image, which needs pillow-heif: pip install 'smolray[heic]', or write it as JPEG"
+        needs = "which needs pillow-heif: pip install 'smolray[heic]', or write it as JPEG"
+        return "a HEIC image, which does not decode" if HEIC_IS_READ else f"a HEIC image, {needs}"
     head = data[:1000].lstrip().lower()
     kinds = {b"%pdf": "PDF", b"%!ps": "PostScript", b"8bps": "Photoshop", b"\xff\x0a": "JPEG XL", b"{": "JSON"}
     kind = next((name for start, name in kinds.items() if head.startswith(start)), "")

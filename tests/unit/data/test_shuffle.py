@@ -116,3 +116,16 @@ def test_prepare_without_ray_says_so(tmp_path):
         pytest.skip("this process has a Ray already")
     with pytest.raises(RuntimeError, match=r"prepare needs Ray: call ray.init\(\) first"):
         prepare(write_source(tmp_path / "s", 1, 1), str(tmp_path / "out"), DATA)
+
+
+def test_quarantine_lists_the_place_of_a_row_and_its_own_id(tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    records = [{"id": "mine", "question": "q", "answer": ""}, {"question": "q", "answer": " "}]
+    (folder / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
+    staging, _ = staged(str(folder), tmp_path)
+    listed = pq.read_table(staging.quarantine(0)).to_pylist()
+    assert [(r["place"], r["id"], r["file"], r["row"]) for r in listed] == [
+        ("x.jsonl#0", "mine", "x.jsonl", 0),
+        ("x.jsonl#1", "x.jsonl#1", "x.jsonl", 1),
+    ]
