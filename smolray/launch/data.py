@@ -12,7 +12,7 @@ from smolray import storage
 from smolray.config import ConfigError, RunConfig
 from smolray.data.answers import TEXT_SHARDS, count_answers, distinct_texts
 from smolray.data.index import add_lengths
-from smolray.data.plan import PlanError
+from smolray.data.plan import PlanError, check_kind
 from smolray.data.prepare import prepare_run, shard_folder
 from smolray.data.ray_jobs import load_index, map_shards, with_max_length
 from smolray.data.reader import Folders
@@ -28,7 +28,7 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders, dict[str, DataA
     Each is made once, and found by later runs. The accounts are by "train" and "validation".
 
     Raises ConfigError where data.train is not set, PlanError where too many conversations are left out
-    or too many rows of a picture data set have no picture.
+    or too many rows of a picture data set have no picture, or the data are not what the method learns from.
     """
     if not config.data.train:
         raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
@@ -46,6 +46,8 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders, dict[str, DataA
     for part, account in accounts.items():
         require_images(part, account, config)
         require_kept(part, account, config)
+
+    check_kind(load_index(folders.train, config), config.method)
 
     # Evaluation needs no reference model.
     folders = replace(folders, sidecars=ensure_sidecars(folders.train, config))

@@ -18,7 +18,7 @@ from smolray import storage
 from smolray.config import ConfigError, RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint as index_fingerprint
-from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch, check_kind
+from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch
 from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Folders
 from smolray.data.shards import read_manifest
@@ -146,9 +146,8 @@ def check_device(config: RunConfig, device: torch.device) -> None:
 
 
 def build_plans(config: RunConfig, folders: Folders) -> list[EpochPlan]:
-    """The plan of each epoch. Raises PlanError where the data do not fit the method."""
+    """The plan of each epoch. Raises PlanError where no conversation is left."""
     index, limits = load_index(folders.train, config), PlanLimits.of(config)
-    check_kind(index, config.method)
     return lay_plans(config, lambda epoch: build_epoch(index, limits, config.seed, epoch))
 
 
