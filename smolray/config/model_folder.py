@@ -77,9 +77,10 @@ def check_model_folder(path: str, needs: Collection[str] = (TOKENIZER, WEIGHTS))
             raise ConfigError(f"model.path = {path}: {found}; expected a model folder, a hub id owner/name or a URI")
         return
 
-    names = (CONFIG, *(name for name in (TOKENIZER, *OPTIONAL) if name in needs or (folder / name).exists()))
-    records = {name: _json(folder, name) for name in names}
-    _check_config(folder, records[CONFIG])
+    records = {CONFIG: _json(folder, CONFIG)}
+    _check_config(folder, records[CONFIG])  # first: other families have other files
+    names = (name for name in (TOKENIZER, *OPTIONAL) if name in needs or (folder / name).exists())
+    records |= {name: _json(folder, name) for name in names}
     _check_processor(folder, records)
     for text, file in _templates(folder, records):
         _check_template(folder, file, text)

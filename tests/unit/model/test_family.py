@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from smolray.config import ConfigError, ModelConfig
-from smolray.data.processor import load_processor, require_supported
+from smolray.data.processor import load_processor
 from smolray.engine.pipeline.load import empty_model
 from smolray.model.load import load_model
 from smolray.planner.model_files import shape_of
+from smolray.pretrained import model_config
 from tests.real import MODELS, real_model
 
 README = Path(__file__).parents[3] / "smolray" / "README.md"
@@ -92,7 +93,7 @@ def written(config: dict, folder: Path) -> ModelConfig:
 def test_a_model_of_the_family_is_taken_with_its_published_size(name, tmp_path):
     config, parameters = TAKEN[name]
     model = written(config, tmp_path)
-    require_supported(model)
+    model_config(model)
     assert sum(p.numel() for p in empty_model(model).parameters()) == parameters
     assert shape_of(model).parameters == parameters
 
