@@ -5,12 +5,14 @@ In: the root model and its ValidationError. Out: text.
 
 import difflib
 import re
+import types
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 Model = type[BaseModel]
+MOST_SHOWN = 200  # characters of a value in a message
 # What other trainers call a setting -> its key here.
 ELSEWHERE = {
     **dict.fromkeys(("rank", "lora_r", "lora_rank", "lora_dim"), "lora.r"),
@@ -67,28 +69,38 @@ def _key_of(root: Model, fault: Any) -> str:
     """The dotted key at fault, without the branch of a union (`int`, `tuple[…]`, `literal[…]`) that pydantic adds."""
     parts: list[str] = []
     for part in fault["loc"]:
-        if (part == "int" or str(part).startswith(("tuple[", "literal["))) and _section_at(root, parts) is None:
+        branch = part == fault["loc"][-1] and part in ("int", "float", "str")
+        branch = branch or part == "int" or str(part).startswith(("tuple[", "literal["))
+        if branch and _section_at(root, parts) is None:
             break
         parts.append(str(part))
-    return ".".join(parts) or "config"
+    return one_line(".".join(parts), quoted=False) or "config"
+
+
+def one_line(value: Any, quoted: bool = True) -> str:
+    """A value from outside in a message: on one line, and not longer than is read."""
+    text = repr(value) if quoted else str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _explain(root: Model, key: str, faults: list[Any]) -> str:
     """One line for all that pydantic says about one key: the value, what is allowed, the nearest valid choice."""
     fault, location = faults[0], key.split(".")
     kind, value, context = fault["type"], fault.get("input"), fault.get("ctx") or {}
+    shown = one_line(value)
     if kind == "extra_forbidden":
         allowed = ", ".join(sorted(_fields_at(root, location[:-1])))
-        return f"{key} = {value!r}: not a setting; allowed here: {allowed}{_did_you_mean(root, location)}"
+        return f"{key} = {shown}: not a setting; allowed here: {allowed}{_did_you_mean(root, location)}"
     if len(faults) > 1:  # every branch of a union refused it: the description of the setting says what is meant
-        return f"{key} = {value!r}: expected {_describe(root, location)}"
+        return f"{key} = {shown}: expected {_describe(root, location)}"
     if kind in ("model_type", "dict_type"):
         keys = ", ".join(_fields_at(root, location)) or "of your choice"
-        return f"{key} = {value!r}: expected a section with the keys {keys}"
+        return f"{key} = {shown}: expected a section with the keys {keys}"
     message = fault["msg"].removeprefix("Value error, ")
     if kind == "tuple_type":
-        return f"{key} = {value!r}: expected a list{_nearest_list(value, _items_at(root, location))}"
-    return f"{key} = {value!r}: {message[0].lower()}{message[1:]}{_nearest(kind, value, context)}"
+        return f"{key} = {shown}: expected a list{_nearest_list(value, _items_at(root, location))}"
+    return f"{key} = {shown}: {message[0].lower()}{message[1:]}{_nearest(kind, value, context)}"
 
 
 def _did_you_mean(root: Model, location: Sequence[str]) -> str:
@@ -129,7 +141,7 @@ def _nearest(kind: str, value: Any, context: dict[str, Any]) -> str:
 def _nearest_list(value: Any, items: Sequence[str]) -> str:
     """The list that one bare word probably stands for. `items`: what it may hold; empty where that is free."""
     if not items:
-        return f"; nearest: [{value}]"
+        return f"; nearest: [{one_line(value, quoted=False)}]"
     if str(value) in ("all", "*", "full"):
         return f"; nearest: [{', '.join(items)}]"
     words = [difflib.get_close_matches(word.strip(), items, n=1, cutoff=0.3) for word in str(value).split(",")]
@@ -166,6 +178,21 @@ def is_text(root: Model, location: Sequence[str]) -> bool:
     section = _section_at(root, location[:-1])
     field = section.model_fields.get(location[-1]) if section else None
     return field is not None and field.annotation in (str, str | None)
+
+
+def empty_value(root: Model, location: Sequence[str]) -> Any:
+    """What `key=` sets: null where the setting may be null, else an empty text, list or dictionary; a number has none.
+
+    Null stands for "none" there, and is refused with the reason.
+    """
+    section = _section_at(root, location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    annotation = field.annotation if field else None
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    kinds = [get_origin(option) or option for option in options]
+    if type(None) in kinds:
+        return None
+    return next(({str: "", tuple: [], dict: {}}[kind] for kind in kinds if kind in (str, tuple, dict)), None)
 
 
 def _fields_at(root: Model, location: Sequence[str]) -> list[str]:

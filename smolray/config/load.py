@@ -8,7 +8,8 @@ import yaml
 from pydantic import ValidationError
 
 from smolray import storage
-from smolray.config.errors import ConfigError, explain, is_text
+from smolray.config.errors import ConfigError, empty_value, explain, is_text, one_line
+from smolray.config.parse import YamlError, parse_yaml
 from smolray.config.recipes import config_file
 from smolray.config.rules import faults
 from smolray.config.schema import RENAMED, SHORTHANDS, RunConfig
@@ -50,11 +51,12 @@ def check_run(config: RunConfig) -> None:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(storage.read_bytes(path).decode("utf-8")) or {}
+        loaded = parse_yaml(storage.read_bytes(path).decode("utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ConfigError(f"config file {path} does not exist or is a folder") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (YamlError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    loaded = {} if loaded is None else loaded
     if not isinstance(loaded, dict):
         raise ConfigError(f"config file {path} holds a {type(loaded).__name__}, expected keys and values")
     return loaded
@@ -91,16 +93,18 @@ def _apply_override(record: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise ConfigError(
-            f"{override!r} is not an override: expected dotted.key=value, such as optimizer.learning_rate=1e-4"
+            f"{one_line(override)} is not an override: expected dotted.key=value, such as optimizer.learning_rate=1e-4"
         )
 
     key = RENAMED.get(key, key)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except YamlError as error:
         if not is_text(RunConfig, key.split(".")):
-            raise ConfigError(f"{key} = {text!r} is not a YAML value: {error}") from error
+            raise ConfigError(f"{key} = {one_line(text)} is not a YAML value: {error}") from error
         value = text
+    if not text.strip():
+        value = empty_value(RunConfig, key.split("."))
     if value is not None and not isinstance(value, str) and is_text(RunConfig, key.split(".")):
         value = text  # name=2024, revision=1234567 or data.prompt=Answer: yes or no
 

@@ -59,9 +59,9 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """Adapters. Names as in peft.LoraConfig; `groups` limits `target_modules` to parts of the model."""
 
-    r: int = Field(default=8, ge=1)
+    r: int = Field(default=8, ge=1, le=2**16)
     """rank of the adapters"""
-    ranks: dict[ModelGroup, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    ranks: dict[ModelGroup, Annotated[int, Field(ge=1, le=2**16)]] = Field(default_factory=dict)
     """rank of a part of the model, where it differs from `r`"""
     use_dora: bool = False
     """weight-decomposed LoRA (DoRA)"""
@@ -189,7 +189,7 @@ class DataConfig(Section):
 class ImageConfig(Section):
     """How images are scaled and cut into tiles."""
 
-    longest_edge: int | None = Field(default=None, ge=1)
+    longest_edge: int | None = Field(default=None, ge=1, le=2**16)
     """images are scaled so that their longest edge has this many pixels; default: the processor's"""
     max_tiles: int | None = Field(default=None, ge=1)
     """most tiles of an image, its global view included; default: the processor's"""
@@ -298,7 +298,7 @@ class ResourcesConfig(Section):
     """restarts after a lost worker; -1: no limit"""
     label_selector: dict[str, str] = Field(default_factory=dict)
     """Ray node labels that a worker's node must have"""
-    omp_num_threads: int = Field(default=1, ge=1)
+    omp_num_threads: int = Field(default=1, ge=1, le=1024)
     """threads of each worker on the CPU"""
 
     @property
@@ -327,7 +327,7 @@ class RunConfig(Section):
     """identifies the run: submitting the same name again resumes it"""
     storage: str = "runs"
     """folder or URI (s3://, gs://) that holds the runs; on several nodes all of them must reach it"""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """seed of the shuffle, of the initial weights of adapters and of dropout"""
     method: MethodName = Field(
         default="sft", description="; ".join(f"{name}: {traits.summary}" for name, traits in METHODS.items())

@@ -36,6 +36,15 @@ class Section(BaseModel):
         except ValidationError as error:
             raise ConfigError(explain(type(self), error)) from None
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _numbers_fit(cls, value: Any) -> Any:
+        """Refuse whole numbers that no file format and no library takes."""
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+        if any(isinstance(part, int) and abs(part) >= 2**63 for part in parts):
+            raise ValueError("expected a number below 2^63")
+        return value
+
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:

@@ -4,10 +4,11 @@ The plan of an epoch (plan.py) and the estimates of the planner use the same fun
 be trained. This module imports neither torch nor transformers: the planner must start fast.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple
+
+import numpy as np
 
 from smolray.config import AUTO_LENGTHS, RunConfig
 
@@ -39,17 +40,16 @@ class PlanLimits:
         return cls(samples, config.train.micro_batch_tokens, group, length, data.packing != "full")
 
 
-class PackedGroup(NamedTuple):
-    """Neighbouring conversations `start` to `stop` of one shard row, which become one sequence of `tokens`."""
+@dataclass(frozen=True)
+class Groups:
+    """Groups of neighbouring conversations of one shard row, which become one sequence each: (groups,) int64 arrays."""
 
-    start: int
-    stop: int
-    tokens: int
+    start: np.ndarray  # the first conversation of each
+    samples: np.ndarray  # its conversations
+    tokens: np.ndarray  # of its packed sequence
 
-    @property
-    def samples(self) -> int:
-        """Its conversations."""
-        return self.stop - self.start
+    def __len__(self) -> int:
+        return len(self.start)
 
 
 def packed_length(lengths: Sequence[int], prefix: int) -> int:
@@ -57,57 +57,97 @@ def packed_length(lengths: Sequence[int], prefix: int) -> int:
     return sum(lengths) - prefix * (len(lengths) - 1)
 
 
-def group_conversations(
-    rows: Sequence[int], tokens: Sequence[int], prefixes: Sequence[int], limits: PlanLimits
-) -> list[PackedGroup]:
+def group_conversations(rows: np.ndarray, tokens: np.ndarray, prefixes: np.ndarray, limits: PlanLimits) -> Groups:
     """Pack neighbouring conversations of one row as far as the limits allow.
 
     For each conversation, in order: the number of its row, its tokens, and the prefix that its row shares.
     """
+    new_row = np.ones(len(rows), bool)
+    new_row[1:] = rows[1:] != rows[:-1]
+    first = np.flatnonzero(new_row)
+    in_row = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
+    starts = in_row % limits.group == 0  # right wherever no limit of tokens is met
+    groups = _groups(starts, tokens, prefixes)
+
     allowed = min((n for n in (limits.length, limits.tokens) if n is not None), default=None)
-    groups: list[PackedGroup] = []
-    start = 0
-    while start < len(rows):
-        stop, length = start + 1, tokens[start]
-        while stop < len(rows) and stop - start < limits.group and rows[stop] == rows[start]:
-            longer = packed_length((length, tokens[stop]), prefixes[start])
-            if allowed is not None and longer > allowed:
-                break
-            stop, length = stop + 1, longer
-
-        groups.append(PackedGroup(start, stop, length))
-        start = stop
-    return groups
+    if allowed is None or not (too_long := (groups.tokens > allowed) & (groups.samples > 1)).any():
+        return groups
+    numbers = np.cumsum(new_row) - 1
+    bounds = np.append(first, len(rows)).tolist()
+    for number in np.unique(numbers[groups.start[too_long]]).tolist():
+        begin, end = bounds[number], bounds[number + 1]
+        starts[begin:end] = _cut(tokens[begin:end].tolist(), int(prefixes[begin]), allowed, limits.group)
+    return _groups(starts, tokens, prefixes)
 
 
-def fill_micro_batches(groups: Sequence[PackedGroup], limits: PlanLimits, window: int = WINDOW) -> list[list[int]]:
-    """Numbers of the groups of each micro-batch.
+def _groups(starts: np.ndarray, tokens: np.ndarray, prefixes: np.ndarray) -> Groups:
+    """The groups that begin where `starts` is true."""
+    start = np.flatnonzero(starts)
+    samples = np.diff(np.append(start, len(starts)))
+    total = np.add.reduceat(tokens, start, dtype=np.int64) if len(start) else np.zeros(0, np.int64)
+    return Groups(start, samples, total - prefixes[start].astype(np.int64) * (samples - 1))
+
+
+def _cut(tokens: list[int], prefix: int, allowed: int, most: int) -> list[bool]:
+    """Where a group begins among the conversations of one row."""
+    starts, length, count = [True], tokens[0], 1
+    for one in tokens[1:]:
+        length, count = packed_length((length, one), prefix), count + 1
+        if count > most or length > allowed:
+            length, count = one, 1
+        starts.append(count == 1)
+    return starts
+
+
+def fill_micro_batches(groups: Groups, limits: PlanLimits, window: int = WINDOW) -> tuple[np.ndarray, np.ndarray]:
+    """The groups in the order of the micro-batches, and how many each micro-batch has.
 
     The first group that waits opens a micro-batch; of the next `window` groups those that fit are added.
     """
-    batches: list[list[int]] = []
-    waiting: list[int] = []
-    coming = iter(range(len(groups)))
-    while True:
-        waiting += islice(coming, window - len(waiting))
-        if not waiting:
-            return batches
+    if (each := even_fill(groups, limits)) is not None:
+        counts = np.full(-(-len(groups) // each), each)
+        counts[-1:] = len(groups) - each * (len(counts) - 1)
+        return np.arange(len(groups)), counts
 
-        batch: list[int] = []
-        at = longest = total = count = 0
-        while at < len(waiting) and count < limits.samples:
-            group = groups[waiting[at]]
-            size = max(longest, group.tokens) * (len(batch) + 1) if limits.padded else total + group.tokens
-            too_many = count + group.samples > limits.samples or (limits.tokens is not None and size > limits.tokens)
-            if batch and too_many:
+    samples, tokens = groups.samples.tolist(), groups.tokens.tolist()
+    most, budget = limits.samples, limits.tokens if limits.tokens is not None else math.inf
+    order: list[int] = []
+    sizes: list[int] = []
+    waiting: list[int] = []
+    coming = 0
+    while True:
+        more = min(coming + window - len(waiting), len(samples))
+        waiting += range(coming, more)
+        coming = max(coming, more)
+        if not waiting:
+            return np.array(order, np.int64), np.array(sizes, np.int64)
+
+        at = longest = total = count = held = 0
+        while at < len(waiting) and count < most:
+            group = waiting[at]
+            length = tokens[group]
+            if held and (
+                count + samples[group] > most
+                or (max(longest, length) * (held + 1) if limits.padded else total + length) > budget
+            ):
                 at += 1
                 continue
-            batch.append(waiting.pop(at))
-            longest, total, count = max(longest, group.tokens), total + group.tokens, count + group.samples
-            waiting += islice(coming, 1)
-        batches.append(batch)
+            order.append(group)
+            del waiting[at]
+            held, count, total = held + 1, count + samples[group], total + length
+            longest = length if length > longest else longest
+            if coming < len(samples):
+                waiting.append(coming)
+                coming += 1
+        sizes.append(held)
 
 
-def padded_tokens(lengths: Sequence[int], limits: PlanLimits) -> int:
-    """Tokens of a micro-batch of sequences of these lengths, padding included."""
-    return max(lengths) * len(lengths) if limits.padded else sum(lengths)
+def even_fill(groups: Groups, limits: PlanLimits) -> int | None:
+    """The number of groups in every micro-batch but the last, where all groups are alike and only their count limits
+    a micro-batch; then their order does not matter. Else None.
+    """
+    if not len(groups) or groups.samples.min() != (size := int(groups.samples.max())):
+        return None
+    each = max(1, limits.samples // size)
+    fits = limits.tokens is None or each * int(groups.tokens.max()) <= limits.tokens
+    return each if fits or each == 1 else None

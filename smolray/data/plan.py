@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from smolray.config import METHODS
-from smolray.data.fill import WINDOW, fill_micro_batches, group_conversations, padded_tokens
+from smolray.data.fill import WINDOW, fill_micro_batches, group_conversations
 from smolray.data.fill import PlanLimits as PlanLimits
 
 
@@ -130,23 +130,26 @@ def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuf
         keys = (rng.random(len(index)), rng.random(row_id[-1] + 1)[row_id], rng.random(group_id[-1] + 1)[group_id])
         kept = kept[np.lexsort(tuple(key[kept] for key in keys))]
 
-    groups = group_conversations(
-        row_id[kept].tolist(), column["tokens"][kept].tolist(), column["prefix"][kept].tolist(), limits
-    )
-    batches = fill_micro_batches(groups, limits, WINDOW if shuffle else 1)
-    ordered = [groups[n] for batch in batches for n in batch]
+    groups = group_conversations(row_id[kept], column["tokens"][kept], column["prefix"][kept], limits)
+    order, held = fill_micro_batches(groups, limits, WINDOW if shuffle else 1)
+    group_start, batch_start = _sums(groups.samples[order]), _sums(held)
+    # conversation k of a group is k behind its first
+    behind = np.arange(len(kept)) - np.repeat(group_start[:-1], groups.samples[order])
+    index_rows = kept[np.repeat(groups.start[order], groups.samples[order]) + behind]
 
-    index_rows = np.concatenate([kept[group.start : group.stop] for group in ordered])
-    group_start = np.cumsum([0, *(group.samples for group in ordered)])
-    batch_start = np.cumsum([0, *map(len, batches)])
-    tokens = [padded_tokens([groups[n].tokens for n in batch], limits) for batch in batches]
+    lengths = groups.tokens[order]
+    longest = np.maximum.reduceat(lengths, batch_start[:-1])
+    tokens = longest * held if limits.padded else np.add.reduceat(lengths, batch_start[:-1])
     first = group_start[batch_start[:-1]]
     label_sums, chosen_sums = (
         np.add.reduceat(column[name][index_rows], first) for name in ("label_tokens", "chosen_tokens")
     )
-    return EpochPlan(
-        index.combine_chunks(), index_rows, group_start, batch_start, label_sums, chosen_sums, np.array(tokens)
-    )
+    return EpochPlan(index.combine_chunks(), index_rows, group_start, batch_start, label_sums, chosen_sums, tokens)
+
+
+def _sums(counts: np.ndarray) -> np.ndarray:
+    """(n + 1,) int64: where each of n parts of these sizes begins, and the end."""
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _slice_numbers(*columns: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ from smolray.objectives.base import Normalisers, Objective
 from smolray.run.state import EngineState
 
 
-class NonFiniteLossError(RuntimeError):
-    """The unscaled loss is nan or infinite; the optimizer has not stepped."""
+class NonFiniteGradientError(RuntimeError):
+    """The norm of the gradient is nan or infinite, on every worker; the optimizer has not stepped."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Engine(Protocol):
         ...
 
     def step(self, learning_rate: float) -> StepResult:
-        """Clip and update the weights."""
+        """Clip and update the weights. Raises NonFiniteGradientError, and then leaves them as they are."""
         ...
 
     def gathered(self) -> AbstractContextManager[None]:

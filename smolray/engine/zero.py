@@ -6,6 +6,8 @@ second.
 """
 
 import logging
+import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,7 +29,7 @@ from torch import nn
 
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
-from smolray.engine.base import LocalSums, StepResult, micro_batch_seed
+from smolray.engine.base import LocalSums, NonFiniteGradientError, StepResult, micro_batch_seed
 from smolray.engine.optim import (
     FP32,
     build_optimizer,
@@ -96,7 +98,7 @@ class ZeroEngine:
         if self.stage < 3:
             # DeepSpeed's adds the bias separately: in bf16 it rounds differently
             nn.functional.linear = LINEAR
-        remove_stale_build_locks()
+        remove_stale_build_locks(os.environ.get("TORCH_EXTENSIONS_DIR"))
         deepspeed.logger.setLevel(logging.WARNING)
 
         # At stage 0 DeepSpeed does not report the norm when it clips, so this engine clips there.
@@ -180,14 +182,19 @@ class ZeroEngine:
                 self.masters[name].grad = None if p.grad is None else p.grad.float()
             limit = self.config.optimizer.max_grad_norm or float("inf")
             norm = float(nn.utils.clip_grad_norm_(self.masters.values(), limit))
+            if not math.isfinite(norm):
+                raise NonFiniteGradientError(f"the gradient norm is {norm}")
 
         self.engine.step()
         if self.stage == 0:
             self._follow_masters()
 
+        # On the other stages DeepSpeed looks at the norm and leaves the weights where it is not finite.
+        scaled, skipped = self.config.model.dtype == "float16", bool(getattr(self.engine.optimizer, "overflow", False))
+        if skipped and not scaled:
+            raise NonFiniteGradientError("the gradient norm is nan or infinite")
         norm = norm if norm is not None else float(self.engine.get_global_grad_norm() or 0.0)
-        scale = float(self.engine.optimizer.loss_scale) if self.config.model.dtype == "float16" else None
-        return StepResult(norm, skipped=bool(getattr(self.engine.optimizer, "overflow", False)), loss_scale=scale)
+        return StepResult(norm, skipped, loss_scale=float(self.engine.optimizer.loss_scale) if scaled else None)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

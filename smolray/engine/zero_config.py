@@ -49,9 +49,12 @@ def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) 
     }
 
 
-def remove_stale_build_locks() -> None:
-    """Remove the locks of builds that were killed: the next process would wait for them forever."""
-    for lock in Path(get_default_build_root()).glob("**/lock"):
+def remove_stale_build_locks(folder: str | None) -> None:
+    """Remove the locks of builds that were killed: the next process would wait for them forever.
+
+    `folder`: where torch builds its extensions; None: its default.
+    """
+    for lock in Path(folder or get_default_build_root()).glob("**/lock"):
         if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
             logger.warning("removing %s, left by a build that was killed", lock)
             lock.unlink(missing_ok=True)

@@ -18,10 +18,10 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
 
     from smolray.config import RunConfig
     from smolray.data.reader import Folders
-    from smolray.engine.base import NonFiniteLossError
     from smolray.planner.probe import probe_hardware
     from smolray.run.state import StateMismatchError
     from smolray.train.collective import SETUP_ERRORS
+    from smolray.train.refusal import NonFiniteStepError
     from smolray.train.task import WorkerTask
     from smolray.train.worker import evaluate_worker, measure_worker, run_worker
 
@@ -51,7 +51,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
 
     try:
         return run_worker(config, folders, device, node)
-    except (*SETUP_ERRORS, StateMismatchError, NonFiniteLossError) as error:
+    except (*SETUP_ERRORS, StateMismatchError, NonFiniteStepError) as error:
         return {"error": str(error)}  # all workers have it: raised, Ray would restart them into the same error
     except torch.OutOfMemoryError as error:
         if torch.distributed.get_world_size() > 1:

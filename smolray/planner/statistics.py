@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from smolray.config import RunConfig
-from smolray.data.fill import PackedGroup, PlanLimits, fill_micro_batches, group_conversations, packed_length
+from smolray.data.fill import Groups, PlanLimits, fill_micro_batches, group_conversations, packed_length
 from smolray.planner.shapes import ModelShape
 
 SAMPLED_ROWS = 1000
@@ -218,21 +218,21 @@ class _Group(NamedTuple):
 
 def _packed_rows(rows: Sequence[Row], limits: PlanLimits) -> list[_Group]:
     """The rows' conversations in groups, as the plan of an epoch packs them."""
-    numbers = [n for n, row in enumerate(rows) for _ in row.lengths]
-    prefixes = [row.prefix for row in rows for _ in row.lengths]
-    tokens = [length for row in rows for length in row.lengths]
-    labels = [label for row in rows for label in row.labels]
-    return [
-        _Group(numbers[g.start], g.tokens, g.samples, sum(labels[g.start : g.stop]), rows[numbers[g.start]].tiles)
-        for g in group_conversations(numbers, tokens, prefixes, limits)
-    ]
+    numbers = np.repeat(np.arange(len(rows)), [len(row.lengths) for row in rows])
+    prefixes = np.array([row.prefix for row in rows])[numbers]
+    tokens = np.array([length for row in rows for length in row.lengths])
+    labels = np.array([label for row in rows for label in row.labels])
+    groups = group_conversations(numbers, tokens, prefixes, limits)
+    columns = (numbers[groups.start], groups.tokens, groups.samples, np.add.reduceat(labels, groups.start))
+    return [_Group(*found, rows[found[0]].tiles) for found in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def _micro_batches(groups: Sequence[_Group], limits: PlanLimits) -> list[list[_Group]]:
     """The groups in micro-batches, as the plan of an epoch fills them."""
-    stops = np.cumsum([0, *(g.samples for g in groups)]).tolist()
-    packed = [PackedGroup(start, start + g.samples, g.tokens) for start, g in zip(stops, groups, strict=False)]
-    return [[groups[n] for n in batch] for batch in fill_micro_batches(packed, limits)]
+    samples = np.array([g.samples for g in groups])
+    packed = Groups(np.cumsum(samples) - samples, samples, np.array([g.tokens for g in groups]))
+    order, held = fill_micro_batches(packed, limits)
+    return [[groups[n] for n in batch] for batch in np.split(order, np.cumsum(held)[:-1])]
 
 
 def _load(batch: Sequence[_Group], padded: bool, packed: bool) -> Load:

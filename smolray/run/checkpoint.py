@@ -8,14 +8,20 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow.fs as pafs
+import safetensors
 import safetensors.torch
 import torch
 
 from smolray import storage
 from smolray.run.folder import RunFolder
+from smolray.run.manifest import CheckpointError as CheckpointError
+from smolray.run.manifest import Manifest, parse_manifest, parse_state
+from smolray.run.manifest import Progress as Progress
 from smolray.run.state import EngineState, Moments
 
 MANIFEST = "manifest.json"
@@ -23,22 +29,6 @@ TENSORS = ("weights", "exp_avg", "exp_avg_sq")
 STATE = "state.json"
 FILES = (*(f"{name}.safetensors" for name in TENSORS), STATE)
 CODES = "codes.safetensors"  # 8-bit moments, where there are any: `<parameter>/<key>`
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is torn, corrupted or of another run; the message names it and what is wrong."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands. `consumed`: micro-batches of `epoch` that have been trained."""
-
-    step: int = 0
-    epoch: int = 0
-    consumed: int = 0
-    samples: int = 0
-    tokens: int = 0
-    data: str = ""  # fingerprint of shards, index and plan: the order that `consumed` counts in
 
 
 @dataclass(frozen=True)
@@ -59,10 +49,14 @@ def save(
 ) -> Checkpoint:
     """Write a checkpoint; an older one of the same step is replaced. `about` (config, versions) is kept with it.
 
-    Raises StorageFullError, and then leaves nothing behind.
+    Raises StorageFullError, and then leaves nothing behind; and CheckpointError where a value is nan or infinite, and
+    then writes nothing.
     """
     uri = RunFolder(run_dir).checkpoint(progress.step)
-    storage.delete(storage.join(uri, MANIFEST))  # a half-written folder must not carry the old manifest
+    for name, tensors in _tensor_files(state):
+        require_finite(f"{uri}/{name}", tensors)
+    storage.delete(storage.join(uri, MANIFEST))  # first: a half-deleted folder must not carry the old manifest
+    storage.delete(uri)
     extra = {
         "optimizer_step": state.optimizer_step,
         "loss_scale": state.loss_scale,
@@ -85,11 +79,21 @@ def save(
 
 
 def _tensor_files(state: EngineState) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """The files of tensors, one after another: each is a copy in memory."""
+    """The files of tensors, one after another."""
     for name in TENSORS:
         yield f"{name}.safetensors", {key: value.contiguous() for key, value in getattr(state, name).items()}
     if state.codes:
         yield CODES, {f"{name}/{key}": v.contiguous() for name, kept in state.codes.items() for key, v in kept.items()}
+
+
+def require_finite(where: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise CheckpointError where a value of the tensors of a file is nan or infinite."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = torch.aminmax(tensor)  # nan where any value is
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise CheckpointError(f"{where}: {name} holds nan or infinite values; nothing can be trained from them")
 
 
 def _write(uri: str, name: str, data: bytes) -> dict[str, Any]:
@@ -108,33 +112,36 @@ def annotate(saved: Checkpoint, metrics: dict[str, float]) -> Checkpoint:
 
 def verify(uri: str, contents: bool = True) -> Checkpoint:
     """Check a checkpoint folder by its manifest: sizes always, hashes with `contents`. Raises CheckpointError."""
-    found, files = _manifest(uri)
-    for name, (size, digest) in files.items():
-        if not contents:
-            _check_size(uri, name, _size(uri, name), size)
-            continue
-        data = _checked(uri, name, size, digest)
-        if name == STATE:
-            _extra(found, data)
+    found, manifest = _manifest(uri)
+    if not contents:
+        for name, (size, _) in manifest.files.items():
+            _require_size(f"{uri}/{name}", size)
+        return found
+
+    _state(found, manifest)
+    shapes = {
+        name: {key: value.shape for key, value in _tensors(uri, name, *entry).items()}
+        for name, entry in manifest.files.items()
+        if name != STATE
+    }
+    _check_moments(uri, shapes)
     return found
 
 
 def load_state(checkpoint: Checkpoint) -> EngineState:
     """The tensors of a checkpoint, each file read once and verified by its hash. Raises CheckpointError."""
     uri = checkpoint.uri
-    found, files = _manifest(uri)
-    extra = _extra(found, _checked(uri, STATE, *files[STATE]))
-    tensors = {
-        name: safetensors.torch.load(_checked(uri, f"{name}.safetensors", *files[f"{name}.safetensors"]))
-        for name in TENSORS
-    }
+    found, manifest = _manifest(uri)
+    record = _state(found, manifest)
+    tensors = {name: _tensors(uri, name, *entry) for name, entry in manifest.files.items() if name != STATE}
+    _check_moments(uri, {name: {key: value.shape for key, value in file.items()} for name, file in tensors.items()})
 
     codes: dict[str, Moments] = {}
-    if extra.get("codes"):
-        for key, value in safetensors.torch.load(_checked(uri, CODES, *files[CODES])).items():
-            name, _, part = key.rpartition("/")
-            codes.setdefault(name, {})[part] = value
-    return EngineState(**tensors, codes=codes, optimizer_step=extra["optimizer_step"], loss_scale=extra["loss_scale"])
+    for key, value in tensors.pop(CODES, {}).items():
+        name, _, part = key.rpartition("/")
+        codes.setdefault(name, {})[part] = value
+    kept = {name.removesuffix(".safetensors"): file for name, file in tensors.items()}
+    return EngineState(**kept, codes=codes, optimizer_step=record["optimizer_step"], loss_scale=record["loss_scale"])
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -144,47 +151,108 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         CheckpointError: the file of weights is missing or does not have the hash in the manifest.
     """
     name = f"{TENSORS[0]}.safetensors"
-    _, files = _manifest(checkpoint.uri)
-    return safetensors.torch.load(_checked(checkpoint.uri, name, *files[name]))
+    return _tensors(checkpoint.uri, name, *_manifest(checkpoint.uri)[1].files[name])
 
 
-def _manifest(uri: str) -> tuple[Checkpoint, dict[str, tuple[int, str]]]:
-    """What the manifest says: the checkpoint, and the bytes and hash of each file. Raises CheckpointError."""
+def _manifest(uri: str) -> tuple[Checkpoint, Manifest]:
+    """The checkpoint, and what its manifest says. Raises CheckpointError."""
+    path = f"{uri}/{MANIFEST}"
+    if _info(path).type == pafs.FileType.NotFound:
+        raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end")
+    manifest = parse_manifest(path, _read(path), {*FILES}, {*FILES, CODES})
+    return Checkpoint(uri, manifest.progress, manifest.metrics), manifest
+
+
+def _state(found: Checkpoint, manifest: Manifest) -> dict[str, Any]:
+    """The content of STATE. Raises CheckpointError where it does not go with the manifest."""
+    path = f"{found.uri}/{STATE}"
+    record = parse_state(path, _checked(path, *manifest.files[STATE]))
+    if record["progress"] != found.progress:
+        raise CheckpointError(f"{found.uri}/{MANIFEST} is damaged: its progress is not that of {STATE}")
+    if record["codes"] != (CODES in manifest.files):
+        raise CheckpointError(f"{found.uri}/{MANIFEST} is damaged: {STATE} and its list of files differ in {CODES}")
+    return record
+
+
+def _tensors(uri: str, name: str, size: int, digest: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file, all of them finite. Raises CheckpointError."""
+    path = f"{uri}/{name}"
+    data = _checked(path, size, digest)
     try:
-        record = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
-        found = Checkpoint(uri, Progress(**record["progress"]), dict(record["metrics"]))
-        return found, {
-            name: (int(record["files"][name]["bytes"]), str(record["files"][name]["blake2b"]))
-            for name in {*FILES, *record["files"]}
-        }
-    except FileNotFoundError:
-        raise CheckpointError(f"{uri} has no {MANIFEST}: it was not written to the end") from None
-    except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text at all
-        raise CheckpointError(f"{uri}/{MANIFEST} is damaged: {type(error).__name__}: {error}") from None
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
+    require_finite(path, tensors)
+    return tensors
 
 
-def _checked(uri: str, name: str, size: int, digest: str) -> bytes:
-    try:
-        data = storage.read_bytes(storage.join(uri, name))
-    except FileNotFoundError:
-        raise CheckpointError(f"{uri}/{name} is missing") from None
-    _check_size(uri, name, len(data), size)
-    if _hash(data) != digest:
-        raise CheckpointError(f"{uri}/{name} does not have the hash in its manifest")
+def _check_moments(uri: str, shapes: dict[str, dict[str, torch.Size]]) -> None:
+    """Raise CheckpointError where the tensors of the files, by their shapes, are not of one model.
+
+    There may be no moments at all: TRL's are not kept.
+    """
+    weights, *moments = (shapes[f"{name}.safetensors"] for name in TENSORS)
+    in_codes = {key.rpartition("/")[0] for key in shapes.get(CODES, {})}
+    wanted = {key: shape for key, shape in weights.items() if key not in in_codes}
+    for name, kept in zip(TENSORS[1:], moments, strict=True):
+        differing = sorted({key for key, _ in kept.items() ^ wanted.items()} | (in_codes - weights.keys()))
+        if differing and (in_codes or any(moments)):
+            raise CheckpointError(f"{uri}/{name}.safetensors is not of these weights: it differs in {differing[0]}")
+
+
+def _checked(path: str, size: int, digest: str) -> bytes:
+    """The bytes of a file, which has the size and the hash. Raises CheckpointError."""
+    _require_size(path, size)
+    data = _read(path)
+    if len(data) != size or _hash(data) != digest:
+        raise CheckpointError(f"{path} does not have the hash in its manifest")
     return data
 
 
-def _check_size(uri: str, name: str, found: int, size: int) -> None:
+def _require_size(path: str, size: int) -> None:
+    found = _file_size(path)
     if found != size:
-        raise CheckpointError(f"{uri}/{name} has {found} bytes, its manifest says {size}")
+        raise CheckpointError(f"{path} has {found} bytes, its manifest says {size}")
 
 
-def _extra(found: Checkpoint, data: bytes) -> dict[str, Any]:
-    """The content of STATE. Raises CheckpointError where its progress is not that of the manifest."""
-    extra: dict[str, Any] = json.loads(data)
-    if Progress(**extra["progress"]) != found.progress:
-        raise CheckpointError(f"{found.uri}/{MANIFEST} is damaged: its progress is not that of {STATE}")
-    return extra
+def _file_size(path: str) -> int:
+    """Bytes of a file. Raises CheckpointError where there is none, or what is there is no file."""
+    info = _info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise CheckpointError(f"{path} is missing")
+    if info.type != pafs.FileType.File:  # a read of a pipe or a device may never end
+        raise CheckpointError(f"{path} is not a file; expected a file of the checkpoint")
+    return int(info.size)
+
+
+def _info(path: str) -> pafs.FileInfo:
+    with _readable(path):
+        fs, inner = storage.filesystem(path)
+        return fs.get_file_info(inner)
+
+
+def _read(path: str) -> bytes:
+    """The bytes of a file. Raises CheckpointError where the disk does not give them."""
+    _file_size(path)
+    with _readable(path):
+        return storage.read_bytes(path)
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Turn the errors of a local disk into CheckpointError.
+
+    Other storage may be away for a moment: its errors are no damage, for which training would go back to an older
+    checkpoint.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        if not storage.is_local(path):
+            raise
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def list_steps(run_dir: str) -> list[int]:
@@ -258,14 +326,6 @@ def _is_whole(run_dir: str, step: int) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _size(uri: str, name: str) -> int:
-    fs, path = storage.filesystem(storage.join(uri, name))
-    info = fs.get_file_info(path)
-    if info.size is None:
-        raise CheckpointError(f"{uri}/{name} is missing")
-    return int(info.size)
 
 
 def _hash(data: bytes) -> str:

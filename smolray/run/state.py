@@ -37,9 +37,14 @@ class EngineState:
             self.codes[name] = copied
 
     def moments(self, name: str) -> Moments:
-        """Adam's moments of one parameter, as they were kept."""
+        """Adam's moments of one parameter, as they were kept. Raises StateMismatchError where they were not."""
         if name in self.codes:
             return self.codes[name]
+        if name not in self.exp_avg:
+            raise StateMismatchError(
+                f"the checkpoint has the weights of {name} and no optimizer state: engine = trl keeps none; "
+                "continue with engine=trl, or under another name"
+            )
         return {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
 
 

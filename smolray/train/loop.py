@@ -16,11 +16,12 @@ import torch.distributed as dist
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.data.plan import EpochPlan
-from smolray.engine.base import Engine, LocalSums, NonFiniteLossError, StepResult
+from smolray.engine.base import Engine, LocalSums, NonFiniteGradientError, StepResult
 from smolray.engine.optim import schedule
 from smolray.objectives.base import Normalisers
 from smolray.run.checkpoint import Progress
 from smolray.train.balance import MicroBatchBalancer
+from smolray.train.refusal import NonFiniteStepError, refused_step
 from smolray.train.step import Hook, StepInfo, StepMetrics, StopPoll, sum_over_workers
 
 LearningRate = Callable[[int], float]  # of the steps that are done
@@ -61,7 +62,7 @@ class TrainLoop:
         return limit if limit > 0 else sum(plan.steps(self.config.global_batch) for plan in self.plans)
 
     def run(self) -> Progress:
-        """Train to the end or to a stop. Raises NonFiniteLossError before the weights are touched by a bad step."""
+        """Train to the end or to a stop. Raises NonFiniteStepError before the weights are touched by a bad step."""
         for step_info in self._steps():
             for hook in self.hooks:
                 hook(step_info)
@@ -102,10 +103,14 @@ class TrainLoop:
 
             waited = stream.wait_seconds - waited_before
             sums = self._sum(local, waited)
-            self._require_finite(sums["loss"], epoch, window)
+            if not math.isfinite(sums["loss"]):
+                raise self._refused(f"the loss is {sums['loss']}", epoch, window, local)
 
             rate = learning_rate(self.progress.step)
-            result = self.engine.step(rate)
+            try:
+                result = self.engine.step(rate)
+            except NonFiniteGradientError as error:
+                raise self._refused(str(error), epoch, window, local) from None
             self._advance(epoch, window, sums, result.skipped)
 
             seconds = time.perf_counter() - began
@@ -125,15 +130,11 @@ class TrainLoop:
         }
         return sum_over_workers(numbers, self.engine.device)
 
-    def _require_finite(self, loss: float, epoch: int, window: range) -> None:
-        """Raise NonFiniteLossError while the weights are still good."""
-        if math.isfinite(loss):
-            return
-        raise NonFiniteLossError(
-            f"loss is {loss} at step {self.progress.step + 1} (epoch {epoch}, "
-            f"micro-batches {window.start}..{window.stop - 1}); the optimizer has not stepped; "
-            "lower optimizer.learning_rate or look at the data"
-        )
+    def _refused(self, what: str, epoch: int, window: range, local: LocalSums) -> NonFiniteStepError:
+        """The error of a step that is refused while the weights are still good. Collective."""
+        place = f"epoch {epoch}, micro-batches {window.start}..{window.stop - 1}"
+        ids = [one for _, own in local.ids for one in own]
+        return refused_step(self.config, what, self.progress.step + 1, place, ids, float(local.loss))
 
     def _advance(self, epoch: int, window: range, sums: dict[str, float], skipped: bool) -> None:
         """An overflowed fp16 step consumes its samples and does not advance the schedule."""

@@ -8,6 +8,7 @@ start; a run that was interrupted starts again, so it is neither exactly-once no
 """
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ from smolray.model.adapters import trainable
 from smolray.objectives.registry import objective_of
 from smolray.run.checkpoint import Progress
 from smolray.run.state import EngineState, canonical_name, load_weights
+from smolray.train.refusal import refused_step
 from smolray.train.step import Hook, StepInfo, StepMetrics, StopPoll, sum_over_workers
 from smolray.train.trl_dataset import PlanOrder, shard_dataset
 
@@ -112,6 +114,18 @@ class TrlRun(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._waited = time.perf_counter() - self._mark
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a step while the weights are still good. DeepSpeed has left out the update of such a one by now."""
+        assert self.trainer is not None
+        if self.config.engine.stage:
+            refused = self.config.model.dtype != "float16" and self.trainer.model_wrapped.optimizer.overflow
+        else:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            refused = not math.isfinite(nn.utils.get_total_norm(gradients))
+        if refused:
+            what = "the gradient norm is nan or infinite"
+            raise refused_step(self.config, what, state.global_step + 1, f"epoch {state.epoch:.3g}", ())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:  # the trainer's summary at its end

@@ -6,6 +6,7 @@ Hugging Face names. Each stage has its own AdamW. All stages of a pipeline read 
 stage counts them.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
-from smolray.engine.base import LocalSums, StepResult
+from smolray.engine.base import LocalSums, NonFiniteGradientError, StepResult
 from smolray.engine.optim import build_optimizer, moments, set_learning_rate, set_moments
 from smolray.engine.pipeline.mesh import Mesh
 from smolray.engine.pipeline.parameters import placements_of
@@ -116,6 +117,8 @@ class PipelineEngine:
 
     def step(self, learning_rate: float) -> StepResult:
         norm = self._gradient_norm()
+        if not math.isfinite(norm):
+            raise NonFiniteGradientError(f"the gradient norm is {float(norm)}")
         if limit := self.config.optimizer.max_grad_norm:
             for master in self.masters.values():
                 master.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0).to(master.dtype))  # type: ignore[union-attr]

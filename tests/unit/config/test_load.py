@@ -52,6 +52,15 @@ def refusal(*overrides: str, path=None, base=None) -> str:
         ("model.train=vison", ["of vision, connector, text", "nearest: [vision]"]),
         ("lora.groups=all", ["nearest: [vision, connector, text]"]),
         ("train.int=3", ["train.int = 3", "not a setting"]),
+        ("seed=1e23", ["seed = '1e23'", "integer"]),
+        ("seed=1.0e+23", ["seed = 1e+23", "integer"]),
+        ("seed=4294967296", ["seed = 4294967296", "nearest: 4294967295"]),
+        ("train.max_steps=99999999999999999999", ["train.max_steps = ", "below 2^63"]),
+        ("engine.partition=[99999999999999999999]", ["engine.partition = ", "below 2^63"]),
+        ("train.max_steps=.nan", ["train.max_steps = nan", "finite"]),
+        ("optimizer.lr_scheduler_kwargs={num_cycles: .nan}", ["lr_scheduler_kwargs.num_cycles = nan"]),
+        ("lora.r=999999999999", ["lora.r = 999999999999", "nearest: 65536"]),
+        ("seed=", ["seed = None", "integer"]),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override, told):
@@ -59,6 +68,21 @@ def test_a_wrong_setting_is_named_in_one_line(override, told):
     assert "\n" not in message
     for part in told:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "base", "found"),
+    [
+        ("data.validation=", {"data": {"validation": "val.parquet"}}, lambda c: c.data.validation == ""),
+        ("model.revision=", {"model": {"revision": "abc"}}, lambda c: c.model.revision is None),
+        ("model.train=", {"model": {"train": ["text"]}, "lora": {"r": 4}}, lambda c: c.model.train == ()),
+        ("lora.ranks=", {"lora": {"ranks": {"text": 4}}}, lambda c: c.lora.ranks == {}),
+        ("lora=", {"lora": {"r": 4}}, lambda c: c.lora is None),
+        ("train.global_batch=", {"train": {"global_batch": 8}}, lambda c: c.train.global_batch is None),
+    ],
+)
+def test_an_empty_override_empties_the_key(override, base, found):
+    assert found(load_config(None, [override], base))
 
 
 @pytest.mark.parametrize(

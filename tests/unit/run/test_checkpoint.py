@@ -1,16 +1,20 @@
 """Only a whole checkpoint is ever used; whatever is wrong with another is said, with the file's name."""
 
+import errno
 import json
+import os
 import pickletools
 import shutil
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from smolray import storage
 from smolray.run import checkpoint
-from smolray.run.checkpoint import CheckpointError, Progress
+from smolray.run.checkpoint import Checkpoint, CheckpointError, Progress
 from smolray.run.folder import RunFolder
 from smolray.run.state import EngineState
 from tests.offline import files_under
@@ -120,6 +124,32 @@ DAMAGES = {
     "state grown": (lambda f: grow(f / "state.json"), "state.json has .* bytes"),
     "one bit of the weights": (lambda f: flip(f / "weights.safetensors"), "weights.safetensors does not have the hash"),
     "one bit of the state": (lambda f: flip(f / "state.json"), "state.json does not have the hash"),
+    "a folder for the weights": (lambda f: as_folder(f / "weights.safetensors"), "weights.safetensors is not a file"),
+    "a folder for the manifest": (lambda f: as_folder(f / "manifest.json"), "manifest.json is not a file"),
+    "a pipe for the state": (lambda f: as_pipe(f / "state.json"), "state.json is not a file"),
+    "a pipe for the manifest": (lambda f: as_pipe(f / "manifest.json"), "manifest.json is not a file"),
+    "a link to itself": (lambda f: as_loop(f / "exp_avg.safetensors"), "exp_avg.safetensors is missing"),
+    "a link to nothing": (lambda f: as_link(f / "exp_avg.safetensors"), "exp_avg.safetensors is missing"),
+    "a device": (lambda f: as_link(f / "exp_avg.safetensors", "/dev/zero"), "exp_avg.safetensors is not a file"),
+    "a file elsewhere": (lambda f: adopt(f, "../../x"), r"it lists '../../x'"),
+    "a file by its whole path": (lambda f: adopt(f, str(f.parents[1] / "x")), "it lists '/"),
+    "state an empty object": (lambda f: rewrite(f, "state.json", b"{}"), "state.json is damaged: expected a number"),
+    "state a list": (lambda f: rewrite(f, "state.json", b"[]"), "state.json is damaged: expected an object"),
+    "state too deep": (lambda f: rewrite(f, "state.json", b"[" * 10**6), "state.json is damaged"),
+    "a step in words": (lambda f: edit_state(f, optimizer_step="two"), "optimizer_step, found two"),
+    "a step below 0": (lambda f: edit_state(f, optimizer_step=-1), "optimizer_step, found -1"),
+    "no progress in the state": (lambda f: edit_state(f, progress=None), "its progress has not the values"),
+    "a loss scale of nan": (lambda f: edit_state(f, loss_scale=float("nan")), "loss_scale, found nan"),
+    "progress in words": (lambda f: edit(f, lambda r: r["progress"].update(step="2")), "progress.step is 2"),
+    "progress true": (lambda f: edit(f, lambda r: r["progress"].update(epoch=True)), "progress.epoch is True"),
+    "endless sizes": (lambda f: edit(f, lambda r: r["files"]["state.json"].update(bytes=1e999)), "expected bytes"),
+    "metrics in words": (lambda f: edit(f, lambda r: r["metrics"].update(accuracy="good")), "numbers as metrics"),
+    "metrics a list": (lambda f: edit(f, lambda r: r.update(metrics=[])), "numbers as metrics"),
+    "another step's folder": (lambda f: swap_folders(f), "it is of step 1, its folder is step-00000002"),
+    "weights of nan": (lambda f: put_nan(f, "weights"), "weights.safetensors: scalar holds nan"),
+    "moments of nan": (lambda f: put_nan(f, "exp_avg_sq"), "exp_avg_sq.safetensors: scalar holds nan"),
+    "weights no tensors": (lambda f: rewrite(f, "weights.safetensors", b"x" * 99), "not a safetensors file"),
+    "moments of others": (lambda f: rename_tensor(f, "exp_avg"), "exp_avg.safetensors is not of these weights"),
 }
 
 
@@ -143,6 +173,61 @@ def edit(folder, change):
     (folder / "manifest.json").write_text(json.dumps(record))
 
 
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_link(path, target="nowhere"):
+    path.unlink()
+    path.symlink_to(target)
+
+
+def as_loop(path):
+    as_link(path, path.name)
+
+
+def rewrite(folder, name, data):
+    """Write a file and its true hash."""
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    entry = {"bytes": len(data), "blake2b": blake2b(data, digest_size=16).hexdigest()}
+    edit(folder, lambda record: record["files"].update({name: entry}))
+
+
+def adopt(folder, name):
+    rewrite(folder, name, b"of somebody else")
+
+
+def edit_state(folder, **changes):
+    record = json.loads((folder / "state.json").read_text()) | changes
+    rewrite(folder, "state.json", json.dumps(record).encode())
+
+
+def change_tensors(folder, name, change):
+    tensors = load_file(folder / f"{name}.safetensors")
+    rewrite(folder, f"{name}.safetensors", save(change(tensors)))
+
+
+def put_nan(folder, name):
+    change_tensors(folder, name, lambda tensors: tensors | {"scalar": torch.tensor(float("nan"))})
+
+
+def rename_tensor(folder, name):
+    change_tensors(folder, name, lambda tensors: {f"{key}s": value for key, value in tensors.items()})
+
+
+def swap_folders(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("step-00000001"), folder)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_skipped_and_its_file_is_named(run, damage):
     saved(run, 1)
@@ -152,7 +237,37 @@ def test_a_damaged_checkpoint_is_skipped_and_its_file_is_named(run, damage):
     step, said = latest(run)
     assert step == 1 and len(said) == 1 and "step-00000002" in said[0]
     with pytest.raises(CheckpointError, match=message):
-        checkpoint.verify(str(folder))
+        checkpoint.load_state(Checkpoint(str(folder), Progress()))
+    saved(run, 2)  # the run comes to that step again
+    assert latest(run) == (2, [])
+
+
+@pytest.mark.parametrize("name", ["weights", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_never_saved(run, name, value):
+    saved(run, 1)
+    saved(run, 2)
+    state = state_of(3)
+    getattr(state, name)["model.connector.proj.weight"][2, 1] = value
+    with pytest.raises(CheckpointError, match=f"{name}.safetensors: model.connector.proj.weight holds nan or inf"):
+        checkpoint.save(run, state, Progress(step=2), {}, {})
+    assert latest(run) == (2, []), "the checkpoint that was there stays"
+
+
+def test_a_disk_that_cannot_read_a_file_makes_an_older_checkpoint_the_newest(run, monkeypatch):
+    """EIO, which no file of a test gives: the call that reads is replaced."""
+    saved(run, 1)
+    saved(run, 2)
+    real = storage.read_bytes
+
+    def read(uri):
+        if uri.endswith("step-00000002/exp_avg.safetensors"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", read)
+    step, said = latest(run)
+    assert step == 1 and "exp_avg.safetensors cannot be read" in said[0] and "Input/output error" in said[0]
 
 
 def test_a_checkpoint_damaged_after_it_was_found_is_not_loaded(run):
@@ -182,7 +297,7 @@ def test_a_save_interrupted_at_any_write_never_looks_whole(run, monkeypatch, wri
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(run, state_of(3), Progress(step=2), {}, {})
         step, said = latest(run)
-        assert step == 1 and "step-00000002 has no manifest.json" in said[0]
+        assert step == 1 and all("step-00000002 has no manifest.json" in why for why in said)
     else:
         checkpoint.save(run, state_of(3), Progress(step=2), {}, {})
         assert latest(run) == (2, [])
