@@ -223,8 +223,9 @@ def _packed_rows(rows: Sequence[Row], limits: PlanLimits) -> list[_Group]:
     tokens = np.array([length for row in rows for length in row.lengths])
     labels = np.array([label for row in rows for label in row.labels])
     groups = group_conversations(numbers, tokens, prefixes, limits)
-    columns = (numbers[groups.start], groups.tokens, groups.samples, np.add.reduceat(labels, groups.start))
-    return [_Group(*found, rows[found[0]].tiles) for found in zip(*(c.tolist() for c in columns), strict=True)]
+    firsts, sums = numbers[groups.start].tolist(), np.add.reduceat(labels, groups.start).tolist()
+    columns = zip(firsts, groups.tokens.tolist(), groups.samples.tolist(), sums, strict=True)
+    return [_Group(row, length, samples, label, rows[row].tiles) for row, length, samples, label in columns]
 
 
 def _micro_batches(groups: Sequence[_Group], limits: PlanLimits) -> list[list[_Group]]:
