@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 
+from smolray.cluster.token import close_token, ensure_token
 from smolray.config import ConfigError
 
 
@@ -30,9 +31,13 @@ def connect() -> None:
     # a data task's process takes seconds to import torch: kept for the next
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     if os.environ.get("RAY_ADDRESS"):
+        close_token()
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        refuse_open_head(os.environ.get("RAY_AUTH_MODE", "token"), ray.util.get_node_ip_address())
+        mode = os.environ.get("RAY_AUTH_MODE", "token")
+        refuse_open_head(mode, ray.util.get_node_ip_address())
+        if mode.lower() == "token":
+            ensure_token()
         # Ray warns of four times as many processes as may start at a time, by default one a core. Our data tasks take a
         # part of a core each: so many are meant.
         cores = int(ray._private.utils.get_num_cpus())

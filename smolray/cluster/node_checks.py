@@ -26,6 +26,7 @@ def node_findings(name: str, facts: Facts, several: bool) -> list[Finding]:
         disk(name, facts),
         locks(name, facts),
         compiler(name, facts),
+        token_file(name, facts),
         *interfaces(name, facts, several),
         *gpus(name, facts),
         *storage_access(name, facts),
@@ -44,6 +45,14 @@ def host_name(node: str, facts: Facts, several: bool) -> Finding:
         )
         return Finding("host name", node, "fail", found, "an address that the other nodes reach", remedy)
     return ok("host name", node, f"{found}; {interface} is used instead" if loopback and interface else found)
+
+
+def token_file(node: str, facts: Facts) -> Finding:
+    """Who reads the token may run code on every node."""
+    path, readers = facts["token"]
+    if not readers:
+        return ok("token file", node, path or "in the environment")
+    return Finding("token file", node, "fail", f"{path} has {readers}", "mode 0600", f"chmod 600 {path}")
 
 
 def interfaces(node: str, facts: Facts, several: bool) -> list[Finding]:

@@ -23,6 +23,7 @@ import ray
 
 from smolray import storage
 from smolray.cluster.network_checks import ALL_REDUCE_BYTES
+from smolray.cluster.token import open_token, token_file
 
 ANSWER_SECONDS = 120.0  # how long a node waits for the other one's connection
 SEND_SECONDS = 0.4
@@ -68,6 +69,7 @@ class NodeProbe:
             "disk": (session, disk.free, disk.total),
             "locks": _locks(),
             "builds": _builds(),
+            "token": _token(),
             "storage": _try_storage(storage_uri) if storage_uri else None,
             "paths": {path: _digest(Path(path)) for path in paths},
         }
@@ -180,6 +182,12 @@ def _is_rays(pid: int) -> bool:
         return " ".join(psutil.Process(pid).cmdline()).startswith("ray::")
     except psutil.Error:
         return False
+
+
+def _token() -> tuple[str, str]:
+    """The file of the cluster's token, empty where there is none, and who else may read it."""
+    path = token_file()
+    return (str(path), open_token(path)) if path is not None else ("", "")
 
 
 def _locks() -> list[tuple[str, float]]:

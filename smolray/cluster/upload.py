@@ -15,6 +15,8 @@ from typing import Any
 from smolray import storage
 from smolray.config.recipes import config_file
 
+# Files that hold keys and passwords: never uploaded. `.rayignore` of this repository names the same.
+SECRETS = (".env", ".env.*", "*.env", ".aws", ".ssh", ".netrc", "*.pem", "*.key", "auth_token", ".ray")
 # Left behind in a checkout without ignore files of its own; Ray also honours .gitignore and .rayignore.
 EXCLUDES = (
     ".git",
@@ -29,10 +31,7 @@ EXCLUDES = (
     "*.egg-info",
     "build",
     "dist",
-    ".env",
-    ".aws",
-    "*.pem",
-    "auth_token",
+    *SECRETS,
 )
 UPLOADED_CONFIG = "run.yaml"
 

@@ -14,7 +14,7 @@ from smolray.data.collate import COLLATE
 from smolray.data.encode import cached_encoder
 from smolray.data.index import index_shard
 from smolray.data.max_length import chosen_length
-from smolray.data.plan import EpochPlan, PlanLimits, build_epoch
+from smolray.data.plan import EpochPlan, EpochPlans, epoch_plans
 from smolray.data.reader import ALONE, ShardReader, Sidecars
 from smolray.data.shards import read_manifest
 
@@ -52,7 +52,11 @@ def local_index(folder: str, config: RunConfig) -> pa.Table:
 
 def local_plan(folder: str, config: RunConfig, epoch: int = 0) -> EpochPlan:
     """The plan of an epoch, as the run's workers build it."""
+    return local_plans(folder, config.replace({"train.max_steps": -1, "train.num_train_epochs": epoch + 1}))[epoch]
+
+
+def local_plans(folder: str, config: RunConfig) -> EpochPlans:
+    """The plans of all epochs of a run."""
     index = local_index(folder, config)
     most = cached_encoder(config.model, config.data, config.image).max_length
-    config = config.replace({"data.max_length": chosen_length([index], config, most)})
-    return build_epoch(index, PlanLimits.of(config), config.seed, epoch)
+    return epoch_plans(index, config.replace({"data.max_length": chosen_length([index], config, most)}))

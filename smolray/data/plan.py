@@ -8,12 +8,13 @@ of workers changes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
 
-from smolray.config import METHODS
-from smolray.data.fill import WINDOW, fill_micro_batches, group_conversations
+from smolray.config import METHODS, RunConfig
+from smolray.data.fill import WINDOW, Groups, even_fill, fill_micro_batches, group_conversations
 from smolray.data.fill import PlanLimits as PlanLimits
 
 
@@ -81,6 +82,65 @@ class EpochPlan:
         return self.index[name].chunk(0).to_numpy() if self.index[name].num_chunks == 1 else self.index[name].to_numpy()
 
 
+class EpochPlans(Sequence[EpochPlan]):
+    """The plans of all epochs of a run. Each is built when it is reached, and only the newest is kept.
+
+    Raises PlanError where no conversation is left to train on.
+    """
+
+    def __init__(self, index: pa.Table, limits: PlanLimits, seed: int, epochs: int):
+        self.index, self.limits, self.seed, self.epochs = index.combine_chunks(), limits, seed, epochs
+        self.samples = int(_kept(self.index).sum())  # of each epoch
+        self._newest: tuple[int, EpochPlan] | None = None
+        if not self.samples:
+            raise PlanError(
+                f"none of {len(index)} conversations fits data.max_length; "
+                "see `smolray preview`, raise data.max_length or lower image.max_tiles"
+            )
+
+    def __len__(self) -> int:
+        return self.epochs
+
+    @overload
+    def __getitem__(self, epoch: int) -> EpochPlan: ...
+    @overload
+    def __getitem__(self, epoch: slice) -> Sequence[EpochPlan]: ...
+    def __getitem__(self, epoch: int | slice) -> EpochPlan | Sequence[EpochPlan]:
+        if isinstance(epoch, slice):
+            raise TypeError("plans are built one at a time")
+        if not 0 <= epoch < self.epochs:
+            raise IndexError(epoch)
+        if self._newest is None or self._newest[0] != epoch:
+            self._newest = None  # the old one goes before the new one is built
+            self._newest = (epoch, build_epoch(self.index, self.limits, self.seed, epoch))
+        return self._newest[1]
+
+    @property
+    def micro_batches(self) -> int | None:
+        """The micro-batches of every epoch, where their number does not depend on the order; else None.
+
+        So it is where all groups are one conversation, and only their count limits a micro-batch.
+        """
+        column = {name: self.index[name].to_numpy()[_kept(self.index)] for name in ("shard", "row_group", "row")}
+        rows = _slice_numbers(*column.values())
+        if self.limits.group > 1 and len(rows) > 1 and (rows[1:] == rows[:-1]).any():
+            return None
+        tokens = self.index["tokens"].to_numpy()[_kept(self.index)]
+        each = even_fill(Groups(np.arange(self.samples), np.ones(self.samples, np.int64), tokens), self.limits)
+        return None if each is None else -(-self.samples // each)
+
+
+def epoch_plans(index: pa.Table, config: RunConfig) -> EpochPlans:
+    """The plans of a run: of `train.num_train_epochs`, or of as many epochs as `train.max_steps` takes at most."""
+    epochs = config.train.max_steps if config.train.max_steps > 0 else config.train.num_train_epochs
+    return EpochPlans(index, PlanLimits.of(config), config.seed, epochs)
+
+
+def _kept(index: pa.Table) -> np.ndarray:
+    """Which conversations are trained: (index rows,) bool."""
+    return (index["tokens"].to_numpy() > 0) & (index["label_tokens"].to_numpy() > 0)  # type: ignore[no-any-return]
+
+
 def share(micro_batches: range, rank: int, counts: Sequence[int]) -> range:
     """The contiguous slice of a step that `rank` takes; `counts`: how many micro-batches each worker takes."""
     first = sum(counts[:rank])
@@ -115,7 +175,7 @@ def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuf
     conversation is left to train on.
     """
     column = {name: index[name].to_numpy() for name in index.column_names}
-    kept = np.flatnonzero((column["tokens"] > 0) & (column["label_tokens"] > 0))
+    kept = np.flatnonzero(_kept(index))
     if not len(kept):
         raise PlanError(
             f"none of {len(index)} conversations fits data.max_length; "

@@ -10,10 +10,11 @@ it is needed.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from itertools import groupby
+from heapq import merge
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -184,20 +185,14 @@ def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarr
         return done
 
     low, high = number * KEY_SPACE // shards, (number + 1) * KEY_SPACE // shards
-    rows: list[ShardRow] = []
-    images = conversations = 0
-    for row in _gather(_read_slice(blocks, low, high, staging), repeated):
-        images += 0 if rows and rows[-1].images == row.images else len(row.images)
-        conversations += len(row.conversations)
-        rows.append(row)
-
+    counted = _Counted(_gather(_read_slice(blocks, low, high, staging), repeated))
+    content = encode_shard(counted)
     file = None
-    if rows:
-        content = encode_shard(rows)
+    if counted.rows:
         storage.write_bytes(storage.join(staging.out, name), content)
         digest = blake2b(content, digest_size=16).hexdigest()
-        file = asdict(ShardFile(name, len(rows), conversations, len(content), digest))
-    record = {"file": file, "images": images}
+        file = asdict(ShardFile(name, counted.rows, counted.conversations, len(content), digest))
+    record = {"file": file, "images": counted.images}
     storage.write_bytes(staging.shard_marker(number), json.dumps(record).encode())
     return record
 
@@ -213,38 +208,67 @@ def _finished_shard(staging: Staging, number: int, uri: str) -> dict[str, Any] |
     return None
 
 
-def _read_slice(blocks: np.ndarray, low: int, high: int, staging: Staging) -> list[dict[str, Any]]:
-    """All staged rows with low <= order < high, one range read a run."""
+@dataclass
+class _Counted:
+    """Shard rows on their way to a file, one at a time: in memory they take many times their text."""
+
+    source: Iterable[ShardRow]
+    rows: int = 0
+    conversations: int = 0
+    images: int = 0
+
+    def __iter__(self) -> Iterator[ShardRow]:
+        before: tuple[bytes, ...] = ()
+        for row in self.source:
+            self.images += 0 if self.rows and before == row.images else len(row.images)
+            self.rows, self.conversations, before = (
+                self.rows + 1,
+                self.conversations + len(row.conversations),
+                row.images,
+            )
+            yield row
+
+
+def _read_slice(blocks: np.ndarray, low: int, high: int, staging: Staging) -> Iterator[dict[str, Any]]:
+    """All staged rows with low <= order < high, sorted: the sorted runs are merged."""
     wanted = blocks[(blocks["last"] >= np.uint64(low)) & (blocks["first"] <= np.uint64(high - 1))]
-    rows: list[dict[str, Any]] = []
-    for (task, run), group in groupby(wanted, key=lambda b: (int(b["task"]), int(b["run"]))):
-        spans = [(int(b["offset"]), int(b["length"])) for b in group]
-        fs, path = storage.filesystem(staging.run(task, run))
-        start = spans[0][0]
-        with fs.open_input_file(path) as file:
-            content = pa.py_buffer(file.read_at(spans[-1][0] + spans[-1][1] - start, start))
-
-        for offset, length in spans:
-            batch = pa.ipc.read_record_batch(content.slice(offset - start, length), ROW_SCHEMA)
-            orders = batch["order"].to_numpy()
-            begin = np.searchsorted(orders, np.uint64(low))
-            end = np.searchsorted(orders, np.uint64(high - 1), side="right")
-            rows += batch.slice(begin, end - begin).to_pylist()
-    return rows
+    runs = [
+        _read_run(staging.run(task, run), [(int(b["offset"]), int(b["length"])) for b in group], low, high)
+        for (task, run), group in groupby(wanted, key=lambda b: (int(b["task"]), int(b["run"])))
+    ]
+    return merge(*runs, key=lambda row: (row["order"], row["key"], row["origin"]))
 
 
-def _gather(staged: list[dict[str, Any]], repeated: np.ndarray) -> Iterator[ShardRow]:
+def _read_run(uri: str, spans: Sequence[tuple[int, int]], low: int, high: int) -> Iterator[dict[str, Any]]:
+    """The rows of a slice in one run: one range read, and one block of rows in memory at a time."""
+    fs, path = storage.filesystem(uri)
+    start = spans[0][0]
+    with fs.open_input_file(path) as file:
+        content = pa.py_buffer(file.read_at(spans[-1][0] + spans[-1][1] - start, start))
+
+    for offset, length in spans:
+        batch = pa.ipc.read_record_batch(content.slice(offset - start, length), ROW_SCHEMA)
+        orders = batch["order"].to_numpy()
+        begin = np.searchsorted(orders, np.uint64(low))
+        end = np.searchsorted(orders, np.uint64(high - 1), side="right")
+        yield from batch.slice(begin, end - begin).to_pylist()
+
+
+def _gather(staged: Iterable[dict[str, Any]], repeated: np.ndarray) -> Iterator[ShardRow]:
     """Shard rows in order: conversations about the same images together, at most MAX_CONVERSATIONS a row; text-only
-    ones single.
+    ones single. The first row of a key has its images.
     """
-    staged.sort(key=lambda r: (r["order"], r["key"], r["origin"]))
-    for key, group in groupby(staged, key=lambda r: r["key"]):
-        members = list(group)
-        images = next((tuple(r["images"]) for r in members if r["images"]), ())
-        conversations = [_unique(Conversation.from_json(r["conversation"]), r["place"], repeated) for r in members]
-        step = MAX_CONVERSATIONS if images else 1
-        for start in range(0, len(conversations), step):
-            yield ShardRow(key, images, tuple(conversations[start : start + step]))
+    for key, members in groupby(staged, key=lambda r: r["key"]):
+        yield from _rows_of(key, members, repeated)
+
+
+def _rows_of(key: str, members: Iterator[dict[str, Any]], repeated: np.ndarray) -> Iterator[ShardRow]:
+    first = next(members)
+    images = tuple(first["images"] or ())
+    rest = chain([first], members)
+    while part := list(islice(rest, MAX_CONVERSATIONS if images else 1)):
+        found = (_unique(Conversation.from_json(r["conversation"]), r["place"], repeated) for r in part)
+        yield ShardRow(key, images, tuple(found))
 
 
 def _unique(conversation: Conversation, place: str, repeated: np.ndarray) -> Conversation:

@@ -40,6 +40,7 @@ class TrainLoop:
     """Trains from `progress` to the end of the plans, or until a stop is requested.
 
     `open_stream`: this worker's micro-batches of an epoch, by their numbers in its plan.
+    `total_steps`: `train.max_steps`, else the steps of all epochs; by default counted from the plans.
     `balancer`: by default every worker takes the same number of micro-batches.
     """
 
@@ -51,15 +52,13 @@ class TrainLoop:
     hooks: Sequence[Hook] = ()
     stop_requested: Callable[[], bool] = lambda: False
     balancer: MicroBatchBalancer | None = None
+    total_steps: int = 0
 
     def __post_init__(self) -> None:
         self._stop = StopPoll(self.stop_requested)
-
-    @property
-    def total_steps(self) -> int:
-        """`train.max_steps`, else the steps of all epochs."""
-        limit = self.config.train.max_steps
-        return limit if limit > 0 else sum(plan.steps(self.config.global_batch) for plan in self.plans)
+        if not self.total_steps:
+            limit = self.config.train.max_steps
+            self.total_steps = limit if limit > 0 else sum(p.steps(self.config.global_batch) for p in self.plans)
 
     def run(self) -> Progress:
         """Train to the end or to a stop. Raises NonFiniteStepError before the weights are touched by a bad step."""
@@ -77,10 +76,10 @@ class TrainLoop:
         size = self.config.global_batch
 
         for epoch in range(self.progress.epoch, len(self.plans)):
+            if self.progress.step >= self.total_steps:
+                return
             plan = self.plans[epoch]
             starts = range(self.progress.consumed, len(plan), size)
-            if not starts or self.progress.step >= self.total_steps:
-                continue
             self.engine.epoch = epoch
             for windows in balancer.spans([range(s, min(s + size, len(plan))) for s in starts]):
                 yield from self._span(epoch, windows, balancer, learning_rate)

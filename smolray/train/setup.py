@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from smolray import storage
 from smolray.config import ConfigError, RunConfig
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint as index_fingerprint
-from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch
+from smolray.data.plan import EpochPlans, PlanError, PlanLimits, epoch_plans
 from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Folders
 from smolray.data.shards import read_manifest
@@ -35,6 +36,7 @@ from smolray.run.checkpoint import Checkpoint, Progress
 from smolray.run.folder import RunFolder
 from smolray.run.state import EngineState
 from smolray.train.balance import MicroBatchBalancer, OnBalanced
+from smolray.train.collective import gather
 from smolray.train.loop import TrainLoop
 from smolray.train.streams import WorkerStreams
 
@@ -50,7 +52,7 @@ class WorkerSetup:
     folders: Folders
     device: torch.device
     hardware: HardwareProbe
-    plans: list[EpochPlan] = field(init=False)
+    plans: EpochPlans = field(init=False)
     data: str = field(init=False)  # fingerprint of shards, index and plan
     streams: WorkerStreams = field(init=False)
 
@@ -99,6 +101,7 @@ class WorkerSetup:
             progress,
             stop_requested=stop,
             balancer=self._balancer(engine, on_balanced),
+            total_steps=count_steps(self.plans, self.config),
         )
         return loop, engine
 
@@ -145,32 +148,24 @@ def check_device(config: RunConfig, device: torch.device) -> None:
         )
 
 
-def build_plans(config: RunConfig, folders: Folders) -> list[EpochPlan]:
-    """The plan of each epoch. Raises PlanError where no conversation is left."""
-    index, limits = load_index(folders.train, config), PlanLimits.of(config)
-    return lay_plans(config, lambda epoch: build_epoch(index, limits, config.seed, epoch))
+def build_plans(config: RunConfig, folders: Folders) -> EpochPlans:
+    """The plans of the epochs, none of which is built yet. Raises PlanError where no conversation is left."""
+    return epoch_plans(load_index(folders.train, config), config)
 
 
-def lay_plans(config: RunConfig, build: Callable[[int], EpochPlan]) -> list[EpochPlan]:
-    """`train.num_train_epochs` plans; where `train.max_steps` is set, as many as those steps take.
+def count_steps(plans: EpochPlans, config: RunConfig) -> int:
+    """`train.max_steps`, else the steps of all epochs. Collective.
 
-    `build`: the plan of an epoch by its number, from 0.
+    The schedule of the learning rate needs them before the first step. Where the number of an epoch's micro-batches
+    depends on its order, each worker builds some of the plans to count them, one at a time.
     """
-    if config.train.max_steps <= 0:
-        return [build(epoch) for epoch in range(config.train.num_train_epochs)]
-
-    plans, steps = list[EpochPlan](), 0
-    while steps < config.train.max_steps:
-        plans.append(build(len(plans)))
-        steps += epoch_steps(config, plans[-1])
-    return plans
-
-
-def epoch_steps(config: RunConfig, plan: EpochPlan) -> int:
-    """The optimizer steps of one epoch. TRL does not pack: it counts conversations."""
-    if config.engine.name != "trl":
-        return plan.steps(config.global_batch)
-    return -(-plan.samples // (config.train.per_device_train_batch_size * config.global_batch))
+    if config.train.max_steps > 0:
+        return config.train.max_steps
+    size, epochs = config.global_batch, len(plans)
+    if (each := plans.micro_batches) is not None:
+        return -(-each // size) * epochs
+    own = range(dist.get_rank(), epochs, dist.get_world_size())
+    return sum(gather(sum(plans[epoch].steps(size) for epoch in own)))
 
 
 def check_validation(config: RunConfig, folders: Folders) -> None:

@@ -28,7 +28,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from smolray.config import RunConfig
-from smolray.data.plan import EpochPlan
+from smolray.data.plan import EpochPlans
 from smolray.data.processor import run_processor
 from smolray.engine.base import LocalSums
 from smolray.engine.optim import build_optimizer
@@ -55,7 +55,7 @@ class TrlRun(TrainerCallback):
         config: RunConfig,
         model: nn.Module,
         state: EngineState | None,
-        plans: Sequence[EpochPlan],
+        plans: EpochPlans,
         folder: str,
         progress: Progress,
         hooks: Sequence[Hook] = (),
@@ -65,7 +65,7 @@ class TrlRun(TrainerCallback):
         self._stop = StopPoll(stop_requested)
         self.objective = objective_of(config)
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
-        self.micro_batches = -(-plans[0].samples // config.train.per_device_train_batch_size)  # of an epoch
+        self.micro_batches = -(-plans.samples // config.train.per_device_train_batch_size)  # of an epoch
         finished = progress.step >= self.total_steps
         self.progress = progress if finished else Progress(data=progress.data)
         if state is not None and finished:
@@ -163,7 +163,7 @@ class TrlRun(TrainerCallback):
             learning_rate=logs["learning_rate"],
             samples=len(rows),
             tokens=tokens,
-            label_tokens=int(self.plans[epoch].index["label_tokens"].to_numpy()[rows].sum()),
+            label_tokens=int(self.plans.index["label_tokens"].to_numpy()[rows].sum()),
             seconds=time.perf_counter() - self._mark,
             data_wait_seconds=sums["waited"] / dist.get_world_size(),
             memory_bytes=int(sums["memory"]),
@@ -186,7 +186,7 @@ class TrlRun(TrainerCallback):
     def _trainer(self, folder: str) -> Any:
         config, parameters, plans = self.config, self.parameters, self.plans
         pairs = self.objective.pairs
-        data = shard_dataset(folder, plans[0], pairs)
+        data = shard_dataset(folder, plans.index, pairs)
         arguments = training_arguments(config, self.total_steps)
         base = DPOTrainer if pairs else SFTTrainer
 

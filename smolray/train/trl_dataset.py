@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from smolray.data.plan import EpochPlan
+from smolray.data.plan import EpochPlans
 from smolray.data.reader import ShardReader
 from smolray.data.sample import Conversation, Message, ShardRow
 from smolray.data.tiles import decode
@@ -21,23 +22,23 @@ CACHED_ROW_GROUPS = 16  # neighbours in the plan share row groups
 class PlanOrder(Sampler[int]):
     """Index rows in the order of the epoch's plan."""
 
-    def __init__(self, plans: Sequence[EpochPlan]):
+    def __init__(self, plans: EpochPlans):
         self.plans, self.epoch = plans, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.plans[0].samples
+        return self.plans.samples
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.plans[min(self.epoch, len(self.plans) - 1)].index_rows.tolist())
 
 
-def shard_dataset(folder: str, plan: EpochPlan, pairs: bool) -> Dataset:
+def shard_dataset(folder: str, index: pa.Table, pairs: bool) -> Dataset:
     """One example for each index row. Its shard row is read when the trainer fetches it."""
     reader = ShardReader.open(folder)
-    places = np.stack([plan.index[name].to_numpy() for name in ("shard", "row_group", "row", "conversation")], axis=1)
+    places = np.stack([index[name].to_numpy() for name in ("shard", "row_group", "row", "conversation")], axis=1)
     cached: dict[tuple[int, int], list[ShardRow]] = {}
 
     def rows(shard: int, row_group: int) -> list[ShardRow]:

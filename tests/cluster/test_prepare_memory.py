@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-# Argument 1 is the pass, 2 the source, 3 the folder to write to. One process runs all read tasks, another writes all
-# shards.
+# Argument 1 is the pass, 2 the source, 3 the folder to write to, 4 the size of a shard. One process runs all
+# read tasks, another writes all shards.
 WORK = """
 import resource, sys
 import numpy as np
 from smolray.config import DataConfig
 from smolray.data.formats.discover import list_read_tasks, resolve
 from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_read_task, total_bytes, write_shard
-phase, source, folder = sys.argv[1:]
+phase, source, folder, SHARD_BYTES = *sys.argv[1:4], int(sys.argv[4])
 data, staging = DataConfig(), Staging(folder + "/staging", folder + "/out")
 tasks = list_read_tasks(resolve(source, data))
 if phase == "read":
@@ -28,7 +28,7 @@ if phase == "read":
         run_read_task(task, n, staging, data, 0)
 else:
     blocks = np.concatenate([read_blocks(staging, n) for n in range(len(tasks))])
-    shards = max(1, round(total_bytes(staging, len(tasks)) / 2**24))
+    shards = max(1, round(total_bytes(staging, len(tasks)) / SHARD_BYTES))
     repeated = repeated_ids(staging, len(tasks))
     print(sum(write_shard(n, shards, blocks, repeated, staging)["file"]["rows"] for n in range(shards)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -61,10 +61,22 @@ def test_prepare_memory_stays_flat(tmp_path):
         folder.mkdir()
         write_rows(folder / "x.parquet", count)
         for phase in ("read", "write"):
-            command = [sys.executable, "-c", WORK, phase, str(folder / "x.parquet"), str(folder)]
+            command = [sys.executable, "-c", WORK, phase, str(folder / "x.parquet"), str(folder), str(2**24)]
             *rows, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             peaks[phase, count] = float(peak)
             assert phase == "read" or rows == [str(count)]
     print(peaks)
     for phase in ("read", "write"):
         assert peaks[phase, 200_000] <= 1.2 * peaks[phase, 20_000], peaks
+
+
+@pytest.mark.slow
+def test_a_million_short_texts_are_prepared_within_400_mb_a_task(tmp_path):
+    """Shards of 64 MiB. As lists of Python objects, one of them took 1.1 GB."""
+    rows = (f'{{"question": "What is {n} + {n % 7}?", "answer": "{n + n % 7}"}}\n' for n in range(10**6))
+    (tmp_path / "x.jsonl").write_text("".join(rows))
+    for phase in ("read", "write"):
+        command = [sys.executable, "-c", WORK, phase, str(tmp_path / "x.jsonl"), str(tmp_path), str(2**26)]
+        *_, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        print(phase, peak)
+        assert float(peak) < 400, phase

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smolray.config import ConfigError, load_config
-from smolray.data.local import local_plan
+from smolray.data.local import local_plans
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import base_model, load_model
 from smolray.run.checkpoint import Progress
@@ -31,7 +31,7 @@ def by_trl(shards, overrides, steps):
     torch.manual_seed(0)
     model = prepare_for_training(load_model(config.model), config)
     moments = []
-    run = TrlRun(config, model, None, [local_plan(shards, config)], shards, Progress(), [moments.append])
+    run = TrlRun(config, model, None, local_plans(shards, config), shards, Progress(), [moments.append])
     progress = run.run()
     state = run.state()
     with run.gathered():

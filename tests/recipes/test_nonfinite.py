@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from smolray.config import load_config
-from smolray.data.local import local_plan
+from smolray.data.local import local_plan, local_plans
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.run import checkpoint
@@ -95,7 +95,7 @@ def refused_by_trl(shards, jobs, folder):
             spoil.step = step_info.metrics.step + 1
             weights[:] = [run.state().weights]
 
-        run = TrlRun(config, model, None, [local_plan(shards, config)], shards, Progress(), [note])
+        run = TrlRun(config, model, None, local_plans(shards, config), shards, Progress(), [note])
         spoil(run.model, float(value))
         message = ""
         try:

@@ -27,6 +27,7 @@ HEALTHY = {
     "shm": (8e9, 16e9),
     "disk": ("/var/lib/smolray/ray", 200e9, 500e9),
     "locks": [],
+    "token": ("/home/ray/.ray/auth_token", ""),
     "builds": {"C++ compiler": True, "Python.h": True},
     "storage": ("s3://bucket/runs", "", 0.02),
     "paths": {"/data/model": "abc"},

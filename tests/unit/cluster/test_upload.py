@@ -67,6 +67,8 @@ def test_the_upload_leaves_behind_what_a_job_does_not_need(tmp_path, excludes):
         ".mypy_cache/a",
         "build/a",
         "dist/b",
+        *(".env", ".env.local", "jobs/prod.env", ".aws/credentials", ".ssh/id_ed25519", ".netrc", "jobs/host.pem"),
+        *("smolray/tls.key", "auth_token", ".ray/auth_token"),
     }
     for name in wanted | unwanted:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)

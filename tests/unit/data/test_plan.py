@@ -4,6 +4,8 @@ read in vain.
 
 import itertools
 import time
+import weakref
+from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,7 @@ from smolray.data.collate import collate_training
 from smolray.data.encode import cached_encoder
 from smolray.data.index import INDEX_SCHEMA
 from smolray.data.local import local_index
-from smolray.data.plan import EpochPlan, PlanError, PlanLimits, build_epoch, check_kind
+from smolray.data.plan import EpochPlan, EpochPlans, PlanError, PlanLimits, build_epoch, check_kind
 from smolray.data.reader import ShardReader
 from smolray.data.stream import BATCHES_PER_TASK
 from smolray.train.balance import MicroBatchBalancer
@@ -298,3 +300,56 @@ def test_thumbnails_are_read_in_whole_row_groups(thumbnails, tiny_path, world, s
     be larger.
     """
     assert 1 <= read_ratio(thumbnails, run_config(tiny_path, size, max_questions_per_image=32), world) <= most
+
+
+def test_plans_are_built_when_they_are_reached_and_the_newest_is_kept(index):
+    plans = EpochPlans(index, LIMITS, seed=3, epochs=10**9)
+    assert len(plans) == 10**9
+    first = plans[0]
+    assert first is plans[0] and first.index_rows.tolist() == build_epoch(index, LIMITS, 3, 0).index_rows.tolist()
+    gone = weakref.ref(first)
+    del first
+    assert plans[7].index_rows.tolist() == build_epoch(index, LIMITS, 3, 7).index_rows.tolist() and gone() is None
+    with pytest.raises(PlanError, match="none of"):
+        EpochPlans(index.set_column(4, "tokens", pa.array(np.zeros(len(index), np.int32))), LIMITS, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("most", "limits", "known"),
+    [
+        (1, PlanLimits(8, None, 8), True),
+        (12, PlanLimits(7, None, 1), True),
+        (12, PlanLimits(1, 100, 8), True),
+        (1, PlanLimits(8, 8 * 100, 8), True),
+        (1, PlanLimits(8, 300, 8), False),
+        (12, PlanLimits(8, None, 8), False),
+    ],
+)
+def test_micro_batches_are_known_without_a_plan_where_the_order_does_not_matter(most, limits, known):
+    plans = EpochPlans(synthetic_index(1003, most=most), limits, 0, 5)
+    assert (plans.micro_batches is not None) == known
+    if known:
+        assert {len(plan) for plan in plans} == {plans.micro_batches}
+
+
+def test_the_order_of_an_epoch_is_that_of_every_version_before():
+    """A digest of 528 plans, made by the version that built groups one by one: a run that has begun keeps its order."""
+    limits = [
+        *(PlanLimits(8, None, 1), PlanLimits(8, None, 8), PlanLimits(3, 200, 3), PlanLimits(64, 400, 16, 150)),
+        *(PlanLimits(1, None, 1), PlanLimits(16, 100, 16, 100), PlanLimits(64, 400, 16, 150, padded=False)),
+        *(PlanLimits(7, None, 3, 90), PlanLimits(8, 10**6, 1), PlanLimits(5, None, 5, 1000, False)),
+        PlanLimits(4, 30, 2, 30),
+    ]
+    whole = ""
+    for seed, most in itertools.product(range(4), (1, 3, 12)):
+        index = synthetic_index(300 + seed * 117, seed, most)
+        if seed == 2:
+            tokens = index["tokens"].to_numpy().copy()
+            tokens[::7] = 0
+            index = index.set_column(4, "tokens", pa.array(tokens))
+        for one, epoch, shuffle in itertools.product(limits, (0, 1), (True, False)):
+            plan, digest = build_epoch(index, one, seed, epoch, shuffle), blake2b(digest_size=8)
+            for name in ("index_rows", "group_start", "batch_start", "label_tokens", "chosen_tokens", "tokens"):
+                digest.update(np.asarray(getattr(plan, name), np.int64).tobytes())
+            whole += digest.hexdigest()
+    assert blake2b(whole.encode(), digest_size=8).hexdigest() == "e98bba7045ae90e1"

@@ -1,36 +1,60 @@
-"""How long a run is: max_steps overrides num_train_epochs, as in transformers."""
+"""How long a run is: max_steps overrides num_train_epochs, as in transformers. It is known before the first step."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from smolray.config import load_config
 from smolray.data.index import INDEX_SCHEMA
-from smolray.data.plan import PlanLimits, build_epoch
-from smolray.train.setup import epoch_steps, lay_plans
+from smolray.data.plan import build_epoch, epoch_plans
+from smolray.train.setup import count_steps
+from tests.gloo import run_workers
 
 SIX_ROWS = {
     **{name: [0] * 6 for name in ("shard", "row_group", "conversation", "chosen_tokens")},
     **{name: [9] * 6 for name in ("tokens", "prefix", "label_tokens", "tiles")},
     "row": list(range(6)),
 }
+BATCH = ["train.per_device_train_batch_size=2", "train.global_batch=1", "image.upscale=true"]
 
 
 @pytest.mark.parametrize("engine", ["zero", "trl"])
 @pytest.mark.parametrize(
-    ("settings", "epochs"),
+    ("settings", "steps"),
     [
-        (["train.num_train_epochs=3"], 3),
+        (["train.num_train_epochs=3"], 9),
+        (["train.num_train_epochs=100000"], 300_000),
         (["train.max_steps=1"], 1),
-        (["train.max_steps=12"], 4),
-        (["train.max_steps=12", "train.num_train_epochs=2"], 4),
-        (["train.max_steps=3", "train.num_train_epochs=9"], 1),
-        (["train.max_steps=4", "train.num_train_epochs=9"], 2),
+        (["train.max_steps=12"], 12),
+        (["train.max_steps=12", "train.num_train_epochs=2"], 12),
+        (["train.max_steps=3", "train.num_train_epochs=9"], 3),
     ],
 )
-def test_as_many_epochs_are_laid_as_the_steps_take(settings, epochs, engine):
-    batch = ["train.per_device_train_batch_size=2", "train.global_batch=1", f"engine={engine}", "image.upscale=true"]
-    config = load_config(None, [*batch, *settings])
-    index = pa.table(SIX_ROWS, schema=INDEX_SCHEMA)
-    plans = lay_plans(config, lambda epoch: build_epoch(index, PlanLimits.of(config), config.seed, epoch))
-    assert len(plans) == epochs
-    assert {epoch_steps(config, plan) for plan in plans} == {3}
+def test_a_run_has_max_steps_or_the_steps_of_its_epochs(settings, steps, engine):
+    config = load_config(None, [*BATCH, f"engine={engine}", *settings])
+    plans = epoch_plans(pa.table(SIX_ROWS, schema=INDEX_SCHEMA), config)
+    assert count_steps(plans, config) == steps and plans._newest is None, "no plan is built for it"
+    assert len(plans) * 3 >= steps, "there are as many epochs as the steps take"
+
+
+def counted():
+    config, index = uneven()
+    return count_steps(epoch_plans(index, config), config)
+
+
+def uneven():
+    """Rows of one to five conversations: how many micro-batches they fill depends on their order."""
+    rng = np.random.default_rng(0)
+    row = np.repeat(np.arange(200), rng.integers(1, 6, 200))
+    columns = {name: np.full(len(row), 9) for name in INDEX_SCHEMA.names} | {"row": row, "chosen_tokens": row * 0}
+    columns |= dict.fromkeys(("shard", "row_group"), row * 0)
+    table = pa.table({name: columns[name] for name in INDEX_SCHEMA.names}).cast(INDEX_SCHEMA)
+    return load_config(None, [*BATCH, "train.per_device_train_batch_size=6", "train.num_train_epochs=7"]), table
+
+
+def test_where_epochs_differ_the_workers_count_their_steps_together():
+    config, index = uneven()
+    plans = epoch_plans(index, config)
+    steps = [build_epoch(index, plans.limits, config.seed, epoch).steps(config.global_batch) for epoch in range(7)]
+    assert plans.micro_batches is None and len(set(steps)) > 1
+    assert run_workers(counted, 2) == sum(steps)
