@@ -89,8 +89,8 @@ class EpochPlans(Sequence[EpochPlan]):
     """
 
     def __init__(self, index: pa.Table, limits: PlanLimits, seed: int, epochs: int):
-        self.index, self.limits, self.seed, self.epochs = index.combine_chunks(), limits, seed, epochs
-        self.samples = int(_kept(self.index).sum())  # of each epoch
+        self.table, self.limits, self.seed, self.epochs = index.combine_chunks(), limits, seed, epochs
+        self.samples = int(_kept(self.table).sum())  # of each epoch
         self._newest: tuple[int, EpochPlan] | None = None
         if not self.samples:
             raise PlanError(
@@ -112,7 +112,7 @@ class EpochPlans(Sequence[EpochPlan]):
             raise IndexError(epoch)
         if self._newest is None or self._newest[0] != epoch:
             self._newest = None  # the old one goes before the new one is built
-            self._newest = (epoch, build_epoch(self.index, self.limits, self.seed, epoch))
+            self._newest = (epoch, build_epoch(self.table, self.limits, self.seed, epoch))
         return self._newest[1]
 
     @property
@@ -121,11 +121,11 @@ class EpochPlans(Sequence[EpochPlan]):
 
         So it is where all groups are one conversation, and only their count limits a micro-batch.
         """
-        column = {name: self.index[name].to_numpy()[_kept(self.index)] for name in ("shard", "row_group", "row")}
+        column = {name: self.table[name].to_numpy()[_kept(self.table)] for name in ("shard", "row_group", "row")}
         rows = _slice_numbers(*column.values())
         if self.limits.group > 1 and len(rows) > 1 and (rows[1:] == rows[:-1]).any():
             return None
-        tokens = self.index["tokens"].to_numpy()[_kept(self.index)]
+        tokens = self.table["tokens"].to_numpy()[_kept(self.table)]
         each = even_fill(Groups(np.arange(self.samples), np.ones(self.samples, np.int64), tokens), self.limits)
         return None if each is None else -(-self.samples // each)
 

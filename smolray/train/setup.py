@@ -132,8 +132,13 @@ class WorkerSetup:
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
-    """Raise ConfigError where this device cannot compute in the run's dtype."""
+    """Raise ConfigError where this device cannot compute what the run asks for."""
     dtype = config.model.dtype
+    if config.model.load_in_8bit and config.lora is not None and config.lora.use_dora and device.type != "cuda":
+        raise ConfigError(
+            "model.load_in_8bit = true with lora.use_dora = true on a CPU: bitsandbytes loses the weights that DoRA "
+            "reads after the first pass; nearest: model.load_in_4bit=true, or lora.use_dora=false"
+        )
     if dtype == "float16" and device.type != "cuda":
         raise ConfigError(
             "model.dtype = float16 needs a CUDA device, this worker has none; "

@@ -163,7 +163,7 @@ class TrlRun(TrainerCallback):
             learning_rate=logs["learning_rate"],
             samples=len(rows),
             tokens=tokens,
-            label_tokens=int(self.plans.index["label_tokens"].to_numpy()[rows].sum()),
+            label_tokens=int(self.plans.table["label_tokens"].to_numpy()[rows].sum()),
             seconds=time.perf_counter() - self._mark,
             data_wait_seconds=sums["waited"] / dist.get_world_size(),
             memory_bytes=int(sums["memory"]),
@@ -186,7 +186,7 @@ class TrlRun(TrainerCallback):
     def _trainer(self, folder: str) -> Any:
         config, parameters, plans = self.config, self.parameters, self.plans
         pairs = self.objective.pairs
-        data = shard_dataset(folder, plans.index, pairs)
+        data = shard_dataset(folder, plans.table, pairs)
         arguments = training_arguments(config, self.total_steps)
         base = DPOTrainer if pairs else SFTTrainer
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from smolray.config import load_config
+from smolray.config import ConfigError, load_config
 from smolray.data.index import INDEX_SCHEMA
 from smolray.data.plan import build_epoch, epoch_plans
-from smolray.train.setup import count_steps
+from smolray.train.setup import check_device, count_steps
 from tests.gloo import run_workers
 
 SIX_ROWS = {
@@ -58,3 +59,15 @@ def test_where_epochs_differ_the_workers_count_their_steps_together():
     steps = [build_epoch(index, plans.limits, config.seed, epoch).steps(config.global_batch) for epoch in range(7)]
     assert plans.micro_batches is None and len(set(steps)) > 1
     assert run_workers(counted, 2) == sum(steps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"), [(["model.load_in_8bit=true"], True), (["model.load_in_4bit=true"], False)]
+)
+def test_dora_on_int8_weights_is_refused_on_a_cpu(settings, refused):
+    config = load_config(None, [*settings, "lora={r: 4, use_dora: true}", "model.train=[]"])
+    if not refused:
+        return check_device(config, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"lora.use_dora = true on a CPU.*nearest: model.load_in_4bit=true"):
+        check_device(config, torch.device("cpu"))
+    check_device(load_config(None, [*settings, "lora={r: 4}", "model.train=[]"]), torch.device("cpu"))
