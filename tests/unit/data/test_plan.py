@@ -319,7 +319,7 @@ def test_plans_are_built_when_they_are_reached_and_the_newest_is_kept(index):
     [
         (1, PlanLimits(8, None, 8), True),
         (12, PlanLimits(7, None, 1), True),
-        (12, PlanLimits(1, 100, 8), True),
+        (12, PlanLimits(1, 100, 1), True),
         (1, PlanLimits(8, 8 * 100, 8), True),
         (1, PlanLimits(8, 300, 8), False),
         (12, PlanLimits(8, None, 8), False),
