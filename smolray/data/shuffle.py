@@ -256,7 +256,7 @@ def _read_run(uri: str, spans: Sequence[tuple[int, int]], low: int, high: int) -
 
 def _gather(staged: Iterable[dict[str, Any]], repeated: np.ndarray) -> Iterator[ShardRow]:
     """Shard rows in order: conversations about the same images together, at most MAX_CONVERSATIONS a row; text-only
-    ones single. The first row of a key has its images.
+    ones single. `staged` is sorted, so the first row of a key has its images.
     """
     for key, members in groupby(staged, key=lambda r: r["key"]):
         yield from _rows_of(key, members, repeated)

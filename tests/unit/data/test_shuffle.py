@@ -104,7 +104,7 @@ def test_equal_text_only_rows_stay_two_rows_with_two_ids():
     row = {"order": 5, "key": key, "conversation": conversation.to_json(), "images": None}
     repeated = np.array([shuffle._hash(b"7")], "u8")
     rows = list(
-        shuffle._gather([row | {"origin": "2", "place": "x#2"}, row | {"origin": "1", "place": "x#1"}], repeated)
+        shuffle._gather([row | {"origin": "1", "place": "x#1"}, row | {"origin": "2", "place": "x#2"}], repeated)
     )
     assert [[c.id for c in r.conversations] for r in rows] == [["7@x#1"], ["7@x#2"]]
 
