@@ -93,6 +93,19 @@ def file_size(uri: str) -> int:
     return fs.get_file_info(path).size or 0
 
 
+def modified(uri: str) -> float:
+    """When a file was written last, in seconds since 1970 by the storage's own clock.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    fs, path = filesystem(uri)
+    info = fs.get_file_info(path)
+    if info.mtime is None:
+        raise FileNotFoundError(uri)
+    return info.mtime.timestamp()
+
+
 def list_files(uri: str, recursive: bool = False) -> list[pafs.FileInfo]:
     """Files in the folder `uri`, sorted by path; none where the folder does not exist."""
     fs, path = filesystem(uri)

@@ -28,6 +28,7 @@ from smolray.cli import (
     train,
 )
 from smolray.cli.options import errors, plain
+from smolray.cluster.signals import Stopped, stop_signals
 
 # Heading in `smolray --help` -> the commands below it, in order.
 COMMANDS = {
@@ -47,6 +48,9 @@ GROUPS = {
 }
 
 
+GO_ON = ("prepare", "train", "resume", "tune", "evaluate", "export", "generate", "search", "report")
+
+
 class _CleanErrors(TyperGroup):
     """Prints errors that are written for the user without a traceback. A fault in the program keeps its traceback."""
 
@@ -55,7 +59,13 @@ class _CleanErrors(TyperGroup):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # what an ASCII terminal cannot show
         try:
-            return super().invoke(ctx)
+            with stop_signals():
+                return super().invoke(ctx)
+        except Stopped as stopped:
+            again = "stopped; give the same command again to go on" if ctx.invoked_subcommand in GO_ON else ""
+            if message := str(stopped) or again:
+                errors.print(plain(message), soft_wrap=True)
+            raise typer.Exit(stopped.code) from None
         except Exception as error:
             cause = getattr(error, "cause", None) or error  # Ray wraps what a task raised
             if ctx.params.get("debug") or not _is_our_message(cause):

@@ -93,6 +93,13 @@ def _stop_run(run_dir: str, wait: float) -> None:
     if before.ended:
         console.print(f"{name} has {before.state} already, at step {before.step}")
         return
+    if before.state == "lost":
+        console.print(
+            f"{name} is not running: its driver is gone ({plain(before.driver or '')}), at step {before.step}; "
+            f"`smolray resume {name}` goes on from its newest checkpoint",
+            soft_wrap=True,
+        )
+        return
 
     run_state.request_stop(run_dir)
     end = run_state.wait_for_end(run_dir, seen, wait)

@@ -26,6 +26,8 @@ COLOURS = {
     "failed": "red",
     "stalled": "red",
     "waiting": "dim",
+    "preparing": "cyan",
+    "lost": "red",
 }
 
 
@@ -52,6 +54,8 @@ def run_details(run: RunStatus) -> Table:
         "error": f"[red]{escape(run.error)}[/]" if run.error else None,
         "folder": escape(run.run_dir),
         "state": _state(run),
+        "waits for": escape(run.waits_for) if run.waits_for else None,
+        "driver": f"gone: {escape(run.driver)}" if run.driver else None,
         "step": _steps(run) + (f", epoch {run.epoch:g}" if run.epoch is not None else ""),
         "loss": loss,
         "speed": _speed(run),

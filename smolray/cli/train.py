@@ -106,10 +106,15 @@ def tune(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
 def launch(run: RunConfig) -> None:
     """Train on this machine or the cluster that RAY_ADDRESS names, and print the result."""
-    from smolray.cli.tables import accuracy_table
-    from smolray.launch.driver import launch_run
+    from smolray.launch.session import started_run
 
-    result = launch_run(run)
+    with started_run(run) as session:
+        from smolray.launch.driver import train_run  # Ray and torch: the run is known already
+
+        result = train_run(session)
+
+    from smolray.cli.tables import accuracy_table
+
     console.print(accuracy_table(result))
     console.print(f"{plain(run.run_dir)}: {plain(str(result.get('status', 'finished')))}", soft_wrap=True)
 

@@ -1,9 +1,12 @@
-"""Connecting to Ray: the cluster that the environment names, or a local Ray of our own."""
+"""Connecting to Ray: the cluster that the environment names, or a local Ray of our own (local_ray.py)."""
 
 import ipaddress
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +14,26 @@ from typing import Any
 
 import ray
 import torch
+from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 
+from smolray.cluster.local_ray import start_local_ray
 from smolray.cluster.token import close_token, ensure_token
 from smolray.config import ConfigError
 
+ANSWER_SECONDS = 10.0  # a head that does not answer within is taken for dead
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # preface and an empty SETTINGS frame
+
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores.
+    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores,
+    which ends with this process (local_ray.py).
 
     A Ray of our own requires a token (Ray makes one where there is none): it listens on the machine's address, and who
-    reaches it may run code. Raises ConfigError where the environment turns that off on a machine with a network.
+    reaches it may run code.
+
+    Raises:
+        ConfigError: no Ray answers at RAY_ADDRESS, or the environment turns tokens off on a machine with a network.
+        RayStartError: Ray does not start on this machine.
     """
     if ray.is_initialized():
         return
@@ -30,19 +43,78 @@ def connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # a data task's process takes seconds to import torch: kept for the next
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-    if os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
         close_token()
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        mode = os.environ.get("RAY_AUTH_MODE", "token")
-        refuse_open_head(mode, ray.util.get_node_ip_address())
-        if mode.lower() == "token":
-            ensure_token()
-        # Ray warns of four times as many processes as may start at a time, by default one a core. Our data tasks take a
-        # part of a core each: so many are meant.
-        cores = int(ray._private.utils.get_num_cpus())
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(2 * cores))
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        refuse_dead_head(address)
+        try:
+            join(address)
+        except ConnectionError as error:
+            raise ConfigError(_no_head(address, str(error).splitlines()[0])) from None
+        return
+
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    refuse_open_head(mode, ray.util.get_node_ip_address())
+    if mode.lower() == "token":
+        ensure_token()
+    # Ray warns of four times as many processes as may start at a time, by default one a core. Our data tasks take a
+    # part of a core each: so many are meant.
+    cores = int(ray._private.utils.get_num_cpus())
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(2 * cores))
+    head = start_local_ray()
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    enable_token_auth_by_default()  # as the head did
+    join(head)
+
+
+def join(address: str) -> None:
+    """Connect this process to the head at `address`.
+
+    In a thread: there Ray leaves Python's handlers of signals alone. Its C++ code takes SIGTERM in any thread, and
+    would end a run in a dump of stacks before it has saved: the handlers are set again until it has.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+    faults = list[BaseException]()
+
+    def connecting() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except BaseException as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=connecting, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if faults:
+        raise faults[0]
+
+
+def refuse_dead_head(address: str) -> None:
+    """Raise ConfigError where no Ray answers at `host:port` within ANSWER_SECONDS; other forms are left to Ray."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit() or os.environ.get("RAY_USE_TLS") == "1":
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as head:
+            head.sendall(HTTP2)
+            head.settimeout(ANSWER_SECONDS)
+            frame = head.recv(9)
+            reason = "" if frame[3:4] == bytes((4,)) else "something else listens there"
+    except (OSError, OverflowError) as error:
+        reason = f"{getattr(error, 'strerror', None) or error}"
+    if reason:
+        raise ConfigError(_no_head(address, reason))
+
+
+def _no_head(address: str, reason: str) -> str:
+    return (
+        f"no Ray answers at RAY_ADDRESS = {address} ({reason}); start its head, or unset RAY_ADDRESS for a Ray of "
+        "this machine"
+    )
 
 
 def worker_logs() -> str:

@@ -22,9 +22,11 @@ from smolray.data.reader import Folders, Sidecars
 from smolray.launch.background import in_background
 from smolray.launch.data import prepare_data
 from smolray.launch.ray_train import fit
-from smolray.launch.resolve import NO_DATA, ResolvedRun, refuse_lost_storage, resolve, with_absolute_paths
+from smolray.launch.resolve import NO_DATA, ResolvedRun, resolve, with_absolute_paths
 from smolray.launch.resources import Cluster, most_workers
 from smolray.launch.result import finish, finished_result
+from smolray.launch.session import RunError, Session, started_run
+from smolray.launch.waiting import announce
 from smolray.model.load import check_weights
 from smolray.model.tiny import SHAPES
 from smolray.planner import auto
@@ -38,22 +40,22 @@ from smolray.run.progress import event_line
 from smolray.train.task import WorkerTask
 
 
-class RunError(ValueError):
-    """The run failed in a way that a restart of its workers does not repair, such as a non-finite loss."""
-
-
 def launch_run(config: RunConfig) -> dict[str, Any]:
     """Run to the end or to a stop, from the newest checkpoint if there is one. Returns what `result.json` holds.
 
-    Raises ResourcesError within seconds where the cluster is too small, and the worker's own error when its restarts
-    are used up.
+    Raises ResourcesError within seconds where the cluster is too small, what `started_run` raises, and the worker's own
+    error when its restarts are used up.
     """
-    began = time.time()
-    refuse_lost_storage(config)
-    storage.require_writable(config.storage, "storage")
+    with started_run(config) as session:
+        return train_run(session)
+
+
+def train_run(session: Session) -> dict[str, Any]:
+    """Resolve the run of a session, prepare its data, train it and write its result."""
+    began, config = time.time(), session.config
     connect()
+    announce(f"run {config.name}")
     run = resolve(config, Cluster.connected())
-    storage.delete(RunFolder(run.config.run_dir).stop_flag)
     if run.config.model.path not in SHAPES:
         check_weights(run.config.model)
 
@@ -65,26 +67,17 @@ def launch_run(config: RunConfig) -> dict[str, Any]:
     if config.engine.name != "auto":
         store_config(run)
 
-    with shown_progress(config):
+    with shown_progress(config), session.workers(config):
         reason = {"workers": run.reason} if run.reason else {}
         log = EventLog(config.run_dir)
         log.write("data", **{part: account.to_json() for part, account in accounts.items()})
         log.write("launch", **reason, logs=worker_logs())
         log.flush()
-        try:
-            record = fit_planned(run) if config.engine.name == "auto" else fit(config, folders)
-        except Exception as error:
-            write_failure(config, f"{type(error).__name__}: {error}"[:2000])
-            raise
+        owner = session.lease.id
+        record = fit_planned(run, owner) if config.engine.name == "auto" else fit(config, folders, owner=owner)
         if "error" in record:
-            write_failure(config, record["error"])
             raise RunError(record["error"])
     return finish(config, folders, record, time.time() - began)
-
-
-def write_failure(config: RunConfig, error: str) -> None:
-    """Write into the run's log that it failed, why, and where its workers' own output is."""
-    EventLog(config.run_dir).write("end", status="failed", error=error, logs=worker_logs())
 
 
 def store_config(run: ResolvedRun) -> None:
@@ -113,7 +106,7 @@ def shown_progress(config: RunConfig) -> Iterator[None]:
         yield
 
 
-def fit_planned(run: ResolvedRun) -> dict[str, Any]:
+def fit_planned(run: ResolvedRun, owner: str) -> dict[str, Any]:
     """`engine: auto`: probe the GPUs, plan, train. After the loss of a worker, repeat it with those that are left.
 
     Raises auto.NothingFitsError, and the workers' error when max_failures are used up.
@@ -130,7 +123,7 @@ def fit_planned(run: ResolvedRun) -> dict[str, Any]:
         log.write("plan", **chosen.reported, after=after)
         log.flush()
         try:
-            return fit(chosen.run, folders, nodes=chosen.nodes)
+            return fit(chosen.run, folders, nodes=chosen.nodes, owner=owner)
         except TrainingFailedError as error:
             lost, after = lost + 1, f"{type(error).__name__}: {error}".splitlines()[0][:300]
             if 0 <= run.config.resources.max_failures < lost:

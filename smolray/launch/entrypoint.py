@@ -50,7 +50,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
             return evaluate_worker(config, folders, device, settings["checkpoint"])
 
     try:
-        return run_worker(config, folders, device, node)
+        return run_worker(config, folders, device, node, settings["owner"])
     except (*SETUP_ERRORS, StateMismatchError, NonFiniteStepError) as error:
         return {"error": str(error)}  # all workers have it: raised, Ray would restart them into the same error
     except torch.OutOfMemoryError as error:

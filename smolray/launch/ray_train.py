@@ -17,9 +17,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from smolray import storage
 from smolray.config import RunConfig
 from smolray.data.reader import Folders
+from smolray.launch.background import in_thread
 from smolray.launch.elastic import NEVER, ElasticMonitor
 from smolray.launch.entrypoint import train_function
-from smolray.launch.resources import use_gpu
+from smolray.launch.resources import use_gpu, worker_resources
 from smolray.run.status import RESIZED
 from smolray.train.task import WorkerTask
 
@@ -30,6 +31,7 @@ def fit(
     task: WorkerTask = WorkerTask.TRAIN,
     nodes: Sequence[str] = (),
     checkpoint: str = "",
+    owner: str = "",
 ) -> dict[str, Any]:
     """Start the workers under Ray Train, wait for them, and return rank 0's record.
 
@@ -37,6 +39,7 @@ def fit(
 
     `nodes`: the id of each worker's node. Ray does not restart a group that was placed in this way.
     `checkpoint`: the URI of the checkpoint to evaluate.
+    `owner`: the lease of the run: workers write as long as it is in force.
     """
     # How long Ray Train waits for room for a group before it counts the nodes again: it may still count a lost one.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
@@ -45,7 +48,7 @@ def fit(
 
     resources = config.resources
     gpu = use_gpu(config, ray.cluster_resources())
-    each: dict[str, float] = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if gpu else {})
+    each = worker_resources(config, gpu)
     scaling = _scaling(config, each, nodes) | {"use_gpu": gpu}
     failures: dict[str, Any] = {"max_failures": resources.max_failures}
     if nodes:
@@ -57,7 +60,7 @@ def fit(
     while True:
         trainer = TorchTrainer(
             function,
-            train_loop_config=worker_settings(config, folders, task, checkpoint),
+            train_loop_config=worker_settings(config, folders, task, checkpoint, owner),
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(**scaling),
             run_config=TrainRunConfig(
@@ -68,7 +71,7 @@ def fit(
             ),
         )
         with elastic_monitor.watching():
-            result: Any = trainer.fit()
+            result: Any = in_thread(trainer.fit)
         if result.return_value.get("status") != RESIZED:
             return result.return_value
 
@@ -90,7 +93,11 @@ def _scaling(config: RunConfig, each: dict[str, float], nodes: Sequence[str]) ->
 
 
 def worker_settings(
-    config: RunConfig, folders: Folders, task: WorkerTask = WorkerTask.TRAIN, checkpoint: str = ""
+    config: RunConfig,
+    folders: Folders,
+    task: WorkerTask = WorkerTask.TRAIN,
+    checkpoint: str = "",
+    owner: str = "",
 ) -> dict[str, Any]:
     """What the workers receive, in plain values.
 
@@ -101,4 +108,5 @@ def worker_settings(
         "folders": asdict(folders),
         "task": task.value,
         "checkpoint": checkpoint,
+        "owner": owner,
     }

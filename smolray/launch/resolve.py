@@ -4,16 +4,16 @@ In: the RunConfig that the user wrote, and what Ray counts. Out: a ResolvedRun, 
 are counted and whose global batch is a number.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smolray import storage
-from smolray.config import ConfigError, RunConfig, check_run, load_config
+from smolray.config import RunConfig, check_run, load_config
 from smolray.data.reader import Folders
 from smolray.launch.resources import Cluster, check_resources, count_workers
 from smolray.planner import auto
+from smolray.run.events import read_events
 from smolray.run.folder import RunFolder
 
 NO_DATA = Folders("")
@@ -64,19 +64,6 @@ def resolve(config: RunConfig, cluster: Cluster) -> ResolvedRun:
     return ResolvedRun(config, asked, earlier is not None, reason)
 
 
-def refuse_lost_storage(config: RunConfig) -> None:
-    """Raise ConfigError where a Ray job would write its run into a folder that is deleted with the job."""
-    if (
-        "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        and storage.is_local(config.storage)
-        and not Path(config.storage).expanduser().is_absolute()
-    ):
-        raise ConfigError(
-            f"storage = {config.storage!r} in a submitted job is a folder of its temporary working directory; "
-            "expected an absolute path that all nodes share, or s3://bucket/runs"
-        )
-
-
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Local paths made absolute: a worker's current folder is not the driver's."""
     return config.replace(
@@ -106,9 +93,10 @@ def with_fixed_batch(config: RunConfig, earlier: RunConfig | None) -> RunConfig:
 
 
 def _earlier(config: RunConfig) -> RunConfig | None:
-    """The run as it was stored when it was launched last; None for a new one."""
-    stored = RunFolder(config.run_dir).config
-    return load_config(stored) if storage.exists(stored) else None
+    """The run as it was stored when it trained last; None for a new one, and for one whose workers never started."""
+    stored, events = RunFolder(config.run_dir).config, read_events(config.run_dir)
+    begun = not events or any(e["event"] == "start" for e in events)
+    return load_config(stored) if begun and storage.exists(stored) else None
 
 
 def _absolute(path: str) -> str:

@@ -45,6 +45,12 @@ def use_gpu(config: RunConfig, available: Mapping[str, float]) -> bool:
     return config.resources.use_gpu == "yes" or (config.resources.use_gpu == "auto" and available.get("GPU", 0) > 0)
 
 
+def worker_resources(config: RunConfig, gpu: bool) -> dict[str, float]:
+    """What one worker takes, by Ray's names."""
+    resources = config.resources
+    return {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if gpu else {})
+
+
 def count_workers(config: RunConfig, cluster: Cluster, global_batch: int | None) -> tuple[int, str]:
     """The number of workers for `resources.num_workers: auto`, and why there are so many.
 

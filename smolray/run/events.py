@@ -4,6 +4,8 @@ In: events of rank 0. Out: the surviving history: a resume discards the events a
 
 Every event has `event` (its kind), `time` (seconds since 1970) and `attempt` (1, 2, …). The kinds and their fields:
 
+- preparing: nothing more; the driver has begun
+- waiting: what (resources, and who holds them)
 - launch: logs (where the workers' own output is), workers (why there are so many, where the launch chose it)
 - data: train, validation: the account of each (run/account.py)
 - start: config, versions, workers, total_steps, device
@@ -13,6 +15,7 @@ Every event has `event` (its kind), `time` (seconds since 1970) and `attempt` (1
 - balance: tokens_per_second, shares (micro-batches of a step for each worker)
 - step: step, position, epoch, loss, grad_norm, learning_rate, samples, tokens, label_tokens, seconds,
   data_wait_seconds, memory_bytes, eta_seconds
+- evaluating: step (saved before)
 - evaluate: step, accuracy, samples
 - checkpoint: step, path
 - skipped: what, why

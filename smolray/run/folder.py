@@ -82,6 +82,21 @@ class RunFolder:
         """Exists while the workers are requested to save and end, because more of them can be started."""
         return self._file("control", "resize")
 
+    @property
+    def owner(self) -> str:
+        """The driver that may write into the run (run/lease.py)."""
+        return self._file("control", "owner.json")
+
+    @property
+    def owner_lock(self) -> str:
+        """Locked while the owner is looked at and changed."""
+        return self._file("control", "owner.lock")
+
+    @property
+    def claims(self) -> str:
+        """Who wants to be the owner, on storage that has no locks."""
+        return self._file("control", "claims")
+
     def checkpoint(self, step: int) -> str:
         """The folder of the checkpoint of a step."""
         return storage.join(self.checkpoints, f"step-{step:08d}")

@@ -14,10 +14,13 @@ from smolray import storage
 from smolray.run.account import account_lines
 from smolray.run.events import Event, EventTail, account_of, read_events, surviving
 from smolray.run.folder import EVENTS, RunFolder
+from smolray.run.lease import gone_owner
 from smolray.run.progress import accuracy_of, gpus_text
 from smolray.run.rates import rate, seconds_left
 
-State = Literal["waiting", "running", "stalled", "finished", "stopped", "failed"]
+State = Literal["waiting", "preparing", "running", "stalled", "lost", "finished", "stopped", "failed"]
+ENDED = ("finished", "stopped", "failed")
+BEGINNINGS = ("preparing", "start", "resume")
 RESIZED = "resized"  # the status of workers that saved and ended because RunFolder.resize_flag was there
 # A run is called stalled after this long without an event, or after ten times its usual pause if that is longer.
 STALLED_SECONDS = 120.0
@@ -58,10 +61,12 @@ class RunStatus:
     error: str | None = None
     logs: str | None = None  # of the workers, a path on each node
     data: tuple[str, ...] = ()  # the account of its data in words
+    waits_for: str | None = None  # the resources that it waits for, and who holds them
+    driver: str | None = None  # who trained a run that is lost
 
     @property
     def ended(self) -> bool:
-        return self.state in ("finished", "stopped", "failed")
+        return self.state in ENDED
 
 
 def require_run(storage_uri: str, name: str) -> str:
@@ -77,14 +82,16 @@ def require_run(storage_uri: str, name: str) -> str:
 
 
 def run_status(run_dir: str, now: float | None = None) -> RunStatus:
-    """Read the run's events. A folder without events is `waiting`: written by launch, its workers have not started."""
-    written = read_events(run_dir)
-    state, stalled = _state(written, time.time() if now is None else now)
+    """Read the run's events. A run is `lost` when its driver is gone and has not said how it ended."""
+    written, now = read_events(run_dir), time.time() if now is None else now
+    state, stalled = _state(written, now)
+    gone = None if state in ENDED else gone_owner(run_dir, now, STALLED_SECONDS)
     status = RunStatus(
         name=RunFolder(run_dir).name,
         run_dir=run_dir,
-        state=state,
-        stalled_seconds=stalled,
+        state="lost" if gone else state,
+        stalled_seconds=None if gone else stalled,
+        driver=str(gone) if gone else None,
         stop_requested=stop_requested(run_dir),
     )
     if not written:
@@ -92,7 +99,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
 
     events = surviving(written)
     status = replace(status, **_training_fields(events), **_evaluation_fields(events), **_worker_fields(events))
-    if state not in ("running", "stalled"):
+    if status.state not in ("running", "stalled"):
         status = replace(status, eta_seconds=None)
     return replace(
         status,
@@ -102,6 +109,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
         updated=written[-1]["time"],
         error=written[-1].get("error") if state == "failed" else None,
         data=tuple(account_lines(account_of(events))),
+        waits_for=written[-1].get("what") if state == "waiting" else None,
         logs=next((e["logs"] for e in reversed(written) if e.get("logs")), None),
     )
 
@@ -203,12 +211,14 @@ def _state(written: list[Event], now: float) -> tuple[State, float | None]:
     if not written:
         return "waiting", None
 
-    begun = max((i for i, e in enumerate(written) if e["event"] in ("start", "resume")), default=-1)
+    begun = max((i for i, e in enumerate(written) if e["event"] in BEGINNINGS), default=-1)
     ended = max((i for i, e in enumerate(written) if e["event"] == "end"), default=-1)
     if ended > begun:
         status: Any = written[ended].get("status", "finished")
         return status, None
 
+    if written[-1]["event"] in ("preparing", "waiting"):
+        return written[-1]["event"], None
     quiet = now - written[-1]["time"]
     times = [e["time"] for e in written[begun:]] if begun >= 0 else []
     pauses = [after - before for before, after in pairwise(times)]

@@ -13,12 +13,13 @@ from smolray.data.plan import PlanError
 from smolray.data.shards import ShardError
 from smolray.planner.probe import HardwareProbeError
 from smolray.run.checkpoint import CheckpointError
+from smolray.run.lease import LeaseLostError
 from smolray.storage import StorageFullError
 
 T = TypeVar("T")
 
 # Faults of settings, data or folders: starting the workers again cannot mend them.
-SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError, HardwareProbeError)
+SETUP_ERRORS = (ConfigError, CheckpointError, PlanError, ShardError, HardwareProbeError, LeaseLostError)
 
 
 def broadcast(value: Any) -> Any:

@@ -19,6 +19,7 @@ from smolray.evaluate.validation import evaluate_shards, headline, validation_lo
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Checkpoint, Progress
 from smolray.run.events import Event, EventLog
+from smolray.run.lease import require_owner
 from smolray.run.predictions import write_predictions
 from smolray.run.rates import ETA_STEPS, seconds_left
 from smolray.run.state import EngineState
@@ -71,9 +72,10 @@ class RunHooks:
         engine: "Engine | TrlRun",
         log: RunLog,
         audit: Audit | None,
+        owner: str = "",
     ):
         self.config, self.folders, self.device, self.engine = config, folders, device, engine
-        self.log, self.audit = log, audit
+        self.log, self.audit, self.owner = log, audit, owner
         self.report = EvalReport()
         self.stopped = False
 
@@ -102,6 +104,8 @@ class RunHooks:
 
     def evaluate(self, step: int) -> EvalReport:
         """Evaluate the weights on the validation shards, and write the predictions. Collective."""
+        self.log.event("evaluating", step=step)
+        self.log.flush()
         with self.engine.gathered():
             report = evaluate_shards(self.engine.model, self.config, self.folders, self.device)
         self.report = report
@@ -144,6 +148,7 @@ class RunHooks:
     def _write(self, state: EngineState, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
         saved = None
         if dist.get_rank() == 0:
+            require_owner(self.config.run_dir, self.owner)
             about = {"config": self.config.model_dump(mode="json"), "versions": versions()}
             saved = checkpoint.save(self.config.run_dir, state, progress, metrics, about)
         self.flush()

@@ -34,6 +34,7 @@ from smolray.planner.probe import HardwareProbe
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Checkpoint, Progress
 from smolray.run.folder import RunFolder
+from smolray.run.lease import is_owner
 from smolray.run.state import EngineState
 from smolray.train.balance import MicroBatchBalancer, OnBalanced
 from smolray.train.collective import gather
@@ -52,6 +53,7 @@ class WorkerSetup:
     folders: Folders
     device: torch.device
     hardware: HardwareProbe
+    owner: str = ""
     plans: EpochPlans = field(init=False)
     data: str = field(init=False)  # fingerprint of shards, index and plan
     streams: WorkerStreams = field(init=False)
@@ -84,7 +86,7 @@ class WorkerSetup:
         on_balanced: OnBalanced = lambda speeds, counts: None,
     ) -> "tuple[TrainLoop | TrlRun, Engine | TrlRun]":
         """The training loop without its hooks, and the engine in it. Collective."""
-        stop = stop_check(self.config.run_dir)
+        stop = stop_check(self.config.run_dir, self.owner)
         if self.config.engine.name == "trl":
             from smolray.train.trl import TrlRun
 
@@ -193,8 +195,10 @@ def data_fingerprint(config: RunConfig, folders: Folders) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
-def stop_check(run_dir: str) -> Callable[[], bool]:
-    """Looks whether a person or the launcher requests that the workers save and end."""
+def stop_check(run_dir: str, owner: str = "") -> Callable[[], bool]:
+    """Looks whether a person or the launcher requests that the workers save and end, or the run belongs to another
+    driver than `owner`: then saving is refused.
+    """
     folder = RunFolder(run_dir)
     flags: Sequence[str] = (folder.stop_flag, folder.resize_flag)
-    return lambda: any(storage.exists(flag) for flag in flags)
+    return lambda: any(storage.exists(flag) for flag in flags) or not is_owner(run_dir, owner)

@@ -28,18 +28,22 @@ from smolray.train.step import StepMetrics, peak_memory_bytes
 from smolray.train.versions import versions
 
 
-def run_worker(config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str]) -> dict[str, Any]:
-    """Train, evaluate and save one run, or what is left of it, on a node of this (address, id)."""
+def run_worker(
+    config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str], owner: str = ""
+) -> dict[str, Any]:
+    """Train, evaluate and save one run, or what is left of it, on a node of this (address, id), as long as the run
+    belongs to `owner`.
+    """
     began, log = time.time(), RunLog(config.run_dir)
     attempt, found = broadcast((log.log.attempt, newest_checkpoint(config, log)) if log.log else None)
 
-    setup = WorkerSetup(config, folders, device, probe_hardware(device, config.model.dtype, node))
+    setup = WorkerSetup(config, folders, device, probe_hardware(device, config.model.dtype, node), owner)
     model, state = agree(lambda: setup.load(found))
     progress = found.progress if found else Progress(data=setup.data)
     loop, engine = setup.build_loop(model, state, progress, log.balanced)
     del state  # three times the weights, which the engine has taken over
     audit = Audit(config.run_dir, attempt, dist.get_rank()) if config.train.audit else None
-    hooks = RunHooks(config, folders, device, engine, log, audit)
+    hooks = RunHooks(config, folders, device, engine, log, audit, owner)
     loop.hooks = hooks.in_order()
 
     progress = loop.progress  # TRL starts again

@@ -7,17 +7,15 @@ the settings from our own Searcher (searcher.py), which does not know Ray.
 """
 
 import contextlib
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher as RaySearcher
 
 from smolray import storage
+from smolray.cluster.signals import StopSignals
 from smolray.run.status import request_stop, stop_requested
 from smolray.tune.console import SearchDisplay
 from smolray.tune.cost import CostEstimator
@@ -41,8 +39,8 @@ class DriverOnly:
 class StopRequest(DriverOnly, tune.Stopper):
     """`smolray stop` or Ctrl-C for a search: no new trial starts, and the running ones are asked to save and stop."""
 
-    def __init__(self, trial_log: TrialLog, runs: str):
-        self.trial_log, self.runs = trial_log, runs
+    def __init__(self, trial_log: TrialLog, runs: str, signals: StopSignals):
+        self.trial_log, self.runs, self.signals = trial_log, runs, signals
         self.requested = False
         self._polled = 0.0
 
@@ -56,34 +54,11 @@ class StopRequest(DriverOnly, tune.Stopper):
         self._polled = time.monotonic()
 
         with contextlib.suppress(OSError):  # storage that fails for a moment is read again at the next call
-            self.requested = self.requested or stop_requested(self.trial_log.folder)
+            self.requested = self.requested or self.signals.number > 0 or stop_requested(self.trial_log.folder)
             for trial in self.trial_log.trials.values():
                 if self.requested and not trial.ended:
                     request_stop(storage.join(self.runs, trial.run))
         return False
-
-    @contextlib.contextmanager
-    def catching_interrupts(self) -> Iterator[None]:
-        """Inside the block the first Ctrl-C stops the search, and the second one interrupts it.
-
-        Only the main thread receives them. In other threads the block changes nothing.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        former = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-
-        def on_interrupt(*_: Any) -> None:
-            self.requested = True
-            signal.signal(signal.SIGINT, former)
-            # not print: the interrupted code may be inside it
-            os.write(2, b"\nthe trials save and stop; press Ctrl-C again to stop without waiting\n")
-
-        signal.signal(signal.SIGINT, on_interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, former)
 
 
 class TrialQueue(DriverOnly, RaySearcher):

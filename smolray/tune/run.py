@@ -7,8 +7,10 @@ that had begun resume from their checkpoints.
 
 import logging
 import os
+import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,23 +18,30 @@ from ray import tune
 
 from smolray import storage
 from smolray.cluster.connect import connect
+from smolray.cluster.signals import Stopped, StopSignals, stop_signals
 from smolray.config import RunConfig, to_yaml
 from smolray.data.reader import Folders
+from smolray.launch.background import in_background
 from smolray.launch.data import prepare_data
-from smolray.launch.resolve import refuse_lost_storage, with_absolute_paths
+from smolray.launch.resolve import with_absolute_paths
 from smolray.launch.resources import Cluster, ResourcesError, check_resources, places, use_gpu
+from smolray.launch.session import refuse_lost_storage
+from smolray.launch.waiting import announce
+from smolray.run.lease import Lease, owning
 from smolray.run.status import clear_stop, stop_requested
 from smolray.tune.callbacks import DRIVER_RESTARTS, LoggingCallback, PopulationSetting, StopRequest, TrialQueue
 from smolray.tune.conflicts import refuse_foreign_runs, refuse_other_search
 from smolray.tune.console import SearchDisplay
 from smolray.tune.cost import make_cost_estimator
-from smolray.tune.log import STORED, TrialLog, search_folder
+from smolray.tune.log import FILE, STORED, TrialLog, search_folder
 from smolray.tune.result import finish, trial_base
 from smolray.tune.scheduler import make_scheduler
 from smolray.tune.searcher import make_searcher
 from smolray.tune.space import Space, read_space, total_trials
 from smolray.tune.trial import RunTrial
 
+NOTICE = b"\nstopping: the trials save first; once more to end at once\n"
+GO_ON = "The same command again goes on with it"
 # Ray reserves one byte of memory for the driver of a trial, which only waits for its run. A CPU would be missing for
 # the data tasks of that run.
 DRIVER = {"CPU": 0.0, "memory": 1.0}
@@ -54,6 +63,7 @@ class SearchSession:
         folders: the prepared data of all trials.
         total: trials of the whole search.
         slots: the number of trials at a time.
+        signals: Ctrl-C and SIGTERM of this process.
     """
 
     base: RunConfig
@@ -62,6 +72,7 @@ class SearchSession:
     trial_log: TrialLog
     total: int
     slots: int
+    signals: StopSignals
 
 
 def search_run(config: RunConfig) -> dict[str, Any]:
@@ -79,7 +90,25 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     refuse_foreign_runs(config, folder, total)
     storage.require_writable(config.storage, "storage")
 
+    with stop_signals() as signals, owning(folder, "tune", log=FILE) as lease:
+        watch = in_background(partial(_end_where_lost, lease, signals))
+        signals.notice = NOTICE
+        try:
+            with watch:
+                result = _search(config, space, folder, total, signals, began)
+        except Stopped:
+            raise Stopped(f"{config.name} stopped. {GO_ON}", signals.code) from None
+        if signals.number:
+            raise Stopped(f"{config.name} stopped; its trials have saved. {GO_ON}", signals.code)
+        return result
+
+
+def _search(
+    config: RunConfig, space: Space, folder: str, total: int, signals: StopSignals, began: float
+) -> dict[str, Any]:
+    """Prepare the data once, run the trials, and write the result."""
     connect()
+    announce(f"search {config.name}")
     base = trial_base(config)
     slots = trials_at_a_time(base, total)
 
@@ -91,10 +120,19 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     trial_log.write("start", trials=total, slots=slots)
     if trial_log.unended(total):
         run_trials(
-            SearchSession(base, folders, space, trial_log, total, slots), SearchDisplay(trial_log, config, space, total)
+            SearchSession(base, folders, space, trial_log, total, slots, signals),
+            SearchDisplay(trial_log, config, space, total),
         )
     trial_log.write("over", stopped=trial_log.unended(total) > 0 or stop_requested(folder))
     return finish(config, space, trial_log, total, time.time() - began)
+
+
+def _end_where_lost(lease: Lease, signals: StopSignals, over: threading.Event) -> None:
+    """End a search that another process has taken over."""
+    while not over.wait(1.0):
+        if loss := lease.loss():
+            signals.interrupt(loss)
+            return
 
 
 def trials_at_a_time(base: RunConfig, total: int) -> int:
@@ -131,7 +169,7 @@ def run_trials(session: SearchSession, display: SearchDisplay) -> None:
     known = trial_log.in_order()
     searcher = make_searcher(base, session.space, known)
     cost_estimator = make_cost_estimator(base, session.folders, ray.nodes())
-    stop = StopRequest(trial_log, base.storage)
+    stop = StopRequest(trial_log, base.storage, session.signals)
     queue = TrialQueue(searcher, known, session.total, cost_estimator, trial_log, stop)
 
     assert base.search is not None
@@ -158,7 +196,8 @@ def run_trials(session: SearchSession, display: SearchDisplay) -> None:
         ),
         run_config=tune_run_config(base, callback, stop),
     )
-    with display, stop.catching_interrupts():
+    session.signals.patient = True
+    with display:
         tuner.fit()
 
 

@@ -197,7 +197,7 @@ def test_a_search_on_s3_saves_and_stops_at_ctrl_c_and_resumes(s3_server, tmp_pat
             time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         printed, _ = process.communicate(timeout=200)
-    assert "the trials save and stop" in printed
+    assert "its trials have saved" in printed and process.returncode == 130
     stopped = read_events(first)[-1]
     assert (stopped["event"], stopped["status"]) == ("end", "stopped") and checkpoint.latest(first).step == stopped[
         "step"

@@ -2,7 +2,6 @@
 repeats its trial, and what was interrupted is not taken for finished.
 """
 
-import os
 import signal
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from smolray import storage
+from smolray.cluster.signals import StopSignals
 from smolray.config import ConfigError, load_config, to_yaml
 from smolray.run.status import stop_requested
 from smolray.tune.callbacks import StopRequest, TrialQueue
@@ -116,16 +116,13 @@ def test_an_interrupted_search_does_not_train_its_best(half):
     assert result["left"] == 2 and result["best"]["number"] == 1 and "final" not in result
 
 
-def test_ctrl_c_lets_the_trials_save_and_a_second_one_interrupts(half):
+def test_a_signal_lets_the_trials_save_and_none_begins(half):
     config, trial_log = half
-    stop, former = StopRequest(trial_log, config.storage), signal.default_int_handler
-    before = signal.signal(signal.SIGINT, former)  # a shell's background jobs begin with Ctrl-C ignored
-    with stop.catching_interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested and not stop.stop_all()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.signal(signal.SIGINT, before) is former
+    signals = StopSignals()
+    stop = StopRequest(trial_log, config.storage, signals)
+    assert not stop.stop_all() and not stop.requested
+    signals.number, stop._polled = signal.SIGTERM, 0.0
+    assert not stop.stop_all() and stop.requested
     assert [stop_requested(f"{config.storage}/find-{number}") for number in (1, 2)] == [False, True]
 
 
@@ -134,7 +131,7 @@ def test_tune_saves_its_state_without_taking_the_queue_for_a_wrapper(half, tmp_p
 
     config, trial_log = half
     searcher = make_searcher(config, read_space(config), trial_log.in_order())
-    stop = StopRequest(trial_log, config.storage)
+    stop = StopRequest(trial_log, config.storage, StopSignals())
     queue = TrialQueue(searcher, trial_log.in_order(), 3, lambda settings: None, trial_log, stop)
     SearchGenerator(queue).save_to_dir(str(tmp_path), "session")
     assert queue.suggest("")["number"] == 2, "the interrupted trial first"
@@ -145,7 +142,7 @@ def test_tune_saves_its_state_without_taking_the_queue_for_a_wrapper(half, tmp_p
 def test_a_population_has_the_settings_that_the_searcher_suggests(make_config):
     config = make_config(num_samples=3, algorithm="random", scheduler="pbt")
     searcher, trial_log = make_searcher(config, read_space(config)), TrialLog(search_folder(config.storage, "find"))
-    stop = StopRequest(trial_log, config.storage)
+    stop = StopRequest(trial_log, config.storage, StopSignals())
     no_room = CostEstimate(0.0, "does not fit")
     queue = TrialQueue(
         searcher, [], 3, lambda settings: no_room if settings == searcher.suggest(2) else None, trial_log, stop

@@ -1,0 +1,97 @@
+"""Ctrl-C and SIGTERM: the first asks a command to save and stop, the second ends it at once.
+
+In: signals of the main thread. Out: Stopped, raised where the command is; or, while `patient`, a number that its loop
+looks at. The exit codes are 130 and 143, as the shell's own.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+LAST_WORDS_SECONDS = 3.0  # for the end that is written after the second signal
+
+
+class Stopped(KeyboardInterrupt):
+    """The command was asked to stop, and has stopped. `code`: its exit code; 0 where `smolray stop` asked."""
+
+    def __init__(self, message: str = "", code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StopSignals:
+    """The signals of this process.
+
+    Attributes:
+        number: The first signal; 0 before.
+        patient: A loop looks at `number`: nothing is raised.
+        notice: What the first signal prints.
+        last_words: Called when the second signal ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.patient = False
+        self.notice = b""
+        self.last_words: Callable[[], None] = lambda: None
+        self.installed = False
+        self._pending: BaseException | None = None
+
+    @property
+    def code(self) -> int:
+        """The exit code of a process that was asked to stop by a signal, else 0."""
+        return 128 + self.number if self.number else 0
+
+    def handle(self, number: int, frame: Any) -> None:
+        """The handler of both signals."""
+        if self._pending is not None:
+            error, self._pending = self._pending, None
+            raise error
+        if self.number:
+            self._end_at_once(number)
+        self.number = number
+        # not print: the interrupted code may be inside it
+        os.write(2, self.notice)
+        if not self.patient:
+            raise Stopped("", self.code)
+
+    def interrupt(self, error: BaseException) -> None:
+        """Raise an error in the main thread, wherever that is; from another thread."""
+        if self.installed:
+            self._pending = error
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def _end_at_once(self, number: int) -> None:
+        words = threading.Thread(target=self.last_words, daemon=True)
+        words.start()
+        words.join(LAST_WORDS_SECONDS)
+        os.write(2, b"ended at once\n")
+        os._exit(128 + number)
+
+
+SIGNALS = StopSignals()
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """A block in which the first signal stops politely. Only the main thread receives signals; elsewhere, and inside
+    another such block, nothing changes.
+    """
+    if SIGNALS.installed or threading.current_thread() is not threading.main_thread():
+        yield SIGNALS if threading.current_thread() is threading.main_thread() else StopSignals()
+        return
+    former = {number: signal.getsignal(number) for number in HANDLED}
+    for number in HANDLED:
+        signal.signal(number, SIGNALS.handle)
+    SIGNALS.installed = True
+    try:
+        yield SIGNALS
+    finally:
+        SIGNALS.__init__()  # type: ignore[misc]
+        for number, handler in former.items():
+            with suppress(TypeError):  # one that was not installed from Python
+                signal.signal(number, handler)
