@@ -23,6 +23,10 @@ class Stopped(KeyboardInterrupt):
         self.code = code
 
 
+def _nothing() -> None:
+    """No last words."""
+
+
 class StopSignals:
     """The signals of this process.
 
@@ -34,10 +38,14 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As if no signal had come."""
         self.number = 0
         self.patient = False
         self.notice = b""
-        self.last_words: Callable[[], None] = lambda: None
+        self.last_words: Callable[[], None] = _nothing
         self.installed = False
         self._pending: BaseException | None = None
 
@@ -91,7 +99,10 @@ def stop_signals() -> Iterator[StopSignals]:
     try:
         yield SIGNALS
     finally:
-        SIGNALS.__init__()  # type: ignore[misc]
-        for number, handler in former.items():
-            with suppress(TypeError):  # one that was not installed from Python
-                signal.signal(number, handler)
+        if SIGNALS.number:
+            SIGNALS.last_words = _nothing  # the process ends, and one more signal still ends it at once
+        else:
+            SIGNALS.reset()
+            for number, handler in former.items():
+                with suppress(TypeError):  # one that was not installed from Python
+                    signal.signal(number, handler)

@@ -6,6 +6,7 @@ lost; a request to save where the workers train; the last event of a run that en
 It begins before Ray and torch are imported, so that `smolray status` and `stop` know a run from its first second.
 """
 
+import json
 import os
 import socket
 import sys
@@ -67,12 +68,18 @@ def started_run(config: RunConfig) -> Iterator["Session"]:
                 yield session
         except Stopped:
             raise session.stopped() from None
-        except (LeaseLostError, ClusterLostError):
+        except LeaseLostError:
             raise
         except Exception as error:
-            if replaced := lease.loss() or session.found_dead(error):
-                raise replaced from None
-            session.failed(str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}")
+            if loss := lease.loss():
+                raise loss from None
+            dead = session.found_dead(error)
+            told = dead or error
+            session.failed(
+                str(told) if isinstance(told, RunError | ClusterLostError) else f"{type(told).__name__}: {told}"
+            )
+            if dead:
+                raise dead from None
             raise
         if signals.number:
             raise Stopped(f"{config.name} has ended. {session.how_to_go_on()}", signals.code)
@@ -112,8 +119,8 @@ class Session:
         folder = RunFolder(self.run_dir)
         storage.delete(folder.stop_flag)
         self.signals.notice, self.signals.last_words = NOTICE, self._last_words
-        if storage.exists(folder.result):
-            return  # it may have finished: then nothing is written
+        if storage.exists(folder.result) and json.loads(storage.read_bytes(folder.result))["status"] == "finished":
+            return  # then nothing is written, unless its settings have changed
         if not storage.exists(folder.config):
             storage.write_bytes(folder.config, to_yaml(self.config).encode())
         EventLog(self.run_dir).write("preparing")
@@ -166,6 +173,8 @@ class Session:
 
     def found_dead(self, error: Exception) -> ClusterLostError | None:
         """The error of a run whose Ray has died, where `error` may be a consequence of that; else None."""
+        if isinstance(error, ClusterLostError):
+            return error
         if type(error).__module__.split(".")[0] != "ray" and not isinstance(error, ConnectionError):
             return None
         deadline = time.monotonic() + VERDICT_SECONDS

@@ -13,8 +13,8 @@ from smolray.cluster.signals import Stopped, stop_signals
 with stop_signals() as signals:
     signals.notice, signals.last_words = b"saving\\n", lambda: print("last words", flush=True)
     signals.patient = sys.argv[1] == "patient"
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         while not signals.number:
             time.sleep(0.1)
         print("saved", flush=True)
