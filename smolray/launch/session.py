@@ -31,7 +31,7 @@ LOOK_SECONDS = 1.0
 WAITING_SECONDS = 4.0  # between two looks at what the workers wait for
 HEAD_SECONDS = 45.0  # Ray ends a driver whose head has been away for 60 s, in words of its own
 VERDICT_SECONDS = 3.0  # after an error of Ray, until it is known whether its processes live
-STARTING = ("preparing", "launch", "plan", "waiting", "resize")  # no worker trains after one of these
+STARTING = ("preparing", "data", "launch", "plan", "waiting", "resize")  # no worker trains after one of these
 NOTICE = b"\nstopping: the run saves first; once more to end at once\n"
 
 
