@@ -23,7 +23,7 @@ def wrong_types(rng, folder):
         {"messages": [{"role": "user", "content": {"x": 5}}]},
         {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
         {"conversations": [{"from": "human"}]},
-        {"chosen": "a", "rejected": ["b"]},
+        {"chosen": "a", "rejected": {"x": 1}},
         {"prompt": 1, "completion": "x"},
         {"texts": [["a", "b"]]},
     ]

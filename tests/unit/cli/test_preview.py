@@ -139,7 +139,8 @@ def test_a_raw_preview_tells_which_rows_are_left_out_and_why(tmp_path, tiny_path
             '{"number": 1}\n',
             r"none of the first 1 rows of .*can be used:\n  rows.jsonl#0: wrong_columns: no known layout",
         ),
-        ("", "holds no rows"),
+        ("\n", "holds no rows"),
+        ("", "is damaged: it has no bytes"),
     ],
 )
 def test_raw_data_that_cannot_be_used_is_refused_with_the_reason(tmp_path, tiny_path, text, message):

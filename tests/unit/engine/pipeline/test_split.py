@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 
 import pytest
 import torch
@@ -128,13 +129,15 @@ def test_one_stage_for_each_worker_unless_the_partition_differs(path):
 
 
 def test_a_stage_reads_only_its_own_tensors_from_several_files(path, tmp_path):
+    shutil.copytree(path, tmp_path, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     load_model(load_config(None, [f"model.path={path}", "model.dtype=float32"]).model).save_pretrained(
         tmp_path, max_shard_size="500KB"
     )
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     model, config = prepared(str(tmp_path), "engine.partition=[2,7]")
-    mine = [placement for placement in placements_of(model, split_of(model, config, 2)) if 0 in placement.stages]
-    fill(mine, config.model)
+    placements = placements_of(model, split_of(model, config, 2))
+    mine = [placement for placement in placements if 0 in placement.stages]
+    fill(placements, 0, config.model)
     whole = dict(load_model(config.model).named_parameters())
     real = {name: p for name, p in model.named_parameters() if not p.is_meta}
     assert {layer_of(name) for name in real} == {"vision_embeddings", "vision.0"} and real.keys() == {
