@@ -95,13 +95,15 @@ def test_a_gpu_is_used_where_there_is_one_unless_it_is_switched_off():
 
 
 @pytest.mark.parametrize("asked", ["resources.use_gpu=yes", "resources.cpus_per_worker=64"])
-def test_a_run_that_does_not_fit_fails_in_seconds_and_leaves_nothing(make_run, asked):
+def test_a_run_that_does_not_fit_fails_in_seconds_and_says_so_in_its_log(make_run, asked):
     run = make_run("too-large", asked)
     began = time.monotonic()
     with pytest.raises(ResourcesError, match="nearest: resources"):
         launch_run(run)
     assert time.monotonic() - began < 5
-    assert not Path(run.run_dir).exists()
+    events = read_events(run.run_dir)
+    assert [e["event"] for e in events[-2:]] == ["preparing", "end"] and events[-1]["status"] == "failed"
+    assert "nearest: resources" in events[-1]["error"]
 
 
 @pytest.mark.slow

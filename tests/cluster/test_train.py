@@ -32,7 +32,7 @@ def losses(config):
 
 
 def training_ids(config):
-    _, folders = prepare_data(with_absolute_paths(config))
+    _, folders, _ = prepare_data(with_absolute_paths(config))
     return sorted(c.id for row in ShardReader.open(folders.train).rows() for c in row.conversations)
 
 
