@@ -147,7 +147,7 @@ def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, tiny_path, shard
 def test_a_model_that_says_nothing_but_nan_is_not_exported(tmp_path, tiny_path, shards):
     config = run_config(tmp_path, tiny_path, shards)
     weights = {
-        canonical_name(n): p.detach() * float("nan")
+        canonical_name(n): torch.full_like(p, 1e38)  # finite weights, and sums that are not
         for n, p in trainable(prepare_for_training(load_model(config.model), config)).items()
     }
     run = write_run(tmp_path, config)
