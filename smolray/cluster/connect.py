@@ -3,12 +3,11 @@
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 
 from smolray.cluster.local_ray import start_local_ray
+from smolray.cluster.signals import in_thread
 from smolray.cluster.token import close_token, ensure_token
 from smolray.config import ConfigError
 
@@ -68,29 +68,8 @@ def connect() -> None:
 
 
 def join(address: str) -> None:
-    """Connect this process to the head at `address`.
-
-    In a thread: there Ray leaves Python's handlers of signals alone. Its C++ code takes SIGTERM in any thread, and
-    would end a run in a dump of stacks before it has saved: the handlers are set again until it has.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
-    faults = list[BaseException]()
-
-    def connecting() -> None:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except BaseException as error:
-            faults.append(error)
-
-    thread = threading.Thread(target=connecting, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if faults:
-        raise faults[0]
+    """Connect this process to the head at `address`."""
+    in_thread(partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR))
 
 
 def refuse_dead_head(address: str) -> None:

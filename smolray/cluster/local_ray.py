@@ -52,6 +52,7 @@ class LocalRay:
             process.wait()
 
     def _start(self) -> str:
+        self.died = ()
         # The first lines of what goes wrong go into a pipe; Ray's own logs have the rest.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "smolray.cluster.ray_process"],

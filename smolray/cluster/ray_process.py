@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 LOOK_SECONDS = 1.0
-END_SECONDS = 5.0  # for Ray to end by itself
+END_SECONDS = 5.0  # for all killed processes to be gone
 
 
 def main() -> None:

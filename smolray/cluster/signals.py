@@ -9,9 +9,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+LOOK_SECONDS = 0.05  # between two looks at a thread
 LAST_WORDS_SECONDS = 3.0  # for the end that is written after the second signal
 
 
@@ -106,3 +108,30 @@ def stop_signals() -> Iterator[StopSignals]:
             for number, handler in former.items():
                 with suppress(TypeError):  # one that was not installed from Python
                     signal.signal(number, handler)
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """Do `work` in a thread and wait for it; raises what it raises. The main thread keeps its handlers of signals.
+
+    In the main thread Ray takes signals for itself, and a handler of ours would wait for it. Its C++ code takes SIGTERM
+    in any thread, and would end a run in a dump of stacks before it has saved: the handlers are set again until it has.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in HANDLED} if in_main else {}
+    results, errors = list[T](), list[BaseException]()
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_SECONDS)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if errors:
+        raise errors[0]
+    return results[0]

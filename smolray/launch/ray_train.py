@@ -15,9 +15,9 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from smolray import storage
+from smolray.cluster.signals import in_thread
 from smolray.config import RunConfig
 from smolray.data.reader import Folders
-from smolray.launch.background import in_thread
 from smolray.launch.elastic import NEVER, ElasticMonitor
 from smolray.launch.entrypoint import train_function
 from smolray.launch.resources import use_gpu, worker_resources

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from smolray import storage
 from smolray.run.events import read_events
@@ -249,11 +248,11 @@ class Lease:
         rivals = [(t, name) for name, t in times.items() if own - t < STALE_SECONDS]
         first = min(rivals, default=(own, f"{self.id}.json"))[1]
         if first != f"{self.id}.json":
-            record: dict[str, Any] = {}
-            with suppress(FileNotFoundError, ValueError):
-                record = json.loads(storage.read_bytes(storage.join(folder, first)))
+            rival: Owner | str = "another start of it at the same time"
+            with suppress(FileNotFoundError, ValueError, TypeError):  # its claim is deleted once it owns the run
+                rival = Owner(**json.loads(storage.read_bytes(storage.join(folder, first))))
             storage.delete(mine)
-            raise LeaseError(_refusal(self.run_dir, Owner(**record) if record else self.owner))
+            raise LeaseError(_refusal(self.run_dir, rival))
         return mine
 
 
@@ -268,7 +267,7 @@ def _locked(run_dir: str) -> Iterator[None]:
         yield
 
 
-def _refusal(run_dir: str, owner: Owner) -> str:
+def _refusal(run_dir: str, owner: Owner | str) -> str:
     folder = RunFolder(run_dir)
     return (
         f"{folder.name} belongs to {owner}. `smolray stop {folder.name} --storage {run_dir.rsplit('/', 1)[0]}` saves "
