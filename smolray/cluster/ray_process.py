@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 
@@ -27,24 +27,26 @@ def main() -> None:
     """Start the head of a Ray, say where it is, and end it when standard input closes or one of its processes dies."""
     if os.getsid(0) != os.getpid():
         os.setsid()  # else the end of this session would be that of others
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Ray prints what goes wrong, and that is no answer of ours
     closed = threading.Event()
     threading.Thread(target=_wait_for_end_of_input, args=(closed,), daemon=True).start()
     try:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         node: Any = ray._private.worker._global_node
         processes = {name: infos[0].process.pid for name, infos in node.all_processes.items()}
-        _say(address=node.gcs_address, processes=processes)
+        _say(answers, address=node.gcs_address, processes=processes)
         while not closed.wait(LOOK_SECONDS):
             if dead := [name for name, _ in node.dead_processes()]:
-                _say(died=dead)
+                _say(answers, died=dead)
                 closed.wait()
     finally:
         end_session(os.getsid(0))
 
 
-def _say(**what: Any) -> None:
+def _say(answers: TextIO, **what: Any) -> None:
     with suppress(BrokenPipeError):
-        print(json.dumps(what), flush=True)
+        print(json.dumps(what), file=answers, flush=True)
 
 
 def _wait_for_end_of_input(closed: threading.Event) -> None:
