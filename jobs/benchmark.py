@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,26 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.bench.data import prepare_case, stream_case
+from jobs.bench.epochs import lora_epochs
 from jobs.bench.launch import launch_case
 from jobs.bench.timing import Result
 from jobs.bench.train import cases as train_cases
 
 # (scale of the work, repetitions) -> Results; the first has the case's name
 Case = Callable[[float, int], list[Result]]
-WITH_RAY: dict[str, Case] = {"prepare": prepare_case, "stream": stream_case, "launch": launch_case}
+
+
+def all_cases(model: str) -> tuple[dict[str, Case], dict[str, Case]]:
+    """The cases by name: those that need no Ray, and those that run on it. `model`: the shape that is trained."""
+    with_ray: dict[str, Case] = {"prepare": prepare_case, "stream": stream_case, "launch": launch_case}
+    return train_cases(model), with_ray | {"lora_epochs": partial(lora_epochs, model)}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the cases, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    cases = train_cases("") | WITH_RAY
-    parser.add_argument(
-        "--only", choices=list(cases), action="append", help="a case to run, may be repeated; default: all"
-    )
+    names = [name for cases in all_cases("") for name in cases]
+    parser.add_argument("--only", choices=names, action="append", help="a case to run, may be repeated; default: all")
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the usual amount of work")
@@ -43,13 +48,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
 
-    cases = train_cases(options.model) | WITH_RAY
+    plain, with_ray = all_cases(options.model)
     records: dict[str, dict[str, Any]] = {}
-    for name in options.only or cases:
+    for name in options.only or names:
         began = time.monotonic()
-        if name in WITH_RAY:
+        if name in with_ray:
             start_ray()
-        records |= {result.name: result.to_json() for result in cases[name](options.scale, options.repetitions)}
+        records |= {
+            result.name: result.to_json() for result in (plain | with_ray)[name](options.scale, options.repetitions)
+        }
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         if options.json:  # after each case, so that a later failure loses nothing
             Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")

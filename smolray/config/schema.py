@@ -45,9 +45,10 @@ class ModelConfig(Section):
     """true: recompute the activations of every layer in the backward pass (the text model's last layer, whose MLP runs
     for trained tokens only, keeps the activations that are left); a number: only of that many layers of the vision
     tower and that many of the text model"""
-    vision_features: Literal["compute", "precompute"] = "compute"
+    vision_features: Literal["auto", "compute", "precompute"] = "auto"
     """precompute: write the output of a frozen vision tower to sidecar files of the shards once, and read it in place
-    of the images"""
+    of the images; compute: in every pass; auto: once, where the passes ahead save more than a third of the vision
+    tower's work and a local disk has twice the room (in a bucket: only where the files stand already)"""
     load_in_4bit: bool = False
     """QLoRA: nf4 weights with double quantisation (bitsandbytes); merged into 16-bit weights only"""
     load_in_8bit: bool = False

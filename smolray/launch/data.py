@@ -18,6 +18,7 @@ from smolray.data.ray_jobs import load_index, map_shards, with_max_length
 from smolray.data.reader import Folders
 from smolray.data.shards import prepared_account, read_manifest
 from smolray.model.tiny import SHAPES, build_model
+from smolray.precompute.choice import with_vision_features
 from smolray.precompute.jobs import ensure_sidecars
 from smolray.run.account import DataAccount
 
@@ -49,6 +50,7 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders, dict[str, DataA
 
     check_kind(load_index(folders.train, config), config.method)
 
+    config = with_vision_features(config, folders)
     # Evaluation needs no reference model.
     folders = replace(folders, sidecars=ensure_sidecars(folders.train, config))
     if folders.validation:

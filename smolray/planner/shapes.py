@@ -221,10 +221,20 @@ def left_out(config: RunConfig) -> frozenset[str]:
 
     The vision tower, and the connector where it is frozen too (model/parts.py, frozen_prefix).
     """
-    if config.model.vision_features != "precompute":
-        return frozenset()
     trained = {*config.model.train, *(config.lora.groups if config.lora else ())}
+    if "vision" in trained or not _reads_features(config):
+        return frozenset()
     return frozenset({"vision"} if "connector" in trained else {"vision", "connector"})
+
+
+def _reads_features(config: RunConfig) -> bool:
+    """Whether the run reads precomputed features. `auto` is decided when the data are prepared
+    (precompute/choice.py); before that it is taken as what several passes over a local disk lead to.
+    """
+    if config.model.vision_features == "auto":
+        several = config.train.num_train_epochs > 1 and config.train.max_steps < 0
+        return several and config.engine.name != "trl" and "://" not in config.storage
+    return config.model.vision_features == "precompute"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,9 @@ def _search(
 
     storage.write_bytes(storage.join(folder, STORED), to_yaml(config).encode())
     clear_stop(folder)
+    asked = base.model.vision_features
     base, folders, _ = prepare_data(base)  # once, for all trials
+    base = base.replace({"model.vision_features": asked})  # each trial decides for its own tiles and passes
 
     trial_log = TrialLog(folder)
     trial_log.write("start", trials=total, slots=slots)

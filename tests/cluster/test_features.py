@@ -109,6 +109,20 @@ def test_a_run_with_precomputed_features_is_the_run_with_computed_ones(make_run,
     )
 
 
+@pytest.mark.slow
+def test_a_lora_run_of_several_epochs_computes_its_features_once_unasked(make_run, capsys):
+    settings = ("model.train=[]", "lora={r: 4}", "train.num_train_epochs=3", "data.validation=")
+    computed = make_run("lora-computed", *settings, "model.vision_features=compute")
+    launch_run(computed)
+    capsys.readouterr()
+    automatic = make_run("lora-automatic", *settings)
+    launch_run(automatic)
+
+    assert "vision features: frozen, and needed 3 times: computed once" in capsys.readouterr().out
+    assert load_config(f"{automatic.run_dir}/config.yaml").model.vision_features == "precompute"
+    assert [e["loss"] for e in steps(automatic)] == pytest.approx([e["loss"] for e in steps(computed)], abs=1e-6)
+
+
 def amplification(result):
     """Bytes read for each byte needed."""
     return sum(w["bytes_read"] for w in result["workers"]) / sum(w["bytes_needed"] for w in result["workers"])

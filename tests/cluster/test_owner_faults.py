@@ -154,6 +154,7 @@ def test_a_ray_that_dies_is_told_in_our_words(start, victim):
     assert "Traceback" not in command.said
 
 
+@pytest.mark.timeout(7200)  # a start is half a minute on two cores
 def test_kills_of_every_process_cost_no_sample_and_change_no_loss(start):
     quiet = start("quiet", "train.num_train_epochs=3")
     assert quiet.process.wait(WAIT_SECONDS) == 0, quiet.said[-3000:]
