@@ -26,6 +26,7 @@ from smolray.pretrained import model_config
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a text
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+MOST_TEMPLATES = 1000  # that are kept
 _PROBE = " \t Ab \n<b>&amp;' \n"  # what a template that trims, escapes or recases would change
 
 
@@ -175,6 +176,8 @@ class Encoder:
     def _template(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[_Span, ...]:
         structure = (*((m.role, tuple(p.type for p in m.content), m.trained) for m in messages), generation_prompt)
         if structure not in self._templates:
+            if len(self._templates) == MOST_TEMPLATES:  # conversations of a service may have any structure
+                self._templates.clear()
             self._templates[structure] = self._compile(messages, generation_prompt)
         return self._templates[structure]
 

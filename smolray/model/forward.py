@@ -37,8 +37,14 @@ def through_layers(
 
     With `positions` the last layer's MLP runs only there: no later layer reads another position.
     """
-    rotary = text.rotary_emb(hidden, position_ids=batch.position_ids)  # type: ignore[operator]
-    inputs = {"position_embeddings": rotary, **attention(batch)}
+    return run_layers(text, hidden, batch.position_ids, positions, **attention(batch))
+
+
+def run_layers(
+    text: nn.Module, hidden: torch.Tensor, position_ids: torch.Tensor, positions: torch.Tensor | None, **inputs: Any
+) -> torch.Tensor:
+    """As `through_layers`, with `inputs` for every layer: how it attends, and the cache of keys and values, if any."""
+    inputs["position_embeddings"] = text.rotary_emb(hidden, position_ids=position_ids)  # type: ignore[operator]
     layers: list[Any] = list(text.layers)  # type: ignore[arg-type]
     last = layers.pop() if layers and positions is not None else None
     for layer in layers:

@@ -26,6 +26,7 @@ RAY_IMPORTERS = {
     "data.stream",
     "precompute.jobs",
     "inference.job",
+    "serve.deployment",
 }
 # A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention
 # says so.
@@ -42,7 +43,7 @@ LEVELS = (
     ("objectives", "planner"),
     ("engine", "evaluate", "precompute"),
     ("train", "report", "inference", "export"),
-    ("launch",),
+    ("launch", "serve"),
     ("tune",),
     ("cli",),
     ("jobs", "__main__"),

@@ -9,7 +9,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from smolray.data.sample import SampleError
@@ -31,14 +31,18 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def fetch(url: str, is_allowed: Callable[[str], bool] = is_public) -> bytes:
-    """The content at a URL. `is_allowed`: which addresses may be connected to. Raises SampleError (missing_file)."""
+def fetch(url: str, is_allowed: Callable[[str], bool] = is_public, hosts: Collection[str] | None = None) -> bytes:
+    """The content at a URL. `is_allowed`: which addresses may be connected to; `hosts`: the names it may be fetched
+    from, also by a redirect, None for any. Raises SampleError (missing_file).
+    """
     deadline = time.monotonic() + TOTAL_SECONDS
     try:
         for _ in range(REDIRECTS + 1):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise OSError(f"it leads to {parts.scheme}://, which is not fetched")
+            if hosts is not None and parts.hostname not in hosts:
+                raise OSError(f"{parts.hostname} is not among the hosts that images are fetched from")
             content, redirect = _get(parts, is_allowed, deadline)
             if not redirect:
                 return content

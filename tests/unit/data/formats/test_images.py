@@ -179,6 +179,10 @@ def test_what_is_fetched_is_bounded_and_each_redirect_is_checked(server, monkeyp
     ):
         with pytest.raises(SampleError, match=fault):
             fetch(server + path, here)
+    assert fetch(f"{server}/moved", here, hosts=("127.0.0.1",)) == RED
+    for path in ("/a.png", "/to-private"):
+        with pytest.raises(SampleError, match=r"127\.0\.0\.\d is not among the hosts"):
+            fetch(server + path, here, hosts=("example.com",) if path == "/a.png" else ("127.0.0.1",))
     monkeypatch.setattr("smolray.data.formats.fetch.MAX_BYTES", 50)
     with pytest.raises(SampleError, match="more than 50 bytes"):
         fetch(f"{server}/a.png", here)
