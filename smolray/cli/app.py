@@ -24,6 +24,7 @@ from smolray.cli import (
     results,
     runs,
     search,
+    serve,
     submit,
     train,
 )
@@ -36,14 +37,14 @@ COMMANDS = {
     "Training": (train.train, train.resume, train.plan, train.tune),
     "Runs": (runs.status, runs.logs, runs.stop),
     "Results": (results.evaluate, results.compare, results.report, results.tensorboard, results.export),
-    "Use a model": (generate.generate,),
+    "Use a model": (generate.generate, serve.serve),
     "Clusters": (submit.submit, cluster.doctor),
     "Setup": (environment.env,),
 }
 # Heading -> groups of commands below it, by name.
 GROUPS = {
     "Setup": {"config": config.config_app},
-    "Use a model": {"search": search.search_app},
+    "Use a model": {"search": search.search_app, "key": serve.key_app},
     "Clusters": {"cluster": cluster.cluster_app, "k8s": kubernetes.k8s_app},
 }
 

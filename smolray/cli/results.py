@@ -5,18 +5,37 @@ from typing import Annotated
 import typer
 
 from smolray.cli.options import Checkpoint, Name, Storage, console, plain, stored_config
+from smolray.config import ConfigError
 from smolray.run.status import require_run
 from smolray.run.tensorboard import export_tensorboard
 
 
-def evaluate(name: Name, checkpoint: Checkpoint = None, storage: Storage = "runs") -> None:
+def evaluate(
+    name: Name,
+    checkpoint: Checkpoint = None,
+    endpoint: Annotated[
+        str, typer.Option(help="ask a server of OpenAI's API instead, such as http://127.0.0.1:8000/v1")
+    ] = "",
+    model: Annotated[str, typer.Option(help="as the server names it; default: the run's name")] = "",
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="for the server")] = "",
+    storage: Storage = "runs",
+) -> None:
     """Answer the validation questions with a trained run; print its accuracy."""
     run, _ = stored_config(name, storage)
 
     from smolray.cli.tables import accuracy_table, metrics_table
-    from smolray.launch.driver import evaluate_run
+    from smolray.evaluate.validation import evaluation_fields
 
-    result = evaluate_run(run, checkpoint)
+    if endpoint:
+        from smolray.evaluate.endpoint import Endpoint, evaluate_endpoint
+
+        if checkpoint:
+            raise ConfigError("--checkpoint says nothing to --endpoint: the server has loaded a model already")
+        result = evaluation_fields(evaluate_endpoint(run, Endpoint(endpoint, model or name, api_key)))
+    else:
+        from smolray.launch.driver import evaluate_run
+
+        result = evaluate_run(run, checkpoint)
     console.print(accuracy_table(result))
     console.print(metrics_table(result.get("metrics") or {}))
 

@@ -1,0 +1,164 @@
+"""The commands `smolray serve`, and `smolray key add`, `list` and `revoke`: models behind OpenAI's HTTP API."""
+
+import ipaddress
+import socket
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smolray.cli.options import Checkpoint, Storage, console, errors, plain
+from smolray.config import ConfigError
+
+key_app = typer.Typer(no_args_is_help=True, help="API keys for `smolray serve`.")
+
+KeyFile = Annotated[
+    str, typer.Option("--key-file", envvar="SMOLRAY_KEY_FILE", help="default: ~/.smolray/api-keys.json")
+]
+KeyName = Annotated[str, typer.Argument(help="whose key it is, such as laptop")]
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL…", help="runs, or folders or hub ids that transformers loads; then KEY=VALUE settings"
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
+    key_file: KeyFile = "",
+    no_key: Annotated[
+        bool, typer.Option("--no-key", help="ask for no API key; on this machine's loopback only")
+    ] = False,
+    replicas: Annotated[
+        str, typer.Option(help="copies of each model, one a GPU: a number, or LOW:HIGH by the load")
+    ] = "1",
+    slots: Annotated[int, typer.Option(min=1, help="answers that a replica decodes at a time")] = 32,
+    queue: Annotated[int, typer.Option(min=0, help="more that may wait; beyond, a request is told to come back")] = 64,
+    kv_gib: Annotated[
+        float | None, typer.Option(help="memory for keys and values; default: most of a GPU, 1 without a GPU")
+    ] = None,
+    request_mib: Annotated[int, typer.Option(min=1, help="largest request")] = 32,
+    images: Annotated[int, typer.Option(min=0, help="most images of a request")] = 16,
+    seconds: Annotated[float, typer.Option(min=1, help="longest time for a request")] = 300.0,
+    images_from: Annotated[
+        list[str] | None, typer.Option(help="a public host that http(s) images are fetched from; default: none")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    storage: Storage = "runs",
+) -> None:
+    """Answer OpenAI's HTTP API with trained models.
+
+    Example: smolray key add laptop; smolray serve RUN
+    """
+    keys = "" if no_key else str(_key_path(key_file))
+    _check_access(host, port, keys)
+    _require_ray_serve()
+
+    from smolray.cluster.connect import connect
+    from smolray.cluster.local_ray import LOCAL_RAY
+    from smolray.serve import deployment
+    from smolray.serve.settings import ServeSettings
+
+    settings = ServeSettings(
+        models=[name for name in models if "=" not in name],
+        overrides=[setting for setting in models if "=" in setting],
+        storage=storage,
+        checkpoint=checkpoint,
+        key_file=keys,
+        replicas=_replicas(replicas),
+        slots=slots,
+        queue=queue,
+        kv_gib=kv_gib,
+        request_mib=request_mib,
+        images=images,
+        seconds=seconds,
+        image_hosts=images_from or [],
+    )
+    deployment.find_sources(settings)  # what is wrong with them is told before Ray starts
+    connect()
+    deployment.start(settings, host, port)
+    shown = f"[{host}]" if ":" in host else host
+    errors.print(f"serving {plain(', '.join(settings.models))} at http://{shown}:{port}/v1", soft_wrap=True)
+    while not LOCAL_RAY.died:
+        time.sleep(1)
+    raise ConfigError(f"Ray has died ({', '.join(LOCAL_RAY.died)}); start the service again")
+
+
+@key_app.command("add")
+def add(name: KeyName, key_file: KeyFile = "") -> None:
+    """Make a key and print it: it is shown this once, and only its hash is kept."""
+    from smolray.serve.keys import add_key
+
+    typer.echo(add_key(_key_path(key_file), name))
+
+
+@key_app.command("list")
+def list_keys(key_file: KeyFile = "") -> None:
+    """Show the names of the keys, and when they were made."""
+    from smolray.serve.keys import read_keys
+
+    for key in read_keys(_key_path(key_file)):
+        made = datetime.fromtimestamp(key.made).isoformat(" ", "minutes")
+        console.print(f"{plain(key.name)}  [dim]{made}[/dim]", soft_wrap=True)
+
+
+@key_app.command("revoke")
+def revoke(name: KeyName, key_file: KeyFile = "") -> None:
+    """Remove a key; a running service refuses it from now on."""
+    from smolray.serve.keys import revoke_key
+
+    revoke_key(_key_path(key_file), name)
+
+
+def _key_path(key_file: str) -> Path:
+    from smolray.serve.keys import default_path
+    from smolray.storage import absolute
+
+    return Path(absolute(key_file)) if key_file else default_path()
+
+
+def _check_access(host: str, port: int, key_file: str) -> None:
+    """Raise ConfigError where the address is not free, or everyone could use the service."""
+    from smolray.serve.keys import read_keys
+
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [(family, where) for family, _, _, _, where in found]
+        for family, where in addresses:
+            with socket.socket(family, socket.SOCK_STREAM) as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind(where)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port} cannot be listened on: {error.strerror or error}") from None
+
+    own = all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for _, where in addresses)
+    if not key_file and not own:
+        raise ConfigError(f"--no-key with --host {host} would let everyone in; leave one of them out")
+    if key_file and not read_keys(Path(key_file)):
+        raise ConfigError(f"there is no API key in {key_file}; make one: smolray key add NAME")
+
+
+def _require_ray_serve() -> None:
+    """Raise ConfigError where Ray Serve's packages are not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "`smolray serve` needs Ray Serve, which is not installed; run: pip install 'smolray[serve]'"
+        ) from None
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    try:
+        found = int(low), int(high or low)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise ConfigError(f"--replicas {text}: expected a number of at least 1, or LOW:HIGH such as 1:4")
+    return found
