@@ -4,6 +4,7 @@ In: signals of the main thread. Out: Stopped, raised where the command is; or, w
 looks at. The exit codes are 130 and 143, as the shell's own.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -84,6 +85,18 @@ class StopSignals:
 
 
 SIGNALS = StopSignals()
+
+
+def _keep_exit_code() -> None:
+    """Python gives signals back to the system before its last steps; one more would end a process that has ended by
+    then, and its exit code would be the signal's.
+    """
+    if SIGNALS.number and SIGNALS.installed:
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_IGN)
+
+
+atexit.register(_keep_exit_code)  # registered first, called last
 
 
 @contextmanager

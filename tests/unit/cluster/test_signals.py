@@ -53,3 +53,27 @@ def test_the_second_signal_ends_at_once(number, code):
     out, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 10
     assert (process.returncode, out, errors) == (code, "last words\n", "saving\nended at once\n")
+
+
+def test_a_signal_while_python_ends_does_not_change_the_exit_code():
+    leaving = """
+import os, time
+class Leaving:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"leaving\\n")
+        sleep(1)
+kept = Leaving()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", leaving + POLITE, "patient", "quick"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line in ("ready\n", "leaving\n"):
+            process.send_signal(signal.SIGTERM)
+    assert lines == ["ready\n", "saved\n", "leaving\n"]
+    assert process.wait(60) == 143
