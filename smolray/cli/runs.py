@@ -7,9 +7,9 @@ import typer
 from smolray.cli.options import Address, Name, Storage, console, errors, job_client, plain
 from smolray.run import status as run_state
 from smolray.run.events import read_events
-from smolray.run.folder import RunFolder
+from smolray.run.folder import RunFolder, has_log
 from smolray.run.progress import duration, event_line
-from smolray.storage import absolute, exists, join
+from smolray.storage import absolute
 
 
 def status(
@@ -54,7 +54,7 @@ def stop(
     from smolray.tune.log import FILE, search_folder
 
     client = job_client(address) if address else None
-    if exists(join(folder := search_folder(storage, name), FILE)):
+    if has_log(folder := search_folder(storage, name), FILE):
         _stop_search(folder, wait)
     else:
         _stop_run(run_state.require_run(storage, name), wait)

@@ -243,11 +243,12 @@ class Session:
         told = ""
         while not over.wait(WAITING_SECONDS):
             with suppress(OSError, RayError):
-                if read_events(self.run_dir)[-1]["event"] not in STARTING:
+                log = EventLog(self.run_dir)
+                if log.newest not in STARTING:
                     return
                 if (what := waits_for(workers, each)) and what != told:
                     told = what
-                    EventLog(self.run_dir).write("waiting", what=what)
+                    log.write("waiting", what=what)
 
     def _last_words(self) -> None:
         if self.begun:

@@ -2,6 +2,10 @@
 
 In: events of rank 0. Out: the surviving history: a resume discards the events after its checkpoint.
 
+On object storage the log is a folder of parts, `<run>/events/` (run/parts.py), with one stream for each attempt: what a
+worker of an attempt that is over still writes stands before all that a later attempt has written. A run that began with
+an `events.jsonl` there keeps it, and goes on in parts.
+
 Every event has `event` (its kind), `time` (seconds since 1970) and `attempt` (1, 2, …). The kinds and their fields:
 
 - preparing: nothing more; the driver has begun
@@ -26,28 +30,27 @@ Every event has `event` (its kind), `time` (seconds since 1970) and `attempt` (1
 import contextlib
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from smolray import storage
-from smolray.run.folder import EVENTS, RunFolder
-from smolray.run.lines import LineFile
+from smolray.run.folder import EVENTS, log_parts
+from smolray.run.parts import PartsReader, line_log
 
 Event = dict[str, Any]
 RENAMED = {"deal": "balance"}  # kinds in older logs
 
 
 class EventLog:
-    """Adds the events of one attempt to the log.
-
-    Storage that is not local has no append: the file is written again, at most every `flush_seconds`.
-    """
+    """Adds the events of one attempt to the log. On object storage it writes at most every `flush_seconds`."""
 
     def __init__(self, run_dir: str, flush_seconds: float = 5.0, file: str = EVENTS):
-        events = read_events(run_dir, file)
+        tail = EventTail(run_dir, file=file)
+        events = tail.new()
         self.attempt = 1 + sum(e["event"] == "start" for e in events)
+        self.newest = events[-1]["event"] if events else ""  # its kind, before this log's own
         self.flush_seconds = flush_seconds if not storage.is_local(run_dir) else 0.0
-        self._file = LineFile(storage.join(run_dir, file), map(json.dumps, events))
+        parts, stream = log_parts(run_dir, file), f"attempt-{self.attempt:05d}"
+        self._file = line_log(storage.join(run_dir, file), parts, stream, tail.last + 1)
         self._flushed = 0.0
 
     def write(self, event: str, **fields: Any) -> None:
@@ -57,50 +60,58 @@ class EventLog:
 
         if time.monotonic() - self._flushed >= self.flush_seconds:
             with contextlib.suppress(storage.StorageFullError):
-                self.flush()
+                self._write()
 
     def flush(self) -> None:
-        """Write what has not been written. Raises StorageFullError."""
+        """Write what has not been written, and merge what was written in many parts. Raises StorageFullError."""
+        self._write()
+        self._file.merge()
+
+    def _write(self) -> None:
         self._file.flush()
         self._flushed = time.monotonic()
 
 
 def read_events(run_dir: str, file: str = EVENTS) -> list[Event]:
     """All events as written, also those that a later resume discarded; a torn last line is left out."""
-    try:
-        return parse_events(storage.read_bytes(storage.join(run_dir, file)))
-    except FileNotFoundError:
-        return []
+    return EventTail(run_dir, file=file).new()
 
 
 class EventTail:
     """Reads events as they are added: from the first one, or with `skip` from now on.
 
-    A local log is read from where the last call stopped.
+    What the last call has read is not read again.
     """
 
-    def __init__(self, run_dir: str, skip: bool = False):
-        self.run_dir, self._offset, self._count = run_dir, 0, 0
+    def __init__(self, run_dir: str, skip: bool = False, file: str = EVENTS):
+        self.uri, self._offset = storage.join(run_dir, file), 0
+        self._parts = None if storage.is_local(run_dir) else PartsReader(log_parts(run_dir, file))
         if skip:
             self.new()
 
+    @property
+    def last(self) -> int:
+        """The highest number of an event in parts that was read."""
+        return self._parts.last if self._parts else 0
+
     def new(self) -> list[Event]:
         """Whole events added since the last call."""
-        if not storage.is_local(self.run_dir):
-            events = read_events(self.run_dir)
-            added, self._count = events[self._count :], len(events)
-            return added
-
-        path = Path(storage.absolute(RunFolder(self.run_dir).events))
-        if not path.exists():
-            return []
-
-        with path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
+        data = self._added()
+        end = data.rfind(b"\n") + 1
+        whole = data if parse_events(data[end:]) else data[:end]
         self._offset += len(whole)
-        return parse_events(whole)
+        lines = [line for _, line in self._parts.new()] if self._parts else []
+        return parse_events(whole) + parse_events(b"\n".join(lines))
+
+    def _added(self) -> bytes:
+        """What the file of the log holds behind what was read."""
+        fs, path = storage.filesystem(self.uri)
+        try:
+            with fs.open_input_file(path) as file:
+                file.seek(self._offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""
 
 
 def parse_events(data: bytes) -> list[Event]:

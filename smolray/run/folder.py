@@ -111,7 +111,17 @@ class RunFolder:
 
     def is_run(self) -> bool:
         """Whether a run has been started in this folder."""
-        return storage.exists(self.events) or storage.exists(self.config)
+        return storage.exists(self.config) or has_log(self.uri)
 
     def _file(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
+
+
+def log_parts(run_dir: str, file: str = EVENTS) -> str:
+    """The folder with the parts of a log, on storage without append (run/parts.py)."""
+    return storage.join(run_dir, file.removesuffix(".jsonl"))
+
+
+def has_log(run_dir: str, file: str = EVENTS) -> bool:
+    """Whether there is a log, of a run or of a search."""
+    return storage.exists(storage.join(run_dir, file)) or storage.exists(log_parts(run_dir, file))

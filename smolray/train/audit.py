@@ -1,17 +1,18 @@
 """Which samples each step consumed: one JSON line per micro-batch and worker.
 
-In: the StepInfo of each step. Out: `<run>/audit/attempt-00001-rank-0000.jsonl`. `consumed` reads them all back, without
-what a resume discarded.
+In: the StepInfo of each step. Out: `<run>/audit/attempt-00001-rank-0000.jsonl`, or parts of it on object storage
+(run/parts.py). `consumed` reads them all back, without what a resume discarded.
 """
 
 import contextlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 
 from smolray import storage
 from smolray.run.events import read_events
 from smolray.run.folder import RunFolder
-from smolray.run.lines import LineFile
+from smolray.run.parts import PartsReader, is_part, line_log
 from smolray.train.step import StepInfo
 
 
@@ -23,7 +24,8 @@ class Audit:
     """
 
     def __init__(self, run_dir: str, attempt: int, rank: int):
-        self._file = LineFile(RunFolder(run_dir).audit_of(attempt, rank))
+        folder = RunFolder(run_dir)
+        self._file = line_log(folder.audit_of(attempt, rank), folder.audit, f"attempt-{attempt:05d}-rank-{rank:04d}")
         self._local = storage.is_local(run_dir)
 
     def __call__(self, step_info: StepInfo) -> None:
@@ -39,6 +41,7 @@ class Audit:
     def flush(self) -> None:
         """Write what has not been written. Raises StorageFullError."""
         self._file.flush()
+        self._file.merge()
 
 
 def consumed(run_dir: str) -> dict[int, list[tuple[int, str]]]:
@@ -46,12 +49,19 @@ def consumed(run_dir: str) -> dict[int, list[tuple[int, str]]]:
     resumes = {e["attempt"]: tuple(e["position"]) for e in read_events(run_dir) if e["event"] == "resume"}
     history: dict[int, list[tuple[int, str]]] = defaultdict(list)
 
-    folder = RunFolder(run_dir).audit
-    for info in storage.list_files(folder):
-        attempt = int(info.base_name.split("-")[1])
+    for stream, line in _lines(RunFolder(run_dir).audit):
+        attempt = int(stream.split("-")[1])
         limit = min((position for later, position in resumes.items() if later > attempt), default=None)
-        for line in storage.read_bytes(storage.join(folder, info.base_name)).decode().splitlines():
-            record = json.loads(line)
-            if limit is None or (record["epoch"], record["micro_batch"]) < limit:
-                history[record["epoch"]] += [(record["step"], one) for one in record["ids"]]
+        record = json.loads(line)
+        if limit is None or (record["epoch"], record["micro_batch"]) < limit:
+            history[record["epoch"]] += [(record["step"], one) for one in record["ids"]]
     return {epoch: sorted(rows) for epoch, rows in sorted(history.items())}
+
+
+def _lines(folder: str) -> Iterator[tuple[str, bytes]]:
+    """(attempt and rank, line) of all files and parts."""
+    for info in storage.list_files(folder):
+        if not is_part(info.base_name):
+            for line in storage.read_bytes(storage.join(folder, info.base_name)).splitlines():
+                yield info.base_name, line
+    yield from PartsReader(folder).new()

@@ -9,20 +9,20 @@ from typing import Any
 
 from smolray import storage
 from smolray.config import ConfigError, RunConfig, load_config
-from smolray.run.folder import CONFIG, EVENTS, RunFolder
+from smolray.run.folder import CONFIG, has_log
 from smolray.tune.log import STORED, read_trials
 from smolray.tune.trial import ORIGIN
 
 # Keys of the search section that may differ between two sessions of one search.
 CHANGEABLE = ("num_samples", "max_concurrent", "train_best")
-RUN_FILES = (EVENTS, CONFIG, ORIGIN, STORED)  # any of them shows that a folder is a run or a search
+RUN_FILES = (CONFIG, ORIGIN, STORED)  # any of them, or a log, shows that a folder is a run or a search
 
 
 def refuse_other_search(config: RunConfig, folder: str) -> None:
     """Raise ConfigError where the name belongs to a run, or to a search whose trials cannot be compared with these."""
     path = storage.join(folder, STORED)
     if not storage.exists(path):
-        if storage.exists(RunFolder(folder).events):
+        if has_log(folder):
             raise ConfigError(
                 f"name = {config.name!r} is a run under {config.storage}; choose another name for the search"
             )
@@ -49,15 +49,18 @@ def refuse_foreign_runs(config: RunConfig, folder: str, total: int) -> None:
         for name in storage.list_dirs(config.storage)
         if (m := pattern.fullmatch(name)) and int(m[1]) <= total and int(m[1]) not in known
     ]
-    foreign = [
-        name for name in named if any(storage.exists(storage.join(config.storage, name, file)) for file in RUN_FILES)
-    ]
+    foreign = [name for name in named if _is_begun(storage.join(config.storage, name))]
     if foreign:
         raise ConfigError(
             f"under {config.storage} are runs with the names of trials of search {config.name!r}, "
             f"whose log does not know them: {', '.join(foreign)}; "
             "choose another name for the search, or move them away"
         )
+
+
+def _is_begun(folder: str) -> bool:
+    """Whether a run or a search has written into a folder."""
+    return has_log(folder) or any(storage.exists(storage.join(folder, file)) for file in RUN_FILES)
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def launched(s3_server, tmp_path_factory):
 
 def test_a_run_on_s3_leaves_there_all_that_a_run_leaves(launched):
     run_dir, printed = launched
-    for name in ("config.yaml", "events.jsonl", "result.json", "report.html", "predictions", "audit"):
+    for name in ("config.yaml", "events", "result.json", "report.html", "predictions", "audit"):
         assert storage.exists(storage.join(run_dir, name)), name
     result = json.loads(storage.read_bytes(storage.join(run_dir, "result.json")))
     skipped: list[str] = []
@@ -207,5 +207,5 @@ def test_a_search_on_s3_saves_and_stops_at_ctrl_c_and_resumes(s3_server, tmp_pat
     run(*command)
     assert [t.status for t in read_trials(folder)] == ["finished"] * 2
     assert [e["step"] for e in read_events(first) if e["event"] == "resume"] == [stopped["step"]]
-    for left in ("best.yaml", "result.json", "report.html", "trials.jsonl"):
+    for left in ("best.yaml", "result.json", "report.html", "trials"):
         assert storage.exists(storage.join(folder, left)), left

@@ -11,7 +11,7 @@ def test_lines_are_added_behind_those_that_are_there(tmp_path):
     first = LineFile(str(path))
     first.add("a")
     first.flush()
-    second = LineFile(str(path), ["a"])
+    second = LineFile(str(path))
     second.add("b")
     second.add("c")
     second.flush()
@@ -22,7 +22,7 @@ def test_lines_are_added_behind_those_that_are_there(tmp_path):
 def test_a_line_behind_a_torn_one_starts_on_its_own(tmp_path):
     path = tmp_path / "lines"
     path.write_text("a\nhalf of a li")
-    file = LineFile(str(path), ["a"])
+    file = LineFile(str(path))
     file.add("b")
     file.flush()
     assert path.read_text() == "a\nhalf of a li\nb\n"
