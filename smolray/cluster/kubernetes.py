@@ -65,6 +65,7 @@ def render(
 
     Raises K8sError where the overlay has no room for the run's workers, or its pods do not see the run's storage.
     """
+    _check_image(image)
     objects = [copy.deepcopy(o) for o in objects]
     wanted = ("RayCronJob", "nightly") if schedule else ("RayJob", kind)
     template = next((o for o in objects if (o["kind"], o["metadata"]["name"]) == wanted), None)
@@ -86,6 +87,7 @@ def render(
         spec["entrypoint"] += f" name={config.name}-$(date -u +%Y%m%d)"
     cluster = spec["rayClusterSpec"]
     _check_paths(config, cluster)
+    _check_way_out(config, objects)
     _fit_workers(config, cluster)
     _mount_config(cluster, f"{name}-config")
     settings = {
@@ -130,6 +132,33 @@ def _mount_config(cluster: Manifest, name: str) -> None:
     pod = cluster["headGroupSpec"]["template"]["spec"]
     pod["volumes"].append({"name": "run", "configMap": {"name": name}})
     pod["containers"][0]["volumeMounts"].append({"name": "run", "mountPath": CONFIG_FOLDER, "readOnly": True})
+
+
+def _check_image(image: str | None) -> None:
+    """Raise K8sError for an image that may be another one tomorrow."""
+    if image is None:
+        return
+    named, _, digest = image.partition("@")
+    version = named.rsplit("/", 1)[-1].partition(":")[2]
+    if version in ("", "latest"):
+        raise K8sError(f"the image {image} has no version: expected one, such as {named.removesuffix(':latest')}:1")
+    if "/" in named and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise K8sError(
+            f"the image {image} has no digest: whoever may push to the registry could change what the cluster runs; "
+            f"expected {named}@sha256:…, which `docker inspect --format '{{{{.RepoDigests}}}}' {named}` prints"
+        )
+
+
+def _check_way_out(config: RunConfig, objects: Iterable[Manifest]) -> None:
+    """Raise K8sError for a URI where the overlay's policies let nothing out."""
+    policies = {o["metadata"]["name"] for o in objects if o["kind"] == "NetworkPolicy"}
+    data = config.data
+    remote = [uri for uri in (config.storage, data.shards, data.train, data.validation) if uri and "://" in uri]
+    if remote and "ray-nodes" in policies and "ray-s3" not in policies:
+        raise K8sError(
+            f"{remote[0]} is not reached: the overlay lets nothing out; add ../../s3 to its components, before "
+            "`cluster`, or use a path on its volume"
+        )
 
 
 def _check_paths(config: RunConfig, cluster: Manifest) -> None:

@@ -1,9 +1,15 @@
-"""How our Ray Data jobs run: without Ray's progress bars, and with at most one task for each core at a time."""
+"""How our Ray Data jobs run: without Ray's progress bars, and with at most one task for each core at a time.
+
+Nodes that the cluster's autoscaler has still to start count as well.
+"""
 
 import logging
 
 import ray
+from ray._private.state import state
 from ray.data import TaskPoolStrategy
+
+MOST_NODES = 1000  # of a group without a limit
 
 
 def quiet_context() -> ray.data.DataContext:
@@ -22,4 +28,24 @@ def at_once(consumers: int, tasks: int) -> TaskPoolStrategy:
     A task asks for a fraction of a CPU, so that it can run next to other work. Without the limit several busy processes
     would share a core.
     """
-    return TaskPoolStrategy(size=max(1, min(tasks, int(ray.cluster_resources().get("CPU", 1)) // consumers)))
+    return TaskPoolStrategy(size=max(1, min(tasks, int(cluster_capacity().get("CPU", 1)) // consumers)))
+
+
+def startable_nodes() -> list[dict[str, float]]:
+    """The resources of each node that the autoscaler may run, up or not; empty where there is no autoscaler."""
+    config = state.get_cluster_config()
+    if config is None:
+        return []
+    nodes = []
+    for group in config.node_group_configs:
+        most = MOST_NODES if group.max_count < 0 else min(group.max_count, MOST_NODES)
+        nodes += [{name: float(amount) for name, amount in group.resources.items()}] * most
+    return nodes
+
+
+def cluster_capacity() -> dict[str, float]:
+    """What the cluster has, by Ray's names, or may have: an autoscaler may have no node up when a run begins."""
+    capacity, nodes = dict(ray.cluster_resources()), startable_nodes()
+    for name in {name for node in nodes for name in node}:
+        capacity[name] = max(capacity.get(name, 0.0), sum(node.get(name, 0.0) for node in nodes))
+    return capacity

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from smolray.cluster.connect import connect, native_errors_in_log
 from smolray.config import ConfigError
 from smolray.data.batch import Batch
-from smolray.data.ray_context import at_once, quiet_context
+from smolray.data.ray_context import at_once, cluster_capacity, quiet_context
 from smolray.inference.predictor import ModelSource
 from smolray.inference.questions import PlacedQuestion, PromptSettings, QuestionTask, collate_questions, read_questions
 from smolray.planner.model_files import shape_of
@@ -79,7 +79,7 @@ def run_job(job: InferenceJob, workers: int | None = None) -> Iterator[pa.Table]
         return
 
     connect()
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if job.source.config.resources.use_gpu != "no" else 0
+    gpus = int(cluster_capacity().get("GPU", 0)) if job.source.config.resources.use_gpu != "no" else 0
     models = workers or gpus or _models_on_cpus(job.source)
     if job.questions is not None:
         models = min(models, -(-job.questions // job.batch_size))
@@ -167,6 +167,6 @@ def _models_on_cpus(source: ModelSource) -> int:
     except ConfigError:  # its size is not known
         weights = 1
 
-    resources = ray.cluster_resources()
+    resources = cluster_capacity()
     by_memory = int(resources.get("memory", 0) // (MEMORY_PER_MODEL * weights))
     return max(1, min(int(resources.get("CPU", 1)), by_memory))

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import ray
 from ray.train import TrainingFailedError
 
 from smolray import storage
 from smolray.cluster.connect import connect, worker_logs
 from smolray.config import ConfigError, RunConfig, to_yaml
+from smolray.data.ray_context import cluster_capacity
 from smolray.data.ray_jobs import ensure_index, load_index
 from smolray.data.reader import Folders, Sidecars
 from smolray.launch.background import in_background
@@ -132,7 +132,7 @@ def fit_planned(run: ResolvedRun, owner: str) -> dict[str, Any]:
 
 def look(config: RunConfig) -> HardwareProbe:
     """The GPUs of the cluster, as many as there may be workers."""
-    most = most_workers(config, ray.cluster_resources())
+    most = most_workers(config, cluster_capacity())
     everywhere = with_absolute_paths(config).replace({"resources.num_workers": (1, most)})
     return HardwareProbe.from_json(fit(everywhere, NO_DATA, WorkerTask.PROBE))
 

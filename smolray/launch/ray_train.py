@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -17,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from smolray import storage
 from smolray.cluster.signals import in_thread
 from smolray.config import RunConfig
+from smolray.data.ray_context import cluster_capacity
 from smolray.data.reader import Folders
 from smolray.launch.elastic import NEVER, ElasticMonitor
 from smolray.launch.entrypoint import train_function
@@ -47,7 +47,7 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
     resources = config.resources
-    gpu = use_gpu(config, ray.cluster_resources())
+    gpu = use_gpu(config, cluster_capacity())
     each = worker_resources(config, gpu)
     scaling = _scaling(config, each, nodes) | {"use_gpu": gpu}
     failures: dict[str, Any] = {"max_failures": resources.max_failures}

@@ -4,12 +4,14 @@ In: a RunConfig and what Ray counts. Out: the number of workers where it is `aut
 nearest setting that works.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
 
 from smolray.config import ConfigError, RunConfig
+from smolray.data.ray_context import cluster_capacity, startable_nodes
 
 SLACK = 1e-9  # fractions of CPUs add up to a little more than their sum
 
@@ -24,20 +26,30 @@ class NodeResources:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run may be placed on. `available`: the sum of the nodes' resources."""
+    """What a run may be placed on, nodes that an autoscaler has still to start included. `available`: their sum."""
 
     available: dict[str, float]
     nodes: tuple[NodeResources, ...]
 
     @classmethod
     def connected(cls) -> "Cluster":
-        """The cluster that this process is connected to."""
-        living = tuple(NodeResources(n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"])
-        return cls(ray.cluster_resources(), living)
+        """The cluster that this process is connected to, with the nodes that its autoscaler has still to start."""
+        living = [NodeResources(n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"]]
+        up, coming = Counter(_shape(node.resources) for node in living), []
+        for resources in startable_nodes():
+            if up[_shape(resources)]:
+                up[_shape(resources)] -= 1
+            else:
+                coming.append(NodeResources(resources, {}))
+        return cls(cluster_capacity(), (*living, *coming))
 
 
 class ResourcesError(ConfigError):
     """The cluster lacks what the run asks for; the message names the request, what is there, and what works."""
+
+
+def _shape(resources: Mapping[str, float]) -> tuple[float, float]:
+    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
 
 
 def use_gpu(config: RunConfig, available: Mapping[str, float]) -> bool:

@@ -136,11 +136,10 @@ class Session:
     def workers(self, config: RunConfig) -> Iterator[None]:
         """A block in which the workers have the run. `config`: as it is trained."""
         self.begun = self.training = self.signals.patient = True
-        import ray
-
+        from smolray.data.ray_context import cluster_capacity
         from smolray.launch.resources import use_gpu, worker_resources
 
-        each = worker_resources(config, use_gpu(config, ray.cluster_resources()))
+        each = worker_resources(config, use_gpu(config, cluster_capacity()))
         with in_background(partial(self._tell_waiting, config.resources.workers[0], each)):
             yield
 

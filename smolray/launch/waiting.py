@@ -30,6 +30,9 @@ def waits_for(workers: int, each: Mapping[str, float]) -> str:
         return ""
 
     asked = " + ".join(f"{amount:g} {name}" for name, amount in each.items())
+    total = ray.cluster_resources()
+    if any(total.get(name, 0.0) + SLACK < workers * each[name] for name in short):
+        return f"{workers} x {asked}; the nodes for it are not up yet"
     return f"{workers} x {asked}; held by {', '.join(sorted(_name(job) for job in held)) or 'other work'}"
 
 

@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy
 from smolray import storage
 from smolray.cluster.connect import native_errors_in_log
 from smolray.config import ConfigError, RunConfig
-from smolray.data.ray_context import at_once, quiet_context
+from smolray.data.ray_context import at_once, cluster_capacity, quiet_context
 from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Sidecars
 from smolray.data.shards import read_manifest
@@ -134,7 +134,7 @@ class _TableActor:
 def _write_tables(names: Sequence[str], maker: WriterMaker, config: RunConfig, done: Callable[[int], None]) -> None:
     """Have the tables of those shards written: on every GPU of the cluster, or on as many CPUs as it has."""
     quiet_context()
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if config.resources.use_gpu != "no" else 0
+    gpus = int(cluster_capacity().get("GPU", 0)) if config.resources.use_gpu != "no" else 0
     actors = min(gpus, len(names)) if gpus else at_once(1, len(names)).size
 
     # a shard that waits behind another could be made elsewhere

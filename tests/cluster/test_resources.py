@@ -10,7 +10,7 @@ import pytest
 
 from smolray.config import load_config
 from smolray.launch.driver import launch_run
-from smolray.launch.resources import ResourcesError, check_resources
+from smolray.launch.resources import Cluster, ResourcesError, check_resources, count_workers, use_gpu
 from smolray.run.events import read_events
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +92,34 @@ def test_an_elastic_run_that_may_starve_its_data_tasks_is_refused():
 def test_a_gpu_is_used_where_there_is_one_unless_it_is_switched_off():
     check_resources(config("resources.num_workers=2"), GPU_NODE)
     check_resources(config("resources.num_workers=4", "resources.use_gpu=no"), GPU_NODE)
+
+
+def test_nodes_that_the_autoscaler_has_still_to_start_count(ray_cluster):
+    """The cluster's description as Ray's autoscaler writes it: no node of the group `gpu` is up."""
+    from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+
+    before = Cluster.connected()
+    with pytest.raises(ResourcesError, match="the cluster has 0 GPU"):
+        check_resources(config("resources.use_gpu=yes"), before.available)
+
+    gpus = NodeGroupConfig(resources={"CPU": 8, "GPU": 1}, min_count=0, max_count=8, name="gpu")
+    head = NodeGroupConfig(resources={"CPU": 0}, min_count=0, max_count=0, name="headgroup")
+    described = ClusterConfig(node_group_configs=[gpus, head]).SerializeToString()
+    key, namespace = GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), GCS_AUTOSCALER_STATE_NAMESPACE.encode()
+    _internal_kv_put(key, described, overwrite=True, namespace=namespace)
+    try:
+        after = Cluster.connected()
+        assert (after.available["GPU"], after.available["CPU"]) == (8, 64)
+        assert use_gpu(config(), after.available), "where none is up yet, the run would train on CPUs"
+        check_resources(config("resources.num_workers=8"), after.available)
+        assert count_workers(config("resources.num_workers=auto"), after, None)[0] == 8
+        with pytest.raises(ResourcesError, match=r"nearest: resources\.num_workers=8"):
+            check_resources(config("resources.num_workers=9"), after.available)
+    finally:
+        _internal_kv_del(key, namespace=namespace)
+    assert Cluster.connected().available == before.available
 
 
 @pytest.mark.parametrize("asked", ["resources.use_gpu=yes", "resources.cpus_per_worker=64"])

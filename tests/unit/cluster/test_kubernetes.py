@@ -173,7 +173,7 @@ def test_every_cluster_wants_a_token_and_has_shared_memory(overlay):
             pod = group["template"]["spec"]
             [shm] = [m["name"] for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == "/dev/shm"]
             assert next(v for v in pod["volumes"] if v["name"] == shm)["emptyDir"]["medium"] == "Memory"
-            assert pod["automountServiceAccountToken"] is (overlay == "autoscale" and group is head)
+            assert pod["automountServiceAccountToken"] is False
 
 
 def _clusters(manifest):
@@ -192,10 +192,85 @@ def test_only_submitters_and_the_operator_reach_the_job_server():
     peers = [
         p["podSelector"].get("matchLabels") or p["podSelector"]["matchExpressions"][0]["values"] for p in rule["from"]
     ]
+    operator = {"matchLabels": {"kubernetes.io/metadata.name": "kuberay"}}
+    assert rule["from"][2]["namespaceSelector"] == operator, "not a pod of any namespace that calls itself the operator"
+    assert "--namespace kuberay " in (K8S / "README.md").read_text(), "where the README installs it"
     assert peers == [{"ray.io/originated-from-crd": "RayJob"}, {"smolray.io/client": "true"}, ["kuberay-operator"]]
     assert all("namespaceSelector" not in p for p in rule["from"][:2]), "a label of another namespace opens nothing"
     [rule] = one(objects_of("home"), "NetworkPolicy", "ray-nodes")["spec"]["ingress"]
     assert rule["from"] == [{"podSelector": {"matchLabels": {"ray.io/is-ray-node": "yes"}}}]
+
+
+def ways_out(overlay):
+    """(who, peers, ports) of every egress rule, by the name of its policy."""
+    policies = [o for o in objects_of(overlay) if o["kind"] == "NetworkPolicy"]
+    return {
+        o["metadata"]["name"]: (o["spec"]["podSelector"]["matchLabels"], o["spec"]["egress"])
+        for o in policies
+        if "Egress" in o["spec"]["policyTypes"]
+    }
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_reach_each_other_dns_and_the_storage_and_nothing_else(overlay):
+    out = ways_out(overlay)
+    ray_nodes = {"ray.io/is-ray-node": "yes"}
+    wanted = {"ray-nodes", "submitters"} | ({"ray-s3"} if overlay != "cpu" else set())
+    assert set(out) == wanted | ({"autoscaler"} if overlay == "autoscale" else set())
+
+    who, rules = out["ray-nodes"]
+    assert who == ray_nodes and rules[0] == {"to": [{"podSelector": {"matchLabels": ray_nodes}}]}
+    assert [{p["port"] for p in rule["ports"]} for rule in rules[1:]] == [{53}]
+    who, rules = out["submitters"]
+    assert who == {"ray.io/originated-from-crd": "RayJob"} and {p["port"] for r in rules for p in r["ports"]} == {
+        8265,
+        53,
+    }
+    for name in set(out) - {"ray-nodes", "submitters"}:
+        for rule in out[name][1]:
+            assert {p["port"] for p in rule["ports"]} <= ({443} if name == "ray-s3" else {443, 6443})
+            assert "169.254.0.0/16" in rule["to"][0]["ipBlock"]["except"], "the cloud's metadata gives keys away"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_keys_of_s3_are_where_s3_is_used_and_nowhere_else(overlay):
+    for manifest in everything(overlay):
+        for cluster in _clusters(manifest):
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                [container] = group["template"]["spec"]["containers"]
+                keys = [source["secretRef"]["name"] for source in container.get("envFrom", [])]
+                assert keys == ([] if overlay == "cpu" else ["smolray-s3"])
+        for pod in pod_specs(manifest):
+            for container in pod["containers"]:
+                assert container["name"] != "submitter" or "envFrom" not in container
+
+
+def test_only_the_autoscalers_container_has_a_token_of_the_api():
+    for manifest in everything("autoscale"):
+        for cluster in _clusters(manifest):
+            head = cluster["headGroupSpec"]["template"]["spec"]
+            [token] = [v["name"] for v in head["volumes"] if "projected" in v]
+            [mount] = cluster["autoscalerOptions"]["volumeMounts"]
+            where = "/var/run/secrets/kubernetes.io/serviceaccount"
+            assert mount == {"name": token, "mountPath": where, "readOnly": True}, "where Ray's autoscaler reads it"
+            assert token not in [m["name"] for c in head["containers"] for m in c["volumeMounts"]]
+            [volume] = [v for v in head["volumes"] if v["name"] == token]
+            files = [next(iter(s.values())) for s in volume["projected"]["sources"]]
+            names = [f.get("path") or f["items"][0]["path"] for f in files]
+            assert names == ["token", "ca.crt", "namespace"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_node_can_be_drained(overlay):
+    budgets = [o["spec"] for o in objects_of(overlay) if o["kind"] == "PodDisruptionBudget"]
+    kinds = [budget["selector"]["matchLabels"]["ray.io/node-type"] for budget in budgets]
+    assert kinds == ["head", "worker"]
+    for budget in budgets:
+        assert budget["maxUnavailable"] == 1, "with 0 a drain never ends"
+        assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    for manifest in everything(overlay):
+        if manifest["kind"] == "RayJob":
+            assert manifest["spec"]["backoffLimit"] > 0, "a run whose head has gone begins again"
 
 
 def test_templates_sleep_until_they_are_rendered():
@@ -264,6 +339,7 @@ def test_workers_become_pods():
         ("home", ["storage=runs"], "storage = 'runs'"),
         ("cpu", ["data.validation=/home/me/val"], "or a path under /data"),
         ("home", ["data.train=''"], "data.train is not set"),
+        ("cpu", ["data.validation=s3://bucket/val"], "the overlay lets nothing out; add ../../s3"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(overlay, overrides, told):
@@ -271,14 +347,47 @@ def test_what_does_not_fit_is_refused_with_what_would(overlay, overrides, told):
         run(*overrides, overlay=overlay)
 
 
+IMAGE = f"registry.example/smolray:1@sha256:{'0a' * 32}"
+
+
 def test_an_image_is_set_in_every_pod_and_nothing_else_is_touched():
     before = copy.deepcopy(objects_of("home"))
-    rendered = run(image="registry.example/smolray:1")
-    assert {c["image"] for o in rendered for pod in pod_specs(o) for c in pod["containers"]} == {
-        "registry.example/smolray:1"
-    }
+    rendered = run(image=IMAGE)
+    assert {c["image"] for o in rendered for pod in pod_specs(o) for c in pod["containers"]} == {IMAGE}
     assert objects_of("home") == before
     assert list(yaml.safe_load_all(to_manifests(rendered))) == rendered
+
+
+@pytest.mark.parametrize("image", [IMAGE, "smolray:0.1.0", f"host:5000/a/smolray:1.2-rc@sha256:{'1' * 64}"])
+def test_an_image_with_version_and_digest_or_of_the_node_itself_is_taken(image):
+    assert {c["image"] for pod in pod_specs(one(run(image=image), "RayJob")) for c in pod["containers"]} == {image}
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        ("smolray", "has no version: expected one, such as smolray:1"),
+        ("smolray:latest", "has no version: expected one, such as smolray:1"),
+        ("host:5000/smolray", "has no version"),
+        (f"registry.example/smolray@sha256:{'1' * 64}", "has no version"),
+        ("registry.example/smolray:1", "has no digest"),
+        ("registry.example/smolray:1@sha256:12", "has no digest"),
+        (
+            "registry.example/smolray:1@sha256:…",
+            "`docker inspect --format '{{.RepoDigests}}' registry.example/smolray:1`",
+        ),
+    ],
+)
+def test_an_image_that_may_be_another_one_tomorrow_is_refused(image, told):
+    with pytest.raises(K8sError, match=re.escape(told)):
+        run(image=image)
+
+
+def test_the_images_of_the_overlays_are_of_this_version():
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    images = {c["image"] for o in objects_of("home") for pod in pod_specs(o) for c in pod["containers"]}
+    assert images == {f"smolray:{version}"}
+    assert f"smolray:{version} " in (K8S / "README.md").read_text()
 
 
 @pytest.mark.parametrize("limit", [RAYJOB_NAME, CRONJOB_NAME])
