@@ -6,6 +6,8 @@ processor and model card. Its logits are compared with the trained model's befor
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +35,8 @@ from smolray.model.trained import merged_model, trained_model, unquantised
 from smolray.pretrained import DTYPES
 from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
 from smolray.run.folder import RunFolder
+from smolray.run.lease import LeaseError, owning
+from smolray.run.result import read_result
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
 DIVERGENCE = {"4-bit": 0.5, "8-bit": 0.05}  # nats a trained token: adapters of quantised weights on the 16-bit ones
@@ -58,9 +62,31 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
         ExportError: the written model differs from the trained one, or `out` holds other files. No folder is left.
+        LeaseError: `out` lies in the run's folder, and another process trains or evaluates the run.
     """
+    target = out or RunFolder(run_dir).export
+    with writing_into(run_dir, target):
+        stock, answers = _export_run(run_dir, target, name)
+    if storage.exists(RunFolder(run_dir).result):
+        with suppress(LeaseError), owning(run_dir, "export"):  # a run that is trained writes its result anew
+            record_stock(run_dir, stock, answers)
+    return target
+
+
+@contextmanager
+def writing_into(run_dir: str, target: str) -> Iterator[None]:
+    """A block that owns the run where its `target` lies inside the run's folder. Raises LeaseError where a process that
+    trains or evaluates owns it.
+    """
+    inside = storage.absolute(target).startswith(storage.join(storage.absolute(run_dir), ""))
+    with owning(run_dir, "export") if inside else nullcontext():
+        yield
+
+
+def _export_run(run_dir: str, target: str, name: str | None) -> tuple[StockImages, StockAnswers | None]:
+    """Write the folder; returns what a stock call of it does."""
     config = load_config(RunFolder(run_dir).config)
-    chosen, target = chosen_checkpoint(run_dir, name), out or RunFolder(run_dir).export
+    chosen = chosen_checkpoint(run_dir, name)
     require_replaceable(target)
 
     merged = merged_model(config, chosen)
@@ -81,9 +107,7 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
         use = f"## Images\n\n{images}\n\n{patch_note(loaded)}\n\n## Tokens\n\n{token_note(Path(folder))}\n\n"
         Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, note, use), encoding="utf-8")
         publish(folder, target, last="config.json")
-
-    record_stock(run_dir, stock, answers)
-    return target
+    return stock, answers
 
 
 def export_adapter(run_dir: str, out: str | None = None, name: str | None = None) -> str:
@@ -103,7 +127,14 @@ def export_adapter(run_dir: str, out: str | None = None, name: str | None = None
             f"{run_dir} trained more than adapters ({found}): they alone are not the trained model; export it merged"
         )
 
-    chosen, target = chosen_checkpoint(run_dir, name), out or RunFolder(run_dir).adapter
+    target = out or RunFolder(run_dir).adapter
+    with writing_into(run_dir, target):
+        _export_adapter(config, run_dir, target, name)
+    return target
+
+
+def _export_adapter(config: RunConfig, run_dir: str, target: str, name: str | None) -> None:
+    chosen = chosen_checkpoint(run_dir, name)
     require_replaceable(target)
 
     trained = trained_model(config, chosen)
@@ -127,7 +158,6 @@ def export_adapter(run_dir: str, out: str | None = None, name: str | None = None
         card = model_card(config, run_dir, chosen, "Adapters alone, for PEFT.")
         Path(folder, "README.md").write_text(card, encoding="utf-8")
         publish(folder, target, last="adapter_config.json")
-    return target
 
 
 def write_config_for_others(file: Path, tied: bool) -> None:
@@ -172,13 +202,10 @@ def answer_note(answers: StockAnswers | None) -> str:
 
 
 def record_stock(run_dir: str, stock: StockImages, answers: StockAnswers | None) -> None:
-    """Add to the run's result.json what a stock call of the export does; a run without a result is left as it is."""
-    file = RunFolder(run_dir).result
-    if not storage.exists(file):
-        return
+    """Add to the run's result.json what a stock call of the export does."""
     found = {"images": asdict(stock), "answers": asdict(answers) if answers else None}
-    result = json.loads(storage.read_bytes(file)) | {"stock_call": found}
-    storage.write_bytes(file, json.dumps(result, indent=1).encode())
+    result = read_result(run_dir) | {"stock_call": found}
+    storage.write_bytes(RunFolder(run_dir).result, json.dumps(result, indent=1).encode())
 
 
 def patch_note(model: PreTrainedModel) -> str:
@@ -308,10 +335,7 @@ def _training_method(config: RunConfig) -> str:
 
 def _score_table(config: RunConfig, run_dir: str) -> str:
     """The scores of the run by type as a section of the model card; empty where it has none."""
-    try:
-        result = json.loads(storage.read_bytes(RunFolder(run_dir).result))
-    except FileNotFoundError:
-        return ""
+    result = read_result(run_dir)
     if not result.get("accuracy"):
         return ""
 

@@ -9,6 +9,7 @@ from smolray.run import status as run_state
 from smolray.run.events import read_events
 from smolray.run.folder import RunFolder, has_log
 from smolray.run.progress import duration, event_line
+from smolray.run.result import reading
 from smolray.storage import absolute
 
 
@@ -35,9 +36,10 @@ def logs(
     The output of the workers stays on their nodes: the line `launch` of a run says where.
     """
     run_dir, total = run_state.require_run(storage, name), None
-    for event in run_state.follow_events(run_dir) if follow else read_events(run_dir):
-        total = event.get("total_steps", total)
-        typer.echo(event_line(event, total))
+    with reading(run_dir):
+        for event in run_state.follow_events(run_dir) if follow else read_events(run_dir):
+            total = event.get("total_steps", total)
+            typer.echo(event_line(event, total))
 
 
 def stop(

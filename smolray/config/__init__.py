@@ -9,6 +9,7 @@ from smolray.config.errors import ConfigError as ConfigError
 from smolray.config.errors import explain as explain
 from smolray.config.load import check_run as check_run
 from smolray.config.load import load_config as load_config
+from smolray.config.load import read_settings as read_settings
 from smolray.config.load import to_yaml as to_yaml
 from smolray.config.methods import METHODS as METHODS
 from smolray.config.methods import DPOConfig as DPOConfig

@@ -27,7 +27,7 @@ def load_config(
     """
     record = _merge({}, _with_current_names(base or {}))
     if path is not None:
-        record = _merge(record, _with_current_names(_read_yaml(config_file(path))))
+        record = _merge(record, _with_current_names(read_settings(config_file(path))))
     for override in overrides:
         _apply_override(record, override)
     try:
@@ -49,7 +49,8 @@ def check_run(config: RunConfig) -> None:
         raise ConfigError("\n".join(found))
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_settings(path: str) -> dict[str, Any]:
+    """The settings in a file as they stand there, unchecked. Raises ConfigError where it is no YAML of settings."""
     try:
         loaded = parse_yaml(storage.read_bytes(path).decode("utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:

@@ -36,6 +36,7 @@ from smolray.precompute.jobs import found_features
 from smolray.run.checkpoint import chosen_checkpoint
 from smolray.run.events import EventLog, EventTail
 from smolray.run.folder import RunFolder
+from smolray.run.lease import owning
 from smolray.run.progress import event_line
 from smolray.train.task import WorkerTask
 
@@ -139,16 +140,17 @@ def look(config: RunConfig) -> HardwareProbe:
 
 def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
     """Decode the validation shards of a run with one of its checkpoints (default: the best, else the newest), over its
-    workers.
+    workers. Raises LeaseError while another process trains, evaluates or exports it.
     """
     if not config.data.validation:
         raise ConfigError("data.validation is not set: there is nothing to evaluate on")
     storage.require_writable(config.run_dir, "the run's folder")
-    connect()
-    chosen = chosen_checkpoint(config.run_dir, name)
-    config = resolve(config, Cluster.connected()).config
+    with owning(config.run_dir, "evaluate") as lease:
+        connect()
+        chosen = chosen_checkpoint(config.run_dir, name)
+        config = resolve(config, Cluster.connected()).config
 
-    ensure_index(config.data.validation, config)
-    features = Sidecars(found_features(config.data.validation, config))
-    folders = Folders(config.data.train, config.data.validation, validation_sidecars=features)
-    return fit(config, folders, WorkerTask.EVALUATE, checkpoint=chosen.uri)
+        ensure_index(config.data.validation, config)
+        features = Sidecars(found_features(config.data.validation, config))
+        folders = Folders(config.data.train, config.data.validation, validation_sidecars=features)
+        return fit(config, folders, WorkerTask.EVALUATE, checkpoint=chosen.uri, owner=lease.id)

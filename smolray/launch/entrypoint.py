@@ -47,7 +47,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
         case WorkerTask.MEASURE:
             return measure_worker(config, folders, device, node)
         case WorkerTask.EVALUATE:
-            return evaluate_worker(config, folders, device, settings["checkpoint"])
+            return evaluate_worker(config, folders, device, settings["checkpoint"], settings["owner"])
 
     try:
         return run_worker(config, folders, device, node, settings["owner"])

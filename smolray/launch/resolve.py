@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smolray import storage
-from smolray.config import RunConfig, check_run, load_config
+from smolray.config import ConfigError, RunConfig, check_run, load_config
 from smolray.data.reader import Folders
 from smolray.launch.resources import Cluster, check_resources, count_workers
 from smolray.planner import auto
@@ -96,7 +96,15 @@ def _earlier(config: RunConfig) -> RunConfig | None:
     """The run as it was stored when it trained last; None for a new one, and for one whose workers never started."""
     stored, events = RunFolder(config.run_dir).config, read_events(config.run_dir)
     begun = not events or any(e["event"] == "start" for e in events)
-    return load_config(stored) if begun and storage.exists(stored) else None
+    if not (begun and storage.exists(stored)):
+        return None
+    try:
+        return load_config(stored)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}\n{stored} holds the settings with which the run was started last: put back a copy, or move it "
+            "away, and the run goes on with those that are given now"
+        ) from None
 
 
 def _absolute(path: str) -> str:

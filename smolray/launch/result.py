@@ -18,19 +18,20 @@ from smolray.run import checkpoint
 from smolray.run.events import Event, account_of, read_events, surviving
 from smolray.run.folder import RunFolder
 from smolray.run.predictions import read_predictions
+from smolray.run.result import read_result
 
 
 def finished_result(config: RunConfig) -> dict[str, Any]:
-    """result.json of a run that finished with exactly these settings and still has its last checkpoint, else {}."""
-    folder = RunFolder(config.run_dir)
-    result, settings = folder.result, folder.config
-    if not (
-        storage.exists(result) and storage.exists(settings) and storage.read_bytes(settings).decode() == to_yaml(config)
-    ):
+    """result.json of a run that finished with exactly these settings and still has its last checkpoint, else {}.
+
+    Raises RunFileError where it is damaged.
+    """
+    stored, settings = read_result(config.run_dir), RunFolder(config.run_dir).config
+    if not (stored and storage.exists(settings) and storage.read_bytes(settings) == to_yaml(config).encode()):
         return {}
 
-    stored, last = json.loads(storage.read_bytes(result)), checkpoint.latest(config.run_dir)
-    whole = stored["status"] == "finished" and last is not None and last.step == stored["steps"]
+    last = checkpoint.latest(config.run_dir)
+    whole = stored.get("status") == "finished" and last is not None and last.step == stored.get("steps")
     return stored if whole else {}
 
 

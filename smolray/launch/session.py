@@ -6,7 +6,6 @@ lost; a request to save where the workers train; the last event of a run that en
 It begins before Ray and torch are imported, so that `smolray status` and `stop` know a run from its first second.
 """
 
-import json
 import os
 import socket
 import sys
@@ -25,6 +24,7 @@ from smolray.launch.background import in_background
 from smolray.run.events import EventLog, read_events
 from smolray.run.folder import RunFolder
 from smolray.run.lease import Lease, LeaseLostError, owning
+from smolray.run.result import read_result
 from smolray.run.status import clear_stop, request_stop, stop_requested
 
 LOOK_SECONDS = 1.0
@@ -119,7 +119,7 @@ class Session:
         folder = RunFolder(self.run_dir)
         storage.delete(folder.stop_flag)
         self.signals.notice, self.signals.last_words = NOTICE, self._last_words
-        if storage.exists(folder.result) and json.loads(storage.read_bytes(folder.result))["status"] == "finished":
+        if read_result(self.run_dir).get("status") == "finished":
             return  # then nothing is written, unless its settings have changed
         if not storage.exists(folder.config):
             storage.write_bytes(folder.config, to_yaml(self.config).encode())

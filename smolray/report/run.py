@@ -5,16 +5,14 @@ images. Out: `<run>/report.html`. The sample images are stored with the predicti
 again from the folder alone.
 """
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from smolray import storage
+from smolray.config import ConfigError, read_settings
 from smolray.report import sections
 from smolray.report.page import render
 from smolray.report.sections import RunContents
@@ -22,10 +20,11 @@ from smolray.run.events import read_events
 from smolray.run.folder import RunFolder
 from smolray.run.predictions import prediction_steps, read_predictions
 from smolray.run.progress import percent
+from smolray.run.result import RunFileError, read_result, reading
 
 
 def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
-    """Write `<run_dir>/report.html` and return its URI.
+    """Write `<run_dir>/report.html` and return its URI. Raises RunFileError where the run's files are damaged.
 
     `images`: encoded images by prediction key, best as thumbnails. None: the images of the earlier report.
     """
@@ -35,7 +34,9 @@ def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
         _write_images(run_dir, images)
 
     uri = RunFolder(run_dir).report
-    storage.write_bytes(uri, report_page(read_run(run_dir, images)).encode())
+    with reading(run_dir):
+        page = report_page(read_run(run_dir, images))
+    storage.write_bytes(uri, page.encode())
     return uri
 
 
@@ -64,27 +65,33 @@ def report_page(run: RunContents) -> str:
 
 
 def read_run(run_dir: str, images: dict[str, bytes]) -> RunContents:
-    """Read the run's folder. Without config.yaml the configuration is that of the newest start."""
+    """Read the run's folder. Without config.yaml the configuration is that of the newest start.
+
+    Raises RunFileError where a file is damaged.
+    """
     folder = RunFolder(run_dir)
     contents = RunContents(
         name=folder.name,
         events=read_events(run_dir),
-        result=_read(folder.result, json.loads),
+        result=read_result(run_dir),
         images=images,
     )
     steps = prediction_steps(run_dir)
     return replace(
         contents,
-        config=_read(folder.config, yaml.safe_load) or contents.start.get("config") or {},
+        config=_stored_settings(folder.config) or contents.start.get("config") or {},
         predictions=read_predictions(run_dir, steps[-1]) if steps else [],
     )
 
 
-def _read(uri: str, parse: Callable[[bytes], Any]) -> dict[str, Any]:
-    try:
-        return parse(storage.read_bytes(uri)) or {}
-    except FileNotFoundError:
+def _stored_settings(uri: str) -> dict[str, Any]:
+    """The settings in config.yaml as they stand there, also of a version that had others; empty where there is none."""
+    if not storage.exists(uri):
         return {}
+    try:
+        return read_settings(uri)
+    except ConfigError as error:
+        raise RunFileError(f"{error}. Put back a copy, or move it away: its log keeps the settings too") from None
 
 
 def _read_images(run_dir: str) -> dict[str, bytes]:

@@ -115,14 +115,15 @@ class EventTail:
 
 
 def parse_events(data: bytes) -> list[Event]:
-    """Events of JSON lines; a torn line is left out."""
+    """Events of JSON lines; a torn or damaged line is left out."""
     events: list[Event] = []
     for line in data.decode("utf-8", errors="replace").splitlines():
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             continue  # the process died in the middle of this line
-        events.append(event | {"event": RENAMED.get(event["event"], event["event"])})
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            events.append(event | {"event": RENAMED.get(event["event"], event["event"])})
     return events
 
 

@@ -1,4 +1,4 @@
-"""The lease of a run: one driver at a time writes into its folder.
+"""The lease of a run: one process at a time writes into its folder: trains, evaluates or exports.
 
 In: the folder of a run or a search. Out: `control/owner.json` in it, which names the driver and is written again every
 few seconds; it is deleted when the driver ends.
@@ -29,6 +29,7 @@ from smolray.run.folder import EVENTS, RunFolder
 BEAT_SECONDS = 5.0  # between two writes of the owner's file
 STALE_SECONDS = 30.0  # an owner that has not written for so long is gone
 SETTLE_SECONDS = 3.0  # object storage: between writing a claim and reading all of them
+TRAINING = ("train", "tune")  # what an owner does for hours; the others evaluate and export
 ENDING_SECONDS = 60.0  # how long a driver whose run has ended may still write its report
 
 
@@ -200,10 +201,10 @@ class Lease:
         deadline, told = time.monotonic() + ENDING_SECONDS, False
         while seen is not None and not self._is_gone(seen):
             assert first is not None
-            ending = self._has_ended()
+            ending = seen.owner.what in TRAINING and self._has_ended()
             beats = seen.owner.id != first.owner.id or seen.written != first.written
             if (not ending and (beats or seen.owner.boot == _boot())) or time.monotonic() > deadline:
-                raise LeaseError(_refusal(self.run_dir, seen.owner))
+                raise LeaseError(self._refusal(seen.owner))
             if not told:
                 doing = "is writing its report" if ending else "has not given a sign of life yet"
                 say(f"waiting: {RunFolder(self.run_dir).name} belongs to {seen.owner}, which {doing}")
@@ -233,7 +234,22 @@ class Lease:
         """Raise LeaseError where another start was faster."""
         now = read_owner(self.run_dir)
         if now is not None and (before is None or now.owner.id != before.owner.id):
-            raise LeaseError(_refusal(self.run_dir, now.owner))
+            raise LeaseError(self._refusal(now.owner))
+
+    def _refusal(self, owner: Owner | str) -> str:
+        """Who owns the run, and what to do about it."""
+        folder = RunFolder(self.run_dir)
+        remedy = f"`smolray stop {folder.name} --storage {self.run_dir.rsplit('/', 1)[0]}` saves and stops it"
+        if isinstance(owner, Owner) and owner.what not in TRAINING:
+            remedy = "Wait until it has ended"
+        elif self.owner.what in TRAINING:
+            remedy += "; take another name for another run"
+        elif self.owner.what == "export":
+            remedy += "; `--out FOLDER` exports its newest weights beside it"
+        return (
+            f"{folder.name} belongs to {owner}. {remedy}. If that process is gone, start again after "
+            f"{STALE_SECONDS:.0f} s; to take the run over at once, delete {folder.owner}"
+        )
 
     def _claim(self) -> str:
         """Write a claim and wait; returns its URI where it is the oldest. Raises LeaseError where another one is."""
@@ -252,7 +268,7 @@ class Lease:
             with suppress(FileNotFoundError, ValueError, TypeError):  # its claim is deleted once it owns the run
                 rival = Owner(**json.loads(storage.read_bytes(storage.join(folder, first))))
             storage.delete(mine)
-            raise LeaseError(_refusal(self.run_dir, rival))
+            raise LeaseError(self._refusal(rival))
         return mine
 
 
@@ -265,15 +281,6 @@ def _locked(run_dir: str) -> Iterator[None]:
         with suppress(OSError):  # a network disk without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _refusal(run_dir: str, owner: Owner | str) -> str:
-    folder = RunFolder(run_dir)
-    return (
-        f"{folder.name} belongs to {owner}. `smolray stop {folder.name} --storage {run_dir.rsplit('/', 1)[0]}` saves "
-        f"and stops it; take another name for another run. If that process is gone, start again after "
-        f"{STALE_SECONDS:.0f} s; to take the run over at once, delete {folder.owner}"
-    )
 
 
 def _lost(run_dir: str, seen: Seen | None) -> str:

@@ -17,6 +17,7 @@ from smolray.run.folder import EVENTS, RunFolder
 from smolray.run.lease import gone_owner
 from smolray.run.progress import accuracy_of, gpus_text
 from smolray.run.rates import rate, seconds_left
+from smolray.run.result import RunFileError, reading
 
 State = Literal["waiting", "preparing", "running", "stalled", "lost", "finished", "stopped", "failed"]
 ENDED = ("finished", "stopped", "failed")
@@ -82,7 +83,15 @@ def require_run(storage_uri: str, name: str) -> str:
 
 
 def run_status(run_dir: str, now: float | None = None) -> RunStatus:
-    """Read the run's events. A run is `lost` when its driver is gone and has not said how it ended."""
+    """Read the run's events. A run is `lost` when its driver is gone and has not said how it ended.
+
+    Raises RunFileError where they are damaged.
+    """
+    with reading(run_dir):
+        return _run_status(run_dir, now)
+
+
+def _run_status(run_dir: str, now: float | None) -> RunStatus:
     written, now = read_events(run_dir), time.time() if now is None else now
     state, stalled = _state(written, now)
     gone = None if state in ENDED else gone_owner(run_dir, now, STALLED_SECONDS)
@@ -163,7 +172,15 @@ def _newest(events: list[Event], kind: str) -> Event:
 def list_runs(storage_uri: str) -> list[RunStatus]:
     """All runs under a storage folder, the most recently active first."""
     folders = [RunFolder(storage.join(storage_uri, name)) for name in storage.list_dirs(storage_uri)]
-    return sorted((run_status(f.uri) for f in folders if f.is_run()), key=lambda s: -(s.updated or 0))
+    return sorted((_status_or_error(f) for f in folders if f.is_run()), key=lambda s: -(s.updated or 0))
+
+
+def _status_or_error(folder: RunFolder) -> RunStatus:
+    """One run whose log is damaged does not hide the others."""
+    try:
+        return run_status(folder.uri)
+    except RunFileError as error:
+        return RunStatus(folder.name, folder.uri, "failed", error=str(error))
 
 
 def request_stop(run_dir: str) -> None:

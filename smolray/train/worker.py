@@ -18,6 +18,7 @@ from smolray.model.trained import trained_model
 from smolray.planner.probe import probe_hardware
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Checkpoint, Progress
+from smolray.run.lease import require_owner
 from smolray.run.predictions import write_predictions
 from smolray.run.status import RESIZED, stop_requested
 from smolray.train.audit import Audit
@@ -91,8 +92,12 @@ def measure_worker(config: RunConfig, folders: Folders, device: torch.device, no
     return {"seconds": [s.seconds for s in steps], "waits": [s.data_wait_seconds for s in steps], "memory": peaks}
 
 
-def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, uri: str) -> dict[str, Any]:
-    """Decode the validation shards with the checkpoint at `uri`; rank 0 writes the predictions."""
+def evaluate_worker(
+    config: RunConfig, folders: Folders, device: torch.device, uri: str, owner: str = ""
+) -> dict[str, Any]:
+    """Decode the validation shards with the checkpoint at `uri`; rank 0 writes the predictions, where the run still
+    belongs to `owner`.
+    """
     chosen = checkpoint.verify(uri)
     model = trained_model(config, chosen)
     if folders.validation_sidecars.features:
@@ -100,6 +105,7 @@ def evaluate_worker(config: RunConfig, folders: Folders, device: torch.device, u
 
     report = evaluate_shards(model.to(device), config, folders, device)
     if dist.get_rank() == 0:
+        require_owner(config.run_dir, owner)
         write_predictions(config.run_dir, chosen.step, report.predictions)
     return {"step": chosen.step, **evaluation_fields(report)}
 

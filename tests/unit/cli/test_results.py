@@ -1,6 +1,20 @@
 """What a run has produced is written again for people and for TensorBoard."""
 
+import subprocess
+import sys
+
+import pytest
+
 from tests.commands import smolray
+
+HOLD = """
+import sys, time
+from smolray.run.lease import owning
+with owning(*sys.argv[1:]):
+    print(1, flush=True)
+    time.sleep(60)
+"""
+DAMAGE = [b"", b"{", b"[1, 2]", b"\xff\xfe", b"a: &a [*a]", b"x" * 2**21]
 
 
 def test_report_and_tensorboard_are_written(run):
@@ -9,3 +23,47 @@ def test_report_and_tensorboard_are_written(run):
     done = smolray("tensorboard", "demo", "--out", str(run / "tb"), "--storage", str(run.parent))
     assert done.exit_code == 0
     assert len(list((run / "tb").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda d: repr(d[:12]))
+@pytest.mark.parametrize("file", ["result.json", "config.yaml"])
+def test_a_damaged_file_of_a_run_is_one_message_and_status_still_answers(run, file, damage):
+    if file == "config.yaml" and damage == b"":
+        pytest.skip("an empty file holds no settings, and the log has them")
+    (run / file).write_bytes(damage)
+    done = smolray("report", "demo", "--storage", str(run.parent))
+    assert done.exit_code == 2 and str(run / file) in done.output.replace("\n", "")
+    assert "Traceback" not in done.output and ("Delete it" in done.output or "Put back a copy" in done.output)
+    assert smolray("status", "demo", "--storage", str(run.parent)).exit_code == 0
+
+
+def hold(run_dir, what):
+    """A living process that owns the run."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run_dir), what], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize(
+    ("owner", "command", "told"),
+    [
+        ("train", "export", "`--out FOLDER` exports its newest weights beside it"),
+        ("train", "evaluate", "saves and stops it"),
+        ("evaluate", "evaluate", "Wait until it has ended"),
+        ("export", "export", "Wait until it has ended"),
+    ],
+)
+def test_who_writes_into_a_run_owns_it(run, owner, command, told):
+    (run / "config.yaml").write_text("data: {train: t.parquet, validation: v.parquet}\nmodel: {path: tiny}\n")
+    (run / "events.jsonl").write_text('{"event": "step", "time": 1, "step": 1}\n')
+    process = hold(run, owner)
+    try:
+        done = smolray(command, "demo", "--storage", str(run.parent))
+        said = done.output.replace("\n", " ")
+        assert done.exit_code == 2 and f"belongs to `smolray {owner}`, process {process.pid}" in said and told in said
+        if command == "export" and owner == "train":
+            outside = smolray("export", "demo", "--storage", str(run.parent), "--out", str(run.parent / "elsewhere"))
+            assert "belongs to" not in outside.output and "checkpoint" in outside.output, "the run has none to export"
+    finally:
+        process.kill()
+        process.wait()
