@@ -90,13 +90,21 @@ QUESTIONS = [
     ),
     Layout(
         "ST-VQA",
-        lambda n: {"image": pic(n), "qas": [{"question": Q, "answers": ["x"]}]},
-        refused="no known layout; columns found: image, qas",
+        lambda n: {
+            "image": pic(n),
+            "qas": [{"question": Q, "answers": ["x", "y"]}, {"question": "and?", "answers": ["z"]}],
+        },
+        ASKED,
+        "x",
     ),
     Layout(
         "OCR-VQA",
-        lambda n: {"image": pic(n), "image_id": f"{n}", "questions": [Q], "answers": ["x"], "title": "T", "genre": "G"},
-        refused="no known layout; columns found: image, image_id, questions, answers",
+        lambda n: {
+            **{"image": pic(n), "image_id": f"{n}", "questions": [Q, "and?"], "answers": ["x", "z"]},
+            **{"title": "T", "genre": "G"},
+        },
+        ASKED,
+        "x",
     ),
     Layout(
         "CLEVR-Math",
@@ -268,9 +276,16 @@ QUESTIONS = [
             "image": pic(n),
             "image_id": n,
             "url": "https://example.org/1.jpg",
-            "qas": [{"question": Q, "answer": "x"}],
+            "qas": [{"qa_id": 7, "image_id": n, "question": Q, "answer": "x", "a_objects": []}],
         },
-        refused="no known layout",
+        ASKED,
+        "x",
+    ),
+    Layout(
+        "Visual Genome (question_answers.json)",
+        lambda n: {"id": n, "qas": [{"qa_id": 7, "image_id": n, "question": Q, "answer": "x"}]},
+        refused="the row has no image, and qas names one in 'image_id'",
+        lines=True,
     ),
     Layout(
         "LRV-Instruction",

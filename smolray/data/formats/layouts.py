@@ -1,7 +1,7 @@
 """One raw record of any known layout -> Samples.
 
-The layouts: VQA, multiple choice, captions, labels, LLaVA, The Cauldron, TRL's conversational and preference formats,
-Alpaca, ms-swift and LLaMA-Factory.
+The layouts: VQA, lists of questions, multiple choice, captions, labels, LLaVA, The Cauldron, TRL's conversational and
+preference formats, Alpaca, ms-swift and LLaMA-Factory.
 
 In: a dict of column values, from any data format, and a name for the row. Out: a checked Sample for each conversation,
 and what each column was used as.
@@ -34,7 +34,7 @@ from smolray.data.formats.pictures import IMAGE_COLUMNS, has_image, image_values
 from smolray.data.formats.preference import is_preference, parse_preference
 from smolray.data.formats.question import earlier_turns, ending_messages, prompt_messages, question_text, with_system
 from smolray.data.formats.turns import assistant_turn, check_text, read_messages, user_turn
-from smolray.data.formats.unused import ParsedRow
+from smolray.data.formats.unused import PICTURE_NAME, ParsedRow
 from smolray.data.formats.values import is_missing, list_of, shown, text_of
 from smolray.data.sample import Conversation, Message, Sample, SampleError, check_sample
 
@@ -42,6 +42,8 @@ EXPECTED = (
     "messages | conversations | texts | prompt + completion | [prompt +] chosen + rejected | question + answer(s) | "
     "an image + caption(s), text or label"
 )
+PAIRS_COLUMNS = ("qas", "qa", "qa_pairs", "question_answers", "question_answer_pairs")
+PAIRED_COLUMNS = ("questions", "answers")
 CAPTION_PROMPT = "Describe the image."
 LABEL_PROMPT = "What is in the image?"
 
@@ -126,6 +128,8 @@ def conversation_parser(row: Row) -> Parser | None:
         return parse_preference
     if row.find(MESSAGE_COLUMNS):
         return _messages
+    if row.find(PAIRS_COLUMNS) or row.has(*PAIRED_COLUMNS):
+        return _pairs
     return _cauldron if row.has("texts") else None
 
 
@@ -192,6 +196,32 @@ def _caption(row: Row) -> Parsed:
     else:
         before = (user_turn(row.data.prompt or (LABEL_PROMPT if labels else CAPTION_PROMPT)),)
     return [Conversation("", (*before, assistant_turn(c)), answers=captions) for c in captions], []
+
+
+def _pairs(row: Row) -> Parsed:
+    """Several questions about the row's images, a conversation for each: a list of {question, answer(s)}, or a list of
+    questions beside one of their answers.
+    """
+    if column := row.find(PAIRS_COLUMNS):
+        pairs = list_of(row.use(column, "questions and answers"), column)
+    else:
+        column = " and ".join(PAIRED_COLUMNS)
+        questions, answers = (list_of(row.use(row.find((name,)), name), name) for name in PAIRED_COLUMNS)
+        if len(questions) != len(answers):
+            raise SampleError("wrong_type", f"the row has {len(questions)} questions and {len(answers)} answers")
+        pairs = [{"question": q, "answers": a} for q, a in zip(questions, answers, strict=True)]
+    if not pairs:
+        raise SampleError("no_turn", f"{column} holds no question; {row.columns_found()}")
+
+    conversations = []
+    for pair in pairs:
+        own = Row(pair if isinstance(pair, Mapping) else {}, row.data)
+        if not question_column(own) or own.lacks(ANSWER_COLUMNS):
+            raise SampleError("wrong_type", f"{column} holds {shown(pair)}; expected {{question, answer}}")
+        if not has_image(row) and (named := next(filter(PICTURE_NAME.fullmatch, map(str, own.record)), "")):
+            raise SampleError("wrong_columns", f"the row has no image, and {column} names one in {named!r}")
+        conversations += _vqa(own)[0]
+    return conversations, []
 
 
 def _messages(row: Row) -> Parsed:

@@ -19,7 +19,7 @@ from smolray.data.formats.values import is_empty, is_nan_text, parsed_list
 from smolray.data.sample import Sample
 
 GOOD_COLUMNS = ("label", "kto_tag")  # KTO: answers that are good or bad, without pairs
-_PICTURE_NAME = re.compile(r"(?:image|img|picture|photo|pic|screenshot)s?(?:[_\d-].*|id)?|file_?names?", re.IGNORECASE)
+PICTURE_NAME = re.compile(r"(?:image|img|picture|photo|pic|screenshot)s?(?:[_\d-].*|id)?|file_?names?", re.IGNORECASE)
 _VIDEO_NAME = re.compile(r"(?:video|audio)s?(?:_(?:path|file|url)s?)?", re.IGNORECASE)
 _VIDEO_ENDING = re.compile(r"[^\n]{1,1024}\.(?:mp4|webm|avi|mov|mkv|m4v|mpe?g|wav|mp3|flac)(?:[?#]\S*)?", re.IGNORECASE)
 
@@ -85,7 +85,7 @@ def _picture(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> U
         return None
 
     sentence = isinstance(value, str) and len(value.split()) > 1
-    if not pictures and not sentence and _PICTURE_NAME.fullmatch(column) and _has_no_image_column(record):
+    if not pictures and not sentence and PICTURE_NAME.fullmatch(column) and _has_no_image_column(record):
         return UnusedColumn(column, "image", "has a name of pictures", "data.columns.image")
     return None
 
