@@ -120,6 +120,7 @@ def prepare(
     results = _run_read_tasks(tasks, staging, data, seed, progress)
     rows = RowAccount.total(result.rows for result in results)
     _check_bad(source, rows, results, staging, data)
+    check_overlooked(source, rows, data)
     records = _write_shards(len(tasks), staging, data, progress)
 
     files = tuple(ShardFile(**r["file"]) for r in records if r["file"])
@@ -248,6 +249,15 @@ def _check_bad(
             + f"All of them are in {storage.join(staging.out, 'quarantine')}; "
             "mend the source or raise data.max_bad_fraction"
         )
+
+
+def check_overlooked(source: str, rows: RowAccount, data: DataConfig) -> None:
+    """Raise SourceError where a column that matters stands unused in a larger share of the rows than may be bad. In
+    fewer rows it is told with the account.
+    """
+    for column, count in rows.overlooked.items():
+        if count > data.max_bad_fraction * rows.rows:
+            raise SourceError(f"{source}: in {count:,} of {rows.rows:,} rows {column}")
 
 
 def _write_shards(

@@ -8,7 +8,7 @@ from collections import Counter
 from smolray.config import DataConfig
 from smolray.data.formats.columns import RawRecord
 from smolray.data.formats.pictures import IMAGE_COLUMNS
-from smolray.data.formats.unused import ParsedRow
+from smolray.data.formats.unused import ParsedRow, unused_columns
 from smolray.data.formats.values import is_empty
 from smolray.run.account import RowAccount
 
@@ -18,10 +18,12 @@ class RowTally:
 
     def __init__(self, data: DataConfig):
         named = [data.columns.image] if isinstance(data.columns.image, str) else data.columns.image
+        self.data = data
         self.image_columns = {name.lower() for name in (*IMAGE_COLUMNS, *named) if name}
         self.with_images = self.text_only = self.without_image = 0
         self.quarantined: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
+        self.overlooked: Counter[str] = Counter()
         self.used: dict[str, str] = {}
 
     def keep(self, record: RawRecord, parsed: ParsedRow) -> None:
@@ -31,9 +33,9 @@ class RowTally:
         self.text_only += not images
         self.without_image += not images and any(str(column).lower() in self.image_columns for column in record)
         self.used |= parsed.used
-        self.unused.update(
-            str(column) for column, value in record.items() if column not in parsed.used and not is_empty(value)
-        )
+        if unused := [str(c) for c, value in record.items() if c not in parsed.used and not is_empty(value)]:
+            self.unused.update(unused)
+            self.overlooked.update(map(str, unused_columns(record, parsed, self.data)))
 
     def quarantine(self, reason: str) -> None:
         """Add a row that cannot be used."""
@@ -50,6 +52,7 @@ class RowTally:
                     dict(self.quarantined),
                     self.used,
                     dict(self.unused),
+                    dict(self.overlooked),
                 )
             ]
         )

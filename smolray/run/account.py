@@ -20,6 +20,7 @@ class RowAccount:
         used: column -> what it was used as, such as "image" or "answer".
         unused: column -> rows in which it held a value and was not used.
         without_image: text-only rows among those that have a column for images.
+        overlooked: what a column that matters and was not used looks like, with the remedy -> its rows.
     """
 
     with_images: int = 0
@@ -28,6 +29,7 @@ class RowAccount:
     quarantined: dict[str, int] = field(default_factory=dict)
     used: dict[str, str] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
+    overlooked: dict[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -40,17 +42,20 @@ class RowAccount:
         counts: Counter[str] = Counter()
         quarantined: Counter[str] = Counter()
         unused: Counter[str] = Counter()
+        overlooked: Counter[str] = Counter()
         used: dict[str, str] = {}
         for part in parts:
             counts.update(with_images=part.with_images, text_only=part.text_only, without_image=part.without_image)
             quarantined.update(part.quarantined)
             unused.update(part.unused)
+            overlooked.update(part.overlooked)
             used |= part.used
         return cls(
             **counts,
             quarantined=dict(sorted(quarantined.items())),
             used=dict(sorted(used.items())),
             unused={column: rows for column, rows in sorted(unused.items()) if column not in used},
+            overlooked=dict(sorted(overlooked.items())),
         )
 
 
@@ -114,7 +119,7 @@ class DataAccount:
             unused = ", ".join(list(rows.unused)[:SHOWN_COLUMNS])
             more = f" and {len(rows.unused) - SHOWN_COLUMNS} more" if len(rows.unused) > SHOWN_COLUMNS else ""
             said.append(f"{part}: columns used: {used}; not used: {unused or 'none'}{more}")
-        return said
+        return said + [f"{part}: {column}: {count:,} rows" for column, count in rows.overlooked.items()]
 
     def _kept_line(self, part: str) -> str:
         kept = f"{self.conversations - self.left_out:,} of {self.conversations:,} conversations kept"
