@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -65,7 +66,9 @@ def prepare_run(config: RunConfig, progress: ReportProgress | None = None) -> di
         if source := getattr(config.data, part):
             folder, data = shard_folder(config, part), _data_of(config, part)
             manifests[part] = (
-                read_manifest(source) if folder == source else prepare(source, folder, data, config.seed, progress)
+                read_manifest(source)
+                if folder == source
+                else prepare(source, folder, data, config.seed, progress, before=inputs_before(config, part))
             )
     return manifests
 
@@ -86,6 +89,22 @@ def shard_folder(config: RunConfig, part: str) -> str:
     return storage.absolute(storage.join(base, part))
 
 
+def inputs_before(config: RunConfig, part: str) -> int:
+    """How many files the source of a part had when it was prepared last under this run's storage; 0: never, or by a
+    version that did not count them.
+    """
+    if config.data.shards:
+        return 0  # shards of other files are refused there
+    newest, inputs, source = 0.0, 0, getattr(config.data, part)
+    for name in storage.list_dirs(config.shards_dir):
+        uri = storage.join(config.shards_dir, name, part, MANIFEST)
+        with suppress(FileNotFoundError, ShardError):
+            written, manifest = storage.modified(uri), read_manifest(storage.join(config.shards_dir, name, part))
+            if storage.absolute(manifest.source) == storage.absolute(source) and written > newest:
+                newest, inputs = written, manifest.inputs
+    return inputs
+
+
 def prepare(
     source: str,
     out: str,
@@ -93,8 +112,11 @@ def prepare(
     seed: int = 0,
     progress: ReportProgress | None = None,
     task_bytes: int = READ_TASK_BYTES,
+    before: int = 0,
 ) -> ShardManifest:
     """Turn raw data into shards under `out`; returns at once where they are there and whole.
+
+    `before`: the files of this source at the last prepare, 0 for none; the account tells where there are fewer now.
 
     Needs an initialised Ray to do work.
 
@@ -125,7 +147,8 @@ def prepare(
 
     files = tuple(ShardFile(**r["file"]) for r in records if r["file"])
     conversations = sum(f.conversations for f in files)
-    account = DataAccount(source, conversations, rows, duplicates(staging, len(tasks)))
+    gone = max(0, before - len(found.files))
+    account = DataAccount(source, conversations, rows, duplicates(staging, len(tasks)), gone=gone)
     manifest = ShardManifest(
         schema_version=SCHEMA_VERSION,
         source_fingerprint=fingerprint,
@@ -136,6 +159,7 @@ def prepare(
         files=files,
         seed=seed,
         source=source,
+        inputs=len(found.files),
         account=account.to_json(),
     )
     storage.write_bytes(storage.join(out, MANIFEST), manifest.to_json().encode())
@@ -170,7 +194,8 @@ def _whole(out: str, fingerprint: str) -> ShardManifest | None:
     if manifest.source_fingerprint != fingerprint:
         raise ShardError(
             f"{out} already holds shards of another source, other settings or another seed "
-            f"(fingerprint {manifest.source_fingerprint}, wanted {fingerprint}); "
+            f"(fingerprint {manifest.source_fingerprint}, wanted {fingerprint}; made of "
+            f"{f'{manifest.inputs:,} files of ' if manifest.inputs else ''}{manifest.source}); "
             "choose another folder with data.shards, or delete this one"
         )
     sizes = {info.base_name: info.size for info in storage.list_files(out)}

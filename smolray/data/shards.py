@@ -59,6 +59,7 @@ class ShardManifest:
     files: tuple[ShardFile, ...]
     seed: int = 0
     source: str = ""  # where the data came from, for people
+    inputs: int = 0  # files of the source; 0 in older shards
     account: dict[str, Any] | None = None  # DataAccount (run/account.py) of the raw rows; None in older shards
 
     @property

@@ -70,6 +70,7 @@ class DataAccount:
         too_long: conversations left out, longer than `max_length` tokens.
         untrained: conversations left out, without a token to train on.
         cut: conversations whose text was cut at `max_length`.
+        gone: how many files fewer the source had than when it was prepared before.
         longest: lengths of the longest conversations that were left out or cut.
     """
 
@@ -82,6 +83,7 @@ class DataAccount:
     cut: int = 0
     longest: tuple[int, ...] = ()
     max_length: int = 0
+    gone: int = 0
 
     @property
     def left_out(self) -> int:
@@ -113,6 +115,8 @@ class DataAccount:
         bad = ", ".join(f"{reason} {count:,}" for reason, count in rows.quarantined.items())
         kinds.append(f"{sum(rows.quarantined.values()):,} quarantined{f' ({bad})' if bad else ''}")
         said = [f"{part}: {rows.rows:,} rows read: {', '.join(kinds)}"]
+        if self.gone:
+            said.append(f"{part}: {self.source} has {self.gone:,} files fewer than when it was prepared before")
 
         if rows.used:
             used = ", ".join(column if column == use else f"{column} as {use}" for column, use in rows.used.items())

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from PIL import Image
 
 from smolray.config import DataConfig
@@ -136,6 +137,13 @@ def compressed(make, ending, compress):
     return made
 
 
+def zstd(content: bytes) -> bytes:
+    """One frame with a checksum, as the command `zstd` writes it; pyarrow leaves the checksum out."""
+    frame = bytearray(pa.compress(content, codec="zstd", asbytes=True))
+    frame[4] |= 4  # the flag of the checksum in the frame's descriptor
+    return bytes(frame) + xxhash.xxh64(content).digest()[::-1][:4]
+
+
 TEXTS = (jsonl, csv_file)
 FORMATS = (
     *TEXTS,
@@ -148,6 +156,8 @@ FORMATS = (
     compressed(csv_file, ".gz", gzip.compress),
     compressed(json_list, ".bz2", bz2.compress),
     compressed(tar, ".gz", gzip.compress),
+    compressed(jsonl, ".zst", zstd),
+    compressed(tar, ".zst", zstd),
 )
 
 

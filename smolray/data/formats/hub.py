@@ -11,6 +11,7 @@ from typing import Any
 
 from smolray import storage
 from smolray.data.formats.source import Format, Raw, ReadTask, Source, SourceError
+from smolray.data.formats.tables import class_label
 
 
 def resolve_hub(name: str, split: str, revision: str | None) -> Source:
@@ -54,12 +55,11 @@ def read_hub(task: ReadTask) -> Iterator[Raw]:
     try:
         # Images stay encoded: prepare keeps the bytes as they came.
         for row, record in enumerate(data_set.decode(False).shard(data_set.num_shards, task.start)):
-            named = {
-                name: feature.int2str(record[name])
-                for name, feature in labels.items()
-                if isinstance(record.get(name), int)
-            }
-            yield Raw(row, {**record, **named})
+            fault, named = ("", ""), {}
+            for name, feature in labels.items():
+                if isinstance(record.get(name), int):
+                    named[name], fault = class_label(name, record[name], feature.names, fault)
+            yield Raw(row, {}, "", *fault) if fault[0] else Raw(row, {**record, **named})
     except Exception as error:  # builders raise any error; the message must name the place
         raise SourceError(
             f"hub data set {task.name} cannot be read after row {row}: {error}; re-run prepare to resume"

@@ -30,7 +30,7 @@ def batch_rows(batch: pa.RecordBatch, first: int, labels: Mapping[str, Sequence[
             if isinstance(value, Unreadable):
                 fault = (value.reason, f"column {name!r}: {value.message}")
             elif name in labels and isinstance(value, int):
-                value, fault = _label(name, value, labels[name], fault)
+                value, fault = class_label(name, value, labels[name], fault)
             record[name] = value
         if fault[0]:
             yield Raw(first + number, {}, "", *fault)
@@ -71,8 +71,8 @@ def _without_times(column: pa.Array) -> pa.Array:
         return pc.cast(pc.cast(column, pa.int64()), pa.string())
 
 
-def _label(name: str, value: int, names: Sequence[str], fault: tuple[str, str]) -> tuple[Any, tuple[str, str]]:
-    """The name of a class label; -1 is no label, as in `datasets`."""
+def class_label(name: str, value: int, names: Sequence[str], fault: tuple[str, str]) -> tuple[Any, tuple[str, str]]:
+    """The name of a class label; -1 is no label, as in `datasets`. `fault`: the row's so far, or that of this label."""
     if value == -1:
         return None, fault
     if 0 <= value < len(names):
