@@ -1,10 +1,14 @@
 """One way to train a run, with the memory and the time that the planner predicts for it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from smolray.planner.gpu_sets import Place
 from smolray.planner.memory import Memory, Zero
 from smolray.planner.time import StepTime
+
+# Candidates this near to the fastest are judged by how simple they are: predictions are not more exact than that.
+NEARLY = 0.97
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,11 @@ class Candidate:
     partition: tuple[int, ...] = ()
     replicas: int = 1
 
-    @property
+    @cached_property
     def missing(self) -> float:
         """Bytes that the fullest GPU lacks; 0 or less where the candidate fits."""
+        if self.zero:  # every GPU holds the same
+            return self.memory[0].total - min(self.capacity)
         return max(m.total - c for m, c in zip(self.memory, self.capacity, strict=True))
 
     @property

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from smolray.planner.candidate import Candidate
-from smolray.planner.data_parallel import data_parallel_candidates
+from smolray.planner.data_parallel import GPUGroup, data_parallel_candidates, distinct_groups
 from smolray.planner.gpu_sets import Place, gpu_meshes, gpu_sets, spread_over_sizes
 from smolray.planner.memory import Memory, Zero
-from smolray.planner.pipelines import pipeline_candidate, pipeline_candidates
+from smolray.planner.pipelines import pipeline_candidates, pipeline_draft
 from smolray.planner.problem import PlanningProblem
 
 MOST_PIPELINE_SETS = 4  # sets of GPUs on which pipelines are tried
@@ -19,15 +19,15 @@ MOST_PIPELINE_SETS = 4  # sets of GPUs on which pipelines are tried
 def all_candidates(problem: PlanningProblem) -> Iterator[Candidate]:
     """All of them, those that do not fit included."""
     sets = gpu_sets(problem.inventory)
+    groups = distinct_groups(problem, sets)
     for micro_batch in problem.micro_batch_sizes:
         for mean, largest in problem.workloads(micro_batch):
             memories: dict[Zero, Memory] = {}
-            for places in sets:
-                yield from data_parallel_candidates(problem, micro_batch, mean, largest, places, memories)
+            for group in groups:
+                yield from data_parallel_candidates(problem, micro_batch, mean, largest, group, memories)
 
     pipelines = [places for places in sets if 2 <= len(places) <= len(problem.shape.layers)]
-    for places in spread_over_sizes(pipelines, MOST_PIPELINE_SETS):
-        yield from pipeline_candidates(problem, places)
+    yield from pipeline_candidates(problem, spread_over_sizes(pipelines, MOST_PIPELINE_SETS))
 
 
 def candidate_as_written(problem: PlanningProblem) -> Candidate | None:
@@ -44,9 +44,10 @@ def candidate_as_written(problem: PlanningProblem) -> Candidate | None:
     if config.engine.name == "pipeline":
         stages = config.engine.pipeline_stages
         mesh = next((mesh for mesh in gpu_meshes(places) if stages in (None, mesh.stages)), None)
-        return pipeline_candidate(written, size, mean, largest, mesh, config.engine.partition) if mesh else None
+        draft = pipeline_draft(written, size, mean, largest, mesh, config.engine.partition) if mesh else None
+        return draft.simulated() if draft else None
     if config.engine.name == "zero":
-        found = data_parallel_candidates(written, size, mean, largest, places, {})
+        found = data_parallel_candidates(written, size, mean, largest, GPUGroup.of(written, places), {})
         return next((candidate for candidate in found if _has_engine_of(candidate, problem)), None)
     return None
 

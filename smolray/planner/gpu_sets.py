@@ -5,9 +5,11 @@ In: Inventory. Out: sets of GPUs, and for each set its GPUMeshes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from smolray.planner.inventory import Inventory
 
+Value = TypeVar("Value")
 Place = tuple[int, int]  # (node, GPU of that node), by their positions in the inventory
 
 
@@ -50,30 +52,55 @@ def gpu_sets(inventory: Inventory) -> list[tuple[Place, ...]]:
     All; those of each node; of the fastest nodes; the fastest GPUs; the largest GPUs; one of each kind. Of sets that
     only differ in which of several equal nodes they use, the first is kept.
     """
-    places = [(n, g) for n, node in enumerate(inventory.nodes) for g in range(len(node.gpus))]
-    gpus = {place: inventory.nodes[place[0]].gpus[place[1]] for place in places}
-    speed = [sum(gpu.tflops_16 for gpu in node.gpus) for node in inventory.nodes]
+    nodes = inventory.nodes
+    places = [(n, g) for n, node in enumerate(nodes) for g in range(len(node.gpus))]
+    gpus = {place: nodes[place[0]].gpus[place[1]] for place in places}
+    speed = [sum(gpu.tflops_16 for gpu in node.gpus) for node in nodes]
     fastest = sorted(range(len(speed)), key=lambda n: (-speed[n], n))
+    own = [[(n, g) for g in range(len(node.gpus))] for n, node in enumerate(nodes)]
 
-    sets = [places, *([p for p in places if p[0] == n] for n in fastest)]
-    sets += [[p for p in places if p[0] in fastest[:count]] for count in range(2, len(fastest))]
-    sets += [[p for p in places if gpus[p].tflops_16 >= limit] for limit in {gpu.tflops_16 for gpu in gpus.values()}]
-    sets += [[p for p in places if gpus[p].memory >= limit] for limit in {gpu.memory for gpu in gpus.values()}]
-    sets += [[next(p for p in places if gpus[p] == gpu)] for gpu in dict.fromkeys(gpus.values())]
+    sets = [places, *(own[n] for n in fastest)]
+    sets += [[p for n in sorted(fastest[:count]) for p in own[n]] for count in thinned(range(2, len(fastest)))]
+    for limits in ({p: gpu.tflops_16 for p, gpu in gpus.items()}, {p: gpu.memory for p, gpu in gpus.items()}):
+        sets += [[p for p in places if limits[p] >= limit] for limit in thinned(sorted(set(limits.values())))]
+    sets += [[place] for place in {gpu: place for place, gpu in reversed(gpus.items())}.values()]
 
-    def interchangeable(chosen: Sequence[Place]) -> tuple[object, ...]:
-        """The same for sets whose nodes have equal GPUs and networks; measured links tell nodes apart."""
-        if inventory.links:
-            return tuple(chosen)
-        used = {p[0] for p in chosen}
-        return tuple(
-            sorted((repr([gpus[p] for p in chosen if p[0] == n]), repr(inventory.nodes[n].network)) for n in used)
-        )
-
-    unique: dict[tuple[object, ...], tuple[Place, ...]] = {}
+    alike = _Interchangeable(inventory)
+    unique: dict[object, tuple[Place, ...]] = {}
     for chosen in sets:
-        unique.setdefault(interchangeable(chosen), tuple(chosen))
+        unique.setdefault(alike.key(chosen), tuple(chosen))
     return list(unique.values())
+
+
+class _Interchangeable:
+    """Finds sets of GPUs that only differ in which of several equal nodes they use."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        kinds: dict[object, int] = {}  # a number for each kind of GPU and of network: cheap to compare
+        self.gpus = [[kinds.setdefault(gpu, len(kinds)) for gpu in node.gpus] for node in inventory.nodes]
+        self.network = [kinds.setdefault(node.network, len(kinds)) for node in inventory.nodes]
+        self.links = bool(inventory.links)
+
+    def key(self, chosen: Sequence[Place]) -> object:
+        """The same for sets whose nodes have equal GPUs and networks; measured links tell nodes apart."""
+        if self.links and len({node for node, _ in chosen}) > 1:
+            return tuple(chosen)
+        by_node: dict[int, list[int]] = {}
+        for node, gpu in chosen:
+            by_node.setdefault(node, []).append(self.gpus[node][gpu])
+        return tuple(sorted((self.network[node], *kinds) for node, kinds in by_node.items()))
+
+
+def thinned(values: Sequence[Value]) -> list[Value]:
+    """The first of these values, then ever fewer: each further on by an eighth of the way, and the last.
+
+    Up to 48 values all are kept.
+    """
+    kept, position = list[Value](), 0
+    while position < len(values) - 1:
+        kept.append(values[position])
+        position += max(1, position // 8) if position >= 48 else 1
+    return [*kept, *values[-1:]]
 
 
 def spread_over_sizes(sets: list[tuple[Place, ...]], most: int) -> list[tuple[Place, ...]]:

@@ -37,6 +37,10 @@ class GPU:
     measured: bool = False  # the speeds were measured with a matmul; otherwise they are the manufacturer's
     host: bool = False  # a CPU: it has nothing to offload to
 
+    def __hash__(self) -> int:
+        """Of two fields: it is the key of many caches."""
+        return hash((self.name, self.memory))
+
     @property
     def usable(self) -> int:
         """Bytes that a plan may fill."""

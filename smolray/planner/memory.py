@@ -4,9 +4,10 @@ In: a Workload of the largest micro-batch, and how the model is distributed. Out
 data-parallel run, or a table with the bytes of every contiguous range of layers as a stage of a pipeline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from smolray.planner import assumptions as a
 from smolray.planner.activations import Gradients, Kept, gradients, kept_bytes, weight_workspace
 from smolray.planner.shapes import ModelShape, Training
 from smolray.planner.statistics import Load
+
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,19 @@ class Workload:
         return tuple(self.training.trained_parameters(layer) for layer in self.shape.layers)
 
     @cached_property
+    def trained_parameters(self) -> int:
+        """Trained parameters of the whole model."""
+        return sum(self.trained)
+
+    @cached_property
     def weights(self) -> tuple[float, ...]:
         """Bytes of every layer's weights."""
         return tuple(self.training.weight_bytes(layer) for layer in self.shape.layers)
+
+    @cached_property
+    def weight_bytes(self) -> float:
+        """Bytes of all weights."""
+        return sum(self.weights)
 
     @cached_property
     def frozen_groups(self) -> float:
@@ -87,13 +101,8 @@ class Workload:
         return parameters * float(self.training.bytes)
 
     @cached_property
-    def seconds(self) -> dict[object, list[tuple[float, float]]]:
-        """A cache of time.layer_table, by GPU."""
-        return {}
-
-    @cached_property
-    def whole_seconds(self) -> dict[object, float]:
-        """A cache of time.micro_batch_seconds, by GPU."""
+    def memo(self) -> dict[tuple[object, ...], Any]:
+        """What functions of this workload returned (per_workload)."""
         return {}
 
     @cached_property
@@ -144,6 +153,22 @@ class Workload:
         return self.shape.text.vocab * self.shape.text.hidden
 
 
+def per_workload(
+    function: Callable[Concatenate[Workload, Rest], Result],
+) -> Callable[Concatenate[Workload, Rest], Result]:
+    """A function of a workload and hashable values that remembers its results as long as the workload lives."""
+
+    @wraps(function)
+    def remembered(work: Workload, *args: Rest.args, **named: Rest.kwargs) -> Result:
+        key = (function, args, *named.items())
+        if key not in work.memo:
+            work.memo[key] = function(work, *args, **named)
+        return work.memo[key]  # type: ignore[no-any-return]
+
+    return remembered
+
+
+@per_workload
 def activation_peak(work: Workload, several: bool, gradient_bytes: int) -> float:
     """Bytes of activations at the fullest moment of a backward pass, on top of all gradients.
 
@@ -167,7 +192,8 @@ def zero_memory(work: Workload, zero: Zero, several: bool = True) -> Memory:
         several: the GPU has more than one micro-batch in a step.
     """
     training, world = work.training, zero.world
-    size, trained, whole, moments = training.trained_bytes, sum(work.trained), sum(work.weights), sum(work.moments)
+    size, trained, whole = training.trained_bytes, work.trained_parameters, work.weight_bytes
+    moments = sum(work.moments)
     copy = work.shape.parameters * training.bytes if work.reference_copy else 0
     activations = activation_peak(work, several, 4 if zero.stage == 0 else size)
     share = 0.0 if zero.offload_optimizer else 1 / world

@@ -11,6 +11,7 @@ number of them that are used matters. With too many combinations only a few orde
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,18 @@ class PartitionProblem:
     @property
     def stages(self) -> int:
         return sum(map(len, self.nodes))
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """(kinds, P, L + 1, L + 1): seconds of layers[start:end] as stage p on a kind of GPU.
+
+        Infinite where the range is empty or does not fit.
+        """
+        sums = np.concatenate([np.zeros((len(self.seconds), 1)), np.cumsum(self.seconds, axis=1)], axis=1)
+        seconds = sums[:, None, :] - sums[:, :, None]
+        empty = np.tri(seconds.shape[1], dtype=bool)
+        fits = (self.memory[None] <= np.asarray(self.capacity)[:, None, None, None]) & ~empty
+        return np.where(fits, seconds[:, None], np.inf)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ def _solve(problem: PartitionProblem, classes: list[list[int]], ordered: bool = 
 
     `ordered`: take the nodes in the order in which they are listed.
     """
-    costs = _costs(problem)
+    costs = problem.costs
     start = np.full(problem.layers + 1, np.inf)
     start[0] = 0.0
     tables: list[_Table] = [{_State((0,) * len(classes), -1, ()): (start, [])}]
@@ -197,18 +210,6 @@ def _followers(
             if ordered:
                 break
     return found
-
-
-def _costs(problem: PartitionProblem) -> np.ndarray:
-    """(kinds, P, L + 1, L + 1): seconds of layers[start:end] as stage p on a kind of GPU.
-
-    Infinite where the range is empty or does not fit.
-    """
-    sums = np.concatenate([np.zeros((len(problem.seconds), 1)), np.cumsum(problem.seconds, axis=1)], axis=1)
-    seconds = sums[:, None, :] - sums[:, :, None]
-    empty = np.tri(seconds.shape[1], dtype=bool)
-    fits = (problem.memory[None] <= np.asarray(problem.capacity)[:, None, None, None]) & ~empty
-    return np.where(fits, seconds[:, None], np.inf)
 
 
 def _link_seconds(problem: PartitionProblem, classes: list[list[int]], state: _State, node_class: int) -> np.ndarray:

@@ -4,35 +4,75 @@ In: a PlanningProblem and a set of GPUs. Out: for each way to place pipelines on
 Candidate.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
-from smolray.planner.candidate import Candidate
+from smolray.planner.candidate import NEARLY, Candidate
 from smolray.planner.gpu_sets import GPUMesh, Place, gpu_meshes
 from smolray.planner.inventory import GPU, Interconnect
 from smolray.planner.memory import Memory, Workload, boundary_bytes, pipeline_memory, stage_memory
 from smolray.planner.partition import Partition, PartitionProblem, find_partition
+from smolray.planner.pipeline_time import pipeline_seconds
 from smolray.planner.problem import PlanningProblem
 from smolray.planner.schedule import accepted_micro_batches, in_flight
-from smolray.planner.time import data_seconds, layer_table, pipeline_seconds, slowest_hop
+from smolray.planner.time import StepTime, data_seconds, layer_table, slowest_hop
 
 SIZES_TRIED = 3  # the largest micro-batches of which a step has enough to fill the pipeline
 
 
-def pipeline_candidates(problem: PlanningProblem, places: tuple[Place, ...]) -> Iterator[Candidate]:
-    """Pipelines on these GPUs in every way of `gpu_meshes`, with a few sizes of micro-batches each."""
+@dataclass(frozen=True)
+class Draft:
+    """A pipeline whose schedule is not simulated yet.
+
+    Attributes:
+        candidate: with the seconds that no schedule falls below.
+        seconds: simulates the schedule.
+    """
+
+    candidate: Candidate
+    seconds: Callable[[], StepTime]
+
+    def simulated(self) -> Candidate:
+        """The candidate with its own seconds."""
+        return replace(self.candidate, time=self.seconds())
+
+
+def pipeline_candidates(problem: PlanningProblem, sets: Sequence[tuple[Place, ...]]) -> Iterator[Candidate]:
+    """Pipelines on these sets of GPUs in every way of `gpu_meshes`, with a few sizes of micro-batches each.
+
+    Those that cannot be among the fastest of their strategy are left out: to simulate a long schedule takes a while.
+    """
     if not problem.allowed(name="pipeline"):
         return
 
-    for mesh in gpu_meshes(places):
+    drafts: dict[str, list[Draft]] = {}
+    for mesh in (mesh for places in sets for mesh in gpu_meshes(places)):
         for micro_batch in _sizes(problem, mesh):
             for mean, largest in problem.workloads(micro_batch):
-                found = pipeline_candidate(problem, micro_batch, mean, largest, mesh)
-                if found is not None:
-                    yield found
+                draft = pipeline_draft(problem, micro_batch, mean, largest, mesh)
+                if draft is not None:
+                    drafts.setdefault(draft.candidate.strategy, []).append(draft)
+    for found in drafts.values():
+        yield from _fastest(found)
+
+
+def _fastest(drafts: Sequence[Draft]) -> Iterator[Candidate]:
+    """The candidates that fit and may be nearly as fast as the fastest; where none fits, the one that lacks least."""
+    fitting = [draft for draft in drafts if draft.candidate.fits]
+    if not fitting:
+        yield min(drafts, key=lambda draft: draft.candidate.missing).simulated()
+
+    fastest = 0.0
+    for draft in sorted(fitting, key=lambda draft: -draft.candidate.samples_per_second):
+        if draft.candidate.samples_per_second < NEARLY * fastest:
+            return
+        candidate = draft.simulated()
+        fastest = max(fastest, candidate.samples_per_second)
+        yield candidate
 
 
 def _sizes(problem: PlanningProblem, mesh: GPUMesh) -> list[int]:
@@ -43,19 +83,21 @@ def _sizes(problem: PlanningProblem, mesh: GPUMesh) -> list[int]:
     return list(dict.fromkeys(scarce[-1:] + ample[:SIZES_TRIED] + ample[-1:]))
 
 
-def pipeline_candidate(
+def pipeline_draft(
     problem: PlanningProblem,
     micro_batch: int,
     mean: Workload,
     largest: Workload,
     mesh: GPUMesh,
     sizes: tuple[int, ...] | None = None,
-) -> Candidate | None:
+) -> Draft | None:
     """The best partition over a mesh of GPUs.
 
     Where no partition fits, the fastest: it says how much memory is missing. `sizes`: a partition that is given, on
     the GPUs in their order. None: there are more stages than layers.
     """
+    if mesh.stages > len(problem.shape.layers):
+        return None
     schedule, replicas = problem.config.engine.schedule, mesh.replicas
     micro_batches = problem.micro_batches(mean.load)
     count = accepted_micro_batches(-(-micro_batches // replicas), mesh.stages, schedule)  # of each pipeline
@@ -68,7 +110,8 @@ def pipeline_candidate(
 
     stages = [mesh.nodes[node][gpu] for node, gpu in partition.gpus]  # the GPUs of each stage, one for each replica
     places = tuple(group[replica] for replica in range(replicas) for group in stages)
-    time = pipeline_seconds(
+    seconds = partial(
+        pipeline_seconds,
         mean,
         crossing,
         partition.sizes,
@@ -76,11 +119,10 @@ def pipeline_candidate(
         [_slowest_link(problem, a, b) for a, b in pairwise(stages)],
         count,
         data_seconds(mean, count * replicas, problem.cpus(stages[0])),
-        schedule,
-        replicas,
-        _replica_hop(problem, stages) if replicas > 1 else None,
+        replicas=replicas,
+        hop=_replica_hop(problem, stages) if replicas > 1 else None,
     )
-    return Candidate(
+    candidate = Candidate(
         strategy="pipeline" if replicas == 1 else "pipeline x data",
         gpus=places,
         names=tuple(problem.gpu(place).name for place in places),
@@ -89,11 +131,12 @@ def pipeline_candidate(
         checkpointing=mean.checkpointing,
         memory=_stage_memories(largest, partition.sizes, memory) * replicas,
         capacity=tuple(problem.gpu(place).usable for place in places),
-        time=time,
+        time=seconds(schedule=None),
         samples=micro_batches * mean.load.samples,
         partition=partition.sizes,
         replicas=replicas,
     )
+    return Draft(candidate, partial(seconds, schedule=schedule))
 
 
 def _find(
@@ -163,8 +206,11 @@ def _slowest_link(problem: PlanningProblem, a: Sequence[Place], b: Sequence[Plac
 
 def _seconds_per_byte(problem: PlanningProblem, mesh: GPUMesh) -> np.ndarray:
     """(nodes, nodes) seconds a byte between stages on two nodes of a mesh; on the diagonal inside a node."""
-    firsts = [node[0] for node in mesh.nodes]
-    return np.array([[1 / _slowest_link(problem, a, b).bandwidth for b in firsts] for a in firsts])
+    if mesh not in problem.seconds_per_byte:
+        firsts = [node[0] for node in mesh.nodes]
+        found = np.array([[1 / _slowest_link(problem, a, b).bandwidth for b in firsts] for a in firsts])
+        problem.seconds_per_byte[mesh] = found
+    return problem.seconds_per_byte[mesh]
 
 
 def _replica_hop(problem: PlanningProblem, stages: Sequence[Sequence[Place]]) -> Interconnect:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smolray.config import LoraConfig, RunConfig
-from smolray.planner.candidate import Candidate
+from smolray.planner.candidate import NEARLY, Candidate
 from smolray.planner.candidates import all_candidates, candidate_as_written
 from smolray.planner.data_parallel import offload_settings
 from smolray.planner.inventory import Inventory
@@ -19,8 +19,6 @@ from smolray.planner.problem import PlanningProblem
 from smolray.planner.shapes import ModelShape
 from smolray.planner.statistics import DataStatistics
 
-# Candidates this near to the fastest are judged by how simple they are: predictions are not more exact than that.
-NEARLY = 0.97
 SIMPLEST_FIRST = ("single", "zero-0", "zero-2", "zero-1", "zero-3", "pipeline", "pipeline x data")
 
 

@@ -7,9 +7,11 @@ the Workloads of its mean and of its largest micro-batch.
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from smolray.config import RunConfig
 from smolray.config.rules import faults
-from smolray.planner.gpu_sets import Place
+from smolray.planner.gpu_sets import GPUMesh, Place
 from smolray.planner.inventory import GPU, Inventory
 from smolray.planner.memory import Workload
 from smolray.planner.shapes import ModelShape, Training, left_out
@@ -111,6 +113,22 @@ class PlanningProblem:
             found = faults(self.config.replace({f"engine.{name}": value for name, value in settings.items()}))
             self._allowed[key] = not any("engine" in fault for fault in found)
         return self._allowed[key]
+
+    @cached_property
+    def seconds_per_byte(self) -> dict[GPUMesh, np.ndarray]:
+        """A cache of the links between the stages of a mesh (pipelines.py)."""
+        return {}
+
+    @cached_property
+    def kinds(self) -> tuple[GPU, ...]:
+        """The different GPUs of the inventory."""
+        return tuple(dict.fromkeys(self.inventory.gpus))
+
+    @cached_property
+    def kind_of(self) -> dict[Place, int]:
+        """The number of each GPU's kind among `kinds`."""
+        numbers = {gpu: number for number, gpu in enumerate(self.kinds)}
+        return {(n, g): numbers[gpu] for n, node in enumerate(self.inventory.nodes) for g, gpu in enumerate(node.gpus)}
 
     def gpu(self, place: Place) -> GPU:
         return self.inventory.nodes[place[0]].gpus[place[1]]

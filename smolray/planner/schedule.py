@@ -5,8 +5,11 @@ a step.
 """
 
 import heapq
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 Schedule = Literal["interleaved_1f1b", "gpipe"]
@@ -16,18 +19,40 @@ Operation = tuple[str, int]  # ("F" or "B", micro-batch)
 def balance(speeds: Sequence[float], micro_batches: int) -> tuple[int, ...]:
     """The number of micro-batches of a step for each worker such that the last one finishes as early as possible.
 
-    Each micro-batch goes to the worker that would finish it first. That is optimal because all are alike.
+    Each micro-batch goes to the worker that would finish it first, and of equal ones to the first. That is optimal
+    because all are alike. Workers of one speed are served together, and all of them at once up to the time at which
+    they have nearly all, so that many workers of a few kinds, or many micro-batches, take no longer.
 
     `speeds`: micro-batches a second, above 0.
     """
-    shares = [0] * len(speeds)
-    waiting = [(1 / speed, i) for i, speed in enumerate(speeds)]  # when a worker would finish one more
+    workers = Counter(speeds)
+    early = max(micro_batches - len(speeds), 0) / sum(speeds)  # by then no more than micro_batches are finished
+    served = {speed: max(int(early * speed) - 1, 0) for speed in workers}  # micro-batches of each worker of a speed
+    left = micro_batches - sum(served[speed] * number for speed, number in workers.items())
+    waiting = [((served[speed] + 1) / speed, speed) for speed in workers]  # when each would finish one more
     heapq.heapify(waiting)
-    for _ in range(micro_batches):
-        i = waiting[0][1]
-        shares[i] += 1
-        heapq.heapreplace(waiting, ((shares[i] + 1) / speeds[i], i))
+
+    first = _pop_first(waiting)
+    while (wanted := sum(workers[speed] for speed in first)) <= left:
+        left -= wanted
+        for speed in first:
+            served[speed] += 1
+            heapq.heappush(waiting, ((served[speed] + 1) / speed, speed))
+        first = _pop_first(waiting)
+
+    shares = [served[speed] for speed in speeds]
+    for worker in islice((worker for worker, speed in enumerate(speeds) if speed in first), left):
+        shares[worker] += 1
     return tuple(shares)
+
+
+def _pop_first(waiting: list[tuple[float, float]]) -> list[float]:
+    """Take the speeds with the earliest time off a heap of (time, speed)."""
+    time, speed = heapq.heappop(waiting)
+    speeds = [speed]
+    while waiting and waiting[0][0] == time:
+        speeds.append(heapq.heappop(waiting)[1])
+    return speeds
 
 
 def in_flight(stage: int, stages: int, micro_batches: int, schedule: Schedule = "interleaved_1f1b") -> int:
@@ -87,33 +112,55 @@ def simulate(stages: Sequence[StageTimes], micro_batches: int, schedule: Schedul
     Raises:
         RuntimeError: the stages wait for each other.
     """
-    number = len(stages)
+    number, missing = len(stages), [math.inf] * micro_batches
     orders = [operations(s, number, micro_batches, schedule) for s in range(number)]
     done = [0] * number  # operations finished by each stage
     free = [0.0] * number  # when each stage can start its next operation
-    arrived: dict[tuple[int, str, int], float] = {(0, "F", i): 0.0 for i in range(micro_batches)}
-    arrived |= {(number - 1, "B", i): 0.0 for i in range(micro_batches)}
-    busy: dict[tuple[int, str], float] = {}  # until when a direction of a link is occupied
+    # when the input of an operation arrives at a stage; one list more on each side takes what leaves the pipeline
+    inputs = {kind: [missing.copy() for _ in range(number + 2)] for kind in ("F", "B")}
+    inputs["F"][1] = [0.0] * micro_batches
+    inputs["B"][number] = [0.0] * micro_batches
+    sent = {kind: [0.0] * number for kind in ("F", "B")}  # until when a stage's link is occupied
 
-    remaining = sum(map(len, orders))
-    while remaining:
-        before = remaining
+    moving = True
+    while moving:
+        moving = False
         for s, times in enumerate(stages):
-            while done[s] < len(orders[s]) and (s, *orders[s][done[s]]) in arrived:
-                kind, i = orders[s][done[s]]
-                start = max(free[s], arrived[s, kind, i])
-                free[s] = end = start + (times.forward if kind == "F" else times.backward)
-                target, cost = (s + 1, times.send) if kind == "F" else (s - 1, times.back)
-                if 0 <= target < number:
-                    sent = max(end, busy.get((s, kind), 0.0)) + cost
-                    busy[s, kind] = arrived[target, kind, i] = sent
-                done[s], remaining = done[s] + 1, remaining - 1
+            order, k, now = orders[s], done[s], free[s]
+            while k < len(order):
+                kind, i = order[k]
+                arrival = inputs[kind][s + 1][i]
+                if arrival == math.inf:
+                    break
 
-        if remaining == before:
-            raise RuntimeError(
-                f"the schedule {schedule} of {number} stages and {micro_batches} micro-batches does not end"
-            )
+                spent, cost, target = (
+                    (times.forward, times.send, s + 2) if kind == "F" else (times.backward, times.back, s)
+                )
+                now = (arrival if arrival > now else now) + spent
+                link = sent[kind]
+                link[s] = inputs[kind][target][i] = (link[s] if link[s] > now else now) + cost
+                k += 1
+            moving = moving or k > done[s]
+            done[s], free[s] = k, now
+
+    if any(k < len(order) for k, order in zip(done, orders, strict=True)):
+        raise RuntimeError(f"the schedule {schedule} of {number} stages and {micro_batches} micro-batches does not end")
     return max(free)
+
+
+def least_seconds(stages: Sequence[StageTimes], micro_batches: int) -> float:
+    """Seconds that no schedule falls below.
+
+    A stage waits for the first micro-batch, computes all, and the last one travels back. A link carries all of them.
+    """
+    least, way = 0.0, 0.0  # way: from the first stage to this one and back, for one micro-batch
+    for number, stage in enumerate(stages):
+        least = max(least, way + micro_batches * (stage.forward + stage.backward))
+        if number + 1 < len(stages):
+            back = stages[number + 1].back
+            way += stage.forward + stage.send + back + stage.backward
+            least = max(least, way + (micro_batches - 1) * max(stage.send, back))
+    return least
 
 
 def _warmup(stage: int, stages: int) -> int:

@@ -8,7 +8,15 @@ import pytest
 from torch.distributed.pipelining import ScheduleInterleaved1F1B
 
 from smolray.planner.inventory import Interconnect
-from smolray.planner.schedule import StageTimes, accepted_micro_batches, balance, in_flight, operations, simulate
+from smolray.planner.schedule import (
+    StageTimes,
+    accepted_micro_batches,
+    balance,
+    in_flight,
+    least_seconds,
+    operations,
+    simulate,
+)
 from smolray.planner.time import ring_seconds
 
 
@@ -29,6 +37,17 @@ def test_no_other_shares_finish_earlier():
         every = (s for s in itertools.product(range(count + 1), repeat=len(speeds)) if sum(s) == count)
         best = min(max(n / speed for n, speed in zip(s, speeds, strict=True)) for s in every)
         assert max(n / speed for n, speed in zip(shares, speeds, strict=True)) == pytest.approx(best)
+
+
+def test_equal_workers_and_many_micro_batches_are_balanced_as_one_by_one():
+    rng = random.Random(2)
+    for _ in range(500):
+        kinds = [rng.choice((rng.uniform(0.1, 9), rng.randint(1, 6) / 2)) for _ in range(rng.randint(1, 4))]
+        speeds, count = [rng.choice(kinds) for _ in range(rng.randint(1, 12))], rng.randint(0, 60)
+        expected = [0] * len(speeds)
+        for _ in range(count):  # to the worker that would finish it first
+            expected[min(range(len(speeds)), key=lambda i: ((expected[i] + 1) / speeds[i], i))] += 1
+        assert balance(speeds, count) == tuple(expected), (speeds, count)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +115,8 @@ def test_a_step_lies_between_its_slowest_stage_and_all_stages_in_turn():
         count = accepted_micro_batches(rng.randint(1, 9), len(stages), "interleaved_1f1b")
         for schedule in ("interleaved_1f1b", "gpipe"):
             seconds = simulate(stages, count, schedule)
-            assert seconds >= max(count * (s.forward + s.backward) for s in stages) - 1e-9
+            assert seconds >= least_seconds(stages, count) - 1e-9
+            assert least_seconds(stages, count) >= max(count * (s.forward + s.backward) for s in stages)
             assert seconds <= count * sum(s.forward + s.backward + s.send + s.back for s in stages) + 1e-9
 
 
