@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from smolray.config import RunConfig
 from smolray.planner.candidate import Candidate
 from smolray.planner.gpu_sets import Place
-from smolray.planner.inventory import GPU, Interconnect
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import Interconnect
 from smolray.planner.memory import Memory, Workload, Zero, zero_memory
 from smolray.planner.problem import PlanningProblem
 from smolray.planner.time import data_seconds, slowest_hop

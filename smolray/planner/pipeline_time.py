@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from smolray.planner import assumptions as a
-from smolray.planner.inventory import GPU, Interconnect
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import Interconnect
 from smolray.planner.memory import Workload
 from smolray.planner.schedule import Schedule, StageTimes, least_seconds, simulate
 from smolray.planner.time import StepTime, largest_of, layer_table, ring_seconds, slowest, spread

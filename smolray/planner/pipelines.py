@@ -13,7 +13,8 @@ import numpy as np
 
 from smolray.planner.candidate import NEARLY, Candidate
 from smolray.planner.gpu_sets import GPUMesh, Place, gpu_meshes
-from smolray.planner.inventory import GPU, Interconnect
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import Interconnect
 from smolray.planner.memory import Memory, Workload, boundary_bytes, pipeline_memory, stage_memory
 from smolray.planner.partition import Partition, PartitionProblem, find_partition
 from smolray.planner.pipeline_time import pipeline_seconds

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from smolray.planner.assumptions import CUDA_CONTEXT, NCCL_BUFFERS
-from smolray.planner.inventory import GPU, PCIE, Interconnect, Inventory, InventoryNode, find_network, measured_gpu
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import PCIE, Interconnect, Inventory, InventoryNode, find_network, measured_gpu
 from smolray.pretrained import DTYPES
 
 MEASURED_SECONDS = 0.15  # for each product, copy and transfer

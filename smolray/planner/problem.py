@@ -12,7 +12,8 @@ import numpy as np
 from smolray.config import RunConfig
 from smolray.config.rules import faults
 from smolray.planner.gpu_sets import GPUMesh, Place
-from smolray.planner.inventory import GPU, Inventory
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import Inventory
 from smolray.planner.memory import Workload
 from smolray.planner.shapes import ModelShape, Training, left_out
 from smolray.planner.statistics import DataStatistics, Load

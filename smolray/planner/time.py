@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from smolray.planner import assumptions as a
 from smolray.planner.activations import Gradients, adapter_bytes, kept_bytes
-from smolray.planner.inventory import GPU, Interconnect, Inventory
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import Interconnect, Inventory
 from smolray.planner.memory import Workload, per_workload
 from smolray.planner.shapes import ModelShape, PipelineLayer, Training
 from smolray.planner.statistics import Load

@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from smolray.planner import assumptions as a
-from smolray.planner.inventory import GPU, Interconnect
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import Interconnect
 from smolray.planner.memory import Workload, Zero
 from smolray.planner.schedule import balance
 from smolray.planner.time import StepTime, largest_of, micro_batch_seconds, ring_seconds, spread

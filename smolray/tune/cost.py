@@ -13,7 +13,8 @@ from smolray.data.reader import Folders
 from smolray.launch.resources import use_gpu
 from smolray.planner.candidate import Candidate
 from smolray.planner.candidates import candidate_as_written
-from smolray.planner.inventory import GPU, PCIE, Inventory, InventoryError, InventoryNode, find_gpu
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import PCIE, Inventory, InventoryError, InventoryNode, find_gpu
 from smolray.planner.model_files import shape_of
 from smolray.planner.problem import PlanningProblem
 from smolray.planner.shapes import ModelShape

@@ -2,9 +2,9 @@
 
 import pytest
 
+from smolray.planner.gpus import KNOWN_GPUS
 from smolray.planner.inventory import (
     GIB,
-    KNOWN_GPUS,
     Interconnect,
     Inventory,
     InventoryError,

@@ -11,7 +11,8 @@ from rich.console import Console
 from smolray.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, load_config
 from smolray.planner.candidates import all_candidates
 from smolray.planner.describe import strategies_table, to_json, words
-from smolray.planner.inventory import KNOWN_GPUS, Interconnect, Inventory, InventoryNode, parse
+from smolray.planner.gpus import KNOWN_GPUS
+from smolray.planner.inventory import Interconnect, Inventory, InventoryNode, parse
 from smolray.planner.memory import Workload, Zero, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.model_files import known_shape
 from smolray.planner.plan import choose, make_plan, predict

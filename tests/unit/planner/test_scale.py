@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 
 from smolray.planner.gpu_sets import gpu_sets, thinned
-from smolray.planner.inventory import KNOWN_GPUS, Interconnect, Inventory, InventoryNode
+from smolray.planner.gpus import KNOWN_GPUS
+from smolray.planner.inventory import Interconnect, Inventory, InventoryNode
 from tests.unit.planner.test_plan import plan_of
 
 FAST, SLOW = Interconnect(10e9 / 8, 1e-4), Interconnect(1e9 / 8, 1e-4)
