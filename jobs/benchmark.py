@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.bench.data import prepare_case, stream_case
 from jobs.bench.epochs import lora_epochs
 from jobs.bench.launch import launch_case
+from jobs.bench.serve import serve_case
 from jobs.bench.timing import Result
 from jobs.bench.train import cases as train_cases
 
@@ -30,7 +31,8 @@ Case = Callable[[float, int], list[Result]]
 def all_cases(model: str) -> tuple[dict[str, Case], dict[str, Case]]:
     """The cases by name: those that need no Ray, and those that run on it. `model`: the shape that is trained."""
     with_ray: dict[str, Case] = {"prepare": prepare_case, "stream": stream_case, "launch": launch_case}
-    return train_cases(model), with_ray | {"lora_epochs": partial(lora_epochs, model)}
+    plain: dict[str, Case] = train_cases(model) | {"serve": partial(serve_case, model)}
+    return plain, with_ray | {"lora_epochs": partial(lora_epochs, model)}
 
 
 def main(arguments: list[str] | None = None) -> None:

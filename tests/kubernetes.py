@@ -16,7 +16,7 @@ import yaml
 
 KUBERNETES = "1.34"
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035
-NAME_LIMITS = {"RayCluster": 53, "RayJob": 47, "RayCronJob": 36}
+NAME_LIMITS = {"RayCluster": 53, "RayJob": 47, "RayCronJob": 36, "RayService": 47}
 # Behind feature gates that are off in 1.7: the operator would refuse the object.
 GATED = {"networkPolicy", "tlsOptions", "gcsFaultToleranceOptions", "historyServerOptions"}
 
@@ -78,6 +78,8 @@ def operator_faults(manifest) -> list[str]:
         found.append(f"the name {name} is no DNS-1035 label")
     if kind == "RayCluster":
         return found + _cluster_faults(spec)
+    if kind == "RayService":
+        return found + _cluster_faults(spec["rayClusterConfig"])
     if kind == "RayCronJob":
         found += [] if len(spec["schedule"].split()) == 5 else [f"schedule {spec['schedule']!r} has not five fields"]
         spec = spec["jobTemplate"]

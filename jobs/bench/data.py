@@ -76,14 +76,7 @@ def write_images(folder: Path, count: int) -> Path:
     for file, numbers in enumerate(np.array_split(np.arange(count), FILES)):
         rows = []
         for number in numbers.tolist():
-            # Blurred noise with some grain: decodes and compresses about as photographs do.
-            smooth = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
-                SIZE, Image.Resampling.BICUBIC
-            )
-            grain = rng.normal(0, rng.uniform(4, 12), (SIZE[1], SIZE[0], 1))
-            sink = io.BytesIO()
-            Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)).save(sink, "JPEG", quality=85)
-            image = {"bytes": sink.getvalue(), "path": f"{number}.jpg"}
+            image = {"bytes": jpeg(rng), "path": f"{number}.jpg"}
             for q in range(QUESTIONS):
                 rows.append(
                     {
@@ -95,6 +88,15 @@ def write_images(folder: Path, count: int) -> Path:
                 )
         pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"train-{file}.parquet", row_group_size=300)
     return folder
+
+
+def jpeg(rng: np.random.Generator) -> bytes:
+    """A JPEG of about 20 to 60 kB: blurred noise with some grain, which decodes about as a photograph does."""
+    smooth = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(SIZE, Image.Resampling.BICUBIC)
+    grain = rng.normal(0, rng.uniform(4, 12), (SIZE[1], SIZE[0], 1))
+    sink = io.BytesIO()
+    Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)).save(sink, "JPEG", quality=85)
+    return sink.getvalue()
 
 
 def plain_prepare(pool: Any, source: Path, out: Path) -> int:

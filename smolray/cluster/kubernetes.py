@@ -65,7 +65,7 @@ def render(
 
     Raises K8sError where the overlay has no room for the run's workers, or its pods do not see the run's storage.
     """
-    _check_image(image)
+    check_image(image)
     objects = [copy.deepcopy(o) for o in objects]
     wanted = ("RayCronJob", "nightly") if schedule else ("RayJob", kind)
     template = next((o for o in objects if (o["kind"], o["metadata"]["name"]) == wanted), None)
@@ -87,8 +87,9 @@ def render(
         spec["entrypoint"] += f" name={config.name}-$(date -u +%Y%m%d)"
     cluster = spec["rayClusterSpec"]
     _check_paths(config, cluster)
-    _check_way_out(config, objects)
-    _fit_workers(config, cluster)
+    data = config.data
+    check_way_out((config.storage, data.shards, data.train, data.validation), objects)
+    fit_workers(config, cluster)
     _mount_config(cluster, f"{name}-config")
     settings = {
         "apiVersion": "v1",
@@ -119,12 +120,14 @@ def object_name(name: str, limit: int) -> str:
 
 
 def _containers(spec: Manifest) -> Iterable[Manifest]:
-    cluster = spec["rayClusterSpec"]
-    for template in (
-        spec["submitterPodTemplate"],
-        *(g["template"] for g in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])),
-    ):
-        yield from template["spec"]["containers"]
+    yield from spec["submitterPodTemplate"]["spec"]["containers"]
+    for pod in pods_of(spec["rayClusterSpec"]):
+        yield from pod["containers"]
+
+
+def pods_of(cluster: Manifest) -> list[Manifest]:
+    """The pods of a cluster: that of the head, and one for each group of workers."""
+    return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
 
 
 def _mount_config(cluster: Manifest, name: str) -> None:
@@ -134,7 +137,7 @@ def _mount_config(cluster: Manifest, name: str) -> None:
     pod["containers"][0]["volumeMounts"].append({"name": "run", "mountPath": CONFIG_FOLDER, "readOnly": True})
 
 
-def _check_image(image: str | None) -> None:
+def check_image(image: str | None) -> None:
     """Raise K8sError for an image that may be another one tomorrow."""
     if image is None:
         return
@@ -149,11 +152,10 @@ def _check_image(image: str | None) -> None:
         )
 
 
-def _check_way_out(config: RunConfig, objects: Iterable[Manifest]) -> None:
+def check_way_out(uris: Iterable[str], objects: Iterable[Manifest]) -> None:
     """Raise K8sError for a URI where the overlay's policies let nothing out."""
     policies = {o["metadata"]["name"] for o in objects if o["kind"] == "NetworkPolicy"}
-    data = config.data
-    remote = [uri for uri in (config.storage, data.shards, data.train, data.validation) if uri and "://" in uri]
+    remote = [uri for uri in uris if uri and "://" in uri]
     if remote and "ray-nodes" in policies and "ray-s3" not in policies:
         raise K8sError(
             f"{remote[0]} is not reached: the overlay lets nothing out; add ../../s3 to its components, before "
@@ -163,26 +165,23 @@ def _check_way_out(config: RunConfig, objects: Iterable[Manifest]) -> None:
 
 def _check_paths(config: RunConfig, cluster: Manifest) -> None:
     """Raise K8sError for paths that the pods do not share: their own folders end with them."""
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    claims = [_claimed(group["template"]["spec"]) for group in groups]
-    shared = set.intersection(*claims)
-    paths = {
-        "storage": config.storage,
-        "data.shards": config.data.shards,
-        "data.train": config.data.train,
-        "data.validation": config.data.validation,
-    }
-
     if not config.data.train:
         raise K8sError("data.train is not set: expected a URI or a path with training data")
 
-    hub = config.data.format == "hub"
+    paths = {"storage": config.storage, "data.shards": config.data.shards}
+    if config.data.format != "hub":
+        paths |= {"data.train": config.data.train, "data.validation": config.data.validation}
+    check_shared(paths, cluster)
+
+
+def check_shared(paths: dict[str, str], cluster: Manifest) -> None:
+    """Raise K8sError for paths, by the names of their settings, that not all pods see."""
+    shared = set.intersection(*map(_claimed, pods_of(cluster)))
     lost = [
         f"{key} = {value!r}"
         for key, value in paths.items()
         if value
         and storage.is_local(value)
-        and not (hub and key in ("data.train", "data.validation"))
         and not any(value == mount or value.startswith(f"{mount}/") for mount in shared)
     ]
 
@@ -201,8 +200,8 @@ def _claimed(pod: Manifest) -> set[str]:
     return {m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if m["name"] in volumes}
 
 
-def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
-    """Set the pods of each group to the number that the run's workers need.
+def fit_workers(config: RunConfig, cluster: Manifest) -> int:
+    """Set the pods of each group to the number that the run's workers need; returns the most workers.
 
     Where an autoscaler decides, only check that it may start enough of them.
     """
@@ -229,6 +228,7 @@ def _fit_workers(config: RunConfig, cluster: Manifest) -> None:
             f"nearest: resources.num_workers={room}" if room else "none fits; see resources.* and the pods' limits"
         )
         raise K8sError(f"asked for {low} workers, the overlay has room for {room} ({'; '.join(seen)}); {nearest}")
+    return high
 
 
 def _workers_per_pod(config: RunConfig, group: Manifest) -> int:

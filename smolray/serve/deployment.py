@@ -133,7 +133,8 @@ def application(settings: ServeSettings) -> serve.Application:
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // len(sources))
     handles, about = {}, {}
     for number, (name, source) in enumerate(sources.items()):
-        gpu = gpus > 0 and source.config.resources.use_gpu != "no"
+        wanted = source.config.resources.use_gpu
+        gpu = wanted == "yes" or (wanted == "auto" and gpus > 0)
         low, high = settings.replicas
         deployment: Any = serve.deployment(ModelReplica)
         model = deployment.options(

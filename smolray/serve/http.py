@@ -22,7 +22,7 @@ from smolray.serve.answer import Asked, Piece
 from smolray.serve.chat import ChatStream, completion, how_asked
 from smolray.serve.embeddings import embedding_list, embedding_samples
 from smolray.serve.errors import ApiError
-from smolray.serve.images import read_image
+from smolray.serve.images import image_checks, read_image
 from smolray.serve.keys import KeyRing
 from smolray.serve.metrics import Metrics
 from smolray.serve.model import Embedded
@@ -79,6 +79,7 @@ class Service:
         self.models, self.keys, self.limits = models, keys, limits
         self.metrics = Metrics()
         self.images = ThreadPoolExecutor(IMAGE_THREADS, "images")
+        self.checks = {name: image_checks(model.max_image_pixels) for name, model in models.items()}
         self.open = 0
 
     def check_key(self, request: Request) -> None:
@@ -114,14 +115,14 @@ class Service:
                 return _json(bytes(content))
         raise ApiError(413, f"the request has more than {most} bytes; send fewer or smaller images", "too_large")
 
-    async def read_images(self, urls: Sequence[str], max_pixels: int) -> tuple[bytes, ...]:
-        """The images at `urls`. Raises ApiError."""
+    async def read_images(self, urls: Sequence[str], model: str) -> tuple[bytes, ...]:
+        """The images at `urls`, for a model. Raises ApiError."""
         if len(urls) > self.limits.images:
             raise ApiError(
                 400, f"{len(urls)} images; at most {self.limits.images} in a request", "too_many_images", "messages"
             )
-        loop, hosts = asyncio.get_running_loop(), self.limits.image_hosts
-        read = (loop.run_in_executor(self.images, read_image, url, max_pixels, hosts) for url in urls)
+        loop, checks, hosts = asyncio.get_running_loop(), self.checks[model], self.limits.image_hosts
+        read = (loop.run_in_executor(self.images, read_image, url, checks, hosts) for url in urls)
         return tuple(await asyncio.gather(*read))
 
     async def chat(self, request: Request) -> Response:
@@ -132,7 +133,7 @@ class Service:
         model = self.model(asked.model)
         request.state.model = asked.model
         conversation = asked.conversation()
-        images = await self.read_images(asked.image_urls, model.max_image_pixels)
+        images = await self.read_images(asked.image_urls, asked.model)
         how = how_asked(asked, conversation, images)
         limit = asked.max_completion_tokens or asked.max_tokens
         pieces = self._in_time(model.backend.chat(Sample(images, conversation), how, limit, asked.stream), began)
@@ -153,7 +154,7 @@ class Service:
         model = self.model(asked.model)
         request.state.model = asked.model
         urls = [one.image_url.url for one in asked.inputs if not isinstance(one, str)]
-        images = await self.read_images(urls, model.max_image_pixels)
+        images = await self.read_images(urls, asked.model)
         samples = embedding_samples(asked, images, model.image_prompt)
         try:
             async with asyncio.timeout(self.limits.seconds):

@@ -6,13 +6,18 @@ In: the URL of an image part. Out: the bytes of a sound image, or an ApiError. F
 from collections.abc import Collection
 
 from smolray.data.formats.fetch import fetch
-from smolray.data.formats.images import check_image
+from smolray.data.formats.images import ImageReader
 from smolray.data.formats.inline import inline_bytes
 from smolray.data.sample import SampleError
 from smolray.serve.errors import ApiError
 
 
-def read_image(url: str, max_pixels: int, hosts: Collection[str]) -> bytes:
+def image_checks(max_pixels: int) -> ImageReader:
+    """What checks images of a model, each once; it opens no file."""
+    return ImageReader("", "", max_pixels)
+
+
+def read_image(url: str, checks: ImageReader, hosts: Collection[str]) -> bytes:
     """The encoded image at `url`. `hosts`: those that http(s) images are fetched from. Raises ApiError (400)."""
     param = "messages"
     start = url[:8].lower()
@@ -23,7 +28,6 @@ def read_image(url: str, max_pixels: int, hosts: Collection[str]) -> bytes:
             data = fetch(url, hosts=hosts)
         else:
             raise ApiError(400, "an image is neither a data: URI nor an http(s) URL", "invalid_image_url", param)
-        check_image(data, max_pixels)
+        return checks.read(data)
     except SampleError as error:
         raise ApiError(400, f"{error.reason}: {error}", "invalid_image", param) from error
-    return data

@@ -20,7 +20,7 @@ from smolray.inference.predictor import Decoding, ModelSource, Predictor
 from smolray.serve.answer import Answer, Asked, Piece
 from smolray.serve.engine import Engine, EngineLimits
 from smolray.serve.errors import ApiError
-from smolray.serve.prompt import Prompt, check_length, make_prompt
+from smolray.serve.prompt import Prompt, PromptMaker, check_length
 
 EMBEDDED_AT_ONCE = 16
 
@@ -38,6 +38,7 @@ class ServedModel:
 
     def __init__(self, source: ModelSource, limits: EngineLimits, device: torch.device):
         self.encoder = source.encoder()
+        self._make_prompt = PromptMaker(self.encoder)
         self.fault = ""
         self._prompts = ThreadPoolExecutor(1, "prompts")
         self._closed = False
@@ -131,7 +132,7 @@ class ServedModel:
             self.engine.fail_all(self.fault)
 
     def _prepared(self, sample: Sample, asked: Asked, max_new_tokens: int | None) -> tuple[Prompt, Asked]:
-        prompt, context = make_prompt(sample, self.encoder), self.encoder.max_length
+        prompt, context = self._make_prompt(sample), self.encoder.max_length
         room = max(1, context - len(prompt.ids))
         wanted = min(asked.max_new_tokens, room) if max_new_tokens is None else max_new_tokens
         check_length(prompt, wanted, context)
@@ -142,7 +143,7 @@ class ServedModel:
         vectors, tokens = list[list[float]](), 0
         for some in _batched(samples, EMBEDDED_AT_ONCE):
             for sample in some:
-                prompt = make_prompt(sample, self.encoder)
+                prompt = self._make_prompt(sample)
                 check_length(prompt, 0, self.encoder.max_length)
                 tokens += len(prompt.ids)
             rows = [ShardRow(image_key(s.images, s.conversation), s.images, (s.conversation,)) for s in some]

@@ -6,7 +6,7 @@ In: a conversation with encoded images, and the model's Encoder. Out: a Prompt, 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from smolray.data.sample import Sample
 from smolray.data.tiles import image_size
 from smolray.serve.errors import ApiError
 from smolray.serve.pages import PAGE
+
+KEPT_IMAGES = 8  # of up to 17 tiles, 13 MB at 512 x 512 pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +52,26 @@ class Prompt:
         return found
 
 
-def make_prompt(sample: Sample, encoder: Encoder) -> Prompt:
-    """The prompt of a conversation that ends where an answer is expected. Raises ApiError (400)."""
-    grids = [encoder.tiler.grid(*image_size(image)) for image in sample.images]
-    try:
-        ids = encoder.prompt(sample.conversation, grids)
-    except EncodeError as error:
-        raise ApiError(400, str(error), "not_encoded", "messages") from error
-    each = encoder.processor.image_seq_len
-    images = tuple(
-        PromptImage(hashlib.blake2b(image, digest_size=16).digest(), encoder.tiler.tiles(image), grid.tiles * each)
-        for image, grid in zip(sample.images, grids, strict=True)
-    )
-    return Prompt(ids, images, ids == encoder.image_token_id)
+class PromptMaker:
+    """Makes prompts for one model. It keeps the tiles of the last images: many ask about the same one."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self._image = lru_cache(maxsize=KEPT_IMAGES)(self._make_image)
+
+    def __call__(self, sample: Sample) -> Prompt:
+        """The prompt of a conversation that ends where an answer is expected. Raises ApiError (400)."""
+        grids = [self.encoder.tiler.grid(*image_size(image)) for image in sample.images]
+        try:
+            ids = self.encoder.prompt(sample.conversation, grids)
+        except EncodeError as error:
+            raise ApiError(400, str(error), "not_encoded", "messages") from error
+        return Prompt(ids, tuple(map(self._image, sample.images)), ids == self.encoder.image_token_id)
+
+    def _make_image(self, image: bytes) -> PromptImage:
+        tiles = self.encoder.tiler.tiles(image)
+        digest = hashlib.blake2b(image, digest_size=16).digest()
+        return PromptImage(digest, tiles, len(tiles) * self.encoder.processor.image_seq_len)
 
 
 def check_length(prompt: Prompt, max_new_tokens: int, context: int) -> None:

@@ -14,7 +14,7 @@ from smolray.model.load import load_model
 from smolray.serve.answer import Answer, Asked
 from smolray.serve.engine import Engine, EngineLimits
 from smolray.serve.errors import ApiError
-from smolray.serve.prompt import make_prompt
+from smolray.serve.prompt import PromptMaker
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, shard_row, words
 
@@ -77,7 +77,7 @@ def ask(engine, encoder, sample, **how):
     """An answer in line; `.pieces` is what it tells."""
     pieces = []
     settings = Asked(**{"max_new_tokens": NEW_TOKENS, **how})
-    answer = Answer(make_prompt(sample, encoder), settings, encoder.tokenizer, pieces.append)
+    answer = Answer(PromptMaker(encoder)(sample), settings, encoder.tokenizer, pieces.append)
     answer.pieces = pieces
     engine.submit(answer)
     return answer
@@ -143,7 +143,7 @@ def test_pages_are_shared_only_by_the_same_pictures(model, encoder, samples, wan
 
 
 def test_little_memory_makes_answers_wait_and_loses_none(model, encoder, samples, want):
-    longest = max(len(make_prompt(sample, encoder).ids) for sample in samples) + NEW_TOKENS
+    longest = max(len(PromptMaker(encoder)(sample).ids) for sample in samples) + NEW_TOKENS
     page = engine_of(model, encoder).memory.keys[:, 0].nbytes * 2
     engine = engine_of(model, encoder, kv_bytes=page * (longest // 16 + 2))
     answers = [ask(engine, encoder, sample) for sample in samples]
