@@ -18,7 +18,9 @@ MOST_PIPELINE_SETS = 4  # sets of GPUs on which pipelines are tried
 
 def all_candidates(problem: PlanningProblem) -> Iterator[Candidate]:
     """All of them, those that do not fit included."""
-    sets = gpu_sets(problem.inventory)
+    if not problem.places:
+        return
+    sets = gpu_sets(problem.inventory, problem.places)
     groups = distinct_groups(problem, sets)
     for micro_batch in problem.micro_batch_sizes:
         for mean, largest in problem.workloads(micro_batch):
@@ -33,11 +35,14 @@ def all_candidates(problem: PlanningProblem) -> Iterator[Candidate]:
 def candidate_as_written(problem: PlanningProblem) -> Candidate | None:
     """The run as its settings say, on the fastest GPUs, one for each of its workers.
 
-    The stages of a pipeline are on those GPUs in the order of the inventory. None: the planner knows no such strategy.
+    The stages of a pipeline are on those GPUs in the order of the inventory. None: the planner knows no such strategy,
+    or no GPU can run it.
     """
     config = problem.config
     size = config.train.per_device_train_batch_size
     places = _fastest(problem, config.resources.workers[1])
+    if not places:
+        return None
     written = replace(problem, sizes=(size,), checkpointing=(config.model.gradient_checkpointing,))
     mean, largest = written.workloads(size)[0]
 
@@ -54,8 +59,7 @@ def candidate_as_written(problem: PlanningProblem) -> Candidate | None:
 
 def _fastest(problem: PlanningProblem, workers: int) -> tuple[Place, ...]:
     """The fastest GPUs, at most `workers`, in the order of the inventory."""
-    places = [(n, g) for n, node in enumerate(problem.inventory.nodes) for g in range(len(node.gpus))]
-    return tuple(sorted(sorted(places, key=lambda place: -problem.gpu(place).tflops_16)[:workers]))
+    return tuple(sorted(sorted(problem.places, key=lambda place: -problem.gpu(place).tflops_16)[:workers]))
 
 
 def _has_engine_of(candidate: Candidate, problem: PlanningProblem) -> bool:

@@ -48,6 +48,7 @@ def words(plan: Plan) -> str:
             f"The data is not prepared yet. Assumed: images of {plan.statistics.most_tiles} tiles with "
             f"{plan.statistics.questions_per_row:g} short questions each."
         )
+    lines += [f"{'Not used' if plan.rows else 'Refused'}: {reason}." for reason in plan.refused.values()]
     written = plan.as_written
     if written is not None and not written.fits:
         lines.append(
@@ -56,11 +57,14 @@ def words(plan: Plan) -> str:
     if plan.chosen is not None:
         return "\n".join([*lines, *_choice(plan, plan.chosen)])
 
-    nearest = min(plan.rows, key=lambda row: row.missing)
-    lines.append(
-        f"Nothing fits on {plan.inventory.describe()}. Nearest is {_engine(nearest)} with micro-batch "
-        f"{nearest.micro_batch}{' and checkpointing' if nearest.checkpointing else ''}: {nearest.limit}."
-    )
+    if plan.rows:
+        nearest = min(plan.rows, key=lambda row: row.missing)
+        lines.append(
+            f"Nothing fits on {plan.inventory.describe()}. Nearest is {_engine(nearest)} with micro-batch "
+            f"{nearest.micro_batch}{' and checkpointing' if nearest.checkpointing else ''}: {nearest.limit}."
+        )
+    else:
+        lines.append(f"None of the GPUs can run this: {plan.inventory.describe()}.")
     if plan.change is None or plan.changed is None or plan.changed.chosen is None:
         lines.append(
             "LoRA, quantisation and smaller images do not make it fit: a smaller model or a larger GPU is needed."
@@ -91,6 +95,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         },
         "inventory": plan.inventory.to_json(),
         "strategies": [candidate_json(row) | {"chosen": row is plan.chosen} for row in plan.rows],
+        "refused": {gpu.name: reason for gpu, reason in plan.refused.items()},
         "chosen": candidate_json(plan.chosen) if plan.chosen else None,
         "as_written": candidate_json(plan.as_written) if plan.as_written else None,
         "change": asdict(plan.change) if plan.change else None,
@@ -192,7 +197,10 @@ def _idle(plan: Plan, chosen: Candidate) -> str:
     """The GPUs that the plan does not use; empty where it uses all."""
     used = set(chosen.gpus)
     idle = [
-        gpu.name for n, node in enumerate(plan.inventory.nodes) for g, gpu in enumerate(node.gpus) if (n, g) not in used
+        gpu.name
+        for n, node in enumerate(plan.inventory.nodes)
+        for g, gpu in enumerate(node.gpus)
+        if (n, g) not in used and gpu not in plan.refused
     ]
     return _counted(tuple(idle))
 

@@ -46,20 +46,20 @@ def gpu_meshes(places: Sequence[Place]) -> Iterator[GPUMesh]:
         yield GPUMesh(tuple((tuple(node),) for node in nodes), each)
 
 
-def gpu_sets(inventory: Inventory) -> list[tuple[Place, ...]]:
-    """The sets of GPUs worth trying.
+def gpu_sets(inventory: Inventory, places: Sequence[Place]) -> list[tuple[Place, ...]]:
+    """The sets of GPUs worth trying; `places`: those that can run the run.
 
     All; those of each node; of the fastest nodes; the fastest GPUs; the largest GPUs; one of each kind. Of sets that
     only differ in which of several equal nodes they use, the first is kept.
     """
-    nodes = inventory.nodes
-    places = [(n, g) for n, node in enumerate(nodes) for g in range(len(node.gpus))]
-    gpus = {place: nodes[place[0]].gpus[place[1]] for place in places}
-    speed = [sum(gpu.tflops_16 for gpu in node.gpus) for node in nodes]
-    fastest = sorted(range(len(speed)), key=lambda n: (-speed[n], n))
-    own = [[(n, g) for g in range(len(node.gpus))] for n, node in enumerate(nodes)]
+    gpus = {place: inventory.nodes[place[0]].gpus[place[1]] for place in places}
+    own: dict[int, list[Place]] = {}
+    for place in places:
+        own.setdefault(place[0], []).append(place)
+    speed = {n: sum(gpus[place].tflops_16 for place in here) for n, here in own.items()}
+    fastest = sorted(own, key=lambda n: (-speed[n], n))
 
-    sets = [places, *(own[n] for n in fastest)]
+    sets = [list(places), *(own[n] for n in fastest)]
     sets += [[p for n in sorted(fastest[:count]) for p in own[n]] for count in thinned(range(2, len(fastest)))]
     for limits in ({p: gpu.tflops_16 for p, gpu in gpus.items()}, {p: gpu.memory for p, gpu in gpus.items()}):
         sets += [[p for p in places if limits[p] >= limit] for limit in thinned(sorted(set(limits.values())))]

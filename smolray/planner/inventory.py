@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from smolray.config.parse import YamlError, parse_yaml
 from smolray.planner.gpus import ALIASES, GPU, KNOWN_GPUS
 
 GIB = 2**30
+MOST_GPUS = 1024  # in a node
+MOST = 1e15  # of any number in an inventory
 
 
 class InventoryError(ValueError):
@@ -82,7 +83,7 @@ class Inventory:
         return ", ".join(f"{_count(node.gpus)} @ {_rate(node.network.bandwidth)}" for node in self.nodes)
 
     def to_json(self) -> dict[str, Any]:
-        nodes = [{**asdict(node), "gpus": [asdict(gpu) for gpu in node.gpus]} for node in self.nodes]
+        nodes = [{**asdict(node), "gpus": [_plain(gpu) for gpu in node.gpus]} for node in self.nodes]
         return {"nodes": nodes, "links": [[*pair, asdict(link)] for pair, link in self.links.items()]}
 
 
@@ -119,12 +120,11 @@ def load(source: str) -> Inventory:
             f"inventory file {source} does not exist; expected a YAML file, or text such as "
             "'2x rtx4090 @ 10GbE, 1x rtx3060'"
         )
-    text = Path(source).read_text(encoding="utf-8") if is_file else source
-    if not is_file and not text.lstrip().startswith(("nodes:", "boxes:")):
-        return parse(text)
+    if not is_file and not source.lstrip().startswith(("nodes:", "boxes:")):
+        return parse(source)
     try:
-        record = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        record = parse_yaml(Path(source).read_text(encoding="utf-8") if is_file else source)
+    except (YamlError, UnicodeDecodeError) as error:
         raise InventoryError(f"the inventory is not valid YAML: {error}") from error
     return from_record(record)
 
@@ -254,7 +254,10 @@ def _gpus(parts: list[Any]) -> tuple[GPU, ...]:
         match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?(\S.*)", str(part).strip(), re.IGNORECASE)
         if not match or match[1] == "0":
             raise InventoryError(f"gpus {part!r}: expected a count and a GPU, such as 2x rtx4090")
-        gpus += [find_gpu(match[2])] * int(match[1] or 1)
+        count = int(match[1] or 1) if len(match[1] or "") < 9 else MOST_GPUS + 1
+        if len(gpus) + count > MOST_GPUS:
+            raise InventoryError(f"gpus {part!r}: expected at most {MOST_GPUS} GPUs in a node")
+        gpus += [find_gpu(match[2])] * count
     return tuple(gpus)
 
 
@@ -279,13 +282,18 @@ def _described_gpu(entry: dict[str, Any]) -> GPU:
 
 
 def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise InventoryError(f"{key} = {value!r}: expected a number above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST:
+        raise InventoryError(f"{key} = {_found(value)}: expected a number above 0")
     return float(value)
 
 
 def _found(value: Any) -> str:
     return repr(value)[:80] if value is not None else "nothing"
+
+
+def _plain(gpu: GPU) -> dict[str, Any]:
+    """A GPU as JSON writes it."""
+    return {**asdict(gpu), "capability": list(gpu.capability) if gpu.capability else None}
 
 
 def _count(gpus: tuple[GPU, ...]) -> str:

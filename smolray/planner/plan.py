@@ -13,6 +13,7 @@ from smolray.config import LoraConfig, RunConfig
 from smolray.planner.candidate import NEARLY, Candidate
 from smolray.planner.candidates import all_candidates, candidate_as_written
 from smolray.planner.data_parallel import offload_settings
+from smolray.planner.gpus import GPU
 from smolray.planner.inventory import Inventory
 from smolray.planner.model_files import shape_of
 from smolray.planner.problem import PlanningProblem
@@ -38,6 +39,7 @@ class Plan:
         rows: the best candidate of each strategy.
         chosen: the candidate to take; None where nothing fits.
         as_written: the run exactly as its settings say; None where the planner knows no such strategy.
+        refused: the GPUs that cannot run the run, each with the reason.
         change: where nothing fits, the nearest change to the run after which something does; None: there is none.
         changed: the plan after that change.
     """
@@ -49,6 +51,7 @@ class Plan:
     rows: tuple[Candidate, ...]
     chosen: Candidate | None
     as_written: Candidate | None
+    refused: dict[GPU, str]
     change: Change | None = None
     changed: "Plan | None" = None
 
@@ -109,11 +112,14 @@ def make_plan(
         _rows(candidates, config),
         choose(candidates, config),
         candidate_as_written(problem),
+        problem.refused,
     )
     if plan.chosen is not None:
         return plan
 
-    for change, changed, counted in changes(config, statistics, shape):
+    lacks_bf16 = not problem.places and not all(gpu.cannot_run("float16") for gpu in problem.refused)
+    first: dict[str, Any] = {"model.dtype": "float16"} if lacks_bf16 else {}
+    for change, changed, counted in changes(config, statistics, shape, first):
         leanest = PlanningProblem(changed, shape, counted, inventory, sizes=(1,), checkpointing=(True,))
         if choose(list(all_candidates(leanest)), changed) is not None:
             after = make_plan(changed, counted, inventory, shape)
@@ -154,20 +160,21 @@ def on_all_gpus(config: RunConfig, inventory: Inventory) -> RunConfig:
 
 
 def changes(
-    config: RunConfig, statistics: DataStatistics, shape: ModelShape
+    config: RunConfig, statistics: DataStatistics, shape: ModelShape, first: dict[str, Any]
 ) -> Iterator[tuple[Change, RunConfig, DataStatistics]]:
     """Changes to a run, the smallest first: LoRA, 8 bit, 4 bit, fewer tiles, and these together.
 
-    Yields each change with the run and the data statistics after it.
+    Yields each change with the run and the data statistics after it. `first`: settings that every change needs.
     """
-    methods = _method_changes(config)
+    methods = [({**first, **settings}, words) for settings, words in _method_changes(config)]
+    needed = f"{first['model.dtype']} in place of {config.model.dtype}" if first else ""
     limits = [limit for limit in (13, 9, 5, 3, 1) if limit < statistics.most_tiles]
     for limit in (None, *limits):
         counted = statistics if limit is None else statistics.with_max_tiles(limit, shape)
         for settings, words in methods:
             whole = settings if limit is None else {**settings, "image.max_tiles": limit}
             if whole:
-                parts = (words, f"at most {limit} tiles an image" if limit else "")
+                parts = (needed, words, f"at most {limit} tiles an image" if limit else "")
                 change = Change(
                     {key: _plain(value) for key, value in whole.items()}, " and ".join(part for part in parts if part)
                 )

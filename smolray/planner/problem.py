@@ -126,6 +126,17 @@ class PlanningProblem:
         return tuple(dict.fromkeys(self.inventory.gpus))
 
     @cached_property
+    def refused(self) -> dict[GPU, str]:
+        """The kinds of GPUs that cannot run this run, each with the reason."""
+        reasons = {gpu: gpu.cannot_run(self.config.model.dtype) for gpu in self.kinds}
+        return {gpu: reason for gpu, reason in reasons.items() if reason}
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The GPUs that can run it, in the order of the inventory."""
+        return tuple(place for place in self.kind_of if self.gpu(place) not in self.refused)
+
+    @cached_property
     def kind_of(self) -> dict[Place, int]:
         """The number of each GPU's kind among `kinds`."""
         numbers = {gpu: number for number, gpu in enumerate(self.kinds)}

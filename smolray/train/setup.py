@@ -17,6 +17,7 @@ from torch import nn
 
 from smolray import storage
 from smolray.config import ConfigError, RunConfig
+from smolray.config.devices import no_bf16, no_kernels
 from smolray.data.encode import cached_encoder
 from smolray.data.index import fingerprint as index_fingerprint
 from smolray.data.plan import EpochPlans, PlanError, PlanLimits, epoch_plans
@@ -146,13 +147,14 @@ def check_device(config: RunConfig, device: torch.device) -> None:
             "model.dtype = float16 needs a CUDA device, this worker has none; "
             "allowed here: float32, bfloat16; nearest: bfloat16"
         )
-    if dtype != "bfloat16" or device.type != "cuda":
+    if device.type != "cuda":
         return
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name(device)
-        raise ConfigError(
-            f"model.dtype = bfloat16: {name} has no bf16 units; allowed there: float16, float32; nearest: float16"
-        )
+
+    name = torch.cuda.get_device_name(device)
+    if missing := no_kernels(name, torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()):
+        raise ConfigError(missing)
+    if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(no_bf16(name))
 
 
 def build_plans(config: RunConfig, folders: Folders) -> EpochPlans:

@@ -73,9 +73,11 @@ def estimate_cost(
 
     None where the planner has no estimate: without GPUs, or for an engine that it does not plan.
     """
-    found = [candidate for gpu in dict.fromkeys(gpus) if (candidate := _on(config, shape, statistics, gpu)) is not None]
+    kinds = dict.fromkeys(gpus)
+    found = [candidate for gpu in kinds if (candidate := _on(config, shape, statistics, gpu)) is not None]
     if not found:
-        return None
+        refused = [reason for gpu in kinds if (reason := gpu.cannot_run(config.model.dtype))]
+        return CostEstimate(0.0, refused[0]) if refused and len(refused) == len(kinds) else None
 
     fitting = [candidate for candidate in found if candidate.fits]
     if not fitting:

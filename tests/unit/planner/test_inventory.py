@@ -15,6 +15,8 @@ from smolray.planner.inventory import (
     parse,
 )
 
+BOMB = "nodes:\n" + "".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9 if n else ['x'] * 9)}]\n" for n in range(30))
+
 
 def test_one_line_describes_nodes_gpus_and_networks():
     inventory = parse("2x rtx4090 @ 10GbE, 1x rtx3060 + rtx3090")
@@ -110,6 +112,12 @@ def test_a_measured_gpu_keeps_its_speed_and_takes_what_is_known():
         ("nodes: [{gpus: [{name: x, memory_gb: -3, tflops_16: 1, tflops_32: 1}]}]", ["memory_gb = -3"]),
         ("nodes: [{gpus: rtx3090, network: {speed: 3}}]", ["bandwidth_gbit"]),
         ("nodes: [", ["not valid YAML"]),
+        ("nodes: " + "[" * 5000, ["not valid YAML"]),
+        ("nodes: &a [*a]", ["not valid YAML"]),
+        (BOMB, ["not valid YAML"]),
+        ("nodes: [{gpus: rtx3090, cpus: .inf}]", ["cpus = inf"]),
+        ("nodes: [{gpus: rtx3090, network: {bandwidth_gbit: .nan}}]", ["bandwidth_gbit = nan"]),
+        ("999999999999x rtx4090", ["999999999999x rtx4090", "at most"]),
     ],
 )
 def test_what_cannot_be_read_is_named(source, said):
