@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from smolray.planner.shapes import Linear, ModelShape, PipelineLayer, Training
 from smolray.planner.statistics import Load
 
+MLP_INPUTS = ("norm2", "product")  # what the linear layers of an MLP read
 FP32, BF16_STATISTICS = 4, 4  # bytes; of LayerNorm's mean and of its deviation (CUDA keeps them in fp32)
 
 
@@ -96,12 +97,23 @@ def _text(shape: ModelShape, layer: PipelineLayer, training: Training, gradient:
 
 def adapter_bytes(shape: ModelShape, layer: PipelineLayer, training: Training, load: Load) -> float:
     """The part of `saved` that exists because of LoRA."""
-    positions = {
-        "vision": load.tiles * shape.vision.patches,
-        "text": load.tokens,
-        "merge": load.tiles * shape.tokens_per_tile,
-    }
-    return positions.get(layer.kind, load.label_tokens) * _inputs(layer, training)[1]
+    return sum(
+        positions(shape, layer, linear, load) * _adapter_width(linear, training, training.rank(group, linear))
+        for group, linear in layer.linears
+    )
+
+
+def positions(shape: ModelShape, layer: PipelineLayer, linear: Linear, load: Load) -> float:
+    """The positions of a micro-batch that a linear layer runs on.
+
+    The MLP of the last text layer runs for label tokens only (model/forward.py), as the head does.
+    """
+    if layer.kind == "vision":
+        return load.tiles * shape.vision.patches
+    if layer.kind == "merge":
+        return load.tiles * shape.tokens_per_tile
+    few = layer.kind == "head" or (layer.name == shape.last_text_layer and linear.input in MLP_INPUTS)
+    return load.label_tokens if few else load.tokens
 
 
 def weight_workspace(shape: ModelShape, training: Training) -> float:
@@ -119,23 +131,35 @@ def _inputs(layer: PipelineLayer, training: Training, of: tuple[str, ...] = ()) 
     Returns the names of the inputs that are saved, each once although several may read it, and the further bytes of
     each position: LoRA's inner values and dropout. `of`: only the linear layers that read one of these inputs.
     """
-    size, shared, more = training.trained_bytes, set(), 0.0
-    dropout = training.lora is not None and training.lora.lora_dropout > 0
-    own = dropout or size != training.bytes  # PEFT casts the input for each adapter of another dtype
-    dora = training.lora is not None and training.lora.use_dora
+    shared, more = set(), 0.0
     for group, linear in layer.linears:
         if of and linear.input not in of:
             continue
         rank = training.rank(group, linear)
-        if group in training.full or (rank and not own) or _int8(layer, training):
+        if group in training.full or (rank and not _own_input(training)) or _int8(layer, training):
             shared.add(linear.input)
-        if rank:
-            more += rank * size
-            more += linear.inputs * size if own else 0
-            more += linear.inputs if dropout else 0  # its mask: one byte a value on CUDA
-            # the outputs of the frozen weights and of the adapter, which the magnitude multiplies
-            more += 2 * linear.outputs * size if dora else 0
+        more += _adapter_width(linear, training, rank)
     return shared, more
+
+
+def _own_input(training: Training) -> bool:
+    """Whether each adapter keeps an input of its own: PEFT casts it for adapters of another dtype, or drops values."""
+    return _dropout(training) or training.trained_bytes != training.bytes
+
+
+def _dropout(training: Training) -> bool:
+    return training.lora is not None and training.lora.lora_dropout > 0
+
+
+def _adapter_width(linear: Linear, training: Training, rank: int) -> float:
+    """Bytes of one position that an adapter of a linear layer saves, besides an input that it shares."""
+    if not rank:
+        return 0.0
+    size = training.trained_bytes
+    width = rank * size + (linear.inputs * size if _own_input(training) else 0)
+    width += linear.inputs if _dropout(training) else 0  # its mask: one byte a value on CUDA
+    # the outputs of the frozen weights and of the adapter, which the magnitude multiplies
+    return width + (2 * linear.outputs * size if training.lora is not None and training.lora.use_dora else 0)
 
 
 def _int8(layer: PipelineLayer, training: Training) -> bool:
@@ -175,7 +199,7 @@ def _attention(shape: ModelShape, layer: PipelineLayer, training: Training, grad
 
 def _mlp(shape: ModelShape, layer: PipelineLayer, training: Training) -> float:
     """Bytes of one row in the second half of a text layer: norm, gate, its activation, up, and the linear inputs."""
-    shared, more = _inputs(layer, training, ("norm2", "product"))
+    shared, more = _inputs(layer, training, MLP_INPUTS)
     values = 3 * shape.text.intermediate + sum(_width(layer, name) for name in shared)
     return values * training.bytes + _norm(shape, training, True) + more
 

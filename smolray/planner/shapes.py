@@ -273,10 +273,14 @@ class Training:
         return self.lora.ranks.get(group, self.lora.r)  # type: ignore[call-overload, no-any-return]
 
     def lora_parameters(self, layer: PipelineLayer) -> int:
-        """Parameters of A (r x in) and B (out x r) of every adapted linear layer; DoRA adds a magnitude per output."""
-        dora = self.lora is not None and self.lora.use_dora
-        ranks = ((self.rank(group, linear), linear) for group, linear in layer.linears)
-        return sum(r * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0) for r, linear in ranks if r)
+        """Parameters of all adapters of a layer."""
+        return sum(self.adapter_parameters(group, linear) for group, linear in layer.linears)
+
+    def adapter_parameters(self, group: str, linear: Linear) -> int:
+        """Parameters of A (r x in) and B (out x r) of a linear layer; DoRA adds a magnitude per output."""
+        rank = self.rank(group, linear)
+        dora = rank and self.lora is not None and self.lora.use_dora
+        return rank * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0)
 
     def trained_parameters(self, layer: PipelineLayer) -> int:
         """Trained parameters of a layer, adapters included."""

@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from smolray.planner import assumptions as a
-from smolray.planner.activations import Gradients, adapter_bytes, kept_bytes
+from smolray.planner.activations import MLP_INPUTS, Gradients, adapter_bytes, kept_bytes, positions
 from smolray.planner.gpus import GPU
 from smolray.planner.inventory import Interconnect, Inventory
 from smolray.planner.memory import Workload, per_workload
@@ -57,7 +57,7 @@ def forward_flops(shape: ModelShape, layer: PipelineLayer, load: Load) -> tuple[
     if layer.kind == "merge":
         return 2.0 * load.tiles * shape.tokens_per_tile * weights, 0.0
     if layer.kind == "text":
-        mlp = sum(linear.weights for _, linear in layer.linears if linear.input in ("norm2", "product"))
+        mlp = sum(linear.weights for _, linear in layer.linears if linear.input in MLP_INPUTS)
         rows = load.label_tokens if layer.name == shape.last_text_layer else load.tokens
         return 2.0 * (load.tokens * (weights - mlp) + rows * mlp), 4.0 * load.pairs * t.heads * t.head_dim
     return 2.0 * load.label_tokens * t.vocab * t.hidden, 0.0
@@ -80,7 +80,10 @@ def layer_work(work: Workload, layer: PipelineLayer, gradient: Gradients) -> Lay
     """The work of one layer for one micro-batch. Frozen weights have no weight gradient."""
     training = work.training
     linear, attention = forward_flops(work.shape, layer, work.load)
-    adapters = 2.0 * _positions(work.shape, layer, work.load) * training.lora_parameters(layer)
+    adapters = 2.0 * sum(
+        positions(work.shape, layer, each, work.load) * training.adapter_parameters(group, each)
+        for group, each in layer.linears
+    )
     launches = a.LAUNCH_SECONDS[layer.kind] * (a.LORA_LAUNCHES if adapters else 1.0)
 
     referred = work.reference_pass and (gradient.any or layer.kind == "text")
@@ -233,12 +236,3 @@ def data_seconds(work: Workload, micro_batches: int, cores: float) -> float:
     """
     tiles = 0.0 if "vision" in work.shape.left_out else work.load.tiles * a.TILE_SECONDS
     return micro_batches * (tiles + work.load.samples * a.SAMPLE_SECONDS) / cores
-
-
-def _positions(shape: ModelShape, layer: PipelineLayer, load: Load) -> float:
-    """The positions of a micro-batch that a layer's linear layers run on."""
-    if layer.kind == "vision":
-        return load.tiles * shape.vision.patches
-    if layer.kind == "merge":
-        return load.tiles * shape.tokens_per_tile
-    return load.label_tokens if layer.kind == "head" else load.tokens

@@ -15,7 +15,7 @@ from smolray.data.collate import Group, collate_training
 from smolray.model.adapters import prepare_for_training
 from smolray.model.load import load_model
 from smolray.model.tiny import SHAPES
-from smolray.planner.activations import Gradients, gradients, kept_bytes
+from smolray.planner.activations import Gradients, adapter_bytes, gradients, kept_bytes, positions
 from smolray.planner.model_files import known_shape, shape_of
 from smolray.planner.shapes import Training
 from smolray.planner.statistics import Load
@@ -198,3 +198,43 @@ def test_layers_frozen_before_anything_trained_keep_nothing():
         kept = kept_bytes(shape, layer, training, gradient, load)
         assert (kept.saved > 0) == (layer.kind in ("merge", "text", "head", "vision_embeddings"))
         assert kept.transient > 0
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_of_the_last_layer_are_priced_at_the_rows_that_run(tiny_path, batches, dora):
+    """The rows that go through each adapter are counted in the real model, layer by layer."""
+    config = RunConfig(
+        model=ModelConfig(path=tiny_path, dtype="float32", train=()), lora=LoraConfig(r=4, use_dora=dora)
+    )
+    model, batch, shape = (
+        prepare_for_training(load_model(config.model), config),
+        batches["single"],
+        shape_of(config.model),
+    )
+    seen: dict[str, int] = {}
+
+    def count(name):
+        return lambda module, inputs, output: seen.__setitem__(name, inputs[0].shape[:-1].numel())
+
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and "text_model" in name:
+            module.register_forward_hook(count(name))
+    sft_sum(model, batch)
+    for layer in (layer for layer in shape.layers if layer.kind == "text"):
+        number = layer.name.partition(".")[2]
+        for _, linear in layer.linears:
+            found = [n for name, n in seen.items() if f"layers.{number}." in name and linear.name in name]
+            assert found == [positions(shape, layer, linear, load_of(batch))], (layer.name, linear.name)
+
+
+def test_adapters_keep_fewer_bytes_in_the_last_layer_by_what_its_mlp_does_not_run():
+    shape, load = known_shape("random-256m"), Load(4, 4, 4000, 0, 0, 4, 40)
+    training = Training(frozenset(), LoraConfig(r=8), "bfloat16")
+    *_, before, last = (layer for layer in shape.layers if layer.kind == "text")
+    whole, few = (adapter_bytes(shape, layer, training, load) for layer in (before, last))
+    mlp = sum(
+        8 * 4 + linear.inputs * 4
+        for _, linear in last.linears
+        if linear.name.endswith(("gate_proj", "up_proj", "down_proj"))
+    )
+    assert whole - few == (4000 - 40) * mlp > 0
