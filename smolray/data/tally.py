@@ -3,7 +3,9 @@
 In: each record with what became of it. Out: a RowAccount (run/account.py).
 """
 
+import re
 from collections import Counter
+from typing import Any
 
 from smolray.config import DataConfig
 from smolray.data.formats.columns import RawRecord
@@ -11,6 +13,14 @@ from smolray.data.formats.pictures import IMAGE_COLUMNS
 from smolray.data.formats.unused import ParsedRow, unused_columns
 from smolray.data.formats.values import is_empty
 from smolray.run.account import RowAccount
+
+# The index of a table that pandas has written into a CSV file and read again, once or more often.
+_INDEX_COLUMN = re.compile(r"Unnamed: 0(?:\.\d+)*")
+
+
+def _says_something(column: str, value: Any) -> bool:
+    """Whether a value is worth telling: it is not empty, and not the number of its row."""
+    return not is_empty(value) and not (_INDEX_COLUMN.fullmatch(str(column)) and str(value).isdigit())
 
 
 class RowTally:
@@ -33,7 +43,7 @@ class RowTally:
         self.text_only += not images
         self.without_image += not images and any(str(column).lower() in self.image_columns for column in record)
         self.used |= parsed.used
-        if unused := [str(c) for c, value in record.items() if c not in parsed.used and not is_empty(value)]:
+        if unused := [str(c) for c, value in record.items() if c not in parsed.used and _says_something(c, value)]:
             self.unused.update(unused)
             self.overlooked.update(map(str, unused_columns(record, parsed, self.data)))
 

@@ -261,6 +261,15 @@ def test_a_run_finds_its_shards_and_reads_a_shard_folder_in_place(ray_cluster, q
     assert prepare_run(ready) == {"train": read_manifest(str(shards))}
 
 
+def test_a_glob_that_matches_fewer_files_than_before_is_told(ray_cluster, tmp_path):
+    for n in range(3):
+        (tmp_path / f"{n}.jsonl").write_text(json.dumps({"id": str(n), "question": f"{n}?", "answer": "x"}) + "\n")
+    config = RunConfig(storage=str(tmp_path / "runs"), data=SMALL.replace({"train": f"{tmp_path}/*.jsonl"}))
+    assert prepare_run(config)["train"].account["gone"] == 0
+    (tmp_path / "1.jsonl").unlink()
+    assert prepare_run(config)["train"].account["gone"] == 1
+
+
 @pytest.fixture
 def job():
     """Starts jobs/prepare.py as a process with a Ray of its own, whose workers have the given environment."""

@@ -29,6 +29,13 @@ def test_each_row_is_counted_once_with_its_columns():
     assert account.unused == {"split": 2} and account.quarantined == {"empty_answer": 1}
 
 
+def test_the_index_that_pandas_writes_is_no_column_and_other_columns_without_a_name_are():
+    tally = RowTally(DATA)
+    tally.keep({"image": b"1", "q": "?", "Unnamed: 0": "17", "Unnamed: 0.1": 3, "Unnamed: 3": "4"}, parsed(b"1"))
+    tally.keep({"image": b"1", "q": "?", "Unnamed: 0": "a text"}, parsed(b"1"))
+    assert tally.account().unused == {"Unnamed: 0": 1, "Unnamed: 3": 1}
+
+
 @pytest.mark.parametrize("column", ["Image", "photo", "mine"])
 def test_an_empty_image_column_of_any_name_is_seen(column):
     tally = RowTally(DataConfig(columns={"image": "mine"}) if column == "mine" else DATA)
