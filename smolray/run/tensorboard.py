@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from smolray.run.events import Event, read_events, surviving
 from smolray.run.progress import accuracy_of
+from smolray.run.result import reading
 from smolray.run.status import RunNotFoundError
 
 TRAINING = ("loss", "grad_norm", "learning_rate", "epoch")
@@ -26,7 +27,7 @@ def export_tensorboard(run_dir: str, out: str) -> int:
         raise RunNotFoundError(f"{run_dir} has no events to export yet")
 
     points = 0
-    with SummaryWriter(out) as writer:
+    with reading(run_dir), SummaryWriter(out) as writer:
         for event in events:
             for tag, value in _scalars(event):
                 writer.add_scalar(tag, value, global_step=event.get("step", 0), walltime=event["time"])
