@@ -18,9 +18,12 @@ MOST_PIPELINE_SETS = 4  # sets of GPUs on which pipelines are tried
 
 def all_candidates(problem: PlanningProblem) -> Iterator[Candidate]:
     """All of them, those that do not fit included."""
-    if not problem.places:
-        return
-    sets = gpu_sets(problem.inventory, problem.places)
+    if problem.places:
+        yield from candidates_on(problem, gpu_sets(problem.inventory, problem.places))
+
+
+def candidates_on(problem: PlanningProblem, sets: list[tuple[Place, ...]]) -> Iterator[Candidate]:
+    """All candidates on these sets of GPUs."""
     groups = distinct_groups(problem, sets)
     for micro_batch in problem.micro_batch_sizes:
         for mean, largest in problem.workloads(micro_batch):

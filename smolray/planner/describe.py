@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from smolray.planner.candidate import Candidate
+from smolray.planner.gpu_sets import Place
+from smolray.planner.idle import idle_gpus, remedies
 from smolray.planner.plan import Plan
 
 HEADER = f"{'strategy':<27} {'GB a GPU':>8} {'s/step':>8} {'samples/s':>10}  limited by"
@@ -95,6 +97,10 @@ def to_json(plan: Plan) -> dict[str, Any]:
         },
         "inventory": plan.inventory.to_json(),
         "strategies": [candidate_json(row) | {"chosen": row is plan.chosen} for row in plan.rows],
+        "remedies": [
+            {"words": remedy.words, "settings": remedy.settings, "candidate": candidate_json(remedy.candidate)}
+            for remedy in remedies(plan)
+        ],
         "refused": {gpu.name: reason for gpu, reason in plan.refused.items()},
         "chosen": candidate_json(plan.chosen) if plan.chosen else None,
         "as_written": candidate_json(plan.as_written) if plan.as_written else None,
@@ -148,8 +154,8 @@ def _choice(plan: Plan, chosen: Candidate) -> list[str]:
         lines.append(_shares(chosen))
 
     lines += _others(plan, chosen)
-    if idle := _idle(plan, chosen):
-        lines.append(f"Left idle: {idle}; no plan with more GPUs is faster by more than the prediction error.")
+    if idle := idle_gpus(plan):
+        lines += _idle(plan, chosen, idle)
     return lines
 
 
@@ -193,16 +199,15 @@ def _others(plan: Plan, chosen: Candidate) -> list[str]:
     return [*lines, *(f"{row.name} does not fit: {row.limit}." for row in once)]
 
 
-def _idle(plan: Plan, chosen: Candidate) -> str:
-    """The GPUs that the plan does not use; empty where it uses all."""
-    used = set(chosen.gpus)
-    idle = [
-        gpu.name
-        for n, node in enumerate(plan.inventory.nodes)
-        for g, gpu in enumerate(node.gpus)
-        if (n, g) not in used and gpu not in plan.refused
-    ]
-    return _counted(tuple(idle))
+def _idle(plan: Plan, chosen: Candidate, idle: tuple[Place, ...]) -> list[str]:
+    """The GPUs that the plan does not use, and what would make them pay."""
+    names = _counted(tuple(plan.inventory.nodes[node].gpus[gpu].name for node, gpu in idle))
+    lines = [f"Left idle: {names}; no plan with more GPUs is faster by more than the prediction error."]
+    for remedy in remedies(plan):
+        then = remedy.candidate
+        speed, times = then.samples_per_second, then.samples_per_second / chosen.samples_per_second
+        lines.append(f"  With {remedy.words}: {speed:.1f} samples/s ({times:.2f} times) on {_counted(then.names)}.")
+    return lines
 
 
 def _engine(row: Candidate) -> str:
