@@ -265,12 +265,15 @@ class Engine:
         return found
 
     def _guarded(self, answers: Sequence[Answer], work: Any) -> None:
-        """Do work for answers; where memory runs out, they fail and the others go on."""
+        """Do work for answers. Where it fails, they are told; where only memory ran out, the others go on."""
         try:
             work(answers)
         except torch.OutOfMemoryError as error:
             message = f"out of memory: {str(error).splitlines()[0]}; send fewer or smaller images"
             self._fail([answer for answer in answers if answer.pages], message)
+        except Exception as error:
+            self._fail([answer for answer in answers if answer.pages], f"{type(error).__name__}: {error}")
+            raise
 
     def _fail(self, answers: Sequence[Answer], message: str) -> None:
         for answer in answers:
