@@ -42,12 +42,12 @@ def close_token() -> None:
 def open_token(path: Path) -> str:
     """Who else may read the token's file, such as `mode 0644`; empty where nobody else may, or there is none.
 
-    A file that another user owns, such as root, may be read by a group: so a service gets it.
+    A file of root, or of another user, may be read by a group: so a service gets it.
     """
     try:
         found = path.stat()
     except OSError:
         return ""
-    allowed = 0o750 if found.st_uid != os.getuid() else 0o700
+    allowed = 0o700 if found.st_uid == os.getuid() != 0 else 0o750
     mode = stat.S_IMODE(found.st_mode)
     return f"mode {mode:04o}" if mode & ~allowed else ""

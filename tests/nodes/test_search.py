@@ -46,7 +46,7 @@ def test_a_dead_node_costs_its_trials_only_steps_since_checkpoints(cluster, shar
         "evaluate.eval_epochs=1",
         "evaluate.max_samples=64",
     ]
-    config = load_config(str(ROOT / given[1]), [*given[2:], "resources.num_workers=1"])
+    config = load_config(given[1], [*given[2:], "resources.num_workers=1"])
     search = {
         "space": {"optimizer.learning_rate": {"choice": [3e-3, 2e-3, 1e-3, 5e-4]}},
         "algorithm": "grid",

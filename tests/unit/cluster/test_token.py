@@ -39,6 +39,16 @@ def test_a_token_that_ray_left_readable_by_all_is_closed(home, close):
     assert open_token(path) == "" and path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a file of root")
+def test_a_file_of_root_may_be_read_by_the_group_of_a_service(home):
+    path = home / "token"
+    path.write_text("t" * 64)
+    path.chmod(0o440)  # as the playbook installs it
+    assert open_token(path) == ""
+    path.chmod(0o444)
+    assert open_token(path) == "mode 0444"
+
+
 def test_a_token_of_the_environment_needs_no_file(home, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "t" * 64)
     ensure_token()
