@@ -123,9 +123,10 @@ def _did_you_mean(root: Model, location: Sequence[str]) -> str:
 
 def _nearest(kind: str, value: Any, context: dict[str, Any]) -> str:
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"]) or re.split(r", | or ", context["expected"])
-        if isinstance(value, int | float) and all(c.isdigit() for c in choices):
-            return f"; nearest: {min(choices, key=lambda c: abs(int(c) - value))}"
+        choices = [choice.strip("'") for choice in re.split(r", | or ", context["expected"])]
+        numbers = [choice for choice in choices if choice.isdigit()]
+        if isinstance(value, int | float) and numbers:
+            return f"; nearest: {min(numbers, key=lambda c: abs(int(c) - value))}"
         near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.3)
         return f"; nearest: {near[0]}" if near else ""
     if kind == "string_pattern_mismatch":

@@ -131,7 +131,7 @@ def _dpo_reference_rules(config: Run) -> Iterator[str]:
     if asked == "copy" and (config.model.load_in_4bit or config.model.load_in_8bit):
         yield "dpo.reference = copy with quantised weights: they cannot be copied; nearest: dpo.reference=adapter"
 
-    if config.reference_model == "copy" and engine.name == "zero" and engine.stage == 3:
+    if config.reference_model == "copy" and engine.name == "zero" and config.zero_stage == 3:
         yield (
             f"dpo.reference = {asked}, a frozen copy, with engine.stage = 3: the copy would not be sharded; "
             "nearest: dpo.reference=precompute"

@@ -126,31 +126,31 @@ def _zero(config: RunConfig) -> Iterator[str]:
     if engine.name not in ("zero", "trl"):
         return
 
-    if (model.load_in_4bit or model.load_in_8bit) and engine.stage == 3:
+    if (model.load_in_4bit or model.load_in_8bit) and config.zero_stage == 3:
         yield (
             "engine.stage = 3 with quantised weights: ZeRO-3 cannot shard them; allowed: 0, 1, 2; "
             "nearest: engine.stage=2"
         )
 
-    if engine.stage == 0 and model.dtype == "float16":
+    if config.zero_stage == 0 and model.dtype == "float16":
         yield ("engine.stage = 0 with model.dtype = float16: the loss scaling is done by ZeRO; nearest: engine.stage=1")
 
-    if engine.stage > 0 and config.optimizer.name != "adamw":
+    if config.zero_stage > 0 and config.optimizer.name != "adamw":
         yield (
-            f"optimizer.name = {config.optimizer.name} with engine.stage = {engine.stage}: ZeRO flattens and splits "
-            "the parameters, so 8-bit states could not be saved by name; "
+            f"optimizer.name = {config.optimizer.name} with engine.stage = {config.zero_stage}: ZeRO flattens and "
+            "splits the parameters, so 8-bit states could not be saved by name; "
             "nearest: optimizer.name=adamw, or engine.stage=0"
         )
 
-    if engine.stage < 1 and engine.offload_optimizer == "cpu":
+    if config.zero_stage < 1 and engine.offload_optimizer == "cpu":
         yield "engine.offload_optimizer = cpu needs engine.stage 1, 2 or 3; nearest: engine.stage=1"
-    if engine.stage < 3 and engine.offload_param == "cpu":
-        yield f"engine.offload_param = cpu needs engine.stage = 3, found {engine.stage}"
+    if config.zero_stage < 3 and engine.offload_param == "cpu":
+        yield f"engine.offload_param = cpu needs engine.stage = 3, found {config.zero_stage}"
 
 
 def _engine(config: RunConfig) -> Iterator[str]:
     model, engine = config.model, config.engine
-    stage_3 = engine.name == "zero" and engine.stage == 3
+    stage_3 = engine.name == "zero" and config.zero_stage == 3
     if config.train.load_balancing == "speed" and (stage_3 or engine.name in ("pipeline", "trl")):
         reason = (
             "on stage 3 every pass is collective, so all workers wait for the slowest GPU"

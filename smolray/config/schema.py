@@ -41,6 +41,9 @@ class ModelConfig(Section):
     # Eager attention adds a boolean mask instead of applying it.
     attn_implementation: Literal["sdpa"] = "sdpa"
     """the only supported implementation"""
+    cudnn_attention: bool = False
+    """true: torch may take cuDNN's attention in 16 bit, as it would on an H100. It plans each shape anew, and each
+    decoded token is another shape; false: its flash and memory-efficient kernels"""
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
     """true: recompute the activations of every layer in the backward pass (the text model's last layer, whose MLP runs
     for trained tokens only, keeps the activations that are left); a number: only of that many layers of the vision
@@ -53,6 +56,9 @@ class ModelConfig(Section):
     """QLoRA: nf4 weights with double quantisation (bitsandbytes); merged into 16-bit weights only"""
     load_in_8bit: bool = False
     """QLoRA: int8 weights (bitsandbytes); merged into 16-bit weights only"""
+    llm_int8_threshold: float = Field(default=6.0, ge=0)
+    """load_in_8bit: inputs beyond it are multiplied in 16 bit; 0: none are, which is faster (in each linear layer the
+    GPU is waited for to find them) and less exact"""
     train: tuple[ModelGroup, ...] = ("vision", "connector", "text")
     """parts of the model that are trained in full; with lora: in addition to the adapters"""
 
@@ -211,7 +217,8 @@ class TrainConfig(Section):
     micro_batch_tokens: int | None = Field(default=None, ge=8)
     """most tokens in a micro-batch, padding included; default: only the count limits it"""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """micro-batches in an optimizer step per worker; with a fixed number of workers: global_batch / workers"""
+    """micro-batches in an optimizer step per worker; with a fixed number of workers: global_batch / workers. In 16 bit
+    the gradients of several are added in fp32: 2 bytes more for each trained parameter, 4 on ZeRO-3"""
     global_batch: int | None = Field(default=None, ge=1)
     """micro-batches in an optimizer step over all workers; a run keeps it when the number of workers changes; default:
     workers x accumulation, and 4 per worker for a pipeline"""
@@ -231,8 +238,9 @@ class EngineConfig(Section):
     """zero: DeepSpeed ZeRO; pipeline: the model's layers over the workers; auto: the planner chooses, with at most
     resources.num_workers GPUs; trl: TRL's own trainers over the same shards (not elastic, no packing, no exactly-once,
     an interrupted run begins again)"""
-    stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage; 0: replicated with fp32 master weights, not with float16"""
+    stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """DeepSpeed ZeRO stage; 0: replicated with fp32 master weights, not with float16; auto: 0 on one worker, where
+    there is nothing to shard, otherwise 2 (also with float16, offload_optimizer or engine=trl)"""
     pipeline_stages: int | None = Field(default=None, ge=1)
     """pipeline: number of stages; default: one for each worker"""
     partition: tuple[Annotated[int, Field(ge=1)], ...] | None = None
@@ -279,7 +287,7 @@ class EvalConfig(Section):
     max_new_tokens: int = Field(default=16, ge=1)
     """longest generated answer in tokens"""
     batch_size: int = Field(default=64, ge=1)
-    """questions decoded together"""
+    """questions decoded together, at most: on a GPU as many as its free memory holds"""
     samples_in_report: int = Field(default=24, ge=0)
     """validation questions shown in report.html"""
 
@@ -352,6 +360,15 @@ class RunConfig(Section):
     def traits(self) -> MethodTraits:
         """What the code must know of the run's method."""
         return METHODS[self.method]
+
+    @property
+    def zero_stage(self) -> int:
+        """`engine.stage`, with `auto` resolved."""
+        engine = self.engine
+        if engine.stage != "auto":
+            return engine.stage
+        sharded = engine.name == "trl" or self.model.dtype == "float16" or engine.offload_optimizer == "cpu"
+        return 0 if self.resources.workers == (1, 1) and not sharded else 2
 
     @property
     def reference_model(self) -> ReferenceModel:

@@ -38,7 +38,9 @@ class Batch:
     embedding_grad: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     # (2,): this batch's contributions to that step's loss and accuracy
     contributions: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    # ids, tokens (padding left out) and, for evaluation, questions and answers
+    # (image tokens,) int64 into the flat positions, in the order of `tile_order`: where the image features go
+    image_positions: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    # ids, tokens (padding left out), whether a sequence has branches and, for evaluation, questions and answers
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -181,11 +181,13 @@ def _collate(
         logp for group in groups if group.reference for c in group.conversations for logp in group.reference[c]
     ]
 
+    input_ids = _filled(shape, encoder.pad_token_id, [p.input_ids for p in packed], offsets)
     meta["tokens"] = int(lengths.sum())
     # found here: on the GPU the host would have to wait for it
     meta["tiles_in_order"] = bool(np.array_equal(tiles.order, np.arange(tiles.distinct)))
+    meta["branched"] = any(int(p.branch.max()) > 0 for p in packed)
     return Batch(
-        input_ids=_filled(shape, encoder.pad_token_id, [p.input_ids for p in packed], offsets),
+        input_ids=input_ids,
         position_ids=_filled(shape, 0, [p.position_ids for p in packed], offsets),
         branch=_filled(shape, -1, [p.branch for p in packed], offsets),
         lengths=torch.from_numpy(lengths.astype(np.int64) if flat else np.zeros(0, np.int64)),
@@ -197,6 +199,7 @@ def _collate(
         target_ids=torch.from_numpy(np.concatenate([p.target_ids for p in packed]).astype(np.int64)),
         target_completion=_shifted([p.target_branch for p in packed], completions[:-1]),
         ends=_shifted([p.ends for p in packed], offsets),
+        image_positions=torch.nonzero(input_ids.flatten() == encoder.image_token_id).flatten(),
         meta=meta,
     )
 

@@ -30,6 +30,7 @@ from torch import nn
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.engine.base import LocalSums, NonFiniteGradientError, StepResult, micro_batch_seed
+from smolray.engine.gradients import GradientSums
 from smolray.engine.optim import (
     FP32,
     build_optimizer,
@@ -80,7 +81,7 @@ class ZeroEngine:
         state: EngineState | None = None,
     ):
         self.model, self.objective, self.config, self.device = model, objective, config, device
-        self.stage = config.engine.stage
+        self.stage = config.zero_stage
         self.epoch = 0
         self.data_parallel, self.sees_images = (dist.get_rank(), dist.get_world_size()), True
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
@@ -100,6 +101,8 @@ class ZeroEngine:
             nn.functional.linear = LINEAR
         remove_stale_build_locks(os.environ.get("TORCH_EXTENSIONS_DIR"))
         deepspeed.logger.setLevel(logging.WARNING)
+
+        self.sums = GradientSums(self.parameters, sharded=self.stage == 3)
 
         # At stage 0 DeepSpeed does not report the norm when it clips, so this engine clips there.
         self.engine, *_ = deepspeed.initialize(
@@ -128,6 +131,7 @@ class ZeroEngine:
             batches = contrast(batches, found, self.config.retrieval.temperature, self.device)
             began += self._now() - met  # waiting for the others
 
+        self.sums.several = forwards > 1
         coalesced = self.engine.coalesce_grad_reduction() if self.stage else nullcontext()
         if self.stage == 0:
             self.engine.set_gradient_accumulation_boundary(False)
@@ -149,6 +153,8 @@ class ZeroEngine:
             for _ in range(max(forwards if self.stage == 3 else 1, 1) - done):
                 empty = dummy_batch(self.device, self.objective.pairs, self.reference_known)
                 self._backward(self.engine(empty, normalisers)[0] * 0.0)
+            if self.stage or dist.get_world_size() > 1:
+                self.sums.put_back()
             if self._first_step:
                 self._check_gradients()
 
@@ -178,8 +184,8 @@ class ZeroEngine:
         set_learning_rate(self.engine.optimizer, learning_rate)
         norm = None
         if self.stage == 0:
-            for name, p in self.parameters.items():
-                self.masters[name].grad = None if p.grad is None else p.grad.float()
+            for name, master in self.masters.items():
+                master.grad = self.sums.take(name)
             limit = self.config.optimizer.max_grad_norm or float("inf")
             norm = float(nn.utils.clip_grad_norm_(self.masters.values(), limit))
             if not math.isfinite(norm):
@@ -253,7 +259,11 @@ class ZeroEngine:
         self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
 
     def _check_gradients(self) -> None:
-        missing = [n for n, p in self.parameters.items() if p.grad is None and getattr(p, "grad_accum", None) is None]
+        missing = [
+            name
+            for name, p in self.parameters.items()
+            if p.grad is None and getattr(p, "grad_accum", None) is None and name not in self.sums
+        ]
         if missing:
             raise RuntimeError(
                 f"{len(missing)} trainable parameters got no gradient on the first step: {', '.join(missing[:5])} …"
@@ -370,4 +380,5 @@ def dummy_batch(device: torch.device, pairs: bool, reference_known: bool) -> Bat
         target_completion=completions,
         ends=completions * 0 + 1,
         reference_logps=torch.zeros(len(completions) if reference_known else 0),
+        meta={"branched": False},
     ).to(device)

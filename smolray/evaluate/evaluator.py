@@ -16,6 +16,7 @@ from torch import nn
 from smolray.data.batch import Batch
 from smolray.data.encode import Encoder
 from smolray.evaluate.bootstrap import Estimates
+from smolray.evaluate.fit import PartsThatFit
 from smolray.evaluate.measure import measure, rows_by_type
 from smolray.evaluate.metrics.exact_match import is_correct
 from smolray.model.decoding import greedy, stop_ids_of
@@ -60,8 +61,9 @@ def evaluate(
     """Collective: every worker passes its own batches, all receive the whole report."""
     own: list[Prediction] = []
     stop_ids = stop_ids_of(model, encoder)
+    decode = PartsThatFit(lambda batch: greedy(model, batch, max_new_tokens, stop_ids))
     for batch in batches:
-        ids = greedy(model, batch.to(device), max_new_tokens, stop_ids)
+        ids = decode(batch.to(device))
         texts = encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
         own += [to_prediction(record, text) for record, text in zip(batch.meta["records"], texts, strict=True)]
 

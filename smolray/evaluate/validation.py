@@ -20,6 +20,7 @@ from smolray.data.ray_jobs import load_index
 from smolray.data.reader import Folders
 from smolray.data.stream import Stream
 from smolray.evaluate.evaluator import EvalReport, evaluate
+from smolray.evaluate.fit import most_tokens
 from smolray.evaluate.loss import mean_loss
 from smolray.evaluate.measure import goodness
 from smolray.evaluate.preference import margins, preference
@@ -32,7 +33,8 @@ def evaluate_shards(model: nn.Module, config: RunConfig, folders: Folders, devic
     index = load_index(folders.validation, config)
     rows = _first_samples(index.filter(pc.greater(index["tokens"], 0)), config)
     group = min(config.data.max_questions_per_image, settings.batch_size) if config.data.packing != "none" else 1
-    plan = build_epoch(rows, PlanLimits(settings.batch_size, None, group), 0, 0, shuffle=False)
+    fits = most_tokens(model, device)
+    plan = build_epoch(rows, PlanLimits(settings.batch_size, fits, group), 0, 0, shuffle=False)
 
     search = config.traits.evaluation == "search"
     collate = config.traits.collate if search else "prompts"

@@ -2,25 +2,26 @@
 padding between them.
 
 In: queries, keys and values of the whole sequence, and its Layout. Out: what each group would give by itself. On a GPU
-it is FlexAttention with a block mask (compiled; blocks between groups are skipped), elsewhere SDPA group by group.
-Without a Layout it is transformers' SDPA.
+of compute capability 8.0 or newer it is FlexAttention with a block mask (compiled; blocks between groups are skipped),
+elsewhere SDPA group by group. Without a Layout it is transformers' SDPA.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "smolray"
 BLOCK, ROWS = 128, 2048  # size of FlexAttention's blocks; query rows of the mask that are built at once
+FLEX_CAPABILITY = (8, 0)  # below it FlexAttention's kernels have no tensor-core instructions
 # Without these FlexAttention would run uncompiled after eight variants (lengths, gradients on or off), with all scores
 # in memory.
 torch._dynamo.config.recompile_limit = 64
@@ -48,9 +49,11 @@ class Layout:
         """(length, mask (length, length) bool) of each group and of the padding; None: causal."""
         lengths = self.lengths.tolist()
         lengths += [rest] if (rest := len(self.branch) - sum(lengths)) else []
+        # one copy: the host would wait for the maximum of each group
+        causal = [int(branch.max()) <= 0 for branch in self.branch.cpu().split(lengths)]
         found: list[tuple[int, torch.Tensor | None]] = []
-        for branch in self.branch.split(lengths):
-            if int(branch.max()) <= 0:
+        for branch, alone in zip(self.branch.split(lengths), causal, strict=True):
+            if alone:
                 found.append((len(branch), None))
             else:
                 sees = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
@@ -59,15 +62,19 @@ class Layout:
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The mask for FlexAttention, built for ROWS queries at a time."""
+        """The mask for FlexAttention, built for ROWS queries at a time.
+
+        A token has the id of its branch in its group, and knows that of the group's prefix. They are int32: the kernels
+        read them for every pair of tokens.
+        """
         length, device = len(self.branch), self.branch.device
-        branch = self.branch
         ends = self.lengths.cumsum(0)
-        group = torch.searchsorted(ends, torch.arange(length, device=device), right=True)
+        group = torch.searchsorted(ends, torch.arange(length, device=device), right=True, out_int32=True)
+        prefix = group * (length + 2)
+        own = prefix + self.branch.int()
 
         def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            same = (branch[key] == 0) | (branch[key] == branch[query])
-            return (query >= key) & (group[query] == group[key]) & same
+            return (query >= key) & ((own[key] == own[query]) | (own[key] == prefix[query]))
 
         blocks = -(-length // BLOCK)
         keys = torch.arange(blocks * BLOCK, device=device)
@@ -108,9 +115,54 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if query.is_cuda:
-        return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=scaling)
+    if query.is_cuda and torch.cuda.get_device_capability(query.device) >= FLEX_CAPABILITY:
+        out = flex(query, key, value, layout, scaling)
+    else:
+        out = group_by_group(query, key, value, layout, dropout, scaling)
+    return out.transpose(1, 2).contiguous(), None
 
+
+def flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None
+) -> torch.Tensor:
+    """FlexAttention: (B, heads, L, d). Keys and values are not repeated for the heads that share them."""
+    return _compiled_flex()(
+        query,
+        key,
+        value,
+        block_mask=layout.block_mask,
+        scale=scaling,
+        enable_gqa=True,
+        kernel_options=kernel_options(torch.cuda.get_device_capability(query.device), query.dtype),
+    )
+
+
+def kernel_options(capability: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
+    """FlexAttention's options for a GPU.
+
+    Below 128 tokens torch would take its decoding kernel, which does not compile for heads of this mask. In 16 bit on
+    Ampere and Ada, torch's own choice of 4 warps spills registers where heads share keys.
+    """
+    options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
+    if capability[0] == 8 and dtype != torch.float32:
+        options |= {"fwd_num_warps": 8, "fwd_BLOCK_N": 64, "fwd_num_stages": 2}
+    return options
+
+
+@cache
+def _compiled_flex() -> Callable[..., torch.Tensor]:
+    return torch.compile(flex_attention)
+
+
+def group_by_group(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """SDPA of each group: (B, heads, L, d)."""
     times = query.shape[1] // key.shape[1]
     lengths = [length for length, _ in layout.pieces]
     parts = zip(
@@ -125,8 +177,7 @@ def packed_attention(
         )
         for q, k, v, (_, mask) in parts
     ]
-
-    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(out, dim=2)
 
 
 AttentionInterface.register(NAME, packed_attention)

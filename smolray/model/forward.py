@@ -67,7 +67,7 @@ def attention(batch: Batch) -> dict[str, object]:
     """
     if len(batch.lengths):
         return {"attention_mask": None, "layout": Layout.of(batch.branch, batch.lengths)}
-    if int(batch.branch.max()) <= 0:
+    if not batch.meta["branched"]:
         return {"attention_mask": None}
     return {"attention_mask": branch_mask(batch.branch, batch.branch, causal_offset=0)}
 
@@ -83,8 +83,17 @@ def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
     zero = 0.0 * _dummy_features(model, batch).sum() if features is None and _needs_vision(model) else None
     embeds = inner.get_input_embeddings()(batch.input_ids)
     if features is not None:
-        return embeds.masked_scatter((batch.input_ids == inner.image_token_id)[..., None], features.to(embeds.dtype))
+        return with_features(embeds, features, batch)
     return embeds if zero is None else embeds + zero.to(embeds.dtype)
+
+
+def with_features(embeds: torch.Tensor, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Token embeddings (B, L, hidden) with the features (image tokens, hidden) in the places of the image tokens.
+
+    The places come with the batch: to find them on a GPU the host would have to wait, here and in the backward pass.
+    """
+    flat = embeds.flatten(0, 1).index_copy(0, batch.image_positions, features.to(embeds.dtype))
+    return flat.view_as(embeds)
 
 
 def image_features(model: nn.Module, batch: Batch) -> torch.Tensor | None:

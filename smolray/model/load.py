@@ -51,6 +51,7 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
     path = resolve(model.path)
     check_model_folder(path)
     model_config(model)
+    torch.backends.cuda.enable_cudnn_sdp(model.cudnn_attention)
     quantisation = None
     if model.load_in_4bit or model.load_in_8bit:
         quantisation = BitsAndBytesConfig(
@@ -59,6 +60,7 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=DTYPES[model.dtype],
+            llm_int8_threshold=model.llm_int8_threshold,
             llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_model"],
         )
     with reported(model, "weights"):
@@ -105,6 +107,7 @@ def check_weights(model: ModelConfig) -> None:
 def empty_model(model: ModelConfig) -> PreTrainedModel:
     """The model of `load_model` without weights: parameters on the meta device, tied as in the loaded model."""
     config = model_config(model)
+    torch.backends.cuda.enable_cudnn_sdp(model.cudnn_attention)
     with torch.device("meta"):
         made = AutoModelForImageTextToText.from_config(
             config, dtype=DTYPES[model.dtype], attn_implementation=model.attn_implementation

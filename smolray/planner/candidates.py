@@ -67,10 +67,10 @@ def _fastest(problem: PlanningProblem, workers: int) -> tuple[Place, ...]:
 
 def _has_engine_of(candidate: Candidate, problem: PlanningProblem) -> bool:
     """Whether a data-parallel candidate has the ZeRO stage and the offload of the run."""
-    engine, zero = problem.config.engine, candidate.zero
+    engine, stage, zero = problem.config.engine, problem.config.zero_stage, candidate.zero
     if zero is None:
         return False
     offload = (engine.offload_optimizer == "cpu", engine.offload_param == "cpu")
-    # on one GPU stages 1 and 2 are the same
-    same_stage = zero.stage == engine.stage or (len(candidate.gpus) == 1 and {zero.stage, engine.stage} <= {1, 2})
+    # on one GPU stages 0, 1 and 2 shard nothing
+    same_stage = zero.stage == stage or (len(candidate.gpus) == 1 and {zero.stage, stage} <= {0, 1, 2})
     return same_stage and (zero.offload_optimizer, zero.offload_param) == offload

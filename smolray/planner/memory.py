@@ -196,6 +196,8 @@ def zero_memory(work: Workload, zero: Zero, several: bool = True) -> Memory:
     moments = sum(work.moments)
     copy = work.shape.parameters * training.bytes if work.reference_copy else 0
     activations = activation_peak(work, several, 4 if zero.stage == 0 else size)
+    if several and zero.stage and size < 4:  # 16-bit gradients are added in fp32 (engine/gradients.py)
+        activations += trained * (4.0 if zero.stage == 3 else 4.0 - size)
     share = 0.0 if zero.offload_optimizer else 1 / world
     optimizer = share * (a.MASTER * trained + moments)
 

@@ -130,7 +130,7 @@ class WorkerSetup:
         setting, chosen = self.config.train.load_balancing, self.config.engine
         wanted = setting == "speed" or (setting == "auto" and self.hardware.unequal)
         # Stage 3 gathers parameters in every pass: all workers take the same number of micro-batches.
-        possible = chosen.name == "zero" and chosen.stage < 3
+        possible = chosen.name == "zero" and self.config.zero_stage < 3
         return MicroBatchBalancer(*engine.data_parallel, measure=wanted and possible, on_balanced=on_balanced)
 
 

@@ -79,15 +79,25 @@ class StopPoll:
 def sum_over_workers(numbers: Mapping[str, float | torch.Tensor], device: torch.device) -> dict[str, float]:
     """Each number summed over all workers, and `memory`: the peak bytes of the busiest worker. Collective.
 
-    Two small all-reduces, because one knows one operation and peaks are not summed. They run in every step, whether it
-    is logged or not: the loss decides if the optimizer may step, and a request to stop must reach all workers in the
-    same step.
+    One all-reduce, one copy to the device and one back: each worker adds its peak in a place of its own. They run in
+    every step, whether it is logged or not: the loss decides if the optimizer may step, and a request to stop must
+    reach all workers in the same step.
     """
-    sums = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=device) for n in numbers.values()])
+    there = {name: number for name, number in numbers.items() if isinstance(number, torch.Tensor)}
+    here = {name: float(number) for name, number in numbers.items() if name not in there}
+    peaks = [0.0] * dist.get_world_size()
+    peaks[dist.get_rank()] = float(peak_memory_bytes(device))
+
+    values = torch.tensor([*here.values(), *peaks], dtype=torch.float64)
+    if device.type == "cuda":
+        values = values.pin_memory().to(device, non_blocking=True)
+    sums = torch.cat([values, *(number.reshape(1).double() for number in there.values())])
     dist.all_reduce(sums)
-    memory = torch.tensor([float(peak_memory_bytes(device))], dtype=torch.float64, device=device)
-    dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-    return dict(zip(numbers, sums.tolist(), strict=True)) | {"memory": memory.item()}
+    found = sums.tolist()
+    of_workers = found[len(here) : len(values)]
+    return dict(zip([*here, *there], found[: len(here)] + found[len(values) :], strict=True)) | {
+        "memory": max(of_workers)
+    }
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -118,7 +118,7 @@ class TrlRun(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse a step while the weights are still good. DeepSpeed has left out the update of such a one by now."""
         assert self.trainer is not None
-        if self.config.engine.stage:
+        if self.config.zero_stage:
             refused = self.config.model.dtype != "float16" and self.trainer.model_wrapped.optimizer.overflow
         else:
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -218,7 +218,7 @@ def training_arguments(config: RunConfig, total_steps: int) -> SFTConfig | DPOCo
     """The run's settings by TRL's names. Its checkpoints and logs are switched off: ours take their place."""
     accumulation = config.global_batch // dist.get_world_size()
     settings = _trainer_settings(config, total_steps, accumulation)
-    if config.engine.stage:
+    if config.zero_stage:
         settings["deepspeed"] = deepspeed_config(config, clip=True) | {
             "train_micro_batch_size_per_gpu": config.train.per_device_train_batch_size,
             "gradient_accumulation_steps": accumulation,
@@ -238,10 +238,10 @@ def training_arguments(config: RunConfig, total_steps: int) -> SFTConfig | DPOCo
 
 def _trainer_settings(config: RunConfig, total_steps: int, accumulation: int) -> dict[str, Any]:
     optimizer, train, model = config.optimizer, config.train, config.model
-    alone_on_cpu = config.engine.stage == 0 and not torch.cuda.is_available()
+    alone_on_cpu = config.zero_stage == 0 and not torch.cuda.is_available()
     # Without a GPU accelerate does not find a DeepSpeed worker by itself, so it gets the process group that is there.
     AcceleratorState._reset_state(reset_partial_state=True)
-    with patch_environment(ACCELERATE_USE_DEEPSPEED=str(config.engine.stage > 0).lower()):
+    with patch_environment(ACCELERATE_USE_DEEPSPEED=str(config.zero_stage > 0).lower()):
         PartialState(cpu=alone_on_cpu, backend=dist.get_backend())
 
     return {

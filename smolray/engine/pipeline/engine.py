@@ -58,6 +58,7 @@ class PipelineEngine:
         self.data_parallel = (replica, self.mesh.replicas)
         self.sees_images = self.index == 0  # precomputed features enter there too
         self.pipeline, self.data = self.mesh.own_pipeline(), self.mesh.own_replicas()
+        self.host = dist.new_group(backend="gloo")  # for what is in CPU memory anyway
 
         self.placements = placements_of(model, self.split)
         self.trained = [placement for placement in self.placements if placement.parameter.requires_grad]
@@ -137,8 +138,8 @@ class PipelineEngine:
     def _gradient_norm(self) -> torch.Tensor:
         """() float64: the norm over all stages of the pipeline."""
         gradients = [self.masters[name].grad for name in self.counted]
-        # _sync_gradients fills them
-        squares = [g.double().square().sum() for g in gradients]  # type: ignore[union-attr]
+        # _sync_gradients fills them; a copy in fp64 of the largest would take as much memory as all activations
+        squares = [torch.linalg.vector_norm(g, dtype=torch.float64) ** 2 for g in gradients]  # type: ignore[arg-type]
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=self.device)
         dist.all_reduce(total, group=self.pipeline)
         return total.sqrt()
@@ -160,16 +161,16 @@ class PipelineEngine:
             placement.drop()
 
     def state(self) -> EngineState:
-        """The stages of the first pipeline send their parameters to rank 0, one at a time."""
+        """The stages of the first pipeline send their parameters to rank 0, one at a time, through CPU memory."""
         state, rank = EngineState(optimizer_step=self.steps), dist.get_rank()
         for placement in self.trained:
             name, owner = canonical_name(placement.name), self.mesh.rank(placement.stages[0])
             held: list[Any] = [self._on_cpu(name) if rank == owner else None]
             if owner and rank == owner:
-                dist.send_object_list(held, dst=0, device=self.device)
+                dist.send_object_list(held, dst=0, group=self.host)
             if rank == 0:
                 if owner:
-                    dist.recv_object_list(held, src=owner, device=self.device)
+                    dist.recv_object_list(held, src=owner, group=self.host)
                 state.put(name, *held[0])
         return state
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from smolray.data.batch import Batch
 from smolray.engine.base import micro_batch_seed
 from smolray.engine.pipeline.split import EMBEDDINGS, HEAD, MERGE
-from smolray.model.forward import patch_embeddings, through_layers
+from smolray.model.forward import patch_embeddings, through_layers, with_features
 from smolray.model.load import base_model
 from smolray.objectives.base import Contributions, Normalisers, Objective, completion_logps
 
@@ -167,8 +167,7 @@ class Stage(nn.Module):
         else:
             return embeds
 
-        placed = features[batch.tile_order].flatten(0, 1).to(embeds.dtype)
-        return embeds.masked_scatter((batch.input_ids == inner.image_token_id)[..., None], placed)
+        return with_features(embeds, features[batch.tile_order].flatten(0, 1), batch)
 
     def _loss(self, hidden: torch.Tensor, batch: Batch, number: int) -> torch.Tensor:
         """() the micro-batch's contribution to the loss; while scoring 0, and the log-probabilities are kept."""

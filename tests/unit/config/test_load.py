@@ -27,7 +27,7 @@ def refusal(*overrides: str, path=None, base=None) -> str:
         ("method=simppo", ["method = 'simppo'", "'sft', 'dpo', 'simpo' or 'retrieval'", "nearest: simpo"]),
         ("simpo_gamma=1", ["simpo_gamma = 1", "did you mean simpo.simpo_gamma?"]),
         ("model.dtype=bf16", ["model.dtype = 'bf16'", "'float32', 'bfloat16' or 'float16'", "nearest: bfloat16"]),
-        ("engine.stage=7", ["engine.stage = 7", "0, 1, 2 or 3", "nearest: 3"]),
+        ("engine.stage=7", ["engine.stage = 7", "'auto', 0, 1, 2 or 3", "nearest: 3"]),
         ("engine=zerro", ["engine.name = 'zerro'", "nearest: zero"]),
         ("optimizer.learning_rate=-1", ["optimizer.learning_rate = -1", "greater than or equal to 0", "nearest: 0"]),
         ("optimizer.learning_rate=.inf", ["optimizer.learning_rate = inf", "finite"]),
@@ -96,7 +96,7 @@ def test_an_empty_override_empties_the_key(override, base, found):
         (["model.load_in_8bit=true", "model.train=[]"], ["lora = null", "nearest: lora={r: 8}"]),
         (["model.load_in_4bit=true", "lora.r=4"], ["nearest: model.train=[]"]),
         (["engine.stage=0", "model.dtype=float16"], ["model.dtype = float16", "nearest: engine.stage=1"]),
-        (["engine.offload_param=cpu"], ["needs engine.stage = 3, found 2"]),
+        (["engine.offload_param=cpu"], ["needs engine.stage = 3, found 0"]),
         (
             ["engine.stage=0", "model.dtype=float32", "engine.offload_optimizer=cpu"],
             ["engine.offload_optimizer = cpu", "engine.stage=1"],
@@ -248,7 +248,7 @@ def test_replace_sets_dotted_keys_and_leaves_the_rest():
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"engine.stage": 7}, "engine.stage = 7: input should be 0, 1, 2 or 3; nearest: 3"),
+        ({"engine.stage": 7}, "engine.stage = 7: input should be 'auto', 0, 1, 2 or 3; nearest: 3"),
         ({"engine.stge": 3}, "engine.stge = 3: not a setting"),
         ({"train.max_steps": True}, "train.max_steps = True"),
     ],
@@ -277,3 +277,18 @@ def test_a_key_is_read_by_its_earlier_name(old, new, value, tmp_path):
     assert load_config(str(file), ["engine.name=pipeline"]) == now
     with pytest.raises(ConfigError, match=f"{old} is the earlier name of {new}, and both are given"):
         load_config(None, [], base={section: {key: 1, new.split(".")[1]: 1}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stage"),
+    [
+        ([], 0),
+        (["resources.num_workers=2", "train.global_batch=2"], 2),
+        (["resources.num_workers=[1, 2]", "train.global_batch=2"], 2),
+        (["model.dtype=float16"], 2),
+        (["engine.offload_optimizer=cpu"], 2),
+        (["engine.stage=1"], 1),
+    ],
+)
+def test_zero_shards_nothing_on_one_worker_unless_it_is_told_to(overrides, stage):
+    assert load_config(None, overrides).zero_stage == stage

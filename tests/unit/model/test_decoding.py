@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from smolray.config import ModelConfig
 from smolray.data.collate import Group, collate_prompts, collate_training
@@ -165,6 +166,26 @@ def test_decoding_stops_when_all_have_ended(trained, encoder):
     assert greedy(trained, one, 50, {first[0][0]}) == [[]]
     handle.remove()
     assert len(calls) == 1
+
+
+class Reads(TorchDispatchMode):
+    """Counts what the host reads of a tensor: on a GPU it would wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_does_not_wait_for_each_token(trained, encoder):
+    batch, never = collate_prompts(packed(rows_of(0)), encoder), never_of(encoder)
+    counts = []
+    for new_tokens in (1, 33):
+        with Reads() as reads:
+            greedy(trained, batch, new_tokens, {never})
+        counts.append(reads.count)
+    assert counts[1] - counts[0] == 7, "at 1, 2, 4, 8, 16, 24 and 32 tokens"
 
 
 def test_an_answer_matches_any_reference_without_case_and_outer_blanks():

@@ -4,10 +4,18 @@ the results of one whole pass.
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from smolray.config import ModelConfig
 from smolray.data.collate import Group, collate_training
-from smolray.model.forward import TILES_AT_ONCE, hidden_states, target_states, tower_features
+from smolray.model.forward import (
+    TILES_AT_ONCE,
+    embed,
+    hidden_states,
+    image_features,
+    target_states,
+    tower_features,
+)
 from smolray.model.load import load_model
 from smolray.model.tiny import build_model
 from tests.offline import asked, encoder_of, picture, shard_row
@@ -64,3 +72,45 @@ def test_the_last_mlp_runs_only_for_trained_tokens_to_the_same_result(processor,
     norm = torch.sqrt(sum((g**2).sum() for g in expected.values()))
     assert gradients.keys() == expected.keys()
     assert all(float((gradients[name] - expected[name]).norm() / norm) < 1e-6 for name in expected)
+
+
+# what a GPU computes and the host must know before it can go on: a number, or the size of a result
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "masked_scatter", "masked_scatter_backward"}
+
+
+class Waits(TorchDispatchMode):
+    """Lists the operations that would make the host wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if (name := func.overloadpacket.__name__) in WAITS:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("packing", ["none", "image"])
+def test_the_host_waits_for_nothing_in_a_forward_and_backward_pass(processor, tiny_path, packing):
+    """With packing=full neither, on a GPU with FlexAttention; group by group the lengths of the groups are read."""
+    model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
+    rows = [
+        shard_row([picture(64, 64, seed=i)], asked("what shape?", "circle", name=f"{i}"), asked("a box?", "yes"))
+        for i in range(3)
+    ]
+    encoder = encoder_of(processor, {"longest_edge": 64}, max_length=4096, packing=packing)
+    batch = collate_training([Group(row, (0, 1) if packing == "image" else (0,)) for row in rows], encoder)
+    with Waits() as waits:
+        target_states(model, batch).sum().backward()
+    assert not waits.found
+
+
+def test_image_features_stand_at_the_image_tokens(processor, tiny_path):
+    model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
+    rows = [shard_row([picture(64, 64, seed=i)], asked("what shape?", "circle")) for i in range(3)]
+    encoder = encoder_of(processor, {"longest_edge": 64}, max_length=4096, packing="image")
+    batch = collate_training([Group(row, (0,)) for row in rows], encoder)
+    places = batch.input_ids == encoder.image_token_id
+    embeds, features = model.get_input_embeddings()(batch.input_ids), image_features(model, batch)
+    assert torch.equal(embed(model, batch), embeds.masked_scatter(places[..., None], features))

@@ -80,3 +80,24 @@ def test_a_tied_head_may_be_stored_or_not(folder):
         assert torch.equal(value, before[name])
     for placement in fill_stage(model):
         assert torch.equal(placement.parameter, before[placement.name])
+
+
+@pytest.mark.parametrize("load", [load_model, empty_model])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_cudnn_attention_is_what_the_model_says(tiny_path, load, wanted):
+    torch.backends.cuda.enable_cudnn_sdp(not wanted)
+    load(ModelConfig(path=tiny_path, cudnn_attention=wanted))
+    assert torch.backends.cuda.cudnn_sdp_enabled() is wanted
+
+
+def test_cudnn_attention_is_off_unless_asked_for(tiny_path):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_model(ModelConfig(path=tiny_path))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("threshold", [6.0, 0.0])
+def test_the_threshold_of_int8_weights_is_what_the_model_says(tiny_path, threshold):
+    model = load_model(ModelConfig(path=tiny_path, load_in_8bit=True, llm_int8_threshold=threshold))
+    found = {m.state.threshold for m in model.modules() if type(m).__name__ == "Linear8bitLt"}
+    assert found == {threshold}

@@ -25,8 +25,11 @@ def decide():
     except ConfigError as error:
         fault = str(error)
 
-    poll = StopPoll(lambda: True)
-    sums = sum_over_workers({"loss": 1.5 + rank, "stop": float(poll())}, torch.device("cpu"))
+    poll, reductions, plain = StopPoll(lambda: True), [], dist.all_reduce
+    dist.all_reduce = lambda *args, **options: reductions.append(1) or plain(*args, **options)
+    numbers = {"loss": torch.tensor(1.5 + rank, dtype=torch.float64), "stop": float(poll())}
+    sums = sum_over_workers(numbers, torch.device("cpu")) | {"reductions": len(reductions)}
+    dist.all_reduce = plain
     found = {"agreed": agree(lambda: rank), "fault": fault, "sums": sums, "polled_at_once": poll()}
     return gather(found | {"broadcast": broadcast(rank)})
 
@@ -44,6 +47,7 @@ def test_a_fault_of_one_worker_is_raised_on_all(found):
 def test_a_request_to_stop_reaches_all_workers_with_the_sums(found):
     for one in found:
         assert one["sums"]["loss"] == 4.0 and one["sums"]["stop"] == 1.0
+        assert one["sums"]["reductions"] == 1, "a message for each costs more than its bytes"
         assert one["sums"]["memory"] == found[0]["sums"]["memory"] > 2**20
     assert not found[0]["polled_at_once"], "the flag is not looked for in every step"
 
