@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SUITES := $(wildcard tests/recipes tests/nodes tests/cluster)
+SUITES := $(wildcard tests/recipes tests/nodes tests/cluster tests/gpu)
 LOCK   := $(if $(shell command -v flock),flock .cache/venv.lock)
 TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 
@@ -10,9 +10,9 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
-unit test slow faults fuzz demo bench: export HF_HUB_OFFLINE ?= 1
+unit test slow faults fuzz demo bench gpu: export HF_HUB_OFFLINE ?= 1
 
-.PHONY: venv help demo unit test slow faults fuzz lint types bench audit clean
+.PHONY: venv help demo unit test slow faults fuzz lint types bench gpu audit clean
 
 venv: $(STAMP)  ## install smolray and its tools into .venv (the default)
 
@@ -60,6 +60,9 @@ types: venv  ## mypy
 
 bench: venv  ## the benchmarks of jobs/README.md
 	$(BIN)/python jobs/benchmark.py $(ARGS)
+
+gpu: venv  ## check this machine's GPU: gpu.json, and gpu.html to attach to a report
+	$(BIN)/python -m jobs.gpu $(ARGS)
 
 # A package without an answer fails the audit: a mirror without advisories audits nothing.
 audit: venv  ## known faults of the pinned packages (asks pypi.org)
