@@ -5,10 +5,11 @@ Layout of a shard folder: `manifest.json`, `shard-00000.parquet` …, `quarantin
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,9 +102,27 @@ def read_manifest(folder: str) -> ShardManifest:
         ) from None
 
 
-def encode_shard(rows: Iterable[ShardRow]) -> bytes:
-    """The rows as one Parquet file in memory, in small row groups (<= 8 rows, closed once they hold 32 KiB)."""
-    sink = pa.BufferOutputStream()
+class HashedFile:
+    """A file that is written from start to end, its size and its hash."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.size, self.hash, self.closed = file, 0, hashlib.blake2b(digest_size=16), False
+
+    def write(self, data: Any) -> int:
+        """Write some bytes."""
+        view = memoryview(data)
+        self.file.write(view)
+        self.hash.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self.file.flush()
+
+
+def encode_shard(rows: Iterable[ShardRow], sink: Any) -> None:
+    """Write the rows as one Parquet file into `sink`, in small row groups (<= 8 rows, closed once they hold 32 KiB)."""
     # The images are compressed already; statistics would hold their bytes a second time.
     compression = {"conversations": "zstd", "key": "none", "images": "none"}
     options = {"compression": compression, "write_statistics": False, "use_dictionary": False}
@@ -120,15 +139,15 @@ def encode_shard(rows: Iterable[ShardRow]) -> bytes:
         if group:
             writer.write_batch(_to_batch(group))
 
-    return sink.getvalue().to_pybytes()
-
 
 def write_shards(folder: str, rows: Sequence[ShardRow], rows_per_file: int = 50, source: str = "rows") -> str:
     """A shard folder of `rows` as they stand, made in this process; for few rows. Returns the folder."""
     files = []
     for number, start in enumerate(range(0, len(rows), rows_per_file)):
         part = rows[start : start + rows_per_file]
-        data, name = encode_shard(part), f"shard-{number:05d}.parquet"
+        sink, name = io.BytesIO(), f"shard-{number:05d}.parquet"
+        encode_shard(part, sink)
+        data = sink.getvalue()
         storage.write_bytes(storage.join(folder, name), data)
         conversations = sum(len(r.conversations) for r in part)
         files.append(

@@ -29,7 +29,7 @@ from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import ReadTask
 from smolray.data.quarantine import Quarantine
 from smolray.data.sample import Conversation, Sample, SampleError, ShardRow, image_key
-from smolray.data.shards import ShardFile, encode_shard
+from smolray.data.shards import HashedFile, ShardFile, encode_shard
 from smolray.data.tally import RowTally
 from smolray.run.account import RowAccount
 
@@ -185,13 +185,15 @@ def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarr
         return done
 
     low, high = number * KEY_SPACE // shards, (number + 1) * KEY_SPACE // shards
-    counted = _Counted(_gather(_read_slice(blocks, low, high, staging), repeated))
-    content = encode_shard(counted)
-    file = None
-    if counted.rows:
-        storage.write_bytes(storage.join(staging.out, name), content)
-        digest = blake2b(content, digest_size=16).hexdigest()
-        file = asdict(ShardFile(name, counted.rows, counted.conversations, len(content), digest))
+    rows = _gather(_read_slice(blocks, low, high, staging), repeated)
+    counted, file = _Counted(rows), None
+    if (first := next(rows, None)) is not None:
+        counted.source = chain([first], rows)
+        with storage.writing(storage.join(staging.out, name)) as opened:  # in memory it would take twice its size
+            sink = HashedFile(opened)
+            encode_shard(counted, sink)
+        digest = sink.hash.hexdigest()
+        file = asdict(ShardFile(name, counted.rows, counted.conversations, sink.size, digest))
     record = {"file": file, "images": counted.images}
     storage.write_bytes(staging.shard_marker(number), json.dumps(record).encode())
     return record
