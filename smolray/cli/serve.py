@@ -60,6 +60,7 @@ def serve(
 
     from smolray.cluster.connect import connect
     from smolray.cluster.local_ray import LOCAL_RAY
+    from smolray.cluster.signals import Stopped
     from smolray.serve import deployment
     from smolray.serve.settings import ServeSettings
 
@@ -83,8 +84,12 @@ def serve(
     deployment.start(settings, host, port)
     shown = f"[{host}]" if ":" in host else host
     errors.print(f"serving {plain(', '.join(settings.models))} at http://{shown}:{port}/v1", soft_wrap=True)
-    while not LOCAL_RAY.died:
-        time.sleep(1)
+    try:
+        while not LOCAL_RAY.died:
+            time.sleep(1)
+    except Stopped:
+        deployment.stop()
+        raise
     raise ConfigError(f"Ray has died ({', '.join(LOCAL_RAY.died)}); start the service again")
 
 

@@ -183,7 +183,13 @@ def start(settings: ServeSettings, host: str, port: int) -> None:
         found = serve.status().applications.get(NAME)
         reasons = [one.message for one in found.deployments.values() if one.message] if found else []
         lines = [line.strip() for line in (reasons or [str(error)])[0].splitlines() if line.strip()]
+        stop()
         raise ServeError(f"the service did not start: {lines[-1]}") from None
+
+
+def stop() -> None:
+    """End the service; a Ray of others goes on without it."""
+    serve.shutdown()
 
 
 def _replicas(low: int, high: int, slots: int) -> dict[str, Any]:
