@@ -71,9 +71,16 @@ def measurement_table(plan: Plan, measured: Measurement) -> Table:
     for column in (chosen.name, "predicted", "measured", "measured / predicted"):
         table.add_column(column, justify="left" if column == chosen.name else "right")
 
-    memory, peak = max(m.total for m in chosen.memory), max(measured.memory)
+    # torch counts tensors; a CPU's worker is counted with all that it has loaded
+    host = any(plan.inventory.nodes[node].gpus[gpu].host for node, gpu in chosen.gpus)
+    memory, peak = max(m.total if host else m.tensors for m in chosen.memory), max(measured.memory)
     table.add_row("s/step", f"{time.total:.3g}", f"{measured.seconds:.3g}", f"{measured.seconds / time.total:.2f}")
-    table.add_row("GB, fullest worker", f"{memory / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{peak / memory:.2f}")
+    table.add_row(
+        f"GB{'' if host else ' of tensors'}, fullest worker",
+        f"{memory / 1e9:.2f}",
+        f"{peak / 1e9:.2f}",
+        f"{peak / memory:.2f}",
+    )
     waits = max(time.data - time.compute - time.communication - time.optimizer, 0)
     table.add_row("s/step waiting for data", f"{waits:.3g}", f"{measured.data_wait_seconds:.3g}", "")
     return table

@@ -14,6 +14,10 @@ REDUCE_BUCKET = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000  # source: deepspeed 0.19.8, stage3_max_live_parameters and stage3_max_reuse_distance
 ADAM_MOMENTS = 8.0  # two fp32 moments a parameter
 ADAM_8BIT_MOMENTS = 2 * (1 + 4 / 256)  # source: bitsandbytes, int8 with an fp32 absmax a block of 256
+OFFLOADED_GRADIENT = 4.0  # source: deepspeed 0.19.8: fp32 gradients go to the host, 16-bit weights come back
+# source: deepspeed 0.19.8: bytes on the host of an offloaded parameter: fp32 master, two moments and gradient, and the
+# 16-bit gradient before it
+OFFLOADED = 18.0
 MASTER = 4.0  # fp32 copy of a trained 16-bit weight
 PIPELINE_GRADIENT = 4.0  # estimate: the pipeline engine sums gradients in fp32
 

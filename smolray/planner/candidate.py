@@ -1,5 +1,6 @@
 """One way to train a run, with the memory and the time that the planner predicts for it."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +31,7 @@ class Candidate:
         shares: micro-batches of a step assigned to each rank; empty for a pipeline.
         partition: layers in each stage; empty without a pipeline.
         replicas: pipelines that share the data.
+        host_lacks: bytes of main memory that a worker lacks for what it offloads; 0 or less where it fits.
     """
 
     strategy: str
@@ -46,12 +48,13 @@ class Candidate:
     shares: tuple[int, ...] = ()
     partition: tuple[int, ...] = ()
     replicas: int = 1
+    host_lacks: float = -math.inf
 
     @cached_property
     def missing(self) -> float:
-        """Bytes that the fullest GPU lacks; 0 or less where the candidate fits."""
+        """Bytes that the fullest GPU or node lacks; 0 or less where the candidate fits."""
         if self.zero:  # every GPU holds the same
-            return self.memory[0].total - min(self.capacity)
+            return max(self.memory[0].total - min(self.capacity), self.host_lacks)
         return max(m.total - c for m, c in zip(self.memory, self.capacity, strict=True))
 
     @property
@@ -76,5 +79,7 @@ class Candidate:
         """What limits it: the part of memory that does not fit, or the part of the step that takes longest."""
         if self.fits:
             return self.time.limit
+        if self.missing == self.host_lacks:
+            return f"main memory for each GPU lacks {max(self.missing / 1e9, 0.1):.1f} GB (offload)"
         tight = max(range(len(self.memory)), key=lambda i: self.memory[i].total - self.capacity[i])
         return f"{self.names[tight]} lacks {max(self.missing / 1e9, 0.1):.1f} GB ({self.memory[tight].largest})"

@@ -47,7 +47,7 @@ def candidate_as_written(problem: PlanningProblem) -> Candidate | None:
     if not places:
         return None
     written = replace(problem, sizes=(size,), checkpointing=(config.model.gradient_checkpointing,))
-    mean, largest = written.workloads(size)[0]
+    mean, largest = written.workloads(size, config.engine.name == "pipeline")[0]
 
     if config.engine.name == "pipeline":
         stages = config.engine.pipeline_stages

@@ -12,7 +12,7 @@ from smolray.planner.candidate import Candidate
 from smolray.planner.gpu_sets import Place
 from smolray.planner.gpus import GPU
 from smolray.planner.inventory import Interconnect
-from smolray.planner.memory import Memory, Workload, Zero, zero_memory
+from smolray.planner.memory import Memory, Workload, Zero, host_bytes, zero_memory
 from smolray.planner.problem import PlanningProblem
 from smolray.planner.time import data_seconds, slowest_hop
 from smolray.planner.zero_time import Division, divide, zero_seconds
@@ -33,6 +33,7 @@ class GPUGroup:
     zeros: tuple[Zero, ...]
     hop: Interconnect
     cpus: int
+    host: float  # the least main memory of a node for each of its GPUs here; infinite where it is not known
 
     @classmethod
     def of(cls, problem: PlanningProblem, places: tuple[Place, ...]) -> "GPUGroup":
@@ -51,12 +52,13 @@ class GPUGroup:
             tuple(zero_choices(problem, kinds, len(places))),
             slowest_hop(problem.inventory, [node for node, _ in places]),
             problem.cpus(places),
+            problem.host_memory(places),
         )
 
     @property
     def speed(self) -> tuple[object, ...]:
         """The same for groups that train equally fast."""
-        return self.kinds, frozenset(Counter(self.kind_of).items()), self.hop, self.cpus
+        return self.kinds, frozenset(Counter(self.kind_of).items()), self.hop, self.cpus, self.host
 
 
 def distinct_groups(problem: PlanningProblem, sets: list[tuple[Place, ...]]) -> list[GPUGroup]:
@@ -105,6 +107,7 @@ def data_parallel_candidates(
             samples=count * mean.load.samples,
             zero=zero,
             shares=divisions[by_speed].shares,
+            host_lacks=host_bytes(largest, zero) - group.host,
         )
 
 

@@ -47,6 +47,7 @@ class InventoryNode:
     """A machine.
 
     `network`: its link to other nodes. `internal`: the link between its GPUs. `cpus`: cores that decode images.
+    `memory`: bytes of main memory, for what is offloaded; None: not known, and not limited.
     """
 
     name: str
@@ -54,6 +55,7 @@ class InventoryNode:
     network: Interconnect
     internal: Interconnect = PCIE
     cpus: int = 8
+    memory: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def load(source: str) -> Inventory:
 
 
 def from_record(record: Any) -> Inventory:
-    """From YAML's `nodes: [{name, gpus: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus}]`.
+    """From YAML's `nodes: [{name, gpus: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus,
+    memory_gb}]`.
 
     Raises:
         InventoryError: the record is not of that form, or a GPU is not known.
@@ -217,7 +220,7 @@ def _node(number: int, entry: Any) -> InventoryNode:
             f"nodes[{number}] is {_found(entry)}; expected {{name, gpus: [rtx4090, ...], network: 10GbE}}"
         )
 
-    known = ("name", "gpus", "network", "internal", "cpus")
+    known = ("name", "gpus", "network", "internal", "cpus", "memory_gb")
     if stray := sorted(set(entry) - set(known)):
         near = difflib.get_close_matches(stray[0], known, n=1, cutoff=0.0)[0]
         raise InventoryError(
@@ -231,6 +234,8 @@ def _node(number: int, entry: Any) -> InventoryNode:
         _link(entry.get("network", DEFAULT_NETWORK), ETHERNET_LATENCY),
     )
 
+    if "memory_gb" in entry:
+        node = replace(node, memory=_number(entry["memory_gb"], f"nodes[{number}].memory_gb") * GIB)
     if "internal" in entry:
         node = replace(node, internal=_link(entry["internal"], PCIE.latency))
     return replace(node, cpus=int(_number(entry["cpus"], f"nodes[{number}].cpus"))) if "cpus" in entry else node

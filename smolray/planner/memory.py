@@ -39,6 +39,11 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + max(self.activations, self.step) + self.workspace
 
     @property
+    def tensors(self) -> float:
+        """What torch.cuda.max_memory_allocated shows: without the context and what the allocator leaves unused."""
+        return self.total - self.workspace
+
+    @property
     def largest(self) -> str:
         """The name of the largest part."""
         parts = {**asdict(self), "activations" if self.step > self.activations else "step": 0.0}
@@ -47,7 +52,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Zero:
-    """A data-parallel run under DeepSpeed. `world` 1: a single GPU. Stage 0 keeps trained weights in fp32."""
+    """A data-parallel run under DeepSpeed. `world` 1: a single GPU. Stage 0 keeps fp32 copies of trained weights."""
 
     stage: int
     world: int
@@ -195,15 +200,18 @@ def zero_memory(work: Workload, zero: Zero, several: bool = True) -> Memory:
     size, trained, whole = training.trained_bytes, work.trained_parameters, work.weight_bytes
     moments = sum(work.moments)
     copy = work.shape.parameters * training.bytes if work.reference_copy else 0
-    activations = activation_peak(work, several, 4 if zero.stage == 0 else size)
-    if several and zero.stage and size < 4:  # 16-bit gradients are added in fp32 (engine/gradients.py)
+    activations = activation_peak(work, several, size)
+    if several and size < 4:  # 16-bit gradients are added in fp32 (engine/gradients.py)
         activations += trained * (4.0 if zero.stage == 3 else 4.0 - size)
     share = 0.0 if zero.offload_optimizer else 1 / world
     optimizer = share * (a.MASTER * trained + moments)
 
     if zero.stage == 0:
-        weights = whole + trained * (4 - size)
-        memory = (weights + copy, trained * 4.0, moments, activations, 0.0)
+        # 16-bit weights and gradients with fp32 copies: the gradients' are made in the step, in their place
+        masters = a.MASTER * trained if size < 4 else 0.0
+        buffer = min(a.REDUCE_BUCKET, trained) * size if world > 1 else 0
+        converted = max(trained * (4.0 - size), float(buffer))
+        memory = (whole + copy, trained * float(size), masters + moments, activations, converted)
     elif zero.stage < 3:
         flush = min(a.REDUCE_BUCKET, trained) * size + share * trained * size
         update = share * trained * (2 * size + (4 if size < 4 else 0))
@@ -217,6 +225,12 @@ def zero_memory(work: Workload, zero: Zero, several: bool = True) -> Memory:
         buffers = max(buffers, whole - gathered)  # evaluation gathers all weights
         memory = (weights, trained * size, optimizer, activations, buffers)
     return Memory(*memory, _workspace(work, sum(memory[:3]) + max(memory[3:]), world > 1))
+
+
+def host_bytes(work: Workload, zero: Zero) -> float:
+    """Bytes of main memory that one worker needs for what it offloads."""
+    optimizer = a.OFFLOADED * work.trained_parameters / zero.world if zero.offload_optimizer else 0.0
+    return optimizer + (work.weight_bytes / zero.world if zero.offload_param else 0.0)
 
 
 def pipeline_memory(work: Workload, in_flight: Sequence[int], micro_batches: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def pipeline_candidates(problem: PlanningProblem, sets: Sequence[tuple[Place, ..
     drafts: dict[str, list[Draft]] = {}
     for mesh in (mesh for places in sets for mesh in gpu_meshes(places)):
         for micro_batch in _sizes(problem, mesh):
-            for mean, largest in problem.workloads(micro_batch):
+            for mean, largest in problem.workloads(micro_batch, pipeline=True):
                 draft = pipeline_draft(problem, micro_batch, mean, largest, mesh)
                 if draft is not None:
                     drafts.setdefault(draft.candidate.strategy, []).append(draft)

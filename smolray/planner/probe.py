@@ -47,6 +47,7 @@ class WorkerHardware:
     bandwidth: float  # bytes/s of the GPU's memory
     bf16: bool
     cpus: int  # of the node
+    host_memory: int = 0  # free bytes of the node's main memory; 0: not known
 
     @property
     def place(self) -> str:
@@ -100,7 +101,11 @@ class HardwareProbe:
             ways = [link for pair, link in self.links.items() if number in pair and pair[0] != pair[1]]
             network = max(ways, key=lambda link: link.bandwidth, default=UNMEASURED)
             internal = self.links.get((number, number), PCIE)
-            nodes.append(InventoryNode(node, tuple(map(_gpu, here)), network, internal, here[0].cpus))
+            nodes.append(
+                InventoryNode(
+                    node, tuple(map(_gpu, here)), network, internal, here[0].cpus, here[0].host_memory or None
+                )
+            )
         return Inventory(tuple(nodes), {pair: link for pair, link in self.links.items() if pair[0] != pair[1]})
 
     def rank_of(self, node: int, gpu: int) -> int:
@@ -139,7 +144,15 @@ def probe_hardware(device: torch.device, dtype: str, node: tuple[str, str]) -> H
 
     bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     mine = WorkerHardware(
-        *node, gpu_name(device), free_memory(device), tflops, tflops_32, bandwidth, bf16, len(os.sched_getaffinity(0))
+        *node,
+        gpu_name(device),
+        free_memory(device),
+        tflops,
+        tflops_32,
+        bandwidth,
+        bf16,
+        len(os.sched_getaffinity(0)),
+        psutil.virtual_memory().available,
     )
     workers: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(workers, mine)

@@ -4,6 +4,8 @@ In: RunConfig, ModelShape, DataStatistics, Inventory. Out: the sizes of micro-ba
 the Workloads of its mean and of its largest micro-batch.
 """
 
+import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -42,7 +44,7 @@ class PlanningProblem:
     checkpointing: tuple[bool | int, ...] | None = None
     _allowed: dict[tuple[tuple[str, object], ...], bool] = field(default_factory=dict, init=False)
     _loads: dict[int, tuple[Load, Load]] = field(default_factory=dict, init=False)
-    _workloads: dict[int, list[tuple[Workload, Workload]]] = field(default_factory=dict, init=False)
+    _workloads: dict[tuple[int, bool], list[tuple[Workload, Workload]]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", replace(self.shape, left_out=left_out(self.config)))
@@ -83,13 +85,18 @@ class PlanningProblem:
         """Micro-batches in a step when their mean is `mean`."""
         return max(1, round(self.samples / mean.samples))
 
-    def workloads(self, micro_batch: int) -> list[tuple[Workload, Workload]]:
-        """The workload of the mean and of the largest micro-batch, for each choice of checkpointing."""
-        if micro_batch not in self._workloads:
-            self._workloads[micro_batch] = self._make_workloads(micro_batch)
-        return self._workloads[micro_batch]
+    def workloads(self, micro_batch: int, pipeline: bool = False) -> list[tuple[Workload, Workload]]:
+        """The workload of the mean and of the largest micro-batch, for each choice of checkpointing.
 
-    def _make_workloads(self, micro_batch: int) -> list[tuple[Workload, Workload]]:
+        `pipeline`: with the adapters of a pipeline, not those of ZeRO.
+        """
+        training = Training.of(self.config, pipeline)
+        key = (micro_batch, training.fp32_adapters)
+        if key not in self._workloads:
+            self._workloads[key] = self._make_workloads(micro_batch, training)
+        return self._workloads[key]
+
+    def _make_workloads(self, micro_batch: int, training: Training) -> list[tuple[Workload, Workload]]:
         config = self.config
         embeds = config.traits.embeds
         # embeddings are taken before the head: no logits
@@ -100,9 +107,7 @@ class PlanningProblem:
 
         found = []
         for checkpointing in self.checkpointing or tuple(dict.fromkeys((False, True, own))):
-            work = Workload(
-                self.shape, Training.of(config), mean, checkpointing, config.optimizer.name, copy, reference, embeds
-            )
+            work = Workload(self.shape, training, mean, checkpointing, config.optimizer.name, copy, reference, embeds)
             found.append((work, replace(work, load=largest)))
         return found
 
@@ -144,6 +149,12 @@ class PlanningProblem:
 
     def gpu(self, place: Place) -> GPU:
         return self.inventory.nodes[place[0]].gpus[place[1]]
+
+    def host_memory(self, places: tuple[Place, ...]) -> float:
+        """Main memory of the nodes that hold these GPUs for each of them, the least; infinite where it is not known."""
+        memory = {node: self.inventory.nodes[node].memory for node, _ in places}
+        used = Counter(node for node, _ in places)
+        return min((m / used[node] for node, m in memory.items() if m is not None), default=math.inf)
 
     def cpus(self, places: tuple[Place, ...]) -> int:
         """CPU cores of the nodes that hold these GPUs."""

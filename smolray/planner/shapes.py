@@ -246,12 +246,15 @@ class Training:
     dtype: str
     bits: int = 16  # of the text layers' linear weights: 4 and 8 are quantised, 16 means as dtype
     head: bool = True  # whether an untied head is trained with the text; retrieval takes its embeddings before it
+    fp32_adapters: bool = True  # as the pipeline keeps them; ZeRO casts them to the compute dtype
 
     @classmethod
-    def of(cls, config: RunConfig) -> "Training":
+    def of(cls, config: RunConfig, pipeline: bool = False) -> "Training":
+        """The training of a run under ZeRO, or in a pipeline."""
         model = config.model
         bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else 16
-        return cls(frozenset(model.train), config.lora, model.dtype, bits, not config.traits.embeds)
+        alone = config.lora is not None and not model.train
+        return cls(frozenset(model.train), config.lora, model.dtype, bits, not config.traits.embeds, pipeline and alone)
 
     @property
     def bytes(self) -> int:
@@ -262,9 +265,9 @@ class Training:
     def trained_bytes(self) -> int:
         """Bytes of one trained weight, and of its gradient.
 
-        Adapters are fp32. If other groups are trained too, ZeRO casts them to the compute dtype.
+        Adapters alone are fp32 in a pipeline. With other groups, and under ZeRO, they have the compute dtype.
         """
-        return 4 if self.lora is not None and not self.full else self.bytes
+        return 4 if self.fp32_adapters and self.lora is not None and not self.full else self.bytes
 
     def rank(self, group: str, linear: Linear) -> int:
         """LoRA's rank in a linear layer; 0 without an adapter."""

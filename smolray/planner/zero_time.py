@@ -110,7 +110,7 @@ def _update_seconds(work: Workload, zero: Zero, gpus: Collection[GPU]) -> float:
     trained = work.trained_parameters
     own = trained if zero.stage == 0 else trained / zero.world
     if zero.offload_optimizer:
-        return own / a.CPU_ADAM_PARAMETERS + 2 * own * float(work.training.trained_bytes) / a.PCIE_BYTES
+        return own / a.CPU_ADAM_PARAMETERS + own * (a.OFFLOADED_GRADIENT + work.training.trained_bytes) / a.PCIE_BYTES
     return own * a.OPTIMIZER_TRAFFIC / (min(gpu.bandwidth for gpu in gpus) * a.BANDWIDTH_SHARE)
 
 
