@@ -36,7 +36,7 @@ COMMANDS = {
     "Data": (data.prepare, data.preview),
     "Training": (train.train, train.resume, train.plan, train.tune),
     "Runs": (runs.status, runs.logs, runs.stop),
-    "Results": (results.evaluate, results.compare, results.report, results.tensorboard, results.export),
+    "Results": (results.evaluate, results.compare, results.report, results.track, results.export),
     "Use a model": (generate.generate, serve.serve),
     "Clusters": (submit.submit, cluster.doctor),
     "Setup": (environment.env,),

@@ -1,4 +1,4 @@
-"""Commands for what a run has produced: `smolray evaluate`, `compare`, `report`, `tensorboard` and `export`."""
+"""Commands for what a run has produced: `smolray evaluate`, `compare`, `report`, `track` and `export`."""
 
 from typing import Annotated
 
@@ -7,7 +7,8 @@ import typer
 from smolray.cli.options import Checkpoint, Name, Storage, console, plain, stored_config
 from smolray.config import ConfigError
 from smolray.run.status import require_run
-from smolray.run.tensorboard import export_tensorboard
+
+HISTORY_SECONDS = 3600.0  # a tracker has for the history of a long run
 
 
 def evaluate(
@@ -79,12 +80,33 @@ def report(name: Name, storage: Storage = "runs") -> None:
     console.print(plain(write_report(run_dir)), soft_wrap=True)
 
 
-def tensorboard(
-    name: Name, out: Annotated[str, typer.Option(help="a new local folder")], storage: Storage = "runs"
+def track(
+    name: Name,
+    trackers: Annotated[
+        list[str], typer.Argument(metavar="TRACKER…", help="tensorboard, wandb, mlflow, trackio or swanlab")
+    ],
+    storage: Storage = "runs",
 ) -> None:
-    """Export the curves of a run for TensorBoard."""
-    points = export_tensorboard(require_run(storage, name), out)
-    console.print(f"{points:,} points in {plain(out)}", soft_wrap=True)
+    """Send the history of a run to trackers; what they have is left out.
+
+    Example: TENSORBOARD_LOGGING_DIR=board smolray track RUN tensorboard
+    """
+    run, _ = stored_config(name, storage)
+
+    from smolray.report.run import read_images
+    from smolray.tracking.feed import fed
+    from smolray.tracking.registry import require_trackers, tracker_consumers
+
+    require_trackers(trackers, run.run_dir)
+    consumers = list(tracker_consumers(run, trackers, lambda: read_images(run.run_dir)))
+    with fed(run.run_dir, consumers, _say, HISTORY_SECONDS) as feeds:
+        pass
+    if not all(feed.complete for feed in feeds):
+        raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    console.print(plain(line), soft_wrap=True)
 
 
 def export(

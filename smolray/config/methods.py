@@ -163,8 +163,9 @@ def _retrieval_rules(config: Run) -> Iterator[str]:
             f"method = retrieval with engine = {config.engine.name}: it compares all pairs of a step; "
             "nearest: engine=zero"
         )
-    if config.lora is not None and "lm_head" in config.lora.target_modules:
-        others = ",".join(name for name in config.lora.target_modules if name != "lm_head")
+    if config.lora is not None and config.lora.adapts("lm_head"):
+        targets = config.lora.target_modules
+        others = "" if isinstance(targets, str) else ",".join(name for name in targets if name != "lm_head")
         yield (
             "lora.target_modules names lm_head with method = retrieval: embeddings are taken before it, so it would "
             f"learn nothing; allowed: modules of the layers; nearest: lora.target_modules=[{others or 'q_proj,v_proj'}]"

@@ -18,6 +18,8 @@ class OptimizerConfig(Section):
     """highest learning rate of the schedule"""
     learning_rates: dict[ModelGroup, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """learning rate of a part of the model, where it differs from `learning_rate`"""
+    loraplus_lr_ratio: float = Field(default=1.0, gt=0)
+    """LoRA+: the adapters' B matrices learn this many times faster than the rest; its paper suggests 16"""
     weight_decay: float = Field(default=0.0, ge=0)
     """decoupled weight decay; biases and norms are not decayed"""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)

@@ -31,6 +31,7 @@ def faults(config: RunConfig) -> list[str]:
     return [
         *_model(config),
         *_optimizer(config),
+        *_evaluation(config),
         *_scheduler(config),
         *config.traits.rules(config),
         *_zero(config),
@@ -84,10 +85,35 @@ def _optimizer(config: RunConfig) -> Iterator[str]:
             f"optimizer.learning_rates names {sorted(stray)}, which are frozen; trained are {sorted(trained)}: "
             "see model.train and lora.groups"
         )
-    if optimizer.learning_rates and not optimizer.learning_rate:
+    if optimizer.loraplus_lr_ratio != 1 and config.lora is None:
         yield (
-            "optimizer.learning_rate = 0 with optimizer.learning_rates: those follow its schedule in proportion; "
+            f"optimizer.loraplus_lr_ratio = {optimizer.loraplus_lr_ratio:g} with lora = null: there are no adapters; "
+            "set lora, or leave it out"
+        )
+    if (optimizer.learning_rates or optimizer.loraplus_lr_ratio != 1) and not optimizer.learning_rate:
+        yield (
+            "optimizer.learning_rate = 0 with other rates beside it: those follow its schedule in proportion; "
             "expected above 0"
+        )
+
+
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    settings = config.evaluate
+    for name in ("eval_steps", "early_stopping_patience"):
+        if getattr(settings, name) and not config.data.validation:
+            yield (
+                f"evaluate.{name} = {getattr(settings, name)} without data.validation: there is nothing to evaluate "
+                "on; set data.validation, or leave it out"
+            )
+    if settings.early_stopping_patience and not settings.eval_steps and not settings.eval_epochs:
+        yield (
+            f"evaluate.early_stopping_patience = {settings.early_stopping_patience} with evaluate.eval_epochs = 0: "
+            "the only evaluation is at the end; nearest: evaluate.eval_epochs=1"
+        )
+    if config.search is not None and settings.eval_steps:
+        yield (
+            f"evaluate.eval_steps = {settings.eval_steps} with search: its schedulers count reports of whole epochs; "
+            "nearest: evaluate.eval_epochs=1"
         )
 
 

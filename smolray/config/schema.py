@@ -6,8 +6,9 @@ settings into README.md.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
+from smolray.config.lora import LoraConfig
 from smolray.config.methods import (
     METHODS,
     DPOConfig,
@@ -24,7 +25,6 @@ from smolray.config.section import Section
 
 PIPELINE_ACCUMULATION = 4  # with fewer micro-batches a stage, filling and emptying a pipeline takes most of a step
 DType = Literal["float32", "bfloat16", "float16"]
-ALL_LINEAR = "all-linear"
 AUTO_LENGTHS = (2048, 8192)  # of data.max_length=auto: the shortest and the longest
 
 
@@ -61,53 +61,6 @@ class ModelConfig(Section):
     GPU is waited for to find them) and less exact"""
     train: tuple[ModelGroup, ...] = ("vision", "connector", "text")
     """parts of the model that are trained in full; with lora: in addition to the adapters"""
-
-
-class LoraConfig(Section):
-    """Adapters. Names as in peft.LoraConfig; `groups` limits `target_modules` to parts of the model."""
-
-    r: int = Field(default=8, ge=1, le=2**16)
-    """rank of the adapters"""
-    ranks: dict[ModelGroup, Annotated[int, Field(ge=1, le=2**16)]] = Field(default_factory=dict)
-    """rank of a part of the model, where it differs from `r`"""
-    use_dora: bool = False
-    """weight-decomposed LoRA (DoRA)"""
-    use_rslora: bool = False
-    """rank-stabilised LoRA: scale by lora_alpha / sqrt(r)"""
-    lora_alpha: float = Field(default=8, gt=0)
-    """the adapters' output is scaled by lora_alpha / r"""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """dropout on the adapters' input"""
-    groups: tuple[ModelGroup, ...] = Field(default=("text",), min_length=1)
-    """parts of the model that get adapters"""
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-        "out_proj",
-        "fc1",
-        "fc2",
-        "proj",
-    )
-    """names of the linear layers that get adapters, inside `groups` only; all-linear, as in PEFT: all but lm_head"""
-    init_lora_weights: Literal["default", "gaussian"] = "default"
-    """default: PEFT's (Kaiming uniform); gaussian: normal, scaled by the rank"""
-
-    @field_validator("target_modules", mode="before")
-    @classmethod
-    def _one_word(cls, value: Any) -> Any:
-        """`target_modules=all-linear`, as PEFT writes it."""
-        return (ALL_LINEAR,) if value == ALL_LINEAR else value
-
-    def adapts(self, module: str) -> bool:
-        """Whether the linear layer of this name (`…self_attn.q_proj`) gets an adapter, where its group does."""
-        if ALL_LINEAR in self.target_modules and module.rpartition(".")[2] != "lm_head":
-            return True
-        return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
 
 
 class ColumnsConfig(Section):
@@ -227,6 +180,8 @@ class TrainConfig(Section):
     number each; auto: speed where the GPUs differ"""
     logging_steps: int = Field(default=10, ge=1)
     """steps between two lines of progress"""
+    logging_first_step: bool = False
+    """a line of progress of the first step as well"""
     audit: bool = False
     """write the ids of the samples of each step"""
 
@@ -274,6 +229,14 @@ class EvalConfig(Section):
 
     eval_epochs: int = Field(default=1, ge=0)
     """epochs between two evaluations; 0: only at the end"""
+    eval_steps: int = Field(default=0, ge=0)
+    """above 0: also evaluated every so many steps, and saved there, so that the best checkpoint is one that was
+    evaluated (transformers: eval_strategy=steps, load_best_model_at_end; see checkpoint.keep_best)"""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """the run finishes after this many evaluations in a row that are not better than the best before them, by what
+    chooses the best checkpoint: the method's own metric, else the first of metrics"""
+    early_stopping_threshold: float = Field(default=0.0, ge=0)
+    """by how much an evaluation must be better to count as better"""
     max_samples: int | None = Field(default=None, ge=1)
     """evaluate only the first of the validation questions; default: all"""
     metrics: tuple[MetricName, ...] = Field(
@@ -325,6 +288,14 @@ RENAMED = {"train.deal": "train.load_balancing", "engine.cut": "engine.partition
 SHORTHANDS = {"engine": "name"}
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab"]
+
+
+def _names(value: Any) -> Any:
+    """`report_to: wandb` and `report_to: none`, as transformers reads them."""
+    return () if value in ("none", None) else (value,) if isinstance(value, str) else value
+
+
 def _engine_shorthand(value: Any) -> Any:
     return {SHORTHANDS["engine"]: value} if isinstance(value, str) else value
 
@@ -341,6 +312,15 @@ class RunConfig(Section):
     method: MethodName = Field(
         default="sft", description="; ".join(f"{name}: {traits.summary}" for name, traits in METHODS.items())
     )
+    report_to: Annotated[tuple[TrackerName, ...], BeforeValidator(_names)] = ()
+    """trackers that follow the run live and are continued by a resume: `pip install 'smolray[wandb]'`. Each reads its
+    own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, TRACKIO_PROJECT, SWANLAB_PROJECT,
+    TENSORBOARD_LOGGING_DIR, …), in the process that launches the run. A tracker that fails or hangs does not stop it"""
+    callbacks: tuple[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")], ...] = ()
+    """classes of your own that follow the run, as `my_module:MyCallback`, with any of the methods on_start, on_step,
+    on_evaluate, on_checkpoint and on_end; each gets an event of the log (smolray/tracking/callbacks.py)"""
+    group: str = ""
+    """name under which trackers show several runs together; the trials of a search: default its name"""
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
     data: DataConfig = DataConfig()

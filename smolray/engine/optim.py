@@ -32,6 +32,7 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         rate = config.learning_rates.get(group_of(name), config.learning_rate)
+        rate *= config.loraplus_lr_ratio if "lora_B" in name else 1.0
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
         bits = 32 if config.name == "adamw" or name.endswith(EMBEDDINGS) else 8
         groups.setdefault((rate, decay, bits), []).append(parameter)

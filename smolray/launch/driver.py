@@ -4,10 +4,7 @@ In: a validated config and a Ray cluster. Out: the run folder with result.json, 
 the workers train.
 """
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +16,8 @@ from smolray.config import ConfigError, RunConfig, to_yaml
 from smolray.data.ray_context import cluster_capacity
 from smolray.data.ray_jobs import ensure_index, load_index
 from smolray.data.reader import Folders, Sidecars
-from smolray.launch.background import in_background
 from smolray.launch.data import prepare_data
+from smolray.launch.follow import followed
 from smolray.launch.ray_train import fit
 from smolray.launch.resolve import NO_DATA, ResolvedRun, resolve, with_absolute_paths
 from smolray.launch.resources import Cluster, most_workers
@@ -34,10 +31,9 @@ from smolray.planner.probe import HardwareProbe
 from smolray.planner.statistics import DataStatistics
 from smolray.precompute.jobs import found_features
 from smolray.run.checkpoint import chosen_checkpoint
-from smolray.run.events import EventLog, EventTail
+from smolray.run.events import EventLog
 from smolray.run.folder import RunFolder
 from smolray.run.lease import owning
-from smolray.run.progress import event_line
 from smolray.train.task import WorkerTask
 
 
@@ -68,7 +64,7 @@ def train_run(session: Session) -> dict[str, Any]:
     if config.engine.name != "auto":
         store_config(run)
 
-    with shown_progress(config), session.workers(config):
+    with followed(config, folders), session.workers(config):
         reason = {"workers": run.reason} if run.reason else {}
         log = EventLog(config.run_dir)
         log.write("data", **{part: account.to_json() for part, account in accounts.items()})
@@ -84,27 +80,6 @@ def train_run(session: Session) -> dict[str, Any]:
 def store_config(run: ResolvedRun) -> None:
     """Write the run's config.yaml, from which it is resumed."""
     storage.write_bytes(RunFolder(run.config.run_dir).config, to_yaml(run.stored).encode())
-
-
-@contextmanager
-def shown_progress(config: RunConfig) -> Iterator[None]:
-    """A block during which the run's events are printed. The workers' own output stays in Ray's logs."""
-    run_dir, tail = config.run_dir, EventTail(config.run_dir, skip=True)
-
-    def follow(over: threading.Event) -> None:
-        total = None
-        while True:
-            last = over.is_set()
-            for event in tail.new():
-                total = event.get("total_steps", total)
-                if event["event"] != "step" or event["step"] % config.train.logging_steps == 0:
-                    print(event_line(event, total), flush=True)
-            if last:
-                return
-            over.wait(1.0 if storage.is_local(run_dir) else 5.0)
-
-    with in_background(follow):
-        yield
 
 
 def fit_planned(run: ResolvedRun, owner: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from smolray.run.folder import RunFolder
 from smolray.run.lease import Lease, LeaseLostError, owning
 from smolray.run.result import read_result
 from smolray.run.status import clear_stop, request_stop, stop_requested
+from smolray.tracking.registry import check_tracking
 
 LOOK_SECONDS = 1.0
 WAITING_SECONDS = 4.0  # between two looks at what the workers wait for
@@ -59,6 +60,7 @@ def started_run(config: RunConfig) -> Iterator["Session"]:
         raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
     config = config.replace({"storage": storage.absolute(config.storage)})
     storage.require_writable(config.storage, "storage")
+    check_tracking(config)
 
     with stop_signals() as signals, owning(config.run_dir, "train") as lease:
         session = Session(config, lease, signals)

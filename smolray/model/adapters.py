@@ -107,7 +107,7 @@ def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
     for group in lora.groups:
         if not any(group_of(name) == group for name in targets):
             raise ConfigError(
-                f"lora.groups names {group!r}, but lora.target_modules = {list(lora.target_modules)} matches none of "
+                f"lora.groups names {group!r}, but lora.target_modules = {lora.target_modules} matches none of "
                 "its linear layers"
             )
     if "lm_head" in targets and model.config.tie_word_embeddings:  # type: ignore[union-attr]

@@ -29,7 +29,7 @@ def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
     `images`: encoded images by prediction key, best as thumbnails. None: the images of the earlier report.
     """
     if images is None:
-        images = _read_images(run_dir)
+        images = read_images(run_dir)
     elif images:
         _write_images(run_dir, images)
 
@@ -94,7 +94,8 @@ def _stored_settings(uri: str) -> dict[str, Any]:
         raise RunFileError(f"{error}. Put back a copy, or move it away: its log keeps the settings too") from None
 
 
-def _read_images(run_dir: str) -> dict[str, bytes]:
+def read_images(run_dir: str) -> dict[str, bytes]:
+    """The sample images of the run's report by prediction key; empty where it has none yet."""
     uri = RunFolder(run_dir).report_images
     if not storage.exists(uri):
         return {}

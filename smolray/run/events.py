@@ -22,6 +22,7 @@ Every event has `event` (its kind), `time` (seconds since 1970) and `attempt` (1
 - evaluating: step (saved before)
 - evaluate: step, accuracy, samples
 - checkpoint: step, path
+- early_stopping: step, best (headline of the evaluations), worse (evaluations in a row that are not better)
 - skipped: what, why
 - resize: step (saved there, to continue with more workers)
 - end: status (finished, stopped or failed), step, seconds

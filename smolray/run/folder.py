@@ -73,6 +73,11 @@ class RunFolder:
         return self._file("adapter")
 
     @property
+    def tensorboard(self) -> str:
+        """TensorBoard's files, where the run reports to it."""
+        return self._file("tensorboard")
+
+    @property
     def stop_flag(self) -> str:
         """Exists while the run is requested to save and stop."""
         return self._file("control", "stop")
@@ -96,6 +101,10 @@ class RunFolder:
     def claims(self) -> str:
         """Who wants to be the owner, on storage that has no locks."""
         return self._file("control", "claims")
+
+    def tracker(self, name: str) -> str:
+        """What a tracker knows of the run: its id there, and how many events it has received."""
+        return self._file("control", "trackers", f"{name}.json")
 
     def checkpoint(self, step: int) -> str:
         """The folder of the checkpoint of a step."""

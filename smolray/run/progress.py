@@ -81,6 +81,12 @@ def _evaluate(event: Event) -> str:
     return f"step {event.get('step', '?')}  accuracy {scores or '?'}  ({samples} samples{left_out})"
 
 
+def _early_stopping(event: Event) -> str:
+    worse, best = event.get("worse", "?"), event.get("best")
+    shown = f"{best:.4g}" if isinstance(best, int | float) else "?"
+    return f"step {event.get('step', '?')}  {worse} evaluation(s) in a row not better than {shown}"
+
+
 def _balance(event: Event) -> str:
     speeds = ", ".join(count(speed) for speed in event["tokens_per_second"])
     return f"{' + '.join(map(str, event['shares']))} micro-batches a step for workers of {speeds} tokens/s"
@@ -134,6 +140,7 @@ LINES: dict[str, tuple[str, Callable[[Event], str]]] = {
     "evaluating": ("eval", lambda event: f"step {event.get('step', '?')}: answering the validation questions"),
     "evaluate": ("eval", _evaluate),
     "checkpoint": ("saved", lambda event: f"step {event.get('step', '?')}  {event.get('path', '')}"),
+    "early_stopping": ("enough", _early_stopping),
     "inventory": ("GPUs", gpus_text),
     "balance": ("balance", _balance),
     "plan": ("plan", _plan),

@@ -25,6 +25,7 @@ from smolray.run.rates import ETA_STEPS, seconds_left
 from smolray.run.state import EngineState
 from smolray.train.audit import Audit
 from smolray.train.collective import agree
+from smolray.train.early_stopping import EarlyStopping
 from smolray.train.step import Hook, StepInfo, metrics_fields
 from smolray.train.versions import versions
 
@@ -61,6 +62,14 @@ class RunLog:
         self.event("balance", tokens_per_second=[round(s, 1) for s in speeds], shares=list(counts))
 
 
+def evaluates_at(config: RunConfig, progress: Progress, of_steps: bool = True) -> bool:
+    """Whether a run evaluates at this position, beside its last step. `of_steps`: the step itself counts."""
+    settings = config.evaluate
+    end_of_epoch = progress.consumed == 0 and progress.epoch > 0
+    of_epoch = end_of_epoch and settings.eval_epochs and progress.epoch % settings.eval_epochs == 0
+    return bool(of_epoch or (of_steps and settings.eval_steps and progress.step % settings.eval_steps == 0))
+
+
 class RunHooks:
     """The hooks of a run, and what they leave behind: the newest report, and whether the run was stopped."""
 
@@ -73,7 +82,12 @@ class RunHooks:
         log: RunLog,
         audit: Audit | None,
         owner: str = "",
+        earlier: Sequence[float] = (),
     ):
+        """`earlier`: the headlines of the evaluations of earlier attempts, the same on every worker."""
+        settings = config.evaluate
+        self.early_stopping = EarlyStopping(settings.early_stopping_patience, settings.early_stopping_threshold)
+        self.early_stopping.add_history(earlier)
         self.config, self.folders, self.device, self.engine = config, folders, device, engine
         self.log, self.audit, self.owner = log, audit, owner
         self.report = EvalReport()
@@ -88,19 +102,39 @@ class RunHooks:
         config, step = self.config, step_info.progress.step
         every = config.checkpoint.save_steps
         periodic = every and step % every == 0 and not step_info.metrics.skipped
-        saving = step_info.stopping or step_info.last or step_info.end_of_epoch or periodic
+        evaluating = self._evaluation_is_due(step_info)
+        saving = step_info.stopping or step_info.last or step_info.end_of_epoch or periodic or evaluating
 
         metrics: dict[str, float] = {"loss": step_info.metrics.loss}
         # Save first: an evaluation may need more memory than there is.
         saved = self._save(step_info.progress, metrics) if saving else None
-        if self._evaluation_is_due(step_info):
+        if evaluating:
             metrics["accuracy"] = headline(self.evaluate(step), config)
+            self.early_stopping.add(metrics["accuracy"])
             if config.evaluate.loss and config.traits.validation_loss:
                 with self.engine.gathered():
                     metrics["validation_loss"] = validation_loss(self.engine.model, config, self.folders, self.device)
         if saving:
             agree(lambda: self._announce(saved, metrics))
         self.stopped = step_info.stopping and not step_info.last
+        if self.enough() and evaluating and not step_info.last:
+            self.log.event("early_stopping", step=step, best=self.early_stopping.best, worse=self.early_stopping.worse)
+
+    def evaluate_missed(self, found: Checkpoint) -> None:
+        """Evaluate a checkpoint that an earlier attempt saved for that and did not live to evaluate. Collective.
+
+        Only where the evaluations decide how long the run is.
+        """
+        missing = self.folders.validation and self.config.evaluate.early_stopping_patience is not None
+        if not missing or "accuracy" in found.metrics or not evaluates_at(self.config, found.progress):
+            return
+        metrics = found.metrics | {"accuracy": headline(self.evaluate(found.step), self.config)}
+        self.early_stopping.add(metrics["accuracy"])
+        agree(lambda: self._announce(found if dist.get_rank() == 0 else None, metrics))
+
+    def enough(self) -> bool:
+        """Whether the evaluations say that further training is not worth it. The same on every worker."""
+        return self.early_stopping.reached
 
     def evaluate(self, step: int) -> EvalReport:
         """Evaluate the weights on the validation shards, and write the predictions. Collective."""
@@ -135,9 +169,8 @@ class RunHooks:
     def _evaluation_is_due(self, step_info: StepInfo) -> bool:
         if not self.folders.validation or step_info.stopping:
             return False
-        epochs = self.config.evaluate.eval_epochs
-        of_epoch = step_info.end_of_epoch and epochs and step_info.progress.epoch % epochs == 0
-        return bool(step_info.last or of_epoch)
+        of_steps = step_info.progress.step > 0 and not step_info.metrics.skipped
+        return step_info.last or evaluates_at(self.config, step_info.progress, of_steps)
 
     def _save(self, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
         """The checkpoint on rank 0, None elsewhere. Collective."""

@@ -41,6 +41,7 @@ class TrainLoop:
 
     `open_stream`: this worker's micro-batches of an epoch, by their numbers in its plan.
     `total_steps`: `train.max_steps`, else the steps of all epochs; by default counted from the plans.
+    `enough`: looked at after the hooks of each step; the same on every worker.
     `balancer`: by default every worker takes the same number of micro-batches.
     """
 
@@ -51,6 +52,7 @@ class TrainLoop:
     progress: Progress
     hooks: Sequence[Hook] = ()
     stop_requested: Callable[[], bool] = lambda: False
+    enough: Callable[[], bool] = lambda: False
     balancer: MicroBatchBalancer | None = None
     total_steps: int = 0
 
@@ -65,7 +67,7 @@ class TrainLoop:
         for step_info in self._steps():
             for hook in self.hooks:
                 hook(step_info)
-            if step_info.stopping or step_info.last:
+            if step_info.stopping or step_info.last or self.enough():
                 break
         return self.progress
 

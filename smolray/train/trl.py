@@ -63,6 +63,7 @@ class TrlRun(TrainerCallback):
     ):
         self.config, self.model, self.plans, self.hooks = config, model, plans, hooks
         self._stop = StopPoll(stop_requested)
+        self.enough: Callable[[], bool] = lambda: False  # looked at after the hooks of each step
         self.objective = objective_of(config)
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
         self.micro_batches = -(-plans.samples // config.train.per_device_train_batch_size)  # of an epoch
@@ -134,7 +135,7 @@ class TrlRun(TrainerCallback):
         self.progress = step_info.progress
         for hook in self.hooks:
             hook(step_info)
-        control.should_training_stop = step_info.stopping or step_info.last
+        control.should_training_stop = step_info.stopping or step_info.last or self.enough()
         self._mark = time.perf_counter()
 
     def _step_info(self, step: int, logs: dict[str, float]) -> StepInfo:

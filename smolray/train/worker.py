@@ -18,11 +18,13 @@ from smolray.model.trained import trained_model
 from smolray.planner.probe import probe_hardware
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Checkpoint, Progress
+from smolray.run.events import read_events, surviving
 from smolray.run.lease import require_owner
 from smolray.run.predictions import write_predictions
 from smolray.run.status import RESIZED, stop_requested
 from smolray.train.audit import Audit
 from smolray.train.collective import agree, broadcast, gather
+from smolray.train.early_stopping import evaluations_of
 from smolray.train.hooks import RunHooks, RunLog
 from smolray.train.setup import WorkerSetup
 from smolray.train.step import StepMetrics, peak_memory_bytes
@@ -36,7 +38,7 @@ def run_worker(
     belongs to `owner`.
     """
     began, log = time.time(), RunLog(config.run_dir)
-    attempt, found = broadcast((log.log.attempt, newest_checkpoint(config, log)) if log.log else None)
+    attempt, found, earlier = broadcast((log.log.attempt, *newest_state(config, log)) if log.log else None)
 
     setup = WorkerSetup(config, folders, device, probe_hardware(device, config.model.dtype, node), owner)
     model, state = agree(lambda: setup.load(found))
@@ -44,10 +46,10 @@ def run_worker(
     loop, engine = setup.build_loop(model, state, progress, log.balanced)
     del state  # three times the weights, which the engine has taken over
     audit = Audit(config.run_dir, attempt, dist.get_rank()) if config.train.audit else None
-    hooks = RunHooks(config, folders, device, engine, log, audit, owner)
-    loop.hooks = hooks.in_order()
-
     progress = loop.progress  # TRL starts again
+    hooks = RunHooks(config, folders, device, engine, log, audit, owner, earlier if progress.step else ())
+    loop.hooks, loop.enough = hooks.in_order(), hooks.enough
+
     log_start(log, setup, loop.total_steps)
     if attempt > 1:  # without a checkpoint, all that an earlier attempt did is discarded
         position = (progress.epoch, progress.consumed)
@@ -55,7 +57,10 @@ def run_worker(
     log.event("inventory", **setup.hardware.to_json())
     log.flush()  # an attempt that could not be counted must not begin
 
-    if progress.step < loop.total_steps and progress.epoch < len(setup.plans):
+    left = progress.step < loop.total_steps and progress.epoch < len(setup.plans)
+    if left and found and progress.step:
+        hooks.evaluate_missed(found)
+    if left and not hooks.enough():
         progress = loop.run()
     elif folders.validation:
         hooks.evaluate(progress.step)  # resumed after the last step: only the report is missing
@@ -110,9 +115,16 @@ def evaluate_worker(
     return {"step": chosen.step, **evaluation_fields(report)}
 
 
-def newest_checkpoint(config: RunConfig, log: RunLog) -> Checkpoint | None:
-    """The newest whole checkpoint; the log says which ones are damaged."""
-    return checkpoint.latest(config.run_dir, skipped=lambda why: log.event("skipped", what="checkpoint", why=why))
+def newest_state(config: RunConfig, log: RunLog) -> tuple[Checkpoint | None, list[float]]:
+    """The newest whole checkpoint, and the headlines of the evaluations up to it; the log says which ones are
+    damaged.
+    """
+    found = checkpoint.latest(config.run_dir, skipped=lambda why: log.event("skipped", what="checkpoint", why=why))
+    if found is None:
+        return None, []
+    evaluated = evaluations_of(surviving(read_events(config.run_dir)), before=found.step)
+    # its own is in its manifest first, then in the log
+    return found, [*evaluated, *([found.metrics["accuracy"]] if "accuracy" in found.metrics else [])]
 
 
 def log_start(log: RunLog, setup: WorkerSetup, total_steps: int) -> None:

@@ -24,7 +24,7 @@ def trial_base(config: RunConfig) -> RunConfig:
     An elastic run gets its smallest number of workers, so that more trials run at a time.
     """
     low, high = config.resources.workers
-    settings: Settings = {"resources.num_workers": low}
+    settings: Settings = {"resources.num_workers": low, "group": config.group or config.name}
     if low != high:
         settings |= {"train.global_batch": config.global_batch, "train.gradient_accumulation_steps": 1}
 

@@ -29,6 +29,7 @@ from smolray.launch.session import refuse_lost_storage
 from smolray.launch.waiting import announce
 from smolray.run.lease import Lease, owning
 from smolray.run.status import clear_stop, stop_requested
+from smolray.tracking.registry import check_tracking
 from smolray.tune.callbacks import DRIVER_RESTARTS, LoggingCallback, PopulationSetting, StopRequest, TrialQueue
 from smolray.tune.conflicts import refuse_foreign_runs, refuse_other_search
 from smolray.tune.console import SearchDisplay
@@ -89,6 +90,7 @@ def search_run(config: RunConfig) -> dict[str, Any]:
     refuse_other_search(config, folder)
     refuse_foreign_runs(config, folder, total)
     storage.require_writable(config.storage, "storage")
+    check_tracking(config)
 
     with stop_signals() as signals, owning(folder, "tune", log=FILE) as lease:
         watch = in_background(partial(_end_where_lost, lease, signals))

@@ -15,7 +15,7 @@ from smolray.run import checkpoint
 from smolray.run.events import read_events, surviving
 from smolray.run.progress import event_line
 from smolray.run.status import request_stop, run_status
-from smolray.run.tensorboard import export_tensorboard
+from smolray.tracking.points import point_of
 from tests.cluster.test_train import assert_every_sample_once, when_step
 from tests.shards import preference_rows
 
@@ -63,7 +63,7 @@ def steps(config):
     return [e for e in surviving(read_events(config.run_dir)) if e["event"] == "step"]
 
 
-def test_a_dpo_run_trains_evaluates_and_shows_its_rewards(reference, tmp_path):
+def test_a_dpo_run_trains_evaluates_and_shows_its_rewards(reference):
     config, result, history = reference
     assert result["status"] == "finished" and result["steps"] == len(history)
     assert history[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6) and history[-1]["rewards/margins"] > 0.05
@@ -79,7 +79,8 @@ def test_a_dpo_run_trains_evaluates_and_shows_its_rewards(reference, tmp_path):
     )
     report = storage.read_bytes(storage.join(config.run_dir, "report.html")).decode()
     assert "Reward margin" in report and "dpo, full weights" in report
-    assert export_tensorboard(config.run_dir, str(tmp_path / "board")) > len(history) * len(PREFERENCE_METRICS)
+    tagged = {name for event in history for name in point_of(event).values}
+    assert {f"train/{name}" for name in PREFERENCE_METRICS} <= tagged
 
 
 @pytest.mark.slow

@@ -30,14 +30,15 @@ RAY_IMPORTERS = {
 }
 # A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention
 # says so.
-ENVIRONMENT_READERS = {"storage", "cluster", "launch", "tune", "cli", "engine.zero"}
+# Trackers take their settings from variables of their own.
+ENVIRONMENT_READERS = {"tracking", "storage", "cluster", "launch", "tune", "cli", "engine.zero"}
 
 # Packages by level, the lowest first. A package imports lower levels only; inside a package modules import each other
 # without circles.
 LEVELS = (
     ("storage",),
     ("config", "run"),
-    ("pretrained",),
+    ("pretrained", "tracking"),
     ("data", "cluster"),
     ("model",),
     ("objectives", "planner"),

@@ -20,9 +20,11 @@ DAMAGE = [b"", b"{", b"[1, 2]", b"\xff\xfe", b"a: &a [*a]", b"x" * 2**21]
 def test_report_and_tensorboard_are_written(run):
     assert smolray("report", "demo", "--storage", str(run.parent)).exit_code == 0
     assert "Training loss" in (run / "report.html").read_text()
-    done = smolray("tensorboard", "demo", "--out", str(run / "tb"), "--storage", str(run.parent))
-    assert done.exit_code == 0
-    assert len(list((run / "tb").iterdir())) == 1
+    done = smolray("track", "demo", "tensorboard", "--storage", str(run.parent))
+    assert done.exit_code == 0 and "tensorboard: " in done.output
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    refused = smolray("track", "demo", "tensorbored", "--storage", str(run.parent))
+    assert refused.exit_code == 2 and "expected one of tensorboard, wandb" in refused.output
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda d: repr(d[:12]))

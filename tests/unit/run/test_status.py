@@ -5,12 +5,10 @@ import threading
 import time
 
 import pytest
-from tensorboardX.proto import event_pb2
 
 from smolray.run import status
 from smolray.run.folder import EVENTS
 from smolray.run.progress import count, duration, event_line, percent, progress_line, size
-from smolray.run.tensorboard import export_tensorboard
 
 NOW = 1_800_000_000.0
 
@@ -153,28 +151,6 @@ def test_following_yields_each_event_once_and_ends_with_the_run(tmp_path):
     seen = [(e["event"], e.get("step")) for e in status.follow_events(run, poll=0.05)]
     writer.join()
     assert seen == [("start", None), ("step", 10), ("step", 20), ("end", 100)]
-
-
-def test_tensorboard_gets_the_surviving_points(tmp_path):
-    resume = {"event": "resume", "time": NOW + 3, "step": 10}
-    evaluate = {"event": "evaluate", "time": NOW + 5, "step": 15, "accuracy": {"overall": 0.5, "yes/no": 0.25}}
-    run = write(
-        tmp_path / "r", start(NOW), step(10, NOW + 1), step(20, NOW + 2), resume, step(15, NOW + 4, 2), evaluate
-    )
-    points = export_tensorboard(run, str(tmp_path / "tb"))
-    (file,) = (tmp_path / "tb").iterdir()
-    data, found = file.read_bytes(), []
-    while data:  # TFRecord: length (8 bytes), its crc (4), the record, its crc (4)
-        length = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + length])
-        found += [(v.tag, event.step, event.wall_time, v.simple_value) for v in event.summary.value]
-        data = data[16 + length :]
-    assert len(found) == points
-    assert [(s, w) for tag, s, w, _ in found if tag == "train/loss"] == [(10, NOW + 1), (15, NOW + 4)]
-    assert {v for tag, _, _, v in found if tag == "performance/samples_per_second"} == {40}
-    assert [v for tag, _, _, v in found if tag == "accuracy/yes-no"] == [0.25]
-    with pytest.raises(status.RunNotFoundError, match="no events"):
-        export_tensorboard(str(tmp_path / "empty"), str(tmp_path / "tb2"))
 
 
 def test_a_progress_line_says_what_the_event_holds():
