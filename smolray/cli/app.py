@@ -6,6 +6,7 @@ command, so that `smolray --help` starts at once.
 Errors of our own modules are printed as one message with exit code 2; `--debug` shows their traceback.
 """
 
+import inspect
 import io
 import sys
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from smolray.cli import (
     train,
 )
 from smolray.cli.options import errors, plain
+from smolray.cli.settings import SettingsCommand
 from smolray.cluster.signals import Stopped, stop_signals
 
 # Heading in `smolray --help` -> the commands below it, in order.
@@ -83,7 +85,8 @@ def _is_our_message(error: BaseException) -> bool:
 app = typer.Typer(cls=_CleanErrors, no_args_is_help=True, pretty_exceptions_enable=False)
 for heading, commands in COMMANDS.items():
     for command in commands:
-        app.command(rich_help_panel=heading)(command)
+        kind = SettingsCommand if "overrides" in inspect.signature(command).parameters else None
+        app.command(cls=kind, rich_help_panel=heading)(command)
 for heading, groups in GROUPS.items():
     for name, group in groups.items():
         app.add_typer(group, name=name, rich_help_panel=heading)

@@ -4,10 +4,14 @@ import json
 from typing import Annotated
 
 import typer
+import yaml
 
 from smolray.cli.options import ConfigFile, Overrides
+from smolray.cli.settings import SettingsCommand
 from smolray.config import RunConfig, load_config, to_yaml
+from smolray.config.importer import import_settings, nested
 from smolray.config.recipes import recipe_text, recipes
+from smolray.config.rules import faults
 
 config_app = typer.Typer(no_args_is_help=True, help="Start from a recipe; show the settings of a run or their schema.")
 
@@ -29,10 +33,26 @@ def new(recipe: Annotated[str, typer.Argument(help="a recipe of `smolray config 
     typer.echo(recipe_text(recipe), nl=False)
 
 
-@config_app.command("show")
+@config_app.command("show", cls=SettingsCommand)
 def show(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Print all settings of a run as YAML, defaults included."""
     typer.echo(to_yaml(load_config(config, overrides or ())), nl=False)
+
+
+@config_app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML of TRL, LLaMA-Factory or Axolotl")],
+) -> None:
+    """Print the settings of another trainer's YAML as ours, to save.
+
+    What has no counterpart stands at the end, as comments. Example: smolray config import trl.yaml > run.yaml
+    """
+    found, missing = import_settings(file)
+    typer.echo(yaml.safe_dump(nested(found), sort_keys=False, allow_unicode=True), nl=False)
+    for name, why in missing.items():
+        typer.echo(f"# {name}: {why}")
+    for fault in faults(RunConfig.model_validate(nested(found))):
+        typer.echo(f"# to mend: {fault}")
 
 
 @config_app.command("schema")

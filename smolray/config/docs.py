@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from smolray.config.schema import RENAMED, SHORTHANDS, RunConfig
+from smolray.config.schema import ALIASES, RENAMED, SHORTHANDS, RunConfig
 
 PATH = Path(__file__).with_name("README.md")
 WIDTH = 120
@@ -29,7 +29,8 @@ optimizer:
   learning_rate: 5.0e-5
 ```
 
-`smolray train --config run.yaml optimizer.learning_rate=1e-4` trains it with another learning rate.
+`smolray train run.yaml optimizer.learning_rate=1e-4` trains it with another learning rate; `--config run.yaml` and
+`--optimizer.learning_rate 1e-4` are the same.
 `smolray config show` prints every setting of a run after both were read. `smolray config schema` prints the JSON schema
 for an editor. Names are those of TRL and transformers where these have one.
 
@@ -46,7 +47,7 @@ def settings_page() -> str:
     blocks = [INTRODUCTION, "## The run itself\n", _entries("", own, schema["$defs"])]
     for name, section in sections.items():
         blocks += [f"## {name}\n", *_section(name, section, schema["$defs"])]
-    blocks += ["## Renamed settings\n", _renamed()]
+    blocks += ["## Renamed settings\n", _renamed(), "## Names of TRL\n", _aliases()]
     return "\n".join(blocks)
 
 
@@ -144,6 +145,12 @@ def _default(value: dict[str, Any]) -> str:
 def _renamed() -> str:
     lines = [f"- `{old}` is now `{new}`." for old, new in RENAMED.items()]
     return "\n".join(["Files with the earlier names still work:\n", *lines]) + "\n"
+
+
+def _aliases() -> str:
+    lines = [f"- `{alias}` is `{key}`." for alias, key in ALIASES.items()]
+    about = "Taken at the top of a file and on the command line; `smolray config import` reads whole files:\n"
+    return "\n".join([about, *lines]) + "\n"
 
 
 def _sentence(text: str) -> str:

@@ -12,7 +12,7 @@ from smolray.config.errors import ConfigError, empty_value, explain, is_text, on
 from smolray.config.parse import YamlError, parse_yaml
 from smolray.config.recipes import config_file
 from smolray.config.rules import faults
-from smolray.config.schema import RENAMED, SHORTHANDS, RunConfig
+from smolray.config.schema import ALIASES, RENAMED, SHORTHANDS, RunConfig
 
 
 def load_config(
@@ -78,6 +78,9 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _with_current_names(record: dict[str, Any]) -> dict[str, Any]:
     """The record with keys that have been renamed under their present names. Raises ConfigError where both stand."""
+    for alias, key in ALIASES.items():
+        if alias in record:
+            record = _without_alias(record, alias, key.split("."))
     for old, new in RENAMED.items():
         section, key = old.split(".")
         settings = record.get(section)
@@ -90,6 +93,18 @@ def _with_current_names(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def _without_alias(record: dict[str, Any], alias: str, path: list[str]) -> dict[str, Any]:
+    """The record with the value of an alias under its key here. Raises ConfigError where both stand."""
+    rest = {key: value for key, value in record.items() if key != alias}
+    *parents, last = path
+    section = rest.get(parents[0]) if parents else rest
+    if isinstance(section, dict) and last in section:
+        raise ConfigError(f"{alias} is TRL's name of {'.'.join(path)}, and both are given; leave {alias} out")
+    if not parents:
+        return rest | {last: record[alias]}
+    return rest | {parents[0]: {**(section if isinstance(section, dict) else {}), last: record[alias]}}
+
+
 def _apply_override(record: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
@@ -97,7 +112,7 @@ def _apply_override(record: dict[str, Any], override: str) -> None:
             f"{one_line(override)} is not an override: expected dotted.key=value, such as optimizer.learning_rate=1e-4"
         )
 
-    key = RENAMED.get(key, key)
+    key = RENAMED.get(key, ALIASES.get(key, key))
     try:
         value = parse_yaml(text)
     except YamlError as error:

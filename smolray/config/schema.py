@@ -284,6 +284,15 @@ class ResourcesConfig(Section):
 
 # Earlier names of keys. Files that use them still work.
 RENAMED = {"train.deal": "train.load_balancing", "engine.cut": "engine.partition", "engine.cards": "engine.gpus"}
+# Names of TRL's settings that are taken in their place, at the top of a file and on the command line.
+ALIASES = {
+    "model_name_or_path": "model.path",
+    "dataset_name": "data.train",
+    "output_dir": "storage",
+    "run_name": "name",
+    "max_length": "data.max_length",
+    "max_seq_length": "data.max_length",
+}
 # Sections that may be written as one word, and the key of that word: `engine: zero` is `engine: {name: zero}`.
 SHORTHANDS = {"engine": "name"}
 

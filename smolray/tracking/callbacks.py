@@ -65,17 +65,17 @@ class CallbackConsumer:
     def take(self, events: Sequence[Event], received: int) -> None:
         for event in events:
             self.ended = self.ended or event["event"] == "end"
-            method = getattr(self.called, f"on_{event['event']}", None)
-            if event["event"] in KINDS and method is not None:
-                self._call(method, event)
+            wanted = getattr(self.called, f"on_{event['event']}", None)
+            if event["event"] in KINDS and wanted is not None:
+                self._call(wanted, event)
 
     def end(self, status: str) -> None:
         if not self.ended:  # a run that fails in the driver writes its end later
             self.take([{"event": "end", "status": status, "time": time.time()}], 0)
 
-    def _call(self, method: Callable[[Event], object], event: Event) -> None:
+    def _call(self, wanted: Callable[[Event], object], event: Event) -> None:
         try:
-            method(event)
+            wanted(event)
         except Exception as error:  # code of the user: it may raise anything
             if (kind := event["event"]) not in self._told:
                 self._told.add(kind)

@@ -154,3 +154,14 @@ def test_moments_are_converted_between_8_bit_and_fp32(before, after):
         for key in FP32:
             assert (got[key] - want[key]).norm() <= 0.03 * want[key].norm(), "codes of 8 bits keep about two digits"
     assert optimizer_step(second) == 3
+
+
+def test_lora_plus_gives_the_b_matrices_a_rate_of_their_own():
+    names = ("model.text_model.q.lora_A.default.weight", "model.text_model.q.lora_B.default.weight")
+    found = {name: nn.Parameter(torch.ones(4, 4)) for name in names}
+    optimizer = build_optimizer(found, OptimizerConfig(learning_rate=1e-4, loraplus_lr_ratio=16))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(found[name])] for name in names] == pytest.approx([1e-4, 1.6e-3])
+    set_learning_rate(optimizer, 5e-5)  # both follow the schedule
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(found[name])] for name in names] == pytest.approx([5e-5, 8e-4])

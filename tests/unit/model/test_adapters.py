@@ -109,6 +109,12 @@ def test_all_linear_adapts_every_linear_layer_of_the_groups_but_the_head(tiny_pa
     assert found == linear - {"lm_head"}
 
 
+def test_a_regular_expression_names_whole_modules_as_in_peft(tiny_path):
+    model = adapted(tiny_path, "lora.target_modules=.*layers\\.0\\..*(q|v)_proj")
+    found = {n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    assert found == {f"model.text_model.layers.0.self_attn.{name}_proj" for name in "qv"}
+
+
 def test_a_group_without_targets_and_a_tied_head_are_refused(tiny_path):
     with pytest.raises(ConfigError, match="'connector'"):
         adapted(tiny_path, "lora={groups: [text, connector], target_modules: [q_proj]}")

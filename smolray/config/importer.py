@@ -1,0 +1,210 @@
+"""Settings files of other trainers as settings of a run: TRL's, LLaMA-Factory's and Axolotl's YAML.
+
+In: the YAML of one of them. Out: our settings by dotted key, and what has no counterpart here, each with the reason.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from smolray import storage
+from smolray.config.errors import ConfigError
+from smolray.config.parse import YamlError, parse_yaml
+from smolray.config.schema import ALIASES, RunConfig
+
+Settings = dict[str, Any]
+
+# Their name -> ours, where the value is the same.
+SAME = {
+    **ALIASES,
+    "base_model": "model.path",
+    "model_revision": "model.revision",
+    **dict.fromkeys(("lora_r", "lora_rank"), "lora.r"),
+    "lora_alpha": "lora.lora_alpha",
+    "lora_dropout": "lora.lora_dropout",
+    "lora_target_modules": "lora.target_modules",
+    **dict.fromkeys(("use_rslora", "peft_use_rslora"), "lora.use_rslora"),
+    **dict.fromkeys(("use_dora", "peft_use_dora"), "lora.use_dora"),
+    "loraplus_lr_ratio": "optimizer.loraplus_lr_ratio",
+    **dict.fromkeys(("cutoff_len", "sequence_len"), "data.max_length"),
+    "dataset_revision": "data.revision",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "num_epochs": "train.num_train_epochs",
+    "lr_scheduler": "optimizer.lr_scheduler_type",
+    **dict.fromkeys(("pref_beta", "beta"), "dpo.beta"),
+    "loss_type": "dpo.loss_type",
+    "simpo_gamma": "simpo.simpo_gamma",
+    "load_best_model_at_end": "checkpoint.keep_best",
+    **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "evaluate.batch_size"),
+}
+# What smolray decides by itself, or what changes nothing that is learned.
+NOT_NEEDED = {
+    **dict.fromkeys(("do_train", "do_eval", "overwrite_cache", "overwrite_output_dir"), "always so here"),
+    **dict.fromkeys(("plot_loss", "include_tokens_per_second"), "the report has it"),
+    **dict.fromkeys(("dataloader_num_workers", "preprocessing_num_workers", "ddp_timeout", "tf32"), "Ray does it"),
+    **dict.fromkeys(("flash_attention", "attn_implementation", "flash_attn"), "attention is chosen here"),
+    **dict.fromkeys(("template", "chat_template", "processor_type", "model_type"), "the model's own is taken"),
+    **dict.fromkeys(("remove_unused_columns", "dataset_kwargs", "trust_remote_code"), "not needed here"),
+    "resume_from_checkpoint": "the same name resumes",
+}
+
+
+def import_settings(path: str) -> tuple[Settings, dict[str, str]]:
+    """Our settings by dotted key, and why each of the others has no counterpart. Raises ConfigError."""
+    try:
+        given = parse_yaml(storage.read_bytes(path).decode("utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"{path} does not exist or is a folder") from error
+    except (YamlError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} holds a {type(given).__name__}, expected keys and values")
+
+    found: Settings = {}
+    missing: dict[str, str] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            for key, ours in _counterpart(str(name), value).items():
+                found.setdefault(key, _checked(key, ours))
+        except ConfigError as error:
+            missing[str(name)] = str(error).splitlines()[0]
+    if not _has_adapters(given):
+        found = {key: value for key, value in found.items() if not key.startswith("lora.")}
+    elif not any(key.startswith("lora.") for key in found):
+        found["lora.r"] = 8
+    if _has_adapters(given):
+        found.setdefault("model.train", [])
+    return found, missing
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """Settings by dotted key as sections, as a YAML file has them."""
+    record: dict[str, Any] = {}
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        section = record
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return record
+
+
+def _checked(key: str, value: Any) -> Any:
+    """The value as this setting holds it. Raises ConfigError where it is not valid here."""
+    held: Any = RunConfig().replace({key: value}).model_dump(mode="json")
+    for name in key.split("."):
+        held = held[name]
+    return held
+
+
+def _counterpart(name: str, value: Any) -> Settings:
+    """Our settings for one of theirs. Raises ConfigError, with the reason, where there is none."""
+    if name in CONVERTED:
+        return CONVERTED[name](value)
+    if key := SAME.get(name) or _own_name(name):
+        return {key: value}
+    reason = NOT_NEEDED.get(name, "no counterpart")
+    raise ConfigError(reason)
+
+
+def _own_name(name: str) -> str:
+    """The dotted key of a setting that is called so here, in whatever section; empty where there is none."""
+    for section in ("model", "optimizer", "train", "checkpoint", "evaluate"):
+        if name in RunConfig.model_fields[section].annotation.model_fields:  # type: ignore[union-attr]
+            return f"{section}.{name}"
+    return name if name in ("seed", "report_to") else ""
+
+
+def _has_adapters(given: Settings) -> bool:
+    """Whether the other trainer would train adapters, whatever else it says of them."""
+    return bool(
+        given.get("use_peft") or given.get("finetuning_type") == "lora" or given.get("adapter") in ("lora", "qlora")
+    )
+
+
+def _nothing(value: Any) -> Settings:
+    return {}
+
+
+def _dtype(name: str) -> Callable[[Any], Settings]:
+    return lambda value: {"model.dtype": name} if value in (True, "true", "auto") else {}
+
+
+def _optimizer(value: Any) -> Settings:
+    """AdamW under whatever name; bitsandbytes' 8-bit ones under theirs."""
+    for ours in ("paged_adamw_8bit", "adamw_8bit"):
+        if str(value) in (ours, ours.replace("adamw_8bit", "adamw_bnb_8bit")):
+            return {"optimizer.name": ours}
+    if str(value) in ("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"):
+        return {"optimizer.name": "adamw"}
+    raise ConfigError("no counterpart; nearest: optimizer.name=adamw")
+
+
+def _targets(value: Any) -> Settings:
+    if value in ("all", "all-linear", True):
+        return {"lora.target_modules": ["all-linear"]}
+    return {"lora.target_modules": [part.strip() for part in str(value).split(",")]} if value else {}
+
+
+def _data(value: Any) -> Settings:
+    """One data set by its path or id; of several the mixture has no counterpart."""
+    sources = value if isinstance(value, list) else str(value).split(",")
+    if len(sources) != 1:
+        raise ConfigError(f"names {len(sources)} data sets; give one as data.train")
+    source = sources[0]
+    return {"data.train": str(source.get("path") if isinstance(source, dict) else source).strip()}
+
+
+def _method(value: Any) -> Settings:
+    if value not in ("sft", "dpo", "simpo"):
+        raise ConfigError("no counterpart; methods here: sft, dpo, simpo, retrieval")
+    return {"method": value}
+
+
+def _packing(value: Any) -> Settings:
+    return {"data.packing": "full" if value else "image"}
+
+
+def _stage(value: Any) -> Settings:
+    """The ZeRO stage that the name of a DeepSpeed config says, such as ds_z2_config.json or zero3_bf16.json."""
+    if stage := re.search(r"z(?:ero)?_?-?([0-3])", str(value).rsplit("/", 1)[-1]):
+        return {"engine.stage": int(stage[1])}
+    raise ConfigError("DeepSpeed's own config is written by smolray; choose engine.stage")
+
+
+def _eval_strategy(value: Any) -> Settings:
+    return {"evaluate.eval_epochs": 1 if value == "epoch" else 0}
+
+
+def _name(value: Any) -> Settings:
+    cleaned = re.sub(r"[^a-z0-9._-]+", "-", str(value).lower()).strip("-._")[:62]
+    return {"name": cleaned or "run"}
+
+
+def _report_to(value: Any) -> Settings:
+    if value == "all":
+        raise ConfigError("name the trackers: report_to=[tensorboard, wandb]")
+    return {"report_to": value}
+
+
+CONVERTED: dict[str, Callable[[Any], Settings]] = {
+    "run_name": _name,
+    "report_to": _report_to,
+    "bf16": _dtype("bfloat16"),
+    "fp16": _dtype("float16"),
+    **dict.fromkeys(("torch_dtype", "dtype"), lambda value: {} if value == "auto" else {"model.dtype": value}),
+    **dict.fromkeys(("optim", "optimizer"), _optimizer),
+    "lora_target": _targets,
+    "lora_target_linear": _targets,
+    **dict.fromkeys(("dataset", "datasets"), _data),
+    **dict.fromkeys(("test_datasets", "eval_dataset"), lambda value: {"data.validation": _data(value)["data.train"]}),
+    **dict.fromkeys(("stage", "rl"), _method),
+    **dict.fromkeys(("use_peft", "finetuning_type", "adapter", "lora_model_dir"), _nothing),
+    **dict.fromkeys(("packing", "sample_packing"), _packing),
+    "deepspeed": _stage,
+    **dict.fromkeys(("eval_strategy", "evaluation_strategy"), _eval_strategy),
+    "dataset_train_split": lambda value: {"data.split": value},
+    "quantization_bit": lambda value: {f"model.load_in_{value}bit": True},
+}
