@@ -8,11 +8,10 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import yaml
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -25,13 +24,13 @@ from smolray.data.encode import cached_encoder
 from smolray.data.export_files import StockImages, image_note, stock_images, token_note, write_processor
 from smolray.data.processor import load_processor
 from smolray.data.reader import ShardReader
-from smolray.data.shards import read_manifest
 from smolray.data.tiles import image_size
 from smolray.evaluate.measure import shown
 from smolray.evaluate.stock import StockAnswers, stock_answers
 from smolray.model.forward import hidden_states
 from smolray.model.load import base_model, load_model
 from smolray.model.trained import merged_model, trained_model, unquantised
+from smolray.model_card import CARD_MARK, NO_DETAILS, CardDetails, model_card
 from smolray.pretrained import DTYPES
 from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
 from smolray.run.folder import RunFolder
@@ -40,7 +39,6 @@ from smolray.run.result import read_result
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}  # of the largest logit: rounding of merged weights
 DIVERGENCE = {"4-bit": 0.5, "8-bit": 0.05}  # nats a trained token: adapters of quantised weights on the 16-bit ones
-CARD_MARK = "trained with smolray"
 COMPARED_ROWS = COMPARED_QUESTIONS = 4
 
 
@@ -48,13 +46,14 @@ class ExportError(ValueError):
     """The exported model differs from the trained one, or the target cannot be replaced. The target is unchanged."""
 
 
-def export_run(run_dir: str, out: str | None = None, name: str | None = None) -> str:
+def export_run(run_dir: str, out: str | None = None, name: str | None = None, details: CardDetails = NO_DETAILS) -> str:
     """Write the trained model as a folder that transformers loads.
 
     Args:
         run_dir: the run's folder.
         out: where to write; by default the run's `export` folder.
         name: the checkpoint; by default the best, else the newest.
+        details: what the model card says beside what the run knows.
 
     Returns:
         The URI of the folder.
@@ -66,7 +65,7 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None) ->
     """
     target = out or RunFolder(run_dir).export
     with writing_into(run_dir, target):
-        stock, answers = _export_run(run_dir, target, name)
+        stock, answers = _export_run(run_dir, target, name, details)
     if storage.exists(RunFolder(run_dir).result):
         with suppress(LeaseError), owning(run_dir, "export"):  # a run that is trained writes its result anew
             record_stock(run_dir, stock, answers)
@@ -83,7 +82,9 @@ def writing_into(run_dir: str, target: str) -> Iterator[None]:
         yield
 
 
-def _export_run(run_dir: str, target: str, name: str | None) -> tuple[StockImages, StockAnswers | None]:
+def _export_run(
+    run_dir: str, target: str, name: str | None, details: CardDetails
+) -> tuple[StockImages, StockAnswers | None]:
     """Write the folder; returns what a stock call of it does."""
     config = load_config(RunFolder(run_dir).config)
     chosen = chosen_checkpoint(run_dir, name)
@@ -105,12 +106,14 @@ def _export_run(run_dir: str, target: str, name: str | None) -> tuple[StockImage
         answers = compare_stock(merged, config, stock)
         images = " ".join(filter(None, (image_note(config, stock), answer_note(answers))))
         use = f"## Images\n\n{images}\n\n{patch_note(loaded)}\n\n## Tokens\n\n{token_note(Path(folder))}\n\n"
-        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, note, use), encoding="utf-8")
+        Path(folder, "README.md").write_text(model_card(config, run_dir, chosen, details, note, use), encoding="utf-8")
         publish(folder, target, last="config.json")
     return stock, answers
 
 
-def export_adapter(run_dir: str, out: str | None = None, name: str | None = None) -> str:
+def export_adapter(
+    run_dir: str, out: str | None = None, name: str | None = None, details: CardDetails = NO_DETAILS
+) -> str:
     """Write the adapters alone, as PEFT loads them onto the run's base model. Arguments as for `export_run`.
 
     Returns:
@@ -129,11 +132,11 @@ def export_adapter(run_dir: str, out: str | None = None, name: str | None = None
 
     target = out or RunFolder(run_dir).adapter
     with writing_into(run_dir, target):
-        _export_adapter(config, run_dir, target, name)
+        _export_adapter(config, run_dir, target, name, details)
     return target
 
 
-def _export_adapter(config: RunConfig, run_dir: str, target: str, name: str | None) -> None:
+def _export_adapter(config: RunConfig, run_dir: str, target: str, name: str | None, details: CardDetails) -> None:
     chosen = chosen_checkpoint(run_dir, name)
     require_replaceable(target)
 
@@ -155,7 +158,7 @@ def _export_adapter(config: RunConfig, run_dir: str, target: str, name: str | No
             what=f"adapters on the {config.model.dtype} base",
         )
 
-        card = model_card(config, run_dir, chosen, "Adapters alone, for PEFT.")
+        card = model_card(config, run_dir, chosen, replace(details, adapter=True), "Adapters alone, for PEFT.")
         Path(folder, "README.md").write_text(card, encoding="utf-8")
         publish(folder, target, last="adapter_config.json")
 
@@ -310,39 +313,3 @@ def few_samples(config: RunConfig) -> Batch:
         if len(groups) == COMPARED_ROWS:
             break
     return collate_training(groups, encoder)
-
-
-def model_card(config: RunConfig, run_dir: str, chosen: Checkpoint, note: str, use: str = "") -> str:
-    """README.md of the folder: what the model is, its data and settings, its accuracy, and sections about its use."""
-    source = read_manifest(config.data.train).source or config.data.train
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n"
-        f"# {config.name}\n\n"
-        f"{config.model.path}, {_training_method(config)}, {CARD_MARK} to step {chosen.step} "
-        f"({chosen.progress.samples} samples) on `{source}`. {note}\n"
-        f"{_score_table(config, run_dir)}\n"
-        f"{use}## Settings\n\n```yaml\n{settings}```\n"
-    )
-
-
-def _training_method(config: RunConfig) -> str:
-    lora = config.lora
-    if lora is None:
-        return f"full fine-tuning of {', '.join(config.model.train)}"
-    return f"{'DoRA' if lora.use_dora else 'LoRA'} r={lora.r} on {', '.join(lora.groups)}, merged"
-
-
-def _score_table(config: RunConfig, run_dir: str) -> str:
-    """The scores of the run by type as a section of the model card; empty where it has none."""
-    result = read_result(run_dir)
-    if not result.get("accuracy"):
-        return ""
-
-    if config.traits.evaluation == "search":
-        title, score, unit = "Search (texts whose picture is found first)", "found first", "texts"
-    else:
-        title, score, unit = "Accuracy (exact match, greedy decoding)", "accuracy", "samples"
-    counts = result.get("accuracy_counts", {})
-    lines = [f"| {name} | {value:.4f} | {counts[name]} |" for name, value in result["accuracy"].items()]
-    return "\n".join([f"\n## {title}\n", f"| type | {score} | {unit} |", "|---|---|---|", *lines, ""])

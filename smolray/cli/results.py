@@ -1,5 +1,6 @@
 """Commands for what a run has produced: `smolray evaluate`, `compare`, `report`, `track` and `export`."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -94,10 +95,16 @@ def track(
     run, _ = stored_config(name, storage)
 
     from smolray.report.run import read_images
+    from smolray.run.events import read_events
+    from smolray.run.result import reading
     from smolray.tracking.feed import fed
+    from smolray.tracking.points import point_of
     from smolray.tracking.registry import require_trackers, tracker_consumers
 
     require_trackers(trackers, run.run_dir)
+    with reading(run.run_dir):
+        points = [point for event in read_events(run.run_dir) if (point := point_of(event))]
+    console.print(f"{len(points):,} points of {name}")
     consumers = list(tracker_consumers(run, trackers, lambda: read_images(run.run_dir)))
     with fed(run.run_dir, consumers, _say, HISTORY_SECONDS) as feeds:
         pass
@@ -114,12 +121,28 @@ def export(
     out: Annotated[str | None, typer.Option(help="default: <run>/export, with --adapter <run>/adapter")] = None,
     checkpoint: Checkpoint = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="the adapters alone, for PEFT")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="ID", help="also to this repository of the hub, with the token in HF_TOKEN")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="a new repository is private")] = False,
+    license: Annotated[str, typer.Option(help="for the model card, such as apache-2.0")] = "",
+    language: Annotated[str, typer.Option(help="for the model card, such as en")] = "",
     storage: Storage = "runs",
 ) -> None:
     """Write the trained model as a folder that transformers or PEFT loads."""
     run_dir = require_run(storage, name)
 
+    token = os.environ.get("HF_TOKEN", "")
+    if push_to_hub and not token:
+        raise ConfigError(f"--push-to-hub {push_to_hub} needs a token that may write there; set HF_TOKEN")
+
     from smolray.export import export_adapter, export_run
+    from smolray.hub import push_folder
+    from smolray.model_card import CardDetails
 
     write = export_adapter if adapter else export_run
-    console.print(plain(write(run_dir, out, checkpoint)), soft_wrap=True)
+    target = write(run_dir, out, checkpoint, CardDetails(license, language))
+    console.print(plain(target), soft_wrap=True)
+    if push_to_hub:
+        url = push_folder(target, push_to_hub, private, token, os.environ.get("HF_ENDPOINT"))
+        console.print(plain(url), soft_wrap=True)

@@ -108,7 +108,7 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
     if settings.early_stopping_patience and not settings.eval_steps and not settings.eval_epochs:
         yield (
             f"evaluate.early_stopping_patience = {settings.early_stopping_patience} with evaluate.eval_epochs = 0: "
-            "the only evaluation is at the end; nearest: evaluate.eval_epochs=1"
+            "the only one is at the end; nearest: evaluate.eval_epochs=1"
         )
     if config.search is not None and settings.eval_steps:
         yield (

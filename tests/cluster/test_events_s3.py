@@ -7,13 +7,13 @@ import uuid
 from dataclasses import replace
 
 import pytest
+from smolray.run.tensorboard import export_tensorboard
 
 from smolray import storage
 from smolray.report.run import write_report
 from smolray.run.events import EventLog, EventTail, read_events, surviving
 from smolray.run.folder import EVENTS, RunFolder
 from smolray.run.status import list_runs, require_run, run_status, wait_for_end
-from smolray.run.tensorboard import export_tensorboard
 
 STEPS, PER_FLUSH, PER_CHECKPOINT = 240, 2, 60
 

@@ -38,10 +38,10 @@ ENVIRONMENT_READERS = {"tracking", "storage", "cluster", "launch", "tune", "cli"
 LEVELS = (
     ("storage",),
     ("config", "run"),
-    ("pretrained", "tracking"),
+    ("hub", "pretrained", "tracking"),
     ("data", "cluster"),
     ("model",),
-    ("objectives", "planner"),
+    ("model_card", "objectives", "planner"),
     ("engine", "evaluate", "precompute"),
     ("train", "report", "inference", "export"),
     ("launch", "serve"),

@@ -13,10 +13,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from smolray import export
 from smolray.config import RunConfig
-from smolray.export import ExportError, export_adapter, export_run, few_samples, model_card
+from smolray.export import ExportError, export_adapter, export_run, few_samples
 from smolray.model.adapters import prepare_for_training, trainable
 from smolray.model.load import load_model
 from smolray.model.trained import merged_model, trained_model
+from smolray.model_card import CardDetails, model_card
 from smolray.run import checkpoint
 from smolray.run.checkpoint import CheckpointError, Progress
 from smolray.run.folder import RunFolder
@@ -206,7 +207,7 @@ def test_the_model_card_of_a_search_has_its_scores(tmp_path, tiny_path, shards):
     (Path(run) / "result.json").write_text(
         json.dumps({"accuracy": {"overall": 0.5}, "accuracy_counts": {"overall": 24}})
     )
-    card = model_card(config, run, checkpoint.latest(run), "")
+    card = model_card(config, run, checkpoint.latest(run), CardDetails(), "")
     assert "texts whose picture is found first" in card and "| overall | 0.5000 | 24 |" in card
     assert "exact match" not in card.split("## Settings")[0] and "decoding" not in card.split("## Settings")[0]
 

@@ -1,0 +1,114 @@
+"""The model card of an export: README.md, whose head the hub reads.
+
+In: a run, its result and one of its checkpoints. Out: Markdown with base_model, datasets, tags and model-index above.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smolray.config import RunConfig
+from smolray.data.shards import read_manifest
+from smolray.model.tiny import SHAPES
+from smolray.run.checkpoint import Checkpoint
+from smolray.run.result import read_result
+
+CARD_MARK = "trained with smolray"
+TASK = "image-text-to-text"
+
+
+@dataclass(frozen=True)
+class CardDetails:
+    """What a run does not know of its model. Empty: the card leaves it out."""
+
+    license: str = ""
+    language: str = ""
+    adapter: bool = False  # the adapters alone
+
+
+NO_DETAILS = CardDetails()
+
+
+def model_card(
+    config: RunConfig, run_dir: str, chosen: Checkpoint, details: CardDetails, note: str, use: str = ""
+) -> str:
+    """README.md of the folder: what the model is, its data and settings, its accuracy, and sections about its use."""
+    source = read_manifest(config.data.train).source or config.data.train
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return (
+        f"---\n{_metadata(config, run_dir, details)}---\n"
+        f"# {config.name}\n\n"
+        f"{config.model.path}, {_training_method(config)}, {CARD_MARK} to step {chosen.step} "
+        f"({chosen.progress.samples} samples) on `{source}`. {note}\n"
+        f"{_score_table(config, run_dir)}\n"
+        f"{use}## Settings\n\n```yaml\n{settings}```\n"
+    )
+
+
+def _training_method(config: RunConfig) -> str:
+    lora = config.lora
+    if lora is None:
+        return f"full fine-tuning of {', '.join(config.model.train)}"
+    return f"{'DoRA' if lora.use_dora else 'LoRA'} r={lora.r} on {', '.join(lora.groups)}, merged"
+
+
+def _score_table(config: RunConfig, run_dir: str) -> str:
+    """The scores of the run by type as a section of the model card; empty where it has none."""
+    result = read_result(run_dir)
+    if not result.get("accuracy"):
+        return ""
+
+    if config.traits.evaluation == "search":
+        title, score, unit = "Search (texts whose picture is found first)", "found first", "texts"
+    else:
+        title, score, unit = "Accuracy (exact match, greedy decoding)", "accuracy", "samples"
+    counts = result.get("accuracy_counts", {})
+    lines = [f"| {name} | {value:.4f} | {counts[name]} |" for name, value in result["accuracy"].items()]
+    return "\n".join([f"\n## {title}\n", f"| type | {score} | {unit} |", "|---|---|---|", *lines, ""])
+
+
+def _metadata(config: RunConfig, run_dir: str, details: CardDetails) -> str:
+    """The head of the card as YAML, by the hub's names."""
+    relation = "adapter" if details.adapter else "finetune"
+    base = {"base_model": config.model.path, "base_model_relation": relation} if _on_hub(config.model.path) else {}
+    tags = ["smolray", config.method, *(["lora"] if config.lora else [])]
+    head: dict[str, Any] = {
+        "library_name": "peft" if details.adapter else "transformers",
+        "pipeline_tag": TASK,
+        **({"license": details.license} if details.license else {}),
+        **({"language": details.language} if details.language else {}),
+        **base,
+        **({"datasets": found} if (found := _datasets(config)) else {}),
+        "tags": tags,
+    }
+    if metrics := _index_metrics(read_result(run_dir)):
+        data = {"name": config.data.validation.rsplit("/", 1)[-1] or "validation", "type": "validation"}
+        results = [{"task": {"type": TASK}, "dataset": data, "metrics": metrics}]
+        head["model-index"] = [{"name": config.name, "results": results}]
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+
+
+def _index_metrics(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics of the run over all questions, each with its 95 % interval."""
+    overall = {name: found["overall"] for name, found in (result.get("metrics") or {}).items() if "overall" in found}
+    return [
+        {"type": name, "name": name, "value": one["value"], "args": {k: one[k] for k in ("low", "high", "samples")}}
+        for name, one in overall.items()
+    ]
+
+
+def _datasets(config: RunConfig) -> list[str]:
+    """The hub ids among the sources of the run's shards."""
+    source = read_manifest(config.data.train).source or config.data.train
+    name = source.removeprefix("hf://datasets/")
+    return [name] if _on_hub(name) else []
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name looks like `owner/name`, and is no offline model or path of this machine."""
+    owner, _, rest = name.partition("/")
+    return (
+        bool(owner and rest) and "/" not in rest and ":" not in name and name not in SHAPES and not Path(name).exists()
+    )
