@@ -63,7 +63,7 @@ def test_evaluations_are_due_by_epochs_and_by_steps(settings, steps):
         (["evaluate.early_stopping_patience=2"], "without data.validation"),
         (
             ["data.validation=x", "evaluate.early_stopping_patience=2", "evaluate.eval_epochs=0"],
-            "only evaluation is at",
+            "the only one is at",
         ),
         (["data.validation=x", "evaluate.eval_steps=2", "search={num_samples: 2}"], "with search: its schedulers"),
         (["optimizer.loraplus_lr_ratio=16"], "loraplus_lr_ratio = 16 with lora = null"),
