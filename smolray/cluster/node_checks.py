@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smolray.cluster.findings import Finding, Level, graded, ok
+from smolray.config.devices import no_kernels
 from smolray.run.progress import duration, size
 
 Facts = Mapping[str, Any]
@@ -15,6 +16,7 @@ CLOCK_WARN, CLOCK_FAIL = 1.0, 60.0  # seconds; S3 refuses signatures of another 
 SHM_FAIL, SHM_WARN = 100e6, 1e9  # bytes; Docker gives 64 MB by default
 DISK_WARN, DISK_FAIL_SHARE = 10e9, 0.95  # Ray makes no more objects on a disk that is 95 % full
 LOCK_SECONDS = 600.0
+LEAST_DRIVER = {12: 525, 13: 580}  # by CUDA's major version, from the CUDA release notes
 
 
 def node_findings(name: str, facts: Facts, several: bool) -> list[Finding]:
@@ -29,6 +31,7 @@ def node_findings(name: str, facts: Facts, several: bool) -> list[Finding]:
         token_file(name, facts),
         *interfaces(name, facts, several),
         *gpus(name, facts),
+        *torch_cuda(name, facts),
         *storage_access(name, facts),
     ]
 
@@ -150,6 +153,42 @@ def gpus(node: str, facts: Facts) -> list[Finding]:
         remedy = "start Ray without --num-gpus, or look at nvidia-smi and CUDA_VISIBLE_DEVICES"
         findings.append(Finding("GPUs", node, "warn", found, "the same number", remedy))
     return findings
+
+
+def torch_cuda(node: str, facts: Facts) -> list[Finding]:
+    """Whether the node's torch can run on its GPUs: built for CUDA and for them, with a driver that is new enough."""
+    if not facts["gpus"]:
+        return []
+    cuda, driver = facts["cuda"], facts["driver"] or ""
+    install = (
+        f"on {node}: install torch with CUDA, as `pip install torch` takes it where --index-url names no CPU build"
+    )
+    if cuda is None:
+        return [
+            Finding(
+                "CUDA of torch", node, "fail", f"torch {facts['torch']} is built without CUDA", "with CUDA", install
+            )
+        ]
+
+    findings, needed, major = [], LEAST_DRIVER.get(int(cuda.split(".")[0])), driver.split(".")[0]
+    if needed and major.isdigit() and int(major) < needed:
+        found = f"driver {driver} with CUDA {cuda} of torch"
+        remedy = f"on {node}: a driver of at least {needed}, or torch for an older CUDA"
+        findings.append(Finding("CUDA of torch", node, "fail", found, f"a driver of at least {needed}", remedy))
+
+    seen, architectures = facts["torch_gpus"] or (None, [])
+    for gpu in facts["gpus"]:
+        known = bool(architectures) and gpu["capability"] is not None
+        missing = no_kernels(gpu["name"], gpu["capability"], architectures) if known else ""
+        if missing:
+            findings.append(
+                Finding("CUDA of torch", node, "fail", missing, "a GPU that torch is built for", "see there")
+            )
+    if seen is not None and seen < len(facts["gpus"]):
+        found = f"torch sees {seen} of {len(facts['gpus'])} GPUs"
+        remedy = f"on {node}: reboot after an update of the driver; look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+        findings.append(Finding("CUDA of torch", node, "fail", found, "all", remedy))
+    return findings or [ok("CUDA of torch", node, f"torch for CUDA {cuda}, driver {driver}")]
 
 
 def storage_access(node: str, facts: Facts) -> list[Finding]:

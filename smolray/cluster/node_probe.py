@@ -5,11 +5,13 @@ In: nothing but the node. Out: facts (node_checks.py names them) and measurement
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
 import socket
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
@@ -54,6 +56,7 @@ class NodeProbe:
             "driver": _driver(),
             "packages": _packages(),
             "gpus": _gpus(),
+            "torch_gpus": _torch_gpus(),
             "host": host,
             "host_address": _resolve(host),
             "interfaces": {
@@ -166,11 +169,42 @@ def _gpus() -> list[dict[str, Any]]:
     for uuid_, pid, name, memory in (row for row in rows if len(row) == 4):
         if not _is_rays(int(pid)):
             processes.setdefault(uuid_, []).append({"pid": int(pid), "name": name, "memory": _mib(memory)})
-    rows = _smi("--query-gpu=uuid,name,memory.used,memory.total")
+    rows = _smi("--query-gpu=uuid,name,memory.used,memory.total,compute_cap")
     return [
-        {"name": n, "used": _mib(used), "total": _mib(total), "processes": processes.get(u, [])}
-        for u, n, used, total in rows
+        {
+            "name": name,
+            "used": _mib(used),
+            "total": _mib(total),
+            "capability": _capability(capability),
+            "processes": processes.get(uuid_, []),
+        }
+        for uuid_, name, used, total, capability in rows
     ]
+
+
+def _capability(text: str) -> tuple[int, int] | None:
+    """The compute capability of a text such as 8.6; None where the driver does not tell it."""
+    major, _, minor = text.partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+def _torch_gpus() -> tuple[int, list[str]] | None:
+    """How many GPUs torch sees, and the architectures that it is built for; None where it does not start.
+
+    In a process of its own: Ray hides the GPUs from this one, which asked for none.
+    """
+    if not shutil.which("nvidia-smi"):
+        return None
+    code = "import json, torch; print(json.dumps([torch.cuda.device_count(), torch.cuda.get_arch_list()]))"
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        )
+        seen, architectures = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        return None
+    return seen, architectures
 
 
 def _mib(text: str) -> float:

@@ -8,7 +8,7 @@ from smolray.cluster.checks import diagnose
 from smolray.cluster.findings import Finding
 from smolray.cluster.network_checks import Link, public_dashboard, ring_all_reduce_seconds, token_check
 
-GPU_FACTS = {"name": "NVIDIA GeForce RTX 3090", "used": 1e9, "total": 24e9, "processes": []}
+GPU_FACTS = {"name": "NVIDIA GeForce RTX 3090", "used": 1e9, "total": 24e9, "capability": (8, 6), "processes": []}
 HEALTHY = {
     "python": "3.11.7",
     "ray": "2.60.0",
@@ -17,6 +17,7 @@ HEALTHY = {
     "driver": "570.1",
     "packages": {"torch": "2.13.0", "ray": "2.60.0"},
     "gpus": [GPU_FACTS],
+    "torch_gpus": (1, ["sm_75", "sm_80", "sm_86", "sm_90"]),
     "ray_gpus": 1,
     "host": "den",
     "host_address": "192.168.1.11",
@@ -212,3 +213,24 @@ def test_the_worst_comes_first():
         )
     ]
     assert levels == sorted(levels, key=["fail", "warn", "ok"].index) and levels[:2] == ["fail", "fail"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "remedy"),
+    [
+        ({"cuda": None, "torch": "2.13.0+cpu"}, "2.13.0+cpu is built without CUDA", "torch with CUDA"),
+        ({"cuda": "13.0"}, "driver 570.1 with CUDA 13.0", "at least 580"),
+        ({"torch_gpus": (0, ["sm_86"])}, "torch sees 0 of 1 GPUs", "CUDA_VISIBLE_DEVICES"),
+        ({"torch_gpus": (1, ["sm_90"])}, "compute capability 8.6", "see there"),
+    ],
+)
+def test_a_torch_that_cannot_run_on_the_nodes_gpus_is_named_although_all_nodes_have_it(changes, found, remedy):
+    everywhere = dict.fromkeys(("head", "den"), HEALTHY | changes)
+    ill = ills(diagnose(everywhere, [GOOD_LINK]))
+    assert {(f.name, f.node, f.level) for f in ill} == {("CUDA of torch", n, "fail") for n in ("head", "den")}
+    assert all(found in f.found and remedy in f.remedy for f in ill)
+
+
+def test_a_node_without_gpus_needs_no_cuda():
+    facts = HEALTHY | {"gpus": [], "ray_gpus": 0, "cuda": None, "torch": "2.13.0+cpu", "torch_gpus": None}
+    assert not ills(diagnose({"head": facts, "den": facts}, [GOOD_LINK]))
