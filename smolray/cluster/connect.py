@@ -20,7 +20,7 @@ from smolray.cluster.signals import in_thread
 from smolray.cluster.token import close_token, ensure_token
 from smolray.config import ConfigError
 
-ANSWER_SECONDS = 10.0  # a head that does not answer within is taken for dead
+CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 10.0  # a head that does not accept or answer within them is taken for dead
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # preface and an empty SETTINGS frame
 
 
@@ -73,12 +73,12 @@ def join(address: str) -> None:
 
 
 def refuse_dead_head(address: str) -> None:
-    """Raise ConfigError where no Ray answers at `host:port` within ANSWER_SECONDS; other forms are left to Ray."""
+    """Raise ConfigError where no Ray answers at `host:port` within seconds; other forms are left to Ray."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or os.environ.get("RAY_USE_TLS") == "1":
         return
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as head:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as head:
             head.sendall(HTTP2)
             head.settimeout(ANSWER_SECONDS)
             frame = head.recv(9)

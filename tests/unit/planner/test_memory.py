@@ -65,7 +65,7 @@ def test_the_peak_is_within_7_percent_of_torchs_memory_tracker(name, checkpointi
         torch.set_default_dtype(torch.float32)
         measured = tracked_peak(prepare_for_training(model, run), config)
     work = Workload(
-        ModelShape.from_config(config.to_dict()),
+        ModelShape.from_config(config.to_dict(), name),
         Training.of(run),
         Load(1, 1, TOKENS, 0, 0, TILES, LABELS),
         checkpointing,
