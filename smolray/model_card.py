@@ -1,6 +1,7 @@
 """The model card of an export: README.md, whose head the hub reads.
 
 In: a run, its result and one of its checkpoints. Out: Markdown with base_model, datasets, tags and model-index above.
+Cards are made to be published: of a path or a bucket they show the last name alone.
 """
 
 from dataclasses import dataclass
@@ -36,15 +37,26 @@ def model_card(
 ) -> str:
     """README.md of the folder: what the model is, its data and settings, its accuracy, and sections about its use."""
     source = read_manifest(config.data.train).source or config.data.train
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    settings = yaml.safe_dump(_public(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     return (
         f"---\n{_metadata(config, run_dir, details)}---\n"
         f"# {config.name}\n\n"
-        f"{config.model.path}, {_training_method(config)}, {CARD_MARK} to step {chosen.step} "
-        f"({chosen.progress.samples} samples) on `{source}`. {note}\n"
+        f"{_public(config.model.path)}, {_training_method(config)}, {CARD_MARK} to step {chosen.step} "
+        f"({chosen.progress.samples} samples) on `{_public(source)}`. {note}\n"
         f"{_score_table(config, run_dir)}\n"
         f"{use}## Settings\n\n```yaml\n{settings}```\n"
     )
+
+
+def _public(value: Any) -> Any:
+    """The value without the folders of this machine and the names of its buckets."""
+    if isinstance(value, dict):
+        return {key: _public(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_public(one) for one in value]
+    if isinstance(value, str) and not value.startswith("hf://") and (value.startswith(("/", "~")) or "://" in value):
+        return f"…/{value.rstrip('/').rpartition('/')[2]}"
+    return value
 
 
 def _training_method(config: RunConfig) -> str:
