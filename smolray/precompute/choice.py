@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+
 from smolray import storage
 from smolray.config import RunConfig
 from smolray.data.ray_jobs import load_index
@@ -30,39 +32,44 @@ Say = Callable[[str], None]
 def with_vision_features(config: RunConfig, folders: Folders, say: Say = print) -> RunConfig:
     """The config with `auto` decided for prepared data: the features are precomputed where they stand already, or where
     the passes ahead would compute WORTH times as many and a local disk has room. A bucket's room is not known, so
-    nothing is written there unasked.
+    nothing is written there unasked. `say` is told what was chosen wherever there was a choice.
     """
     if config.model.vision_features != "auto":
         return config
-    if not _possible(config):
-        return config.replace({"model.vision_features": "compute"})
-
-    train, validation = _bytes(folders.train, config), _bytes(folders.validation, config)
-    conversations = load_index(folders.train, config).num_rows
-    passes, evaluations = _passes(config, conversations), _evaluations(config, conversations)
-    in_passes = passes * train + evaluations * _evaluated_share(config, folders) * validation
-    pays = in_passes >= WORTH * (train + validation) > 0
-
-    if pays and _has_room(folders.train, train + validation):
-        say(
-            f"vision features: frozen, and needed {in_passes / (train + validation):.3g} times: computed once, "
-            f"{size(train + validation)} (model.vision_features=compute: in every pass)"
-        )
-    elif not _stand(folders, config):
-        return config.replace({"model.vision_features": "compute"})
-    return config.replace({"model.vision_features": "precompute"})
+    possible = bool(frozen_prefix(config)) and config.engine.name != "trl"
+    chosen = _chosen(config, folders, say) if possible else "compute"
+    return config.replace({"model.vision_features": chosen})
 
 
-def _possible(config: RunConfig) -> bool:
-    """Whether anything in front of what is trained stays as it is, and the engine reads features."""
-    return bool(frozen_prefix(config)) and config.engine.name != "trl"
+def _chosen(config: RunConfig, folders: Folders, say: Say) -> str:
+    """`compute` or `precompute`, for a run whose features never change."""
+    if _stand(folders, config):
+        say("vision features: frozen, and those that stand beside the shards are read")
+        return "precompute"
+
+    train = load_index(folders.train, config)
+    validation = load_index(folders.validation, config) if folders.validation else None
+    once = of_train = _bytes(folders.train, train, config)
+    passes = _passes(config, train.num_rows)
+    needed = passes * of_train
+    if validation is not None:
+        of_validation = _bytes(folders.validation, validation, config)
+        once += of_validation
+        needed += _evaluations(config, passes) * _evaluated_share(config, validation.num_rows) * of_validation
+    if not needed >= WORTH * once > 0:
+        return "compute"
+
+    frozen = f"vision features: frozen, and needed {needed / once:.3g} times"
+    if lacks := _lacks_room(folders.train, once):
+        say(f"{frozen}, but computed in every pass: {lacks} (model.vision_features=precompute: once)")
+        return "compute"
+    say(f"{frozen}: computed once, {size(once)} (model.vision_features=compute: in every pass)")
+    return "precompute"
 
 
-def _bytes(folder: str, config: RunConfig) -> int:
-    """Bytes of the features of a shard folder, in proportion to its tiles; 0 without a folder."""
-    if not folder:
-        return 0
-    return int(features_bytes(load_index(folder, config), config, len(read_manifest(folder).files)).sum())
+def _bytes(folder: str, index: pa.Table, config: RunConfig) -> int:
+    """Bytes of the features of a shard folder, in proportion to its tiles."""
+    return int(features_bytes(index, config, len(read_manifest(folder).files)).sum())
 
 
 def _passes(config: RunConfig, conversations: int) -> float:
@@ -77,23 +84,26 @@ def _passes(config: RunConfig, conversations: int) -> float:
     return passes
 
 
-def _evaluations(config: RunConfig, conversations: int) -> int:
+def _evaluations(config: RunConfig, passes: float) -> int:
     """How often the validation data are looked at: at each `eval_epochs`, and at the end."""
     every = config.evaluate.eval_epochs
-    return max(1, math.ceil(_passes(config, conversations) / every)) if every else 1
+    return max(1, math.ceil(passes / every)) if every else 1
 
 
-def _evaluated_share(config: RunConfig, folders: Folders) -> float:
+def _evaluated_share(config: RunConfig, conversations: int) -> float:
     """The share of the validation data that an evaluation looks at."""
-    if not folders.validation or config.evaluate.max_samples is None:
-        return 1.0
-    return min(1.0, config.evaluate.max_samples / max(load_index(folders.validation, config).num_rows, 1))
+    most = config.evaluate.max_samples
+    return 1.0 if most is None else min(1.0, most / max(conversations, 1))
 
 
-def _has_room(folder: str, needed: int) -> bool:
+def _lacks_room(folder: str, needed: int) -> str:
+    """Why `needed` bytes are not written unasked; empty where there is room."""
     if not storage.is_local(folder):
-        return False
-    return needed <= DISK_SHARE * shutil.disk_usage(Path(storage.absolute(folder))).free
+        return f"they take {size(needed)}, and the room of a bucket is not known"
+    free = shutil.disk_usage(Path(storage.absolute(folder))).free
+    if needed > DISK_SHARE * free:
+        return f"they take {size(needed)}, more than {DISK_SHARE:.0%} of the {size(free)} that are free"
+    return ""
 
 
 def _stand(folders: Folders, config: RunConfig) -> bool:

@@ -78,10 +78,11 @@ def test_what_the_user_writes_stands(prepared):
     assert chosen(prepared, "model.vision_features=compute", "train.num_train_epochs=9") == ("compute", [])
 
 
-def test_a_disk_without_room_is_left_alone(prepared, monkeypatch):
+def test_a_disk_without_room_is_left_alone_and_the_cost_is_told(prepared, monkeypatch):
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    assert chosen(prepared, "train.num_train_epochs=9") == ("compute", [])
+    value, said = chosen(prepared, "train.num_train_epochs=9")
+    assert value == "compute" and "more than 50% of the" in said[0] and "computed in every pass" in said[0]
 
 
 def test_features_that_stand_are_read_even_for_one_pass(prepared, tmp_path):
@@ -89,5 +90,7 @@ def test_features_that_stand_are_read_even_for_one_pass(prepared, tmp_path):
     copy = Folders(str(shutil.copytree(folders.train, tmp_path / "train")), folders.validation)
     assert with_vision_features(make(), copy).model.vision_features == "compute"
     local_sidecars(copy.train, make("model.vision_features=precompute"))
-    assert with_vision_features(make(), copy).model.vision_features == "precompute"
+    said = []
+    assert with_vision_features(make(), copy, said.append).model.vision_features == "precompute"
+    assert said == ["vision features: frozen, and those that stand beside the shards are read"]
     assert with_vision_features(make("image.longest_edge=128"), copy).model.vision_features == "compute"
