@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from smolray import storage
 from smolray.config.errors import ConfigError
-from smolray.config.parse import YamlError, parse_yaml
+from smolray.config.load import read_settings
 from smolray.config.schema import ALIASES, RunConfig
 
 Settings = dict[str, Any]
@@ -51,15 +50,7 @@ NOT_NEEDED = {
 
 def import_settings(path: str) -> tuple[Settings, dict[str, str]]:
     """Our settings by dotted key, and why each of the others has no counterpart. Raises ConfigError."""
-    try:
-        given = parse_yaml(storage.read_bytes(path).decode("utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(f"{path} does not exist or is a folder") from error
-    except (YamlError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path} holds a {type(given).__name__}, expected keys and values")
-
+    given = read_settings(path)
     found: Settings = {}
     missing: dict[str, str] = {}
     for name, value in given.items():
@@ -71,7 +62,8 @@ def import_settings(path: str) -> tuple[Settings, dict[str, str]]:
         except ConfigError as error:
             missing[str(name)] = str(error).splitlines()[0]
     if not _has_adapters(given):
-        found = {key: value for key, value in found.items() if not key.startswith("lora.")}
+        for key in [key for key in found if key.startswith("lora.")]:
+            missing[key] = f"{found.pop(key)}: the file says nothing of training adapters, so that all is trained"
     elif not any(key.startswith("lora.") for key in found):
         found["lora.r"] = 8
     if _has_adapters(given):

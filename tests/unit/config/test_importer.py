@@ -143,3 +143,10 @@ def test_what_is_no_settings_file_is_refused(tmp_path, text):
     (tmp_path / "theirs.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"theirs.yaml (holds a|is not valid YAML)"):
         import_settings(str(tmp_path / "theirs.yaml"))
+
+
+def test_settings_of_adapters_that_the_file_does_not_train_are_listed(tmp_path):
+    (tmp_path / "theirs.yaml").write_text("model_name_or_path: a/b\nlora_r: 16\nlora_alpha: 32\n")
+    found, missing = import_settings(str(tmp_path / "theirs.yaml"))
+    assert found == {"model.path": "a/b"} and list(missing) == ["lora.r", "lora.lora_alpha"]
+    assert missing["lora.r"].startswith("16: the file says nothing of training adapters")
