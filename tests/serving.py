@@ -8,6 +8,27 @@ from contextlib import contextmanager
 import uvicorn
 from openai import OpenAI
 
+from smolray.inference.predictor import Decoding
+from tests.offline import picture
+from tests.unit.inference.test_predictor import asked
+
+PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe the image.")
+
+
+def write_photos(folder, count=4):
+    """The folder with pictures of different sizes, 0.png and so on."""
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(picture(64, 40 + 8 * number, number))
+    return folder
+
+
+def generated_answers(model, photos, prompts=PROMPTS):
+    """(photo, prompt) -> what `smolray generate` says in 16 tokens."""
+    rows = asked(model, photos, Decoding(max_new_tokens=16), prompts=prompts)
+    found = {(row["id"].partition("/")[0], row["prompt"]): row["text"] for row in rows}
+    assert len(set(found.values())) > 5, "the answers do not vary: a test would show nothing"
+    return found
+
 
 @contextmanager
 def serving(app):

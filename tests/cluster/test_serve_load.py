@@ -19,11 +19,8 @@ import psutil
 import pytest
 import requests
 
-from smolray.inference.predictor import Decoding
 from smolray.serve.keys import add_key
-from tests.offline import picture
-from tests.serving import client_of, image_part, question
-from tests.unit.inference.test_predictor import asked
+from tests.serving import client_of, generated_answers, image_part, question, write_photos
 
 SECONDS = float(os.environ.get("SMOLRAY_LOAD_SECONDS", "600"))
 PROMPTS = ("what is it?", "what colour is it?", "Describe the image.")
@@ -32,10 +29,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(6):
-        (folder / f"{number}.png").write_bytes(picture(64, 40 + 8 * number, number))
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"), 6)
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +180,8 @@ def numbers(client):
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 600)
 def test_load_with_vanishing_and_hostile_clients_and_killed_replicas(ray_cluster, client, photos, tiny_path):
-    rows = asked(tiny_path, photos, Decoding(max_new_tokens=16), prompts=PROMPTS)
-    answers = {(photos / row["id"].partition("/")[0], row["prompt"]): row["text"] for row in rows}
+    expected = generated_answers(tiny_path, photos, PROMPTS)
+    answers = {(photos / photo, prompt): text for (photo, prompt), text in expected.items()}
     load = Load(client, answers)
     kills = {int(SECONDS * part) for part in (0.4, 0.55)}
     memory = {}

@@ -10,29 +10,18 @@ import openai
 import pytest
 import requests
 
-from smolray.inference.predictor import Decoding
 from smolray.serve.keys import add_key
-from tests.offline import picture
-from tests.serving import client_of, question
-from tests.unit.inference.test_predictor import asked
-
-PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe the image.")
+from tests.serving import client_of, generated_answers, question, write_photos
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(4):
-        (folder / f"{number}.png").write_bytes(picture(64, 40 + 8 * number, number))
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
 def generated(tiny_path, photos):
-    rows = asked(tiny_path, photos, Decoding(max_new_tokens=16), prompts=PROMPTS)
-    found = {(row["id"].partition("/")[0], row["prompt"]): row["text"] for row in rows}
-    assert len(set(found.values())) > 5, "the answers do not vary: this test would show nothing"
-    return found
+    return generated_answers(tiny_path, photos)
 
 
 def free_port():

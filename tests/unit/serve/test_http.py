@@ -12,34 +12,26 @@ import pytest
 import requests
 import torch
 
-from smolray.inference.predictor import Decoding, find_model
+from smolray.inference.predictor import find_model
 from smolray.serve.engine import EngineLimits
 from smolray.serve.http import HttpLimits, Offered, make_app
 from smolray.serve.keys import KeyRing, add_key, revoke_key
 from smolray.serve.model import ServedModel
 from tests.offline import picture
-from tests.serving import client_of, image_part, question, serving
-from tests.unit.inference.test_predictor import asked
+from tests.serving import client_of, generated_answers, image_part, question, serving, write_photos
 
-PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe the image.")
 LIMITS = HttpLimits(request_bytes=2**20, images=3, seconds=60.0)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for number, (width, height) in enumerate([(64, 64), (40, 60), (64, 64), (50, 30)]):
-        (folder / f"{number}.png").write_bytes(picture(width, height, number))
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
 def generated(tiny_path, photos):
     """(photo, prompt) -> what `smolray generate` says."""
-    rows = asked(tiny_path, photos, Decoding(max_new_tokens=16), prompts=PROMPTS)
-    found = {(row["id"].partition("/")[0], row["prompt"]): row["text"] for row in rows}
-    assert len(set(found.values())) > 5, "the answers do not vary: this test would show nothing"
-    return found
+    return generated_answers(tiny_path, photos)
 
 
 @pytest.fixture(scope="module")

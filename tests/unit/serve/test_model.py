@@ -6,23 +6,19 @@ import pytest
 import torch
 
 from smolray.data.sample import Conversation, Sample
-from smolray.inference.predictor import Decoding, find_model
+from smolray.inference.predictor import find_model
 from smolray.serve.answer import Asked
 from smolray.serve.engine import EngineLimits
 from smolray.serve.errors import ApiError
 from smolray.serve.model import ServedModel
-from tests.offline import message, picture
-from tests.unit.inference.test_predictor import asked, exported_run
-
-PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe the image.")
+from tests.offline import message
+from tests.serving import generated_answers, write_photos
+from tests.unit.inference.test_predictor import exported_run
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(4):
-        (folder / f"{number}.png").write_bytes(picture(64, 40 + 8 * number, number))
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 async def whole(served, sample):
@@ -33,21 +29,20 @@ async def whole(served, sample):
 
 def test_a_run_with_lora_answers_as_generate_does(tmp_path, tiny_path, photos):
     run = exported_run(tmp_path, tiny_path)
-    rows = asked(run, photos, Decoding(max_new_tokens=16), prompts=PROMPTS)
-    assert len({row["text"] for row in rows}) > 5, "the answers do not vary: this test would show nothing"
+    expected = generated_answers(run, photos)
     served = ServedModel(find_model(str(run), "runs"), EngineLimits(), torch.device("cpu"))
     samples = [
         Sample(
-            ((photos / row["id"].partition("/")[0]).read_bytes(),),
-            Conversation("", (message("user", None, row["prompt"]), message("assistant", ""))),
+            ((photos / photo).read_bytes(),),
+            Conversation("", (message("user", None, prompt), message("assistant", ""))),
         )
-        for row in rows
+        for photo, prompt in expected
     ]
 
     async def all_at_once():
         return await asyncio.gather(*(whole(served, sample) for sample in samples))
 
-    assert asyncio.run(all_at_once()) == [row["text"] for row in rows]
+    assert asyncio.run(all_at_once()) == list(expected.values())
     served.close()
 
 
