@@ -326,3 +326,12 @@ def test_the_top_level_is_as_designed():
     if listed.returncode:
         pytest.skip("not a git checkout: git does not know which files are tracked")
     assert {line.split("/")[0] for line in listed.stdout.splitlines()} <= allowed
+
+
+def test_git_ignores_no_file_of_the_source():
+    """A pattern without a leading slash once hid a template of the same name from every commit."""
+    command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "cluster", "smolray", "jobs", "k8s"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout: git does not know which files are ignored")
+    assert [line for line in listed.stdout.splitlines() if "__pycache__/" not in line] == []
