@@ -74,8 +74,9 @@ def export_run(run_dir: str, out: str | None = None, name: str | None = None, de
 
 @contextmanager
 def writing_into(run_dir: str, target: str) -> Iterator[None]:
-    """A block that owns the run where its `target` lies inside the run's folder. Raises LeaseError where a process that
-    trains or evaluates owns it.
+    """A block that owns the run where its `target` lies inside the run's folder.
+
+    Raises LeaseError where a process that trains or evaluates owns it.
     """
     inside = storage.absolute(target).startswith(storage.join(storage.absolute(run_dir), ""))
     with owning(run_dir, "export") if inside else nullcontext():

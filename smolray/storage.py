@@ -231,8 +231,9 @@ def append_text(uri: str, text: str) -> None:
 
 @contextmanager
 def _room_for(path: Path) -> Iterator[None]:
-    """Turn the errors of a full disk or quota into StorageFullError, and those of a place that takes no files into
-    StorageError.
+    """Raise our own errors in place of the system's.
+
+    Those of a full disk or quota become StorageFullError, and those of a place that takes no files StorageError.
     """
     try:
         yield

@@ -111,7 +111,7 @@ class _Tally:
             errors.print(f"{self.summary()}, {self.answered / (self.printed - self.began):.1f} answers/s")
 
     def summary(self) -> str:
-        """`1,203 answers, 3 errors (corrupt_image 2, missing_file 1)`"""
+        """As in `1,203 answers, 3 errors (corrupt_image 2, missing_file 1)`."""
         answered = f"{self.answered:,} answer{'s' * (self.answered != 1)}"
         if not (failed := self.failed.total()):
             return answered

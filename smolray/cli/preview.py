@@ -70,8 +70,10 @@ def open_preview(config: RunConfig, count: int) -> Iterator[PreviewData]:
 
 
 def preview_encoder(config: RunConfig, folder: str, manifest: ShardManifest) -> Encoder:
-    """The run's encoder. For an offline model (tiny, random-*) only its processor is built, from the texts of the
-    shards, as training builds it. Nothing is stored.
+    """The run's encoder.
+
+    For an offline model (tiny, random-*) only its processor is built, from the texts of the shards, as training builds
+    it. Nothing is stored.
     """
     if config.model.path not in SHAPES:
         return cached_encoder(config.model, config.data, config.image)

@@ -25,8 +25,9 @@ HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray of this machine's cores,
-    which ends with this process (local_ray.py).
+    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start a local Ray.
+
+    The local Ray has this machine's cores and ends with this process (local_ray.py).
 
     A Ray of our own requires a token (Ray makes one where there is none): it listens on the machine's address, and who
     reaches it may run code.

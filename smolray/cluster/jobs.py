@@ -124,8 +124,9 @@ def _path_fault(key: str, value: str) -> str:
 
 
 def find_jobs(client: "JobSubmissionClient", name: str, storage_uri: str) -> list["JobDetails"]:
-    """Jobs of the run, newest first: by the metadata of `submit`, by a submission id that is the name, or by the name
-    in the command.
+    """Jobs of the run, newest first.
+
+    They are known by the metadata of `submit`, by a submission id that is the name, or by the name in the command.
     """
     found = [job for job in client.list_jobs() if job.submission_id and _is_job_of(job, name, storage_uri)]
     return sorted(found, key=lambda job: -(job.start_time or 0))

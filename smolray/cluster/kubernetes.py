@@ -60,8 +60,9 @@ def render(
     image: str | None = None,
     schedule: str | None = None,
 ) -> list[Manifest]:
-    """The run's RayJob (with `schedule`, in cron's format, a RayCronJob) and ConfigMap, and of the overlay all that is
-    not a cluster or a template.
+    """The run's RayJob (with `schedule`, in cron's format, a RayCronJob), its ConfigMap, and the overlay's parts.
+
+    That is all of the overlay that is not a cluster or a template.
 
     Raises K8sError where the overlay has no room for the run's workers, or its pods do not see the run's storage.
     """
@@ -109,8 +110,9 @@ def to_manifests(objects: Iterable[Manifest]) -> str:
 
 
 def object_name(name: str, limit: int) -> str:
-    """A run's name as a DNS label of at most `limit` characters; what had to be changed carries a hash, so that no two
-    runs meet.
+    """A run's name as a DNS label of at most `limit` characters.
+
+    What had to be changed carries a hash, so that no two runs meet.
     """
     label = re.sub(r"[^a-z0-9-]", "-", name)
     if label == name and label[0].isalpha() and len(label) <= limit:

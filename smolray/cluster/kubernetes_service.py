@@ -30,8 +30,9 @@ SECONDS = 300.0  # for a request; Ray Serve itself waits somewhat longer
 
 
 def render_service(config: RunConfig, objects: Iterable[Manifest], image: str | None = None) -> list[Manifest]:
-    """The run's RayService, with a replica for each of its workers, and of the overlay all that is not a cluster or a
-    template.
+    """The run's RayService, with a replica for each of its workers, and what it uses of the overlay.
+
+    That is all of the overlay that is not a cluster or a template.
 
     Raises K8sError where the overlay has no cluster or no room, or its pods do not see the run's storage.
     """

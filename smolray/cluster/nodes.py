@@ -85,8 +85,9 @@ def find_node(address: str, name: str) -> Node:
 
 
 def join_command(name: str, head: str, interface: str, user: str = "", gpu: str = "", once: bool = False) -> str:
-    """The one command that adds the node `name` (host name or address) to the cluster of `head` (address, host or job
-    server).
+    """The one command that adds a node to a cluster.
+
+    `name`: host name or address of the node; `head`: address, host or job server.
 
     The command is run on this machine, which has the token. With `once` it is run on the node itself, and the node
     stays until it is switched off. `gpu`: a label for resources.label_selector.
@@ -148,8 +149,9 @@ def drain(
 def _runs_on(
     client: "JobSubmissionClient", address: str, node: Node, storage_uri: str
 ) -> tuple[list[tuple[RunConfig, list[str]]], list[str]]:
-    """The runs that have a process on the node, each with the arguments that start it again; and the ids of jobs that
-    are not known as runs.
+    """The runs that have a process on the node, each with the arguments that start it again.
+
+    Beside them the ids of jobs that are not known as runs.
     """
     from ray.util.state import list_actors
 

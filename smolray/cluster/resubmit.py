@@ -83,8 +83,9 @@ def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
 
 
 def _submitted_again(client: "JobSubmissionClient", config: RunConfig, seconds: float) -> str | None:
-    """The job that trains a stopped run again, as `smolray cluster drain` submits it; None where there is none within
-    `seconds`.
+    """The job that trains a stopped run again, as `smolray cluster drain` submits it.
+
+    None where there is none within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

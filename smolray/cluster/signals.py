@@ -88,8 +88,10 @@ SIGNALS = StopSignals()
 
 
 def _keep_exit_code() -> None:
-    """Python gives signals back to the system before its last steps; one more would end a process that has ended by
-    then, and its exit code would be the signal's.
+    """Ignore signals from here on: this process has ended.
+
+    Python gives signals back to the system before its last steps. One more would end the process, and its exit code
+    would be the signal's.
     """
     if SIGNALS.number and SIGNALS.installed:
         for number in HANDLED:
@@ -101,8 +103,9 @@ atexit.register(_keep_exit_code)  # registered first, called last
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """A block in which the first signal stops politely. Only the main thread receives signals; elsewhere, and inside
-    another such block, nothing changes.
+    """A block in which the first signal stops politely.
+
+    Only the main thread receives signals; elsewhere, and inside another such block, nothing changes.
     """
     if SIGNALS.installed or threading.current_thread() is not threading.main_thread():
         yield SIGNALS if threading.current_thread() is threading.main_thread() else StopSignals()

@@ -104,8 +104,9 @@ def _explain(root: Model, key: str, faults: list[Any]) -> str:
 
 
 def _did_you_mean(root: Model, location: Sequence[str]) -> str:
-    """The setting that was probably meant: what other trainers call so, one of this name in another section, else the
-    nearest here or there.
+    """The setting that was probably meant.
+
+    It is what other trainers call so, one of this name in another section, or the nearest here or there.
     """
     *parents, name = location
     known = ELSEWHERE_IN.get(".".join(location)) or ELSEWHERE.get(name)

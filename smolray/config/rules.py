@@ -1,5 +1,7 @@
-"""Combinations of settings that cannot work. Each is refused before anything starts, in one line that names the
-key, the value, the reason and the nearest choice that works.
+"""Combinations of settings that cannot work.
+
+Each is refused before anything starts, in one line that names the key, the value, the reason and the nearest choice
+that works.
 
 In: a RunConfig whose single values are valid. Out: the lines.
 """

@@ -68,8 +68,9 @@ class Batch:
         return replace(self, **{name: tensor.clone() for name, tensor in large.items()})
 
     def to_bytes(self) -> bytes:
-        """Length of a JSON header, the header, and the tensors' bytes, each from a multiple of ALIGNED on: written in
-        one copy.
+        """The tensors' bytes behind their description, written in one copy.
+
+        First the length of a JSON header, then the header, then the tensors, each from a multiple of ALIGNED on.
         """
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
         described = {

@@ -143,8 +143,9 @@ def fill_micro_batches(groups: Groups, limits: PlanLimits, window: int = WINDOW)
 
 
 def even_fill(groups: Groups, limits: PlanLimits) -> int | None:
-    """The number of groups in every micro-batch but the last, where all groups are alike and only their count limits
-    a micro-batch; then their order does not matter. Else None.
+    """The number of groups in every micro-batch but the last, where only their count limits it; else None.
+
+    All groups are alike there, and their order does not matter.
     """
     if not len(groups) or groups.samples.min() != (size := int(groups.samples.max())):
         return None

@@ -42,7 +42,9 @@ class MicroBatchSpec:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Flat arrays: micro-batch m holds the groups batch_start[m]:batch_start[m+1], and group g holds
+    """The micro-batches of an epoch as flat arrays.
+
+    Micro-batch m holds the groups batch_start[m]:batch_start[m+1]. Group g holds
     index_rows[group_start[g]:group_start[g+1]].
     """
 
@@ -148,8 +150,9 @@ def share(micro_batches: range, rank: int, counts: Sequence[int]) -> range:
 
 
 def check_kind(index: pa.Table, method: str) -> None:
-    """Raise PlanError where the data are not what the method learns from: pairs of a chosen and a rejected answer, or
-    single answers.
+    """Raise PlanError where the data are not what the method learns from.
+
+    It learns from pairs of a chosen and a rejected answer, or from single answers.
     """
     pairs = METHODS[method].pairs
     paired, kept = index["chosen_tokens"].to_numpy() > 0, index["tokens"].to_numpy() > 0

@@ -52,8 +52,9 @@ STAGING_VERSION = 2  # of the files in a staging folder: an interrupted prepare 
 
 
 def prepare_run(config: RunConfig, progress: ReportProgress | None = None) -> dict[str, ShardManifest]:
-    """Prepare the train and validation data of a run into its shard folders; a source that is a shard folder already is
-    read in place.
+    """Prepare the train and validation data of a run into its shard folders.
+
+    A source that is a shard folder already is read in place.
 
     Returns the manifests by "train" and "validation". Raises ConfigError, SourceError, ShardError.
     """
@@ -90,8 +91,9 @@ def shard_folder(config: RunConfig, part: str) -> str:
 
 
 def inputs_before(config: RunConfig, part: str) -> int:
-    """How many files the source of a part had when it was prepared last under this run's storage; 0: never, or by a
-    version that did not count them.
+    """How many files the source of a part had when it was prepared last under this run's storage.
+
+    0: never, or by a version that did not count them.
     """
     if config.data.shards:
         return 0  # shards of other files are refused there
@@ -177,8 +179,9 @@ def source_fingerprint(source: Source, data: DataConfig, seed: int) -> str:
 
 
 def _data_of(config: RunConfig, part: str) -> DataConfig:
-    """The data settings of a part. data.split is for training; a hub id for validation has its own `#split`, or the
-    split of that name is taken.
+    """The data settings of a part.
+
+    data.split is for training. A hub id for validation has its own `#split`, or the split of that name is taken.
     """
     if part == "train":
         return config.data
@@ -215,8 +218,9 @@ def _require_ray() -> None:
 
 
 def check_layout(tasks: Sequence[ReadTask], data: DataConfig) -> None:
-    """Fail now, not after hours, where the first rows all lack the columns or are no records, or where one has a column
-    that matters and stands unused. Raises SourceError.
+    """Fail now, not after hours, where the first rows cannot be used.
+
+    They all lack the columns or are no records, or one has a column that matters and stands unused. Raises SourceError.
     """
     faults, usable = [], False
     rows = ((task, raw) for task in tasks for raw in read_rows(task))
@@ -277,8 +281,9 @@ def _check_bad(
 
 
 def check_overlooked(source: str, rows: RowAccount, data: DataConfig) -> None:
-    """Raise SourceError where a column that matters stands unused in a larger share of the rows than may be bad. In
-    fewer rows it is told with the account.
+    """Raise SourceError where a column that matters stands unused in a larger share of the rows than may be bad.
+
+    In fewer rows it is told with the account.
     """
     for column, count in rows.overlooked.items():
         if count > data.max_bad_fraction * rows.rows:

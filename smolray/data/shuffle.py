@@ -129,8 +129,9 @@ def read_blocks(staging: Staging, number: int) -> np.ndarray:
 
 
 def total_bytes(staging: Staging, tasks: int) -> int:
-    """Bytes of all distinct rows: exact for few of them, else estimated from the SKETCH_KEYS smallest order keys
-    (bottom-k sketch).
+    """Bytes of all distinct rows.
+
+    Exact for few of them, else estimated from the SKETCH_KEYS smallest order keys (bottom-k sketch).
 
     Repeats of an image in other tasks are not counted again, and the figure does not depend on how tasks were cut.
     """
@@ -257,8 +258,9 @@ def _read_run(uri: str, spans: Sequence[tuple[int, int]], low: int, high: int) -
 
 
 def _gather(staged: Iterable[dict[str, Any]], repeated: np.ndarray) -> Iterator[ShardRow]:
-    """Shard rows in order: conversations about the same images together, at most MAX_CONVERSATIONS a row; text-only
-    ones single. `staged` is sorted, so the first row of a key has its images.
+    """Shard rows in order: conversations about the same images together, text-only ones single.
+
+    At most MAX_CONVERSATIONS a row. `staged` is sorted, so the first row of a key has its images.
     """
     for key, members in groupby(staged, key=lambda r: r["key"]):
         yield from _rows_of(key, members, repeated)

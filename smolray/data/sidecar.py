@@ -1,5 +1,6 @@
-"""Sidecars: tables next to the shards with the same rows and row groups, so that a reader reads no more of them than of
-a shard.
+"""Sidecars: tables next to the shards with the same rows and row groups.
+
+A reader reads no more of them than of a shard.
 
 In: for each shard a table for each of its row groups. Out: `<shards>/<kind>-<identity>/` with a Parquet file of the
 same name for each shard, a note of each once it is whole, and, last, `manifest.json`. After an interruption a file

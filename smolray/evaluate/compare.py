@@ -1,5 +1,6 @@
-"""Two checkpoints question by question: which answers got better or worse, and whether the difference is more than
-chance.
+"""Two checkpoints question by question: which answers got better or worse.
+
+The difference has an interval, and a test says whether it is more than chance.
 
 In: the predictions of two evaluations of the same data. Out: a Comparison, over all and by question type.
 """
@@ -102,8 +103,9 @@ def compare_predictions(a: Sequence[Prediction], b: Sequence[Prediction], metric
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p-value of McNemar's exact test: the chance of a split at least as uneven if gains and losses were
-    equally likely.
+    """Two-sided p-value of McNemar's exact test.
+
+    It is the chance of a split at least as uneven if gains and losses were equally likely.
 
     For graded scores it is the sign test. It takes questions for independent; the interval of the difference does not.
     """

@@ -160,7 +160,7 @@ def _relevant(texts: Sequence[str], keys: Sequence[str], wanted: dict[str, set[s
 
 
 def _first(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """The image that each text finds first: of equal ones a wrong one, as recall@1 counts it. (texts,) int"""
+    """The image that each text finds first: of equal ones a wrong one, as recall@1 counts it. Shape (texts,), int."""
     best = similarity == similarity.max(axis=1, keepdims=True)
     wrong = best & ~relevant
     return np.where(wrong.any(axis=1), wrong.argmax(axis=1), best.argmax(axis=1))

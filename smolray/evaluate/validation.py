@@ -66,8 +66,9 @@ def evaluation_fields(report: EvalReport) -> dict[str, Any]:
 
 
 def headline(report: EvalReport, config: RunConfig) -> float:
-    """What the best checkpoint is chosen by: the method's own metric, else the first of evaluate.metrics that could be
-    computed.
+    """What the best checkpoint is chosen by.
+
+    The method's own metric, else the first of evaluate.metrics that could be computed.
     """
     names = (config.traits.headline, *config.evaluate.metrics)
     return next(

@@ -66,8 +66,9 @@ def data_account(folder: str, config: RunConfig) -> DataAccount:
 
 
 def require_images(part: str, account: DataAccount, config: RunConfig) -> None:
-    """Raise PlanError where a picture data set has more rows without a picture than data.max_bad_fraction allows: a
-    model that is trained without its pictures looks like success.
+    """Raise PlanError where a picture data set has too many rows without a picture.
+
+    data.max_bad_fraction is the limit. A model that is trained without its pictures looks like success.
     """
     rows, data = account.rows, config.data
     if rows is None or data.text_only_ok or not (rows.with_images or rows.without_image):

@@ -114,8 +114,9 @@ def look(config: RunConfig) -> HardwareProbe:
 
 
 def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
-    """Decode the validation shards of a run with one of its checkpoints (default: the best, else the newest), over its
-    workers. Raises LeaseError while another process trains, evaluates or exports it.
+    """Decode the validation shards of a run with one of its checkpoints, over its workers.
+
+    The default is the best, else the newest. Raises LeaseError while another process trains, evaluates or exports it.
     """
     if not config.data.validation:
         raise ConfigError("data.validation is not set: there is nothing to evaluate on")

@@ -46,8 +46,9 @@ class ClusterLostError(RuntimeError):
 
 @contextmanager
 def started_run(config: RunConfig) -> Iterator["Session"]:
-    """A block in which this process owns the run and its log says that it has begun; at its end the log says how it
-    has ended.
+    """A block in which this process owns the run.
+
+    The run's log says that it has begun, and at its end how it has ended.
 
     Raises:
         LeaseError: another process trains this run; LeaseLostError: another one has taken it over.
@@ -213,8 +214,9 @@ class Session:
         return time.monotonic() - self._head_seen > HEAD_SECONDS
 
     def _workers_train(self) -> bool:
-        """Whether the workers will see a request to stop soon: not while they start, nor while they evaluate, which
-        saves before it begins.
+        """Whether the workers will see a request to stop soon.
+
+        Not while they start, nor while they evaluate, which saves before it begins.
         """
         events = [e["event"] for e in read_events(self.run_dir)]
         return bool(events) and events[-1] not in (*STARTING, "evaluating")

@@ -1,5 +1,6 @@
-"""Attention of the text model over groups that are concatenated in one sequence: each sees itself only, and there is no
-padding between them.
+"""Attention of the text model over groups that are concatenated in one sequence.
+
+Each group sees itself only, and there is no padding between them.
 
 In: queries, keys and values of the whole sequence, and its Layout. Out: what each group would give by itself. On a GPU
 of compute capability 8.0 or newer it is FlexAttention with a block mask (compiled; blocks between groups are skipped),
@@ -108,8 +109,9 @@ def packed_attention(
     layout: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """transformers' attention interface: query (B, heads, L, d), key and value (B, key heads, L, d) -> (B, L, heads,
-    d).
+    """The attention function that transformers calls.
+
+    Query (B, heads, L, d), key and value (B, key heads, L, d) -> (B, L, heads, d).
     """
     if layout is None:
         return sdpa_attention_forward(

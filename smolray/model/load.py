@@ -121,8 +121,10 @@ def empty_model(model: ModelConfig) -> PreTrainedModel:
 
 
 def refuse_other_weights(model: ModelConfig, info: Mapping[str, Any]) -> None:
-    """Raise ConfigError where the files do not hold exactly the model's weights. transformers would fill those that are
-    missing at random. `info`: its `output_loading_info`, which leaves out tied weights and optional buffers.
+    """Raise ConfigError where the files do not hold exactly the model's weights.
+
+    transformers would fill those that are missing at random. `info`: its `output_loading_info`, which leaves out tied
+    weights and optional buffers.
     """
     faults = {
         "missing": sorted(info["missing_keys"]),

@@ -1,5 +1,6 @@
-"""The parts of a model: which of them are frozen in front of the trained ones, what their stored weights are, and a
-model without them.
+"""The parts of a model, and a model without some of them.
+
+They are those that are frozen in front of the trained ones, and what their stored weights are.
 
 In: a RunConfig or ModelConfig. Out: names of groups, a hash of their weights, and a model that holds no memory for what
 it does not run.

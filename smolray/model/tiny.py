@@ -1,5 +1,6 @@
-"""Models without a hub: an Idefics3 of about 0.4 M parameters that learns, one of 30 M, and random ones with the exact
-shapes of SmolVLM.
+"""Models without a hub.
+
+An Idefics3 of about 0.4 M parameters that learns, one of 30 M, and random ones with the exact shapes of SmolVLM.
 
 In: the name of a shape, and text to train a tokenizer on. Out: a folder that `from_pretrained` loads, with processor
 and chat template.

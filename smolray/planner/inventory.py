@@ -132,7 +132,9 @@ def load(source: str) -> Inventory:
 
 
 def from_record(record: Any) -> Inventory:
-    """From YAML's `nodes: [{name, gpus: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus,
+    """From a parsed YAML file.
+
+    Its form: `nodes: [{name, gpus: ["2x rtx4090", {name, memory_gb, ...}], network: 10GbE, internal, cpus,
     memory_gb}]`.
 
     Raises:

@@ -228,8 +228,10 @@ def left_out(config: RunConfig) -> frozenset[str]:
 
 
 def _reads_features(config: RunConfig) -> bool:
-    """Whether the run reads precomputed features. `auto` is decided when the data are prepared
-    (precompute/choice.py); before that it is taken as what several passes over a local disk lead to.
+    """Whether the run reads precomputed features.
+
+    `auto` is decided when the data are prepared (precompute/choice.py); before that it is taken as what several passes
+    over a local disk lead to.
     """
     if config.model.vision_features == "auto":
         several = config.train.num_train_epochs > 1 and config.train.max_steps < 0

@@ -194,8 +194,9 @@ def packed_tokens(row: Row) -> int:
 
 
 def assumed_tiles(config: RunConfig, shape: ModelShape) -> int:
-    """Tiles of a 640 x 480 photograph: crops of the vision tower's size after scaling (data/tiles.py), and the global
-    view.
+    """Tiles of a 640 x 480 photograph.
+
+    Crops of the vision tower's size after scaling (data/tiles.py), and the global view.
     """
     side, image = shape.vision.image_size, config.image
     edge = image.longest_edge or 4 * side

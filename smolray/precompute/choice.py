@@ -1,5 +1,6 @@
-"""What `model.vision_features = auto` means for a run: whether its frozen vision features are computed in every pass,
-or once, before the first step.
+"""What `model.vision_features = auto` means for a run.
+
+Its frozen vision features are computed in every pass, or once, before the first step.
 
 In: a RunConfig and the folders of its shards, whose indexes are there. Out: the RunConfig with `compute` or
 `precompute`.
@@ -30,9 +31,11 @@ Say = Callable[[str], None]
 
 
 def with_vision_features(config: RunConfig, folders: Folders, say: Say = print) -> RunConfig:
-    """The config with `auto` decided for prepared data: the features are precomputed where they stand already, or where
-    the passes ahead would compute WORTH times as many and a local disk has room. A bucket's room is not known, so
-    nothing is written there unasked. `say` is told what was chosen wherever there was a choice.
+    """The config with `auto` decided for prepared data.
+
+    The features are precomputed where they stand already, or where the passes ahead would compute WORTH times as many
+    and a local disk has room. A bucket's room is not known, so nothing is written there unasked. `say` is told what was
+    chosen wherever there was a choice.
     """
     if config.model.vision_features != "auto":
         return config

@@ -46,8 +46,9 @@ def features_sidecar(folder: str, config: RunConfig) -> Sidecar:
 
 
 def feature_shape(config: RunConfig) -> tuple[int, int]:
-    """(tokens, hidden) of one tile's features: of the connector's output, or of the tower's where the connector is
-    trained.
+    """The shape (tokens, hidden) of one tile's features.
+
+    They are the connector's output, or the tower's where the connector is trained.
     """
     shape = model_config(config.model)
     patches = (shape.vision_config.image_size // shape.vision_config.patch_size) ** 2

@@ -79,8 +79,9 @@ def found_features(folder: str, config: RunConfig) -> str:
 
 
 def ensure_logps(folder: str, config: RunConfig, features: str = "", say: Say = print) -> str:
-    """The URI of the reference model's log-probabilities for the pairs in `folder`; `features`: URI of those to read in
-    place of images.
+    """The URI of the reference model's log-probabilities for the pairs in `folder`.
+
+    `features`: URI of those to read in place of images.
     """
     sidecar, shards = logps_sidecar(folder, config), read_manifest(folder)
 

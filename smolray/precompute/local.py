@@ -14,8 +14,9 @@ from smolray.precompute.logps import LogpsWriter, logps_sidecar
 
 
 def local_sidecars(folder: str, config: RunConfig, device: str = "cpu") -> Sidecars:
-    """The sidecars that the run needs for its training shards; missing ones are made here (jobs.py does it over a
-    cluster).
+    """The sidecars that the run needs for its training shards.
+
+    Missing ones are made here (jobs.py does it over a cluster).
     """
     shards = read_manifest(folder)
 

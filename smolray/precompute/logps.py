@@ -80,8 +80,9 @@ class LogpsWriter:
 
     @torch.inference_mode()
     def _logps(self, shard: int) -> dict[tuple[int, int, int], tuple[float, float]]:
-        """(row group, row, conversation) -> log-probability of its chosen and of its rejected answer, for those that
-        are trained on.
+        """The log-probabilities of the chosen and of the rejected answer, for those that are trained on.
+
+        Their keys: (row group, row, conversation).
         """
         index_rows = self.index.filter((pc.field("shard") == shard) & (pc.field("tokens") > 0))
         if not len(index_rows):

@@ -283,8 +283,9 @@ def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
 
 
 def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:
-    """The checkpoint called `name` ("step-00000100", "latest", a URI); without a name the best evaluated, else the
-    newest whole one.
+    """The checkpoint called `name` ("step-00000100", "latest", a URI).
+
+    Without a name the best evaluated one, else the newest whole one.
 
     Raises CheckpointError where it is damaged, or where there is none.
     """

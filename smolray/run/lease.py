@@ -104,8 +104,9 @@ def read_owner(run_dir: str) -> Seen | None:
 
 
 def gone_owner(run_dir: str, now: float, quiet: float) -> Owner | None:
-    """The owner of a run where it is gone, or has not written for `quiet` seconds; None where it lives, or there is
-    none.
+    """The owner of a run where it is gone, or has not written for `quiet` seconds.
+
+    None where it lives, or there is none.
     """
     seen = read_owner(run_dir)
     return seen.owner if seen is not None and (seen.owner.gone or now - seen.written > quiet) else None

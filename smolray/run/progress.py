@@ -161,7 +161,7 @@ def accuracy_of(record: dict[str, Any]) -> dict[str, float]:
 
 
 def percent(share: float) -> str:
-    """0.8813 -> 88.1 %"""
+    """As in 0.8813 -> 88.1 %."""
     return f"{100 * share:.1f} %"
 
 

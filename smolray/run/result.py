@@ -37,8 +37,10 @@ def read_result(run_dir: str) -> dict[str, Any]:
 
 @contextmanager
 def reading(run_dir: str) -> Iterator[None]:
-    """A block that reads the log and the result of a run. A line or value in them that something has damaged, and that
-    is valid JSON nevertheless, is a RunFileError there; `--debug` shows where.
+    """A block that reads the log and the result of a run.
+
+    A line or value in them that something has damaged, and that is valid JSON nevertheless, is a RunFileError there;
+    `--debug` shows where.
     """
     try:
         yield

@@ -1,5 +1,7 @@
-"""MLflow, by its client. The library reads MLFLOW_TRACKING_URI and the rest; MLFLOW_EXPERIMENT_NAME is `smolray` where
-it is not set."""
+"""MLflow, by its client.
+
+The library reads MLFLOW_TRACKING_URI and the rest; MLFLOW_EXPERIMENT_NAME is `smolray` where it is not set.
+"""
 
 import io
 import json

@@ -1,5 +1,7 @@
-"""Trackio: a local store, a Space or a server, by its own TRACKIO_… variables; TRACKIO_PROJECT is `smolray` where it is
-not set."""
+"""Trackio: a local store, a Space or a server, by its own TRACKIO_… variables.
+
+TRACKIO_PROJECT is `smolray` where it is not set.
+"""
 
 import io
 import os

@@ -26,6 +26,7 @@ def refused_step(
     """The error of a refused step. Collective.
 
     Args:
+        config: of the run, whose newest checkpoint is named.
         what: such as "the loss is nan".
         step: the number that the step would have had.
         place: the epoch and micro-batches.

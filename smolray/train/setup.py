@@ -198,8 +198,9 @@ def data_fingerprint(config: RunConfig, folders: Folders) -> str:
 
 
 def stop_check(run_dir: str, owner: str = "") -> Callable[[], bool]:
-    """Looks whether a person or the launcher requests that the workers save and end, or the run belongs to another
-    driver than `owner`: then saving is refused.
+    """Looks whether the workers are to save and end.
+
+    A person or the launcher requests it, or the run belongs to another driver than `owner`: then saving is refused.
     """
     folder = RunFolder(run_dir)
     flags: Sequence[str] = (folder.stop_flag, folder.resize_flag)

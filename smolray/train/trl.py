@@ -1,5 +1,6 @@
-"""The same run with TRL's own SFTTrainer or DPOTrainer and its DeepSpeed integration: as an alternative, as an oracle
-for our losses, and as a peer for benchmarks.
+"""The same run with TRL's own SFTTrainer or DPOTrainer and its DeepSpeed integration.
+
+It is an alternative, an oracle for our losses, and a peer for benchmarks.
 
 In: the run's model, plans and shards. Out: the StepInfo that our loop gives its hooks, so that events, evaluation,
 checkpoints and export are those of every run. TRL differs in this: there is no packing; the stock processor prepares

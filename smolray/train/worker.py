@@ -34,8 +34,9 @@ from smolray.train.versions import versions
 def run_worker(
     config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str], owner: str = ""
 ) -> dict[str, Any]:
-    """Train, evaluate and save one run, or what is left of it, on a node of this (address, id), as long as the run
-    belongs to `owner`.
+    """Train, evaluate and save one run, or what is left of it, on a node of this (address, id).
+
+    It goes on as long as the run belongs to `owner`.
     """
     began, log = time.time(), RunLog(config.run_dir)
     attempt, found, earlier = broadcast((log.log.attempt, *newest_state(config, log)) if log.log else None)
@@ -100,8 +101,9 @@ def measure_worker(config: RunConfig, folders: Folders, device: torch.device, no
 def evaluate_worker(
     config: RunConfig, folders: Folders, device: torch.device, uri: str, owner: str = ""
 ) -> dict[str, Any]:
-    """Decode the validation shards with the checkpoint at `uri`; rank 0 writes the predictions, where the run still
-    belongs to `owner`.
+    """Decode the validation shards with the checkpoint at `uri`.
+
+    Rank 0 writes the predictions, where the run still belongs to `owner`.
     """
     chosen = checkpoint.verify(uri)
     model = trained_model(config, chosen)
@@ -116,8 +118,9 @@ def evaluate_worker(
 
 
 def newest_state(config: RunConfig, log: RunLog) -> tuple[Checkpoint | None, list[float]]:
-    """The newest whole checkpoint, and the headlines of the evaluations up to it; the log says which ones are
-    damaged.
+    """The newest whole checkpoint, and the headlines of the evaluations up to it.
+
+    The log says which ones are damaged.
     """
     found = checkpoint.latest(config.run_dir, skipped=lambda why: log.event("skipped", what="checkpoint", why=why))
     if found is None:

@@ -88,7 +88,7 @@ def trials_table(trials: list[TrialRecord], config: RunConfig, space: Space, tot
 
 
 def trial_line(trial: TrialRecord, config: RunConfig) -> str:
-    """`trial 3  running  step 120  accuracy 0.8123  learning_rate=0.0003`"""
+    """As in `trial 3  running  step 120  accuracy 0.8123  learning_rate=0.0003`."""
     assert config.search is not None
     parts = [f"trial {trial.number}", trial.status]
     if trial.reports:
@@ -98,7 +98,7 @@ def trial_line(trial: TrialRecord, config: RunConfig) -> str:
 
 
 def settings_line(settings: dict[str, Any]) -> str:
-    """`learning_rate=0.0003 r=8`"""
+    """As in `learning_rate=0.0003 r=8`."""
     return " ".join(
         f"{key.rsplit('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}"
         for key, value in settings.items()

@@ -32,8 +32,10 @@ def is_public(address: str) -> bool:
 
 
 def fetch(url: str, is_allowed: Callable[[str], bool] = is_public, hosts: Collection[str] | None = None) -> bytes:
-    """The content at a URL. `is_allowed`: which addresses may be connected to; `hosts`: the names it may be fetched
-    from, also by a redirect, None for any. Raises SampleError (missing_file).
+    """The content at a URL.
+
+    `is_allowed`: which addresses may be connected to; `hosts`: the names it may be fetched from, also by a redirect,
+    None for any. Raises SampleError (missing_file).
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     try:

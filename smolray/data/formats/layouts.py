@@ -52,8 +52,9 @@ Parser = Callable[[Row], Parsed]
 
 
 def parse(record: RawRecord, row_id: str, data: DataConfig, images: ImageReader) -> ParsedRow:
-    """The samples of one record, and what its columns were used as. Each of several captions becomes its own
-    conversation.
+    """The samples of one record, and what its columns were used as.
+
+    Each of several captions becomes its own conversation.
 
     Ids: the row's own (`data.columns.id`, question_id, id) or `row_id`, followed by `/1`, `/2` … where a row has
     several conversations. `data.prompt` is put before a question (VQA, a string prompt) or is the whole question
@@ -199,8 +200,9 @@ def _caption(row: Row) -> Parsed:
 
 
 def _pairs(row: Row) -> Parsed:
-    """Several questions about the row's images, a conversation for each: a list of {question, answer(s)}, or a list of
-    questions beside one of their answers.
+    """Several questions about the row's images, a conversation for each.
+
+    They are a list of {question, answer(s)}, or a list of questions beside one of their answers.
     """
     if column := row.find(PAIRS_COLUMNS):
         pairs = list_of(row.use(column, "questions and answers"), column)

@@ -37,8 +37,9 @@ class Placed:
 
 
 def place_images(messages: Sequence[Message], images: int, expected: bool = False) -> Placed:
-    """Put the row's images where the turns say: at parts of type image, at markers in user and system turns, else
-    first into the first user turn.
+    """Put the row's images where the turns say.
+
+    That is at parts of type image, at markers in user and system turns, else first in the first user turn.
 
     `expected`: the row should have images, so a marker without any is a fault, not text. Raises SampleError
     (image_count, no_turn).

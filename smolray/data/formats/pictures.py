@@ -32,8 +32,9 @@ _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", 
 
 
 def picture_kind(value: Any) -> str:
-    """What makes a value look like one or more pictures: "image bytes", "a data URI", "a URL of an image" or "a path of
-    an image". Empty where nothing does.
+    """What makes a value look like one or more pictures; empty where nothing does.
+
+    It is "image bytes", "a data URI", "a URL of an image" or "a path of an image".
     """
     if isinstance(value, str) and (listed := parsed_list(value)) is not None:
         value = listed
@@ -59,8 +60,10 @@ def _is_image(head: bytes) -> bool:
 
 
 def image_columns(row: Row) -> list[str]:
-    """The columns that hold the row's pictures: those that data.columns.image names; else numbered or paired columns,
-    or the first known column with a value, bytes before paths.
+    """The columns that hold the row's pictures.
+
+    Those that data.columns.image names; else numbered or paired columns, or the first known column with a value, bytes
+    before paths.
     """
     if named := row.data.columns.image:
         columns = [named] if isinstance(named, str) else list(named)

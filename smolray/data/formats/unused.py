@@ -26,7 +26,7 @@ _VIDEO_ENDING = re.compile(r"[^\n]{1,1024}\.(?:mp4|webm|avi|mov|mkv|m4v|mpe?g|wa
 
 @dataclass(frozen=True)
 class ParsedRow:
-    """The samples of one record. `used`: what each of its columns was used as: "image", "question", "answer" …"""
+    """The samples of one record, and what each of its columns was `used` as: "image", "question", "answer"."""
 
     samples: list[Sample]
     used: dict[str, str]

@@ -1,4 +1,5 @@
 """Pipeline parallelism: each worker holds some layers of the model, and hidden states travel between the workers.
+
 Several such pipelines (replicas) share the data.
 
 In: the model of a stage (load.py) and an objective, on NCCL or gloo. Out: exact optimizer steps and the state by

@@ -1,5 +1,6 @@
-"""One stage as a module: it takes what the stage before sent and gives what the next one needs. The last stage gives
-the micro-batch's contribution to the loss.
+"""One stage as a module: it takes what the stage before sent and gives what the next one needs.
+
+The last stage gives the micro-batch's contribution to the loss.
 
 Only hidden states travel, in one shape for all micro-batches of a step: tiles (T, patches, vision hidden) up to merge,
 then tokens (N, hidden), padded at the end. Inside a stage each micro-batch is computed in its own shape. Everything
@@ -189,8 +190,9 @@ def _numbers(layers: Sequence[str], tower: str) -> list[int]:
 
 
 def _slice(module: nn.Module, numbers: list[int]) -> nn.Module:
-    """A tower of transformers that runs only these of its layers. They are the same modules, and keep their names in
-    the model.
+    """A tower of transformers that runs only these of its layers.
+
+    They are the same modules, and keep their names in the model.
     """
     part = copy.copy(module)
     part._modules = dict(module._modules)
