@@ -12,6 +12,7 @@ from smolray.cluster import jobs as jobs_client
 from smolray.cluster.jobs import JobsError
 from smolray.config import RunConfig
 from smolray.run.events import read_events
+from smolray.tracking.notify import send
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -58,11 +59,13 @@ def submit_until_ended(
             continue
         losses = 1 if any(e["event"] == "step" for e in fresh) else losses + 1
         if losses >= LOSSES:
+            yield send(config, "failed", f"Its driver was lost {losses} times without a step in between.")
             raise JobsError(
                 f"{config.name} was lost {losses} times without a step in between: something ends its driver; "
                 f"see `ray job logs {job_id}`"
             )
         yield f"the driver of {config.name} was lost: submitting it again\n"
+        yield send(config, "lost its driver", "It is submitted again.")
         _wait_for_nodes(client, nodes, NODES_SECONDS)
         job_id = None
 

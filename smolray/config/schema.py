@@ -301,7 +301,7 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab"]
 
 
 def _names(value: Any) -> Any:
-    """`report_to: wandb` and `report_to: none`, as transformers reads them."""
+    """One name in place of a list, and `none`: `report_to: wandb`, as transformers reads it."""
     return () if value in ("none", None) else (value,) if isinstance(value, str) else value
 
 
@@ -328,6 +328,9 @@ class RunConfig(Section):
     callbacks: tuple[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")], ...] = ()
     """classes of your own that follow the run, as `my_module:MyCallback`, with any of the methods on_start, on_step,
     on_evaluate, on_checkpoint and on_end; each gets an event of the log (smolray/tracking/callbacks.py)"""
+    notify: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """addresses of Apprise (`pip install 'smolray[notify]'`) that are told when the run has finished, failed, stalled
+    or lost workers, such as ntfy://$TOPIC or $MAIL; `$NAME` is taken from the environment: secrets belong there"""
     group: str = ""
     """name under which trackers show several runs together; the trials of a search: default its name"""
     model: ModelConfig = ModelConfig()

@@ -26,6 +26,7 @@ from smolray.run.folder import RunFolder
 from smolray.run.lease import Lease, LeaseLostError, owning
 from smolray.run.result import read_result
 from smolray.run.status import clear_stop, request_stop, stop_requested
+from smolray.tracking.notify import notified
 from smolray.tracking.registry import check_tracking
 
 LOOK_SECONDS = 1.0
@@ -63,7 +64,8 @@ def started_run(config: RunConfig) -> Iterator["Session"]:
     storage.require_writable(config.storage, "storage")
     check_tracking(config)
 
-    with stop_signals() as signals, owning(config.run_dir, "train") as lease:
+    owned = owning(config.run_dir, "train")
+    with stop_signals() as signals, owned as lease, notified(config, partial(print, flush=True)):
         session = Session(config, lease, signals)
         try:
             with session.watching():

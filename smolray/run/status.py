@@ -5,7 +5,7 @@ In: the folder of a run. Out: a RunStatus; or a request to stop, as a flag file 
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -93,7 +93,7 @@ def run_status(run_dir: str, now: float | None = None) -> RunStatus:
 
 def _run_status(run_dir: str, now: float | None) -> RunStatus:
     written, now = read_events(run_dir), time.time() if now is None else now
-    state, stalled = _state(written, now)
+    state, stalled = state_of(written, now)
     gone = None if state in ENDED else gone_owner(run_dir, now, STALLED_SECONDS)
     status = RunStatus(
         name=RunFolder(run_dir).name,
@@ -223,8 +223,8 @@ def follow_events(run_dir: str, poll: float | None = None) -> Iterator[Event]:
         time.sleep(pause)
 
 
-def _state(written: list[Event], now: float) -> tuple[State, float | None]:
-    """The state, and for a stalled run the seconds without an event."""
+def state_of(written: Sequence[Event], now: float) -> tuple[State, float | None]:
+    """The state by all or by the newest events, and for a stalled run the seconds without an event."""
     if not written:
         return "waiting", None
 

@@ -69,6 +69,9 @@ class CallbackConsumer:
             if event["event"] in KINDS and wanted is not None:
                 self._call(wanted, event)
 
+    def idle(self) -> None:
+        pass
+
     def end(self, status: str) -> None:
         if not self.ended:  # a run that fails in the driver writes its end later
             self.take([{"event": "end", "status": status, "time": time.time()}], 0)

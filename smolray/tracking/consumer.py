@@ -46,6 +46,9 @@ class TrackerConsumer:
             self.tracker.checkpoint(saved[-1]["step"], saved[-1]["path"])
         self._keep(received)
 
+    def idle(self) -> None:
+        pass
+
     def end(self, status: str) -> None:
         self.tracker.end(status)
 

@@ -34,6 +34,10 @@ class Consumer(Protocol):
         """Receive events; `received`: how many of the log it then has."""
         ...
 
+    def idle(self) -> None:
+        """Nothing was written since the last call."""
+        ...
+
     def end(self, status: str) -> None:
         """The run has ended: finished, stopped or failed."""
         ...
@@ -91,6 +95,8 @@ class Feed(threading.Thread):
             new = self._tail.new()
             self._unsent = list(enumerate(new, start=self._read + 1))
             self._read += len(new)
+        if not self._unsent:
+            self.consumer.idle()
         while self._unsent:
             chunk = self._unsent[:CHUNK]
             self.consumer.take([event for _, event in chunk], chunk[-1][0])

@@ -13,6 +13,7 @@ from smolray.tracking.base import TrackedRun, Tracker
 from smolray.tracking.callbacks import CallbackConsumer, load_callback
 from smolray.tracking.consumer import Images, TrackerConsumer
 from smolray.tracking.feed import Consumer, Say
+from smolray.tracking.notify import check_notify
 from smolray.tracking.tensorboard import logging_dir
 
 
@@ -39,10 +40,11 @@ TRACKERS = {
 
 
 def check_tracking(config: RunConfig) -> None:
-    """Raise ConfigError where a tracker of the run is not installed, or a callback cannot be made."""
+    """Raise ConfigError where a tracker is not installed, a callback cannot be made, or nobody can be notified."""
     require_trackers(config.report_to, config.run_dir)
     for path in config.callbacks:
         load_callback(path)
+    check_notify(config)
 
 
 def require_trackers(names: Sequence[str], run_dir: str) -> None:

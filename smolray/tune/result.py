@@ -21,10 +21,11 @@ BEST = "best.yaml"
 def trial_base(config: RunConfig) -> RunConfig:
     """The config to which each trial's settings are applied.
 
-    An elastic run gets its smallest number of workers, so that more trials run at a time.
+    An elastic run gets its smallest number of workers, so that more trials run at a time. The search itself sends the
+    messages.
     """
     low, high = config.resources.workers
-    settings: Settings = {"resources.num_workers": low, "group": config.group or config.name}
+    settings: Settings = {"resources.num_workers": low, "group": config.group or config.name, "notify": ()}
     if low != high:
         settings |= {"train.global_batch": config.global_batch, "train.gradient_accumulation_steps": 1}
 
@@ -47,7 +48,7 @@ def best_config(config: RunConfig, trial: TrialRecord) -> RunConfig:
     }
 
     name = f"{config.name}-best{trial.run.removeprefix(config.name)}"  # another best trial makes another run
-    return run.replace({"name": name, "resources": config.resources, **batch})
+    return run.replace({"name": name, "resources": config.resources, "notify": config.notify, **batch})
 
 
 def finish(config: RunConfig, space: Space, trial_log: TrialLog, total: int, seconds: float) -> dict[str, Any]:

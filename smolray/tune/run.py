@@ -29,6 +29,7 @@ from smolray.launch.session import refuse_lost_storage
 from smolray.launch.waiting import announce
 from smolray.run.lease import Lease, owning
 from smolray.run.status import clear_stop, stop_requested
+from smolray.tracking.notify import send
 from smolray.tracking.registry import check_tracking
 from smolray.tune.callbacks import DRIVER_RESTARTS, LoggingCallback, PopulationSetting, StopRequest, TrialQueue
 from smolray.tune.conflicts import refuse_foreign_runs, refuse_other_search
@@ -100,8 +101,12 @@ def search_run(config: RunConfig) -> dict[str, Any]:
                 result = _search(config, space, folder, total, signals, began)
         except Stopped:
             raise Stopped(f"{config.name} stopped. {GO_ON}", signals.code) from None
+        except Exception as error:
+            print(send(config, "failed", f"{type(error).__name__}: {error}"), flush=True)
+            raise
         if signals.number:
             raise Stopped(f"{config.name} stopped; its trials have saved. {GO_ON}", signals.code)
+        print(send(config, "finished", f"{total} trials: {folder}"), flush=True)
         return result
 
 

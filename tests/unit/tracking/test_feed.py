@@ -28,6 +28,9 @@ class Memory:
         self.steps += [event["step"] for event in events if event["event"] == "step"]
         self.received = received
 
+    def idle(self):
+        pass
+
     def end(self, status):
         self.status = status
 
