@@ -37,7 +37,7 @@ from smolray.cluster.signals import Stopped, stop_signals
 COMMANDS = {
     "Data": (data.prepare, data.preview),
     "Training": (train.train, train.resume, train.plan, train.tune),
-    "Runs": (runs.status, runs.logs, runs.stop),
+    "Runs": (runs.status, runs.logs, runs.stop, runs.queue),
     "Results": (results.evaluate, results.compare, results.report, results.track, results.export),
     "Use a model": (generate.generate, serve.serve),
     "Clusters": (submit.submit, cluster.doctor),

@@ -9,6 +9,7 @@ from smolray.run import status as run_state
 from smolray.run.events import read_events
 from smolray.run.folder import RunFolder, has_log
 from smolray.run.progress import duration, event_line
+from smolray.run.queue import read_queue
 from smolray.run.result import reading
 from smolray.storage import absolute
 
@@ -24,6 +25,14 @@ def status(
         return
     found = run_state.list_runs(storage)
     console.print(runs_table(found) if found else f"no runs under {plain(storage)}")
+
+
+def queue(storage: Storage = "runs") -> None:
+    """Show the runs that train or stand in line (`smolray submit --queue`), in their order."""
+    from smolray.cli.tables import queue_table
+
+    found = read_queue(storage)
+    console.print(queue_table(found) if found else f"no run is queued under {plain(storage)}")
 
 
 def logs(

@@ -1,5 +1,6 @@
 """The command `smolray submit`: a run as a job on a Ray cluster."""
 
+import getpass
 from typing import Annotated, Any
 
 import typer
@@ -22,16 +23,23 @@ def submit(
         bool,
         typer.Option("--keep-alive", help="keep watching, and submit it again when its driver is lost with the head"),
     ] = False,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="let it stand in line until what it asks for is free (`smolray queue`)")
+    ] = False,
 ) -> None:
     """Submit a run to a cluster as a Ray job.
 
     Example: smolray submit --address http://head:8265 --config run.yaml
     """
-    run = load_config(config, overrides or ())
+    arguments = ["--config", config, *(overrides or ())]
+    if queue:
+        arguments.append("resources.queue=true")
+    run = load_config(config, arguments[2:])
+    if run.resources.queue and not run.resources.user:
+        arguments.append(f"resources.user={getpass.getuser()}")
 
     from smolray.cluster.jobs import check_submission
 
-    arguments = ["--config", config, *(overrides or ())]
     check_submission(run, arguments)
     if not keep_alive:
         submit_run(job_client(address), run, arguments, follow)

@@ -4,6 +4,7 @@ In: statuses, manifests, results and comparisons. Out: rich tables.
 """
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -13,6 +14,7 @@ from smolray.config import METRICS
 from smolray.evaluate.bootstrap import Estimates
 from smolray.evaluate.measure import interval, shown
 from smolray.run.progress import accuracy_of, count, duration, percent, size
+from smolray.run.queue import Entry
 from smolray.run.status import RunStatus
 
 if TYPE_CHECKING:
@@ -39,6 +41,21 @@ def runs_table(runs: list[RunStatus]) -> Table:
 
     for run in runs:
         table.add_row(escape(run.name), _state(run), _steps(run), *(_or_dash(v) for v in _numbers(run)))
+    return table
+
+
+def queue_table(entries: Sequence[Entry]) -> Table:
+    """The queue of a storage, one row for each run."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("place", "run", "user", "priority", "workers", "queued for"):
+        table.add_column(column, justify="left" if column in ("run", "user") else "right", overflow="fold")
+
+    line = [entry.run for entry in entries if entry.waits]
+    for entry in entries:
+        place = "lost" if entry.lost else "trains" if entry.turn else str(line.index(entry.run) + 1)
+        waited = (entry.turn or time.time()) - entry.since
+        numbers = (str(entry.priority), str(entry.workers), duration(waited))
+        table.add_row(place, escape(entry.run), escape(entry.user), *numbers)
     return table
 
 

@@ -272,6 +272,12 @@ class ResourcesConfig(Section):
     """Ray node labels that a worker's node must have"""
     omp_num_threads: int = Field(default=1, ge=1, le=1024)
     """threads of each worker on the CPU"""
+    queue: bool = False
+    """whether the run stands in line before its workers start: the queue of `storage`, which `smolray queue` shows"""
+    priority: int = 0
+    """in the queue: higher ones first; among equal ones users take turns"""
+    user: str = ""
+    """in the queue: whose run it is; `smolray submit` fills in who calls it, else it is who starts the driver"""
 
     @property
     def workers(self) -> tuple[int, int]:

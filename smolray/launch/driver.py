@@ -18,6 +18,7 @@ from smolray.data.ray_jobs import ensure_index, load_index
 from smolray.data.reader import Folders, Sidecars
 from smolray.launch.data import prepare_data
 from smolray.launch.follow import followed
+from smolray.launch.queue import queued
 from smolray.launch.ray_train import fit
 from smolray.launch.resolve import NO_DATA, ResolvedRun, resolve, with_absolute_paths
 from smolray.launch.resources import Cluster, most_workers
@@ -64,7 +65,7 @@ def train_run(session: Session) -> dict[str, Any]:
     if config.engine.name != "auto":
         store_config(run)
 
-    with followed(config, folders), session.workers(config):
+    with followed(config, folders), queued(config), session.workers(config):
         reason = {"workers": run.reason} if run.reason else {}
         log = EventLog(config.run_dir)
         log.write("data", **{part: account.to_json() for part, account in accounts.items()})

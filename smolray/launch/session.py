@@ -21,7 +21,7 @@ from smolray.cluster.local_ray import LOCAL_RAY
 from smolray.cluster.signals import Stopped, StopSignals, stop_signals
 from smolray.config import ConfigError, RunConfig, to_yaml
 from smolray.launch.background import in_background
-from smolray.run.events import EventLog, read_events
+from smolray.run.events import STARTING, EventLog, read_events
 from smolray.run.folder import RunFolder
 from smolray.run.lease import Lease, LeaseLostError, owning
 from smolray.run.result import read_result
@@ -33,7 +33,6 @@ LOOK_SECONDS = 1.0
 WAITING_SECONDS = 4.0  # between two looks at what the workers wait for
 HEAD_SECONDS = 45.0  # Ray ends a driver whose head has been away for 60 s, in words of its own
 VERDICT_SECONDS = 3.0  # after an error of Ray, until it is known whether its processes live
-STARTING = ("preparing", "data", "launch", "plan", "waiting", "resize")  # no worker trains after one of these
 NOTICE = b"\nstopping: the run saves first; once more to end at once\n"
 
 

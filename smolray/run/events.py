@@ -38,6 +38,7 @@ from smolray.run.folder import EVENTS, log_parts
 from smolray.run.parts import PartsReader, line_log
 
 Event = dict[str, Any]
+STARTING = ("preparing", "data", "launch", "plan", "waiting", "resize")  # no worker trains after one of these
 RENAMED = {"deal": "balance"}  # kinds in older logs
 
 
