@@ -28,7 +28,7 @@ def status(
 
 
 def queue(storage: Storage = "runs") -> None:
-    """Show the runs that train or stand in line (`smolray submit --queue`), in their order."""
+    """Show the runs that stand in line or train, in their order."""
     from smolray.cli.tables import queue_table
 
     found = read_queue(storage)

@@ -105,7 +105,9 @@ def test_a_server_that_never_answers_does_not_hold_the_run(tmp_path, monkeypatch
             wait_for(lambda: feeds[0].consumer.tracker.__dict__.get("client"), 60)
             ending = time.monotonic()
         assert time.monotonic() - ending < 5 and time.monotonic() - began < 90
-    assert not feeds[0].complete and "smolray track demo mlflow" in said[-1]
+        assert not feeds[0].complete and "smolray track demo mlflow" in said[-1]
+    feeds[0].join(60)  # while MLflow still has this address, or it would make a store in the current folder
+    assert not feeds[0].is_alive()
 
 
 def test_a_run_that_fails_is_told_as_failed(tmp_path):
