@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from smolray.cluster import jobs as jobs_client
 from smolray.cluster.jobs import JobsError
 from smolray.config import RunConfig
-from smolray.run.events import read_events
+from smolray.run.events import Event, read_events
 from smolray.tracking.notify import send
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def submit_until_ended(
         yield from jobs_client.follow(client, job_id, RETRY_SECONDS, int(patience / RETRY_SECONDS))
         fresh = [e for e in read_events(config.run_dir)[seen:] if e["event"] != "launch"]
         if any(e["event"] == "end" for e in fresh) or _ended_of_its_own(client, job_id):
-            stopped = not fresh or fresh[-1].get("status") == "stopped"
-            job_id = _submitted_again(client, config, MOVED_SECONDS) if stopped else None
+            job_id = _submitted_again(client, config, MOVED_SECONDS) if was_stopped(fresh) else None
             if job_id is None:
                 return
             continue
@@ -68,6 +67,15 @@ def submit_until_ended(
         yield send(config, "lost its driver", "It is submitted again.")
         _wait_for_nodes(client, nodes, NODES_SECONDS)
         job_id = None
+
+
+def was_stopped(fresh: Sequence[Event]) -> bool:
+    """Whether a run was stopped before it had finished or failed, by what its job has written.
+
+    The job that trains it again may have begun to write by now.
+    """
+    ends = [event for event in fresh if event["event"] == "end"]
+    return ends[-1]["status"] == "stopped" if ends else not fresh
 
 
 def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
