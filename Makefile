@@ -12,7 +12,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 unit test slow faults fuzz demo bench gpu: export HF_HUB_OFFLINE ?= 1
 
-.PHONY: venv help demo unit test slow faults fuzz lint types bench gpu audit clean
+.PHONY: venv help demo unit test slow faults fuzz lint types bench gpu audit dist clean
 
 venv: $(STAMP)  ## install smolray and its tools into .venv (the default)
 
@@ -68,6 +68,16 @@ gpu: venv  ## check this machine's GPU: gpu.json, and gpu.html to attach to a re
 audit: venv  ## known faults of the pinned packages (asks pypi.org)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt pip-audit
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip --strict
+
+# The environment is empty but for the wheel and what it asks for, and the commands run outside of the checkout.
+dist: venv  ## build the wheel and the sdist, check both, and try the wheel in an empty environment
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt build twine
+	rm -rf dist .cache/dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m venv .cache/dist
+	.cache/dist/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt dist/*.whl
+	cd .cache/dist && bin/smolray --version && bin/smolray config list && bin/smolray config show > /dev/null
 
 clean:  ## remove what was installed and cached here
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist

@@ -111,7 +111,7 @@ def main() -> None:
     data = config.data.replace({"packing": "full", "max_length": 10**6})
     encoder = cached_encoder(config.model, data, config.image)
 
-    answers = answers_by_type(shard_rows(config.data.train))
+    answers = answers_by_type(shard_rows(config.data.train_folder))
     for part in ("train", "validation"):
         if folder := getattr(config.data, part):
             rows = list(hard_negatives(model, shard_rows(folder, options.limit), answers, encoder, device))

@@ -306,7 +306,7 @@ def few_samples(config: RunConfig) -> Batch:
     """
     encoder = cached_encoder(config.model, config.data.replace({"packing": "image"}), config.image)
     groups: list[Group] = []
-    for row in ShardReader.open(config.data.train).rows():
+    for row in ShardReader.open(config.data.train_folder).rows():
         grids = [encoder.tiler.grid(*image_size(image)) for image in row.images]
         fitting = [i for i, c in enumerate(row.conversations) if encoder.branches(c, grids) is not None]
         if fitting:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from smolray.config import RunConfig
-from smolray.data.shards import read_manifest
+from smolray.data.shards import prepared_account, read_manifest
 from smolray.model.tiny import SHAPES
 from smolray.run.checkpoint import Checkpoint
 from smolray.run.result import read_result
@@ -36,13 +36,13 @@ def model_card(
     config: RunConfig, run_dir: str, chosen: Checkpoint, details: CardDetails, note: str, use: str = ""
 ) -> str:
     """README.md of the folder: what the model is, its data and settings, its accuracy, and sections about its use."""
-    source = read_manifest(config.data.train).source or config.data.train
+    source = ", ".join(map(_public, _sources(config)))
     settings = yaml.safe_dump(_public(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     return (
         f"---\n{_metadata(config, run_dir, details)}---\n"
         f"# {config.name}\n\n"
         f"{_public(config.model.path)}, {_training_method(config)}, {CARD_MARK} to step {chosen.step} "
-        f"({chosen.progress.samples} samples) on `{_public(source)}`. {note}\n"
+        f"({chosen.progress.samples} samples) on `{source}`. {note}\n"
         f"{_score_table(config, run_dir)}\n"
         f"{use}## Settings\n\n```yaml\n{settings}```\n"
     )
@@ -113,9 +113,13 @@ def _index_metrics(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _datasets(config: RunConfig) -> list[str]:
     """The hub ids among the sources of the run's shards."""
-    source = read_manifest(config.data.train).source or config.data.train
-    name = source.removeprefix("hf://datasets/")
-    return [name] if _on_hub(name) else []
+    names = [source.removeprefix("hf://datasets/").partition("#")[0] for source in _sources(config)]
+    return [*dict.fromkeys(name for name in names if _on_hub(name))]
+
+
+def _sources(config: RunConfig) -> tuple[str, ...]:
+    """What the run's shards were made of."""
+    return prepared_account(read_manifest(config.data.train_folder)).paths or (config.data.train_folder,)
 
 
 def _on_hub(name: str) -> bool:

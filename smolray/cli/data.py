@@ -23,19 +23,22 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
     from smolray.cli.tables import manifests_table
     from smolray.cluster.connect import connect
-    from smolray.data.prepare import prepare_run, shard_folder
+    from smolray.data.prepare import parts_of, prepare_run, shard_folder, with_leak
     from smolray.data.shards import prepared_account
 
     # Found before Ray starts, so that a wrong path is reported at once.
-    folders = {part: shard_folder(run, part) for part in ("train", "validation") if getattr(run.data, part)}
+    folders = {part: shard_folder(run, part) for part in parts_of(run)}
     connect()
     began = time.monotonic()
     manifests = prepare_run(run, _show_progress)
     seconds = time.monotonic() - began
 
     console.print(manifests_table(manifests))
-    for part, manifest in manifests.items():
-        for line in prepared_account(manifest).lines(part):
+    accounts = {part: prepared_account(manifest) for part, manifest in manifests.items()}
+    if "validation" in folders:
+        accounts["validation"] = with_leak(accounts["validation"], folders["train"], folders["validation"])
+    for part, account in accounts.items():
+        for line in account.lines(part):
             console.print(plain(line), soft_wrap=True)
     for part, folder in folders.items():
         console.print(f"{part}: {plain(folder)}", soft_wrap=True)

@@ -15,7 +15,7 @@ from smolray.cli.preview_samples import harmless
 from smolray.config import ConfigError, RunConfig
 from smolray.data.answers import TEXT_SHARDS, count_answers, distinct_texts
 from smolray.data.encode import Encoder, cached_encoder
-from smolray.data.first_rows import FirstRows, first_rows
+from smolray.data.first_rows import FirstRows, first_rows_of
 from smolray.data.prepare import shard_folder
 from smolray.data.reader import ShardReader
 from smolray.data.sample import ShardRow
@@ -63,7 +63,7 @@ def open_preview(config: RunConfig, count: int) -> Iterator[PreviewData]:
         yield PreviewData(folder, manifest, preview_encoder(config, folder, manifest))
         return
 
-    raw = first_rows(config.data.train, config.data, max(RAW_ROWS, count))
+    raw = first_rows_of(config.data, max(RAW_ROWS, count))
     with tempfile.TemporaryDirectory(prefix="smolray-preview-") as temporary:
         manifest = read_manifest(write_shards(temporary, raw.rows, rows_per_file=len(raw.rows)))
         yield PreviewData(temporary, manifest, preview_encoder(config, temporary, manifest), raw)

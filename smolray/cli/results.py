@@ -81,6 +81,30 @@ def report(name: Name, storage: Storage = "runs") -> None:
     console.print(plain(write_report(run_dir)), soft_wrap=True)
 
 
+def checkpoints(
+    name: Name,
+    verify: Annotated[bool, typer.Option("--verify", help="read them whole, and compare their hashes")] = False,
+    storage: Storage = "runs",
+) -> None:
+    """List the checkpoints of a run, also while it trains.
+
+    Each can be exported meanwhile: smolray export RUN --checkpoint step-00000500 --adapter --out FOLDER
+    """
+    run_dir = require_run(storage, name)
+
+    from smolray.cli.tables import checkpoints_table
+    from smolray.run import checkpoint
+
+    found = checkpoint.look(run_dir, verify)
+    best, whole = checkpoint.best(run_dir), [one for one in found.values() if isinstance(one, checkpoint.Checkpoint)]
+    console.print(checkpoints_table(found, best.step if best else None) if found else f"{name} has no checkpoint yet")
+    if whole:
+        console.print(
+            f"as a model: smolray export {name} --checkpoint step-{whole[-1].step:08d} --out FOLDER", style="dim"
+        )
+        console.print("its adapters alone, for PEFT: with --adapter", style="dim")
+
+
 def track(
     name: Name,
     trackers: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from smolray.config import METRICS
 from smolray.evaluate.bootstrap import Estimates
@@ -18,7 +19,10 @@ from smolray.run.queue import Entry
 from smolray.run.status import RunStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from smolray.evaluate.compare import Comparison
+    from smolray.run.checkpoint import Checkpoint, CheckpointError
 
 
 COLOURS = {
@@ -109,6 +113,29 @@ def accuracy_table(result: dict[str, Any]) -> Table:
         table.add_row(escape(kind), f"{number:,}" if number else "", percent(score))
     if isinstance(result.get("blind_baseline"), int | float):
         table.add_row("[dim]without the image[/dim]", "", f"[dim]{percent(result['blind_baseline'])}[/dim]")
+    return table
+
+
+def checkpoints_table(found: "Mapping[int, Checkpoint | CheckpointError]", best: int | None) -> Table:
+    """One row for each checkpoint by its step; a damaged one with what is wrong."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("checkpoint", "epoch", "samples", "loss", "accuracy", ""):
+        table.add_column(column, justify="right" if column in ("epoch", "samples", "loss", "accuracy") else "left")
+    for step, one in found.items():
+        name = f"step-{step:08d}"
+        if isinstance(one, Exception):
+            table.add_row(name, "", "", "", "", Text(f"damaged: {one}", style="red"))
+            continue
+        loss, accuracy = one.metrics.get("loss"), one.metrics.get("accuracy")
+        progress = one.progress
+        table.add_row(
+            name,
+            str(progress.epoch),
+            f"{progress.samples:,}",
+            _or_dash(None if loss is None else f"{loss:.4f}"),
+            _or_dash(None if accuracy is None else percent(accuracy)),
+            "best" if step == best else "",
+        )
     return table
 
 

@@ -143,11 +143,13 @@ def _statistics(run: RunConfig) -> Any:
         from smolray.data.prepare import shard_folder
         from smolray.data.ray_jobs import load_index
         from smolray.data.shards import ShardError, read_manifest
+        from smolray.data.sources import repeats_of
 
         folder = shard_folder(run, "train")
         try:
             read_manifest(folder)  # first: without shards nothing of the model is loaded
-            return DataStatistics.from_index(load_index(folder, run))
+            index = load_index(folder, run)
+            return DataStatistics.from_index(index, repeats_of(run.data, index))
         except (ShardError, FileNotFoundError):
             errors.print("the data is not prepared and indexed yet: its sizes are assumed", style="yellow")
 

@@ -91,9 +91,9 @@ def check_submission(config: RunConfig, arguments: Sequence[str], working_dir: s
     paths = {
         "storage": config.storage,
         "data.shards": config.data.shards,
-        "data.train": config.data.train,
         "data.validation": config.data.validation,
         "model.path": config.model.path,
+        **config.data.train_paths,
     }
     given = paths | {word.partition("=")[0]: word.partition("=")[2] for word in arguments if "=" in word}
     faults = [fault for key, value in paths.items() if (fault := _path_fault(key, value))]

@@ -89,7 +89,7 @@ def render(
     cluster = spec["rayClusterSpec"]
     _check_paths(config, cluster)
     data = config.data
-    check_way_out((config.storage, data.shards, data.train, data.validation), objects)
+    check_way_out((config.storage, data.shards, *data.train_paths.values(), data.validation), objects)
     fit_workers(config, cluster)
     _mount_config(cluster, f"{name}-config")
     settings = {
@@ -172,7 +172,7 @@ def _check_paths(config: RunConfig, cluster: Manifest) -> None:
 
     paths = {"storage": config.storage, "data.shards": config.data.shards}
     if config.data.format != "hub":
-        paths |= {"data.train": config.data.train, "data.validation": config.data.validation}
+        paths |= {**config.data.train_paths, "data.validation": config.data.validation}
     check_shared(paths, cluster)
 
 

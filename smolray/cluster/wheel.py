@@ -10,6 +10,7 @@ from setuptools.command.build_py import build_py
 
 FILES = (
     "cluster/site.yml",
+    "cluster/grafana/*.json",
     "cluster/inventory.example.yml",
     "cluster/roles/**/*.yml",
     "cluster/roles/**/*.j2",

@@ -5,6 +5,10 @@ metrics.py the metrics of an evaluation; rules.py the combinations that cannot w
 turns every fault into one line that names the key, the value and the nearest valid choice.
 """
 
+from smolray.config.data import AUTO_LENGTHS as AUTO_LENGTHS
+from smolray.config.data import ColumnsConfig as ColumnsConfig
+from smolray.config.data import DataConfig as DataConfig
+from smolray.config.data import SourceConfig as SourceConfig
 from smolray.config.errors import ConfigError as ConfigError
 from smolray.config.errors import explain as explain
 from smolray.config.load import check_run as check_run
@@ -17,9 +21,6 @@ from smolray.config.methods import SimPOConfig as SimPOConfig
 from smolray.config.metrics import METRICS as METRICS
 from smolray.config.optimizer import ModelGroup as ModelGroup
 from smolray.config.optimizer import OptimizerConfig as OptimizerConfig
-from smolray.config.schema import AUTO_LENGTHS as AUTO_LENGTHS
-from smolray.config.schema import ColumnsConfig as ColumnsConfig
-from smolray.config.schema import DataConfig as DataConfig
 from smolray.config.schema import EvalConfig as EvalConfig
 from smolray.config.schema import ImageConfig as ImageConfig
 from smolray.config.schema import LoraConfig as LoraConfig

@@ -74,6 +74,14 @@ def _reference(value: dict[str, Any], definitions: dict[str, Any]) -> str | None
     return None
 
 
+def _item(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
+    """The section that an item of a list is, or None where the property is no list of sections."""
+    for part in (value, *value.get("anyOf", ())):
+        if _reference(part.get("items", {}), definitions):
+            return dict(part["items"])
+    return None
+
+
 def _section(name: str, value: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
     definition = definitions[_reference(value, definitions) or ""]
     own, inner = _split(definition, definitions)
@@ -86,6 +94,11 @@ def _section(name: str, value: dict[str, Any], definitions: dict[str, Any]) -> l
 
     blocks = [_wrapped(" ".join(_sentence(text) for text in about)) + "\n"] if about else []
     blocks.append(_entries(f"{name}.", own, definitions))
+    for key, value_of in own.items():
+        if item := _item(value_of, definitions):
+            named = definitions[_reference(item, definitions) or ""]
+            blocks += [f"### One of {name}.{key}\n", _wrapped(_sentence(named["description"])) + "\n"]
+            blocks.append(_entries(f"{name}.{key}[n].", named["properties"], definitions))
     for key, nested in inner.items():
         blocks += [f"### {name}.{key}\n", *_section(f"{name}.{key}", nested, definitions)]
     return blocks
@@ -103,6 +116,8 @@ def _entry(key: str, value: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
     """The type in words, such as `integer >= 1` or `list of strings`."""
+    if _reference(value, definitions) and "$ref" in value:
+        return "section"
     if "$ref" in value:
         return _type(definitions[value["$ref"].rpartition("/")[2]], definitions)
     if "anyOf" in value:
@@ -116,7 +131,7 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
     if kind == "array" and "prefixItems" in value:
         return "[" + ", ".join(_type(part, definitions) for part in value["prefixItems"]) + "]"
     if kind == "array":
-        item = _type(value["items"], definitions)
+        item = _type(value["items"], definitions).replace("section", "sections")
         return f"list of ({item})" if "," in item else f"list of {item}"
     if kind == "object":
         names, values = value.get("propertyNames"), value.get("additionalProperties")
@@ -135,6 +150,8 @@ def _limits(value: dict[str, Any]) -> list[str]:
 
 def _default(value: dict[str, Any]) -> str:
     default = value.get("default")
+    if "default" not in value and value.get("type") != "object":
+        return "none, it must be given"
     if default is None:
         return "empty" if value.get("type") == "object" else "null"
     if default in ("", [], {}):

@@ -6,7 +6,7 @@ In: the root model and its ValidationError. Out: text.
 import difflib
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -62,14 +62,18 @@ def explain(root: Model, error: ValidationError) -> str:
     faults: dict[str, list[Any]] = {}
     for fault in error.errors():
         faults.setdefault(_key_of(root, fault), []).append(fault)
+    # a fault inside an item of a list says more than that the list is no text
+    faults = {key: of for key, of in faults.items() if not any(other.startswith(f"{key}.") for other in faults)}
     return "\n".join(_explain(root, key, of_key) for key, of_key in faults.items())
 
 
 def _key_of(root: Model, fault: Any) -> str:
     """The dotted key at fault, without the branch of a union (`int`, `tuple[…]`, `literal[…]`) that pydantic adds."""
     parts: list[str] = []
-    for part in fault["loc"]:
-        branch = part == fault["loc"][-1] and part in ("int", "float", "str")
+    for number, part in enumerate(fault["loc"]):
+        if str(part).startswith("tuple[") and _section_at(root, [*parts, "0"]) is not None:
+            continue
+        branch = number == len(fault["loc"]) - 1 and part in ("int", "float", "str")
         branch = branch or part == "int" or str(part).startswith(("tuple[", "literal["))
         if branch and _section_at(root, parts) is None:
             break
@@ -160,26 +164,28 @@ def _items_at(root: Model, location: Sequence[str]) -> tuple[str, ...]:
 
 
 def _section_at(root: Model, location: Sequence[str]) -> Model | None:
-    """The model of the section at `location`; None where there is no section."""
-    section: Model = root
+    """The model of the section at `location`, which may be an item of a list; None where there is no section."""
+    section: Model | None = root
+    items: Model | None = None  # of the list that the last part names
     for part in location:
-        annotation = section.model_fields[part].annotation if part in section.model_fields else None
-        options = [
-            a
-            for a in (annotation, *getattr(annotation, "__args__", ()))
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
-        if not options:
-            return None
-        section = options[0]
+        if part.isdigit():
+            section, items = items, None
+            continue
+        field = section.model_fields.get(part) if section else None
+        options = (field.annotation, *get_args(field.annotation)) if field else ()
+        section, items = _model_in(options), _model_in(a for option in options for a in get_args(option))
     return section
 
 
+def _model_in(annotations: Iterable[Any]) -> Model | None:
+    return next((a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel)), None)
+
+
 def is_text(root: Model, location: Sequence[str]) -> bool:
-    """Whether the setting at `location` takes free text, so that its value needs no quotes."""
+    """Whether the setting at `location` takes free text, so that its value needs no quotes. It may take a list too."""
     section = _section_at(root, location[:-1])
     field = section.model_fields.get(location[-1]) if section else None
-    return field is not None and field.annotation in (str, str | None)
+    return field is not None and str in _options(field.annotation)
 
 
 def empty_value(root: Model, location: Sequence[str]) -> Any:
@@ -189,12 +195,15 @@ def empty_value(root: Model, location: Sequence[str]) -> Any:
     """
     section = _section_at(root, location[:-1])
     field = section.model_fields.get(location[-1]) if section else None
-    annotation = field.annotation if field else None
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    kinds = [get_origin(option) or option for option in options]
+    kinds = [get_origin(option) or option for option in _options(field.annotation if field else None)]
     if type(None) in kinds:
         return None
     return next(({str: "", tuple: [], dict: {}}[kind] for kind in kinds if kind in (str, tuple, dict)), None)
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The types that a setting may have."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _fields_at(root: Model, location: Sequence[str]) -> list[str]:

@@ -5,10 +5,11 @@ In: the YAML of one of them. Out: our settings by dotted key, and what has no co
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from smolray.config.errors import ConfigError
 from smolray.config.load import read_settings
+from smolray.config.optimizer import OptimizerConfig
 from smolray.config.schema import ALIASES, RunConfig
 
 Settings = dict[str, Any]
@@ -27,6 +28,7 @@ SAME = {
     "loraplus_lr_ratio": "optimizer.loraplus_lr_ratio",
     **dict.fromkeys(("cutoff_len", "sequence_len"), "data.max_length"),
     "dataset_revision": "data.revision",
+    "max_samples": "data.max_samples",
     "micro_batch_size": "train.per_device_train_batch_size",
     "num_epochs": "train.num_train_epochs",
     "lr_scheduler": "optimizer.lr_scheduler_type",
@@ -36,6 +38,7 @@ SAME = {
     "load_best_model_at_end": "checkpoint.keep_best",
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "evaluate.batch_size"),
 }
+SHARES = ("interleave_probs", "interleave_prob")  # of the data sets, in the order of their list
 # What smolray decides by itself, or what changes nothing that is learned.
 NOT_NEEDED = {
     **dict.fromkeys(("do_train", "do_eval", "overwrite_cache", "overwrite_output_dir"), "always so here"),
@@ -45,6 +48,7 @@ NOT_NEEDED = {
     **dict.fromkeys(("template", "chat_template", "processor_type", "model_type"), "the model's own is taken"),
     **dict.fromkeys(("remove_unused_columns", "dataset_kwargs", "trust_remote_code"), "not needed here"),
     "resume_from_checkpoint": "the same name resumes",
+    "mix_strategy": "no conversation is left out, as with interleave_over",
 }
 
 
@@ -54,13 +58,16 @@ def import_settings(path: str) -> tuple[Settings, dict[str, str]]:
     found: Settings = {}
     missing: dict[str, str] = {}
     for name, value in given.items():
-        if value is None:
+        if value is None or name in SHARES:
             continue
         try:
             for key, ours in _counterpart(str(name), value).items():
                 found.setdefault(key, _checked(key, ours))
         except ConfigError as error:
             missing[str(name)] = str(error).splitlines()[0]
+    for name in SHARES:
+        if given.get(name) is not None:
+            _add_shares(found, missing, name, given[name])
     if not _has_adapters(given):
         for key in [key for key in found if key.startswith("lora.")]:
             missing[key] = f"{found.pop(key)}: the file says nothing of training adapters, so that all is trained"
@@ -88,6 +95,8 @@ def _checked(key: str, value: Any) -> Any:
     held: Any = RunConfig().replace({key: value}).model_dump(mode="json")
     for name in key.split("."):
         held = held[name]
+    if isinstance(held, list):
+        return [{k: v for k, v in one.items() if v is not None} if isinstance(one, dict) else one for one in held]
     return held
 
 
@@ -125,10 +134,10 @@ def _dtype(name: str) -> Callable[[Any], Settings]:
 
 
 def _optimizer(value: Any) -> Settings:
-    """AdamW under whatever name; bitsandbytes' 8-bit ones under theirs."""
-    for ours in ("paged_adamw_8bit", "adamw_8bit"):
-        if str(value) in (ours, ours.replace("adamw_8bit", "adamw_bnb_8bit")):
-            return {"optimizer.name": ours}
+    """AdamW under whatever name; the others under theirs, with bitsandbytes' in transformers' spelling too."""
+    name = str(value).replace("_bnb", "").removesuffix("_32bit")
+    if name in get_args(OptimizerConfig.model_fields["name"].annotation) and name != "adamw":
+        return {"optimizer.name": name}
     if str(value) in ("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"):
         return {"optimizer.name": "adamw"}
     raise ConfigError("no counterpart; nearest: optimizer.name=adamw")
@@ -141,12 +150,51 @@ def _targets(value: Any) -> Settings:
 
 
 def _data(value: Any) -> Settings:
-    """One data set by its path or id; of several the mixture has no counterpart."""
-    sources = value if isinstance(value, list) else str(value).split(",")
-    if len(sources) != 1:
-        raise ConfigError(f"names {len(sources)} data sets; give one as data.train")
-    source = sources[0]
-    return {"data.train": str(source.get("path") if isinstance(source, dict) else source).strip()}
+    """One or several data sets by their paths or ids."""
+    named = value if isinstance(value, list) else str(value).split(",")
+    sources = [_source(one) for one in named]
+    return {"data.train": sources[0] if len(sources) == 1 else sources}
+
+
+def _source(value: Any) -> Any:
+    """A data set as a source: its path, with what is said of it. ms-swift writes the number of its samples behind #."""
+    if isinstance(value, dict):
+        files = value.get("data_files")
+        path = files if isinstance(files, str) else value.get("path")
+        found = {"path": path, "split": value.get("split"), "revision": value.get("revision")}
+        found = {key: one for key, one in found.items() if one is not None}
+        return path if [*found] == ["path"] else found
+    path, _, number = str(value).strip().partition("#")
+    return {"path": path, "max_samples": int(number)} if number.isdigit() else str(value).strip()
+
+
+def _add_shares(found: Settings, missing: dict[str, str], name: str, value: Any) -> None:
+    """Give the sources their shares of an epoch: a list of numbers, one for each of them."""
+    numbers = value if isinstance(value, list) else str(value).split(",")
+    sources = found.get("data.train")
+    if not isinstance(sources, list) or len(numbers) != len(sources):
+        missing[name] = f"{len(numbers)} numbers, which are not one for each data set"
+        return
+    try:
+        for source, number in zip(sources, numbers, strict=True):
+            source["weight"] = float(number)
+        found["data.train"] = _checked("data.train", sources)
+    except ValueError as error:
+        missing[name] = str(error).splitlines()[0]
+
+
+def _fraction(value: Any) -> Settings:
+    """The share that is held out; others take a whole number for a number of rows."""
+    if isinstance(value, int | float) and value >= 1:
+        raise ConfigError(f"{value:g} rows; expected a share, such as data.validation_fraction=0.05")
+    return {"data.validation_fraction": value}
+
+
+def _validation(value: Any) -> Settings:
+    source = _data(value)["data.train"]
+    if not isinstance(source, str):
+        raise ConfigError("data.validation is one path or id, without settings of its own")
+    return {"data.validation": source}
 
 
 def _method(value: Any) -> Settings:
@@ -170,6 +218,12 @@ def _eval_strategy(value: Any) -> Settings:
     return {"evaluate.eval_epochs": 1 if value == "epoch" else 0}
 
 
+def _save_strategy(value: Any) -> Settings:
+    if value == "epoch":
+        raise ConfigError("saved at the end of each epoch in any case; checkpoint.save_steps adds others")
+    return {"checkpoint.save_steps": 0} if value == "no" else {}
+
+
 def _name(value: Any) -> Settings:
     cleaned = re.sub(r"[^a-z0-9._-]+", "-", str(value).lower()).strip("-._")[:62]
     return {"name": cleaned or "run"}
@@ -191,12 +245,14 @@ CONVERTED: dict[str, Callable[[Any], Settings]] = {
     "lora_target": _targets,
     "lora_target_linear": _targets,
     **dict.fromkeys(("dataset", "datasets"), _data),
-    **dict.fromkeys(("test_datasets", "eval_dataset"), lambda value: {"data.validation": _data(value)["data.train"]}),
+    **dict.fromkeys(("test_datasets", "eval_dataset"), _validation),
     **dict.fromkeys(("stage", "rl"), _method),
     **dict.fromkeys(("use_peft", "finetuning_type", "adapter", "lora_model_dir"), _nothing),
     **dict.fromkeys(("packing", "sample_packing"), _packing),
     "deepspeed": _stage,
     **dict.fromkeys(("eval_strategy", "evaluation_strategy"), _eval_strategy),
+    **dict.fromkeys(("val_size", "val_set_size", "split_dataset_ratio", "test_split_size"), _fraction),
+    "save_strategy": _save_strategy,
     "dataset_train_split": lambda value: {"data.split": value},
     "quantization_bit": lambda value: {f"model.load_in_{value}bit": True},
 }

@@ -121,7 +121,7 @@ def _apply_override(record: dict[str, Any], override: str) -> None:
         value = text
     if not text.strip():
         value = empty_value(RunConfig, key.split("."))
-    if value is not None and not isinstance(value, str) and is_text(RunConfig, key.split(".")):
+    if value is not None and not isinstance(value, str | list) and is_text(RunConfig, key.split(".")):
         value = text  # name=2024, revision=1234567 or data.prompt=Answer: yes or no
 
     *parents, last = key.split(".")

@@ -10,10 +10,23 @@ ModelGroup = Literal["vision", "connector", "text"]
 
 
 class OptimizerConfig(Section):
-    """AdamW, its learning rates and their schedule."""
+    """The optimizer, its learning rates and their schedule."""
 
-    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """adamw_8bit and paged_adamw_8bit are from bitsandbytes and need engine.stage=0 or the pipeline"""
+    name: Literal[
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw",
+        "paged_adamw_8bit",
+        "lion",
+        "lion_8bit",
+        "paged_lion_8bit",
+        "adafactor",
+        "muon",
+    ] = "adamw"
+    """all but adamw need engine.stage=0 or the pipeline. 8bit, paged and lion are bitsandbytes'; lion wants about a
+    tenth of AdamW's learning rate; adafactor (torch) keeps a mean for each row and column, and its learning rate is
+    relative to the size of the weights; muon (torch) turns the gradients of matrices into orthogonal steps, as large as
+    AdamW's, and leaves embeddings, head, biases and norms to AdamW"""
     learning_rate: float = Field(default=1e-4, ge=0)
     """highest learning rate of the schedule"""
     learning_rates: dict[ModelGroup, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)

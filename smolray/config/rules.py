@@ -32,6 +32,7 @@ def faults(config: RunConfig) -> list[str]:
     """One line for each combination that cannot work; empty: the run may start."""
     return [
         *_model(config),
+        *_data(config),
         *_optimizer(config),
         *_evaluation(config),
         *_scheduler(config),
@@ -76,6 +77,48 @@ def _model(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _data(config: RunConfig) -> Iterator[str]:
+    data, sources = config.data, config.data.sources
+    weighted = [source.path for source in sources if source.weight is not None]
+    if weighted and len(weighted) < len(sources):
+        without = next(source.path for source in sources if source.weight is None)
+        yield f"data.train: {weighted[0]} has a weight and {without} has none; give all sources a weight, or none"
+    if both := [source.path for source in sources if source.weight is not None and source.repeats is not None]:
+        yield f"data.train: {both[0]} has a weight and repeats: each says how often it is trained; keep one of them"
+    if data.repeats and len(sources) > 1:
+        yield "data.repeats is for prepared shards; in a list of sources each says its own: [{path: …, repeats: 2}]"
+
+    mixed = data.repeats or weighted or any(source.repeats is not None for source in sources)
+    if mixed and config.engine.name == "trl":
+        yield (
+            "data.train with weights or repeats and engine = trl: its trainers take each conversation once an epoch; "
+            "nearest: engine=zero"
+        )
+    if data.augment:
+        yield from _augmentation(config)
+    if data.validation and data.validation_fraction:
+        yield (
+            f"data.validation_fraction = {data.validation_fraction} and data.validation are both given: the one holds "
+            "training data out, the other names validation data; keep one of them"
+        )
+
+
+def _augmentation(config: RunConfig) -> Iterator[str]:
+    given = f"data.augment = {list(config.data.augment)}"
+    if config.model.vision_features == "precompute":
+        yield (
+            f"{given} with model.vision_features = precompute: features that are written once are of the images as "
+            "they are; nearest: model.vision_features=compute"
+        )
+    if config.reference_model == "precompute":
+        yield (
+            f"{given} with dpo.reference = precompute: its log-probabilities are of the images as they are; "
+            "nearest: dpo.reference=copy"
+        )
+    if config.engine.name == "trl":
+        yield f"{given} with engine = trl: its trainers read the images as they are; nearest: engine=zero"
+
+
 def _trained(config: RunConfig) -> set[str]:
     return {*config.model.train, *(config.lora.groups if config.lora else ())}
 
@@ -102,10 +145,10 @@ def _optimizer(config: RunConfig) -> Iterator[str]:
 def _evaluation(config: RunConfig) -> Iterator[str]:
     settings = config.evaluate
     for name in ("eval_steps", "early_stopping_patience"):
-        if getattr(settings, name) and not config.data.validation:
+        if getattr(settings, name) and not config.data.evaluates:
             yield (
                 f"evaluate.{name} = {getattr(settings, name)} without data.validation: there is nothing to evaluate "
-                "on; set data.validation, or leave it out"
+                "on; set data.validation or data.validation_fraction, or leave it out"
             )
     if settings.early_stopping_patience and not settings.eval_steps and not settings.eval_epochs:
         yield (
@@ -166,7 +209,7 @@ def _zero(config: RunConfig) -> Iterator[str]:
     if config.zero_stage > 0 and config.optimizer.name != "adamw":
         yield (
             f"optimizer.name = {config.optimizer.name} with engine.stage = {config.zero_stage}: ZeRO flattens and "
-            "splits the parameters, so 8-bit states could not be saved by name; "
+            "splits the parameters, so other states than AdamW's could not be saved by name; "
             "nearest: optimizer.name=adamw, or engine.stage=0"
         )
 

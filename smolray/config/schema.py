@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from smolray.config.data import DataConfig
 from smolray.config.lora import LoraConfig
 from smolray.config.methods import (
     METHODS,
@@ -25,7 +26,6 @@ from smolray.config.section import Section
 
 PIPELINE_ACCUMULATION = 4  # with fewer micro-batches a stage, filling and emptying a pipeline takes most of a step
 DType = Literal["float32", "bfloat16", "float16"]
-AUTO_LENGTHS = (2048, 8192)  # of data.max_length=auto: the shortest and the longest
 
 
 class ModelConfig(Section):
@@ -61,89 +61,6 @@ class ModelConfig(Section):
     GPU is waited for to find them) and less exact"""
     train: tuple[ModelGroup, ...] = ("vision", "connector", "text")
     """parts of the model that are trained in full; with lora: in addition to the adapters"""
-
-
-class ColumnsConfig(Section):
-    """Column names of the source. An empty name means that the usual names are recognised."""
-
-    image: str | tuple[str, ...] = ""
-    """column with the image or images; a list of columns: their images in this order"""
-    question: str = ""
-    """column with the question"""
-    answer: str = ""
-    """column with the answer or answers"""
-    type: str = ""
-    """column with the question type; accuracy is also reported by type"""
-    id: str = ""
-    """column with the id of the row"""
-    options: str = ""
-    """column with the options of a multiple-choice question"""
-    context: str = ""
-    """column with text that stands before the question"""
-    system: str = ""
-    """column with a system prompt"""
-
-
-class DataConfig(Section):
-    """The data, and how conversations become sequences of tokens."""
-
-    train: str = ""
-    """raw data or prepared shards for training: a file, folder, glob, URI or hub data set id"""
-    validation: str = ""
-    """raw data or prepared shards for evaluation; empty: no evaluation"""
-    shards: str = ""
-    """where prepared shards are kept; default: STORAGE/shards"""
-    format: str = "auto"
-    """auto: recognised by file names; or the name of one format: `smolray/data/README.md` lists them"""
-    columns: ColumnsConfig = ColumnsConfig()
-    ignore_columns: tuple[str, ...] = ()
-    """columns that are not read. A run stops where a column that looks like pictures, options, a system prompt or
-    context is neither used nor named here"""
-    option_answer: Literal["letter", "letter_text", "text"] = "letter"
-    """what is trained as the answer of a multiple-choice question: `B`, `B. a cat` or `a cat`"""
-    answer_key: Literal["auto", "letter", "text", "index", "index_from_1"] = "auto"
-    """how the answer column names the right option: its letter, its text, or its number from 0 or from 1; auto: what
-    the value fits, and a row that fits two is quarantined"""
-    text_only_ok: bool = False
-    """true: rows without a picture are meant, in a data set that has pictures or columns for them; otherwise a run
-    stops where they are more than max_bad_fraction of the rows"""
-    image_root: str = ""
-    """folder that image paths are relative to; default: the folder of the file that names them"""
-    allow_absolute_paths: bool = False
-    """true: rows may name image files anywhere, by absolute paths, `..` and links; default: inside the source and
-    image_root only"""
-    fetch_urls: bool = False
-    """true: images at http(s) URLs are fetched, from public addresses only, at most 32 MiB each"""
-    prompt: str = ""
-    """instruction put before each question; for caption data the whole question"""
-    split: str = ""
-    """split of a hub data set"""
-    revision: str | None = None
-    """branch, tag or commit of a hub data set"""
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """prepare stops when a larger fraction of the rows is quarantined"""
-    max_image_pixels: int = Field(default=50_000_000, ge=1)
-    """larger images are quarantined as decompression bombs"""
-    shard_bytes: int = Field(default=64 * 2**20, ge=2**16)
-    """size of a prepared shard, about"""
-    max_length: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
-    """longest sequence in tokens, packed or not; auto: 2048, or where conversations are longer the power of two that
-    holds the longest, at most 8192, the model's context and train.micro_batch_tokens"""
-    max_left_out_fraction: float = Field(default=0.1, ge=0, le=1)
-    """a run stops before it trains when a larger fraction of the conversations is left out, because they are longer
-    than max_length or hold no token to train on"""
-    overlong: Literal["drop", "truncate_text", "error"] = "drop"
-    """what happens to a longer conversation: leave it out, cut the end of its text, or stop the run; image tokens are
-    never cut"""
-    packing: Literal["none", "image", "full"] = "full"
-    """image: all questions about an image share its tokens, with exactly the same loss; full: also place sequences end
-    to end, without padding; none: one conversation a sequence"""
-    max_questions_per_image: int = Field(default=16, ge=1)
-    """most questions that share the tokens of one image"""
-    num_cpus_per_task: float = Field(default=0.25, gt=0)
-    """CPUs that Ray reserves for each data task"""
-    prefetch_batches: int = Field(default=4, ge=0)
-    """micro-batches that each worker fetches ahead"""
 
 
 class ImageConfig(Section):

@@ -9,6 +9,7 @@ generation prompt to the end of the turn, as in TRL's completion-only loss.
 import json
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -18,7 +19,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import Idefics3Processor
 
-from smolray.config import AUTO_LENGTHS, ConfigError, DataConfig, ImageConfig, ModelConfig
+from smolray.config import AUTO_LENGTHS, ConfigError, DataConfig, ImageConfig, ModelConfig, RunConfig
+from smolray.data.augment import Augmentation
 from smolray.data.processor import load_processor
 from smolray.data.sample import Conversation, Message
 from smolray.data.tiles import Grid, Tiler
@@ -271,6 +273,17 @@ class Encoder:
         if self.overlong == "truncate_text" and last_image < self.max_length - 1 and kept[1:].any():
             return Encoded(ids[: self.max_length], kept)
         return None
+
+
+def training_encoder(config: RunConfig, epoch: int) -> Encoder:
+    """The encoder of a run for the batches of an epoch that are trained: with augmented images."""
+    encoder = cached_encoder(config.model, config.data, config.image)
+    if not config.data.augment:
+        return encoder
+    augmented = copy(encoder)
+    augmentation = Augmentation(config.data.augment, config.seed, epoch)
+    augmented.tiler = Tiler(encoder.tiler.processor, encoder.tiler.config, augmentation)
+    return augmented
 
 
 @lru_cache(maxsize=2)

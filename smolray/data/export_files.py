@@ -81,7 +81,7 @@ def stock_images(config: RunConfig) -> StockImages:
     tiler = Tiler(load_processor(config.model).image_processor, config.image)
     edges, validation = (
         Counter(tiler.target(*size) for size in _sampled_sizes(folder)) if folder else Counter()
-        for folder in (config.data.train, validation_shards(config))
+        for folder in (config.data.train_folder, validation_shards(config))
     )
     edge = max(edges, key=lambda e: (edges[e], e), default=tiler.longest_edge)
     if not edges and config.image.max_tiles == 1:

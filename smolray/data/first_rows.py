@@ -5,7 +5,7 @@ each row that `prepare` would quarantine, with the reason.
 """
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 
 from smolray.config import DataConfig
 from smolray.data.formats.discover import iter_read_tasks, read_rows, resolve
@@ -15,7 +15,7 @@ from smolray.data.formats.source import SourceError
 from smolray.data.formats.unused import unused_columns, unused_message
 from smolray.data.sample import Sample, SampleError, ShardRow, image_key
 from smolray.data.tally import RowTally
-from smolray.run.account import DataAccount
+from smolray.run.account import DataAccount, RowAccount, SourceAccount
 
 EXAMPLES = 3
 CHECKED_ROWS = 16  # in which no column that matters may stand unused
@@ -85,6 +85,26 @@ def first_rows(source: str, data: DataConfig, limit: int) -> FirstRows:
     distinct = {(sample.images, sample.conversation.content) for sample in samples}
     account = DataAccount(source, len(samples), rows, duplicates=len(samples) - len(distinct))
     return FirstRows(_gathered(samples), account, left_out, whole=next(raw_rows, None) is None)
+
+
+def first_rows_of(data: DataConfig, limit: int) -> FirstRows:
+    """The first rows of the training data, of each source as many. Raises what `first_rows` raises."""
+    each = max(1, limit // len(data.sources))
+    found = [first_rows(source.path, data.of_source(source), each) for source in data.sources]
+    if len(found) == 1:
+        return found[0]
+
+    accounts = [one.account for one in found]
+    sources = tuple(SourceAccount(one.source, one.conversations) for one in accounts)
+    account = DataAccount(
+        ", ".join(one.source for one in accounts),
+        sum(one.conversations for one in accounts),
+        RowAccount.total(one.rows for one in accounts if one.rows),
+        sum(one.duplicates for one in accounts),
+        sources=sources,
+    )
+    rows = [row for together in zip_longest(*(one.rows for one in found)) for row in together if row is not None]
+    return FirstRows(rows, account, [bad for one in found for bad in one.left_out], all(one.whole for one in found))
 
 
 def _gathered(samples: list[Sample]) -> list[ShardRow]:

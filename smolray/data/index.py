@@ -38,7 +38,9 @@ INDEX_SCHEMA = pa.schema(
 )
 # Tokens of the longest sequence before it was left out or cut. No plan needs it, so an index without it stays valid.
 LENGTH = pa.field("length", pa.int32())
-WHOLE_SCHEMA = INDEX_SCHEMA.append(LENGTH)
+# The number of the conversation's source, where the data have several; 0 in an index without it.
+SOURCE = pa.field("source", pa.int32())
+WHOLE_SCHEMA = INDEX_SCHEMA.append(LENGTH).append(SOURCE)
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -71,7 +73,8 @@ def index_shard(folder: str, name: str, number: int, encoder: Encoder) -> pa.Tab
                     chosen = labels[0] if len(labels) == 2 else 0
                     tiles = sum(g.tiles for g in grids)
                     length = _length(encoder, row.conversations[c], grids, branches)
-                    index_row = (number, group, r, c, tokens, prefix, sum(labels), chosen, tiles, length)
+                    source = row.conversations[c].source
+                    index_row = (number, group, r, c, tokens, prefix, sum(labels), chosen, tiles, length, source)
                     for column, value in zip(columns.values(), index_row, strict=True):
                         column.append(value)
     return pa.table({name: np.array(values) for name, values in columns.items()}).cast(WHOLE_SCHEMA)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import COLLATE
-from smolray.data.encode import cached_encoder
+from smolray.data.encode import cached_encoder, training_encoder
 from smolray.data.index import index_shard
 from smolray.data.max_length import chosen_length
 from smolray.data.plan import EpochPlan, EpochPlans, epoch_plans
@@ -29,7 +29,7 @@ class LocalStream:
         self, folder: str, plan: EpochPlan, numbers: Sequence[int], config: RunConfig, sidecars: Sidecars = ALONE
     ):
         self.reader = ShardReader.open(folder, sidecars)
-        self.plan, self.numbers, self.encoder = plan, numbers, cached_encoder(config.model, config.data, config.image)
+        self.plan, self.numbers, self.encoder = plan, numbers, training_encoder(config, plan.epoch)
         self.collate = COLLATE[config.traits.collate]
         self.wait_seconds = 0.0
 

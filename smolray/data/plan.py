@@ -16,6 +16,7 @@ import pyarrow as pa
 from smolray.config import METHODS, RunConfig
 from smolray.data.fill import WINDOW, Groups, even_fill, fill_micro_batches, group_conversations
 from smolray.data.fill import PlanLimits as PlanLimits
+from smolray.data.repeats import Repeats, kept
 
 
 class PlanError(ValueError):
@@ -55,6 +56,7 @@ class EpochPlan:
     label_tokens: np.ndarray  # per micro-batch
     chosen_tokens: np.ndarray  # per micro-batch, of preference data
     tokens: np.ndarray  # per micro-batch, padding included
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.batch_start) - 1
@@ -90,11 +92,13 @@ class EpochPlans(Sequence[EpochPlan]):
     Raises PlanError where no conversation is left to train on.
     """
 
-    def __init__(self, index: pa.Table, limits: PlanLimits, seed: int, epochs: int):
+    def __init__(self, index: pa.Table, limits: PlanLimits, seed: int, epochs: int, repeats: Sequence[float] = ()):
         self.table, self.limits, self.seed, self.epochs = index.combine_chunks(), limits, seed, epochs
-        self.samples = int(_kept(self.table).sum())  # of each epoch
+        self.repeats = Repeats(self.table, repeats, seed) if repeats else None
+        trained = kept(self.table)
+        self.samples = int((self.repeats.counts(0) if self.repeats else trained).sum())  # of the first epoch
         self._newest: tuple[int, EpochPlan] | None = None
-        if not self.samples:
+        if not trained.any():
             raise PlanError(
                 f"none of {len(index)} conversations fits data.max_length; "
                 "see `smolray preview`, raise data.max_length or lower image.max_tiles"
@@ -114,7 +118,7 @@ class EpochPlans(Sequence[EpochPlan]):
             raise IndexError(epoch)
         if self._newest is None or self._newest[0] != epoch:
             self._newest = None  # the old one goes before the new one is built
-            self._newest = (epoch, build_epoch(self.table, self.limits, self.seed, epoch))
+            self._newest = (epoch, build_epoch(self.table, self.limits, self.seed, epoch, repeats=self.repeats))
         return self._newest[1]
 
     @property
@@ -123,11 +127,13 @@ class EpochPlans(Sequence[EpochPlan]):
 
         So it is where all groups are one conversation, and only their count limits a micro-batch.
         """
-        column = {name: self.table[name].to_numpy()[_kept(self.table)] for name in ("shard", "row_group", "row")}
+        if self.repeats and not self.repeats.whole:
+            return None
+        column = {name: self.table[name].to_numpy()[kept(self.table)] for name in ("shard", "row_group", "row")}
         rows = _slice_numbers(*column.values())
         if self.limits.group > 1 and len(rows) > 1 and (rows[1:] == rows[:-1]).any():
             return None
-        tokens = self.table["tokens"].to_numpy()[_kept(self.table)]
+        tokens = self.table["tokens"].to_numpy()[kept(self.table)]
         each = even_fill(Groups(np.arange(self.samples), np.ones(self.samples, np.int64), tokens), self.limits)
         return None if each is None else -(-self.samples // each)
 
@@ -135,12 +141,7 @@ class EpochPlans(Sequence[EpochPlan]):
 def epoch_plans(index: pa.Table, config: RunConfig) -> EpochPlans:
     """The plans of a run: of `train.num_train_epochs`, or of as many epochs as `train.max_steps` takes at most."""
     epochs = config.train.max_steps if config.train.max_steps > 0 else config.train.num_train_epochs
-    return EpochPlans(index, PlanLimits.of(config), config.seed, epochs)
-
-
-def _kept(index: pa.Table) -> np.ndarray:
-    """Which conversations are trained: (index rows,) bool."""
-    return (index["tokens"].to_numpy() > 0) & (index["label_tokens"].to_numpy() > 0)  # type: ignore[no-any-return]
+    return EpochPlans(index, PlanLimits.of(config), config.seed, epochs, config.data.repeats)
 
 
 def share(micro_batches: range, rank: int, counts: Sequence[int]) -> range:
@@ -169,36 +170,56 @@ def check_kind(index: pa.Table, method: str) -> None:
     )
 
 
-def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuffle: bool = True) -> EpochPlan:
+def build_epoch(
+    index: pa.Table,
+    limits: PlanLimits,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    repeats: Repeats | None = None,
+) -> EpochPlan:
     """Build the micro-batches of one epoch.
 
     Row groups are permuted (their rows were shuffled over the whole data set when the shards were made), as are rows
     inside a group and conversations inside a row; micro-batches are filled from neighbours, so that each row group is
-    read about once. Without `shuffle` everything stays in the order of the shards. Raises PlanError where no
-    conversation is left to train on.
+    read about once. Without `shuffle` everything stays in the order of the shards. With `repeats` a conversation may
+    come several times, each time at another place, or in another epoch. Raises PlanError where no conversation is left
+    to train on.
     """
     column = {name: index[name].to_numpy() for name in index.column_names}
-    kept = np.flatnonzero(_kept(index))
-    if not len(kept):
+    rows = np.flatnonzero(kept(index))
+    if not len(rows):
         raise PlanError(
             f"none of {len(index)} conversations fits data.max_length; "
             "see `smolray preview`, raise data.max_length or lower image.max_tiles"
+        )
+
+    counts = repeats.counts(epoch) if repeats else None
+    rows = rows if counts is None else rows[counts[rows] > 0]
+    if not len(rows):
+        raise PlanError(
+            f"epoch {epoch} has no conversation: data.repeats are too small for so few; raise the repeats in data.train"
         )
 
     # One random number for each row group, row and conversation orders the index rows by all three at once.
     rng = np.random.default_rng([seed, epoch])
     group_id = _slice_numbers(column["shard"], column["row_group"])
     row_id = _slice_numbers(column["shard"], column["row_group"], column["row"])
+    place = row_id[rows]
     if shuffle:
-        keys = (rng.random(len(index)), rng.random(row_id[-1] + 1)[row_id], rng.random(group_id[-1] + 1)[group_id])
-        kept = kept[np.lexsort(tuple(key[kept] for key in keys))]
+        drawn = (rng.random(len(index)), rng.random(row_id[-1] + 1)[row_id], rng.random(group_id[-1] + 1)[group_id])
+        keys = tuple(key[rows] for key in drawn)
+        if counts is not None:
+            rows, place, keys = _with_repeats(rows, counts, (row_id, group_id), keys, rng)
+        by_key = np.lexsort(keys)
+        rows, place = rows[by_key], place[by_key]
 
-    groups = group_conversations(row_id[kept], column["tokens"][kept], column["prefix"][kept], limits)
+    groups = group_conversations(place, column["tokens"][rows], column["prefix"][rows], limits)
     order, held = fill_micro_batches(groups, limits, WINDOW if shuffle else 1)
     group_start, batch_start = _sums(groups.samples[order]), _sums(held)
     # conversation k of a group is k behind its first
-    behind = np.arange(len(kept)) - np.repeat(group_start[:-1], groups.samples[order])
-    index_rows = kept[np.repeat(groups.start[order], groups.samples[order]) + behind]
+    behind = np.arange(len(rows)) - np.repeat(group_start[:-1], groups.samples[order])
+    index_rows = rows[np.repeat(groups.start[order], groups.samples[order]) + behind]
 
     lengths = groups.tokens[order]
     longest = np.maximum.reduceat(lengths, batch_start[:-1])
@@ -207,7 +228,40 @@ def build_epoch(index: pa.Table, limits: PlanLimits, seed: int, epoch: int, shuf
     label_sums, chosen_sums = (
         np.add.reduceat(column[name][index_rows], first) for name in ("label_tokens", "chosen_tokens")
     )
-    return EpochPlan(index.combine_chunks(), index_rows, group_start, batch_start, label_sums, chosen_sums, tokens)
+    whole = index.combine_chunks()
+    return EpochPlan(whole, index_rows, group_start, batch_start, label_sums, chosen_sums, tokens, epoch)
+
+
+def _with_repeats(
+    rows: np.ndarray,
+    counts: np.ndarray,
+    places: tuple[np.ndarray, np.ndarray],
+    keys: tuple[np.ndarray, ...],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """The index rows with as many copies as `counts` says.
+
+    Each copy has a row of its own, so that it is not packed with the others, and random numbers of its own.
+    `places`: the number of each index row's row and row group. Out: index rows, rows, random numbers.
+    """
+    row_id, group_id = places
+    found, place, numbers = [rows], [row_id[rows]], [keys]
+    first = int(row_id[-1]) + 1
+    for copy in range(1, int(counts.max())):
+        more = rows[counts[rows] > copy]
+        own_rows, own_groups = _slice_numbers(row_id[more]), _slice_numbers(group_id[more])
+        found.append(more)
+        place.append(own_rows + first)
+        numbers.append(
+            (
+                rng.random(len(more)),
+                rng.random(own_rows[-1] + 1)[own_rows],
+                rng.random(own_groups[-1] + 1)[own_groups],
+            )
+        )
+        first += int(own_rows[-1]) + 1
+    merged = tuple(np.concatenate(part) for part in zip(*numbers, strict=True))
+    return np.concatenate(found), np.concatenate(place), merged
 
 
 def _sums(counts: np.ndarray) -> np.ndarray:

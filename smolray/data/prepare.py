@@ -5,50 +5,40 @@ In: a source (path, URI, glob, hub id). Out: `<out>/shard-*.parquet`, `<out>/qua
 has a marker: interrupted at any point, prepare resumes there, and the shards are the same to the last byte.
 """
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from smolray import storage
-from smolray.config import ConfigError, DataConfig, RunConfig
-from smolray.data.formats.discover import is_hub, list_read_tasks, read_rows, read_tasks_fingerprint, resolve
+from smolray.config import ConfigError, DataConfig, RunConfig, SourceConfig
+from smolray.data.formats.discover import is_hub, read_rows, read_tasks_fingerprint
 from smolray.data.formats.images import image_reader
 from smolray.data.formats.layouts import parse
-from smolray.data.formats.source import READ_TASK_BYTES, ReadTask, Source, SourceError, is_wrong_layout
+from smolray.data.formats.source import READ_TASK_BYTES, ReadTask, SourceError, is_wrong_layout
 from smolray.data.formats.unused import unused_columns, unused_message
+from smolray.data.prepare_jobs import ReportProgress, read_all, write_all
 from smolray.data.sample import SampleError
-from smolray.data.shards import MANIFEST, SCHEMA_VERSION, ShardError, ShardFile, ShardManifest, read_manifest
-from smolray.data.shuffle import (
-    ReadTaskResult,
-    Staging,
-    duplicates,
-    read_blocks,
-    read_result,
-    repeated_ids,
-    run_read_task,
-    total_bytes,
-    write_shard,
+from smolray.data.shards import (
+    MANIFEST,
+    PICTURES,
+    SCHEMA_VERSION,
+    ShardError,
+    ShardFile,
+    ShardManifest,
+    read_manifest,
 )
-from smolray.run.account import DataAccount, RowAccount
+from smolray.data.shuffle import ReadTaskResult, duplicates, pictures, split_parts
+from smolray.data.sources import FoundSource, find_sources, fingerprint_of, is_prepared, read_tasks
+from smolray.data.staging import Staging
+from smolray.run.account import DataAccount, RowAccount, SourceAccount
 
-ReportProgress = Callable[[str, int, int], None]  # phase (read | write), tasks done, tasks in all
-SETTINGS_THAT_MATTER = {"columns", "prompt", "max_image_pixels", "shard_bytes"}
-# Of these only values other than the default matter: shards that were made before they existed stay valid.
-LATER_SETTINGS: dict[str, Any] = {
-    **dict.fromkeys(("ignore_columns", "option_answer", "answer_key"), True),
-    **dict.fromkeys(("image_root", "allow_absolute_paths", "fetch_urls"), True),
-    "columns": {"options", "context", "system"},
-}
-READER_THREADS = 16
 CHECKED_ROWS = 16  # read before the work is started
-STAGING_VERSION = 2  # of the files in a staging folder: an interrupted prepare of another version starts again
+STAGING_VERSION = 3  # of the files in a staging folder: an interrupted prepare of another version starts again
 
 
 def prepare_run(config: RunConfig, progress: ReportProgress | None = None) -> dict[str, ShardManifest]:
@@ -63,15 +53,19 @@ def prepare_run(config: RunConfig, progress: ReportProgress | None = None) -> di
             "data.train is not set: name raw data (a path, glob, URI or hub data set id) or a folder of prepared shards"
         )
     manifests = {}
-    for part in ("train", "validation"):
-        if source := getattr(config.data, part):
-            folder, data = shard_folder(config, part), _data_of(config, part)
-            manifests[part] = (
-                read_manifest(source)
-                if folder == source
-                else prepare(source, folder, data, config.seed, progress, before=inputs_before(config, part))
-            )
+    for part in parts_of(config):
+        folder, data = shard_folder(config, part), _data_of(config, part)
+        if folder != data.train and not (part == "validation" and data.validation_fraction):
+            held_out = shard_folder(config, "validation") if data.validation_fraction else ""
+            before = inputs_before(config, part)
+            prepare(data.train, folder, data, config.seed, progress, before=before, held_out=held_out)
+        manifests[part] = read_manifest(folder)
     return manifests
+
+
+def parts_of(config: RunConfig) -> tuple[str, ...]:
+    """The parts that a run has, "train" first."""
+    return ("train", "validation") if config.data.evaluates else ("train",)
 
 
 def shard_folder(config: RunConfig, part: str) -> str:
@@ -81,13 +75,31 @@ def shard_folder(config: RunConfig, part: str) -> str:
     `<storage>/shards/<fingerprint>/<part>`, so that different sources do not meet. Raises SourceError where the source
     does not exist.
     """
-    source, data = getattr(config.data, part), _data_of(config, part)
-    if not is_hub(source, data) and storage.exists(storage.join(source, MANIFEST)):
-        return source
-    base = config.data.shards or storage.join(
-        config.shards_dir, source_fingerprint(resolve(source, data), data, config.seed)
-    )
+    data = _data_of(config, part)
+    if isinstance(data.train, str) and is_prepared(data.train, data):
+        for name in ("validation_fraction", "max_samples"):
+            if value := getattr(data, name):
+                raise ConfigError(
+                    f"data.{name} = {value} with {data.train}: these shards are prepared already; name the raw data "
+                    "that they were made of"
+                )
+        return data.train
+    base = config.data.shards or storage.join(config.shards_dir, fingerprint_of(find_sources(data), config.seed))
     return storage.absolute(storage.join(base, part))
+
+
+def with_leak(account: DataAccount, train: str, validation: str) -> DataAccount:
+    """The account of validation data with the pictures that the training shards hold as well.
+
+    That is known where both folders say which pictures they have.
+    """
+    try:
+        trained, held = (
+            np.frombuffer(storage.read_bytes(storage.join(folder, PICTURES)), "u8") for folder in (train, validation)
+        )
+    except FileNotFoundError:
+        return account  # shards of a version that kept no pictures, or the one held out of the other
+    return replace(account, leaked=len(np.intersect1d(trained, held, assume_unique=True)), pictures=len(held))
 
 
 def inputs_before(config: RunConfig, part: str) -> int:
@@ -97,7 +109,7 @@ def inputs_before(config: RunConfig, part: str) -> int:
     """
     if config.data.shards:
         return 0  # shards of other files are refused there
-    newest, inputs, source = 0.0, 0, getattr(config.data, part)
+    newest, inputs, source = 0.0, 0, _told(_data_of(config, part))
     for name in storage.list_dirs(config.shards_dir):
         uri = storage.join(config.shards_dir, name, part, MANIFEST)
         with suppress(FileNotFoundError, ShardError):
@@ -108,17 +120,19 @@ def inputs_before(config: RunConfig, part: str) -> int:
 
 
 def prepare(
-    source: str,
+    source: str | tuple[SourceConfig, ...],
     out: str,
     data: DataConfig,
     seed: int = 0,
     progress: ReportProgress | None = None,
     task_bytes: int = READ_TASK_BYTES,
     before: int = 0,
+    held_out: str = "",
 ) -> ShardManifest:
     """Turn raw data into shards under `out`; returns at once where they are there and whole.
 
-    `before`: the files of this source at the last prepare, 0 for none; the account tells where there are fewer now.
+    `before`: the files of these sources at the last prepare, 0 for none; the account tells where there are fewer now.
+    `held_out`: the folder for the shards of what `data.validation_fraction` holds out.
 
     Needs an initialised Ray to do work.
 
@@ -126,67 +140,88 @@ def prepare(
     `task_bytes` or the cluster. Raises SourceError (unreadable source, too many bad rows) and ShardError (`out` holds
     other shards).
     """
-    out = storage.absolute(out)
-    found = resolve(source, data)
-    fingerprint = source_fingerprint(found, data, seed)
-    if (manifest := _whole(out, fingerprint)) is not None:
+    out, data = storage.absolute(out), data.replace({"train": source})
+    found = find_sources(data)
+    fingerprint = fingerprint_of(found, seed)
+    manifest, other = _whole(out, fingerprint), _whole(held_out, fingerprint) if held_out else None
+    if manifest is not None and (other is not None or not held_out):
         return manifest
 
     _require_ray()
     storage.require_writable(out, "the folder of the shards")
-    tasks = list_read_tasks(found, task_bytes)
-    if not tasks:
-        raise SourceError(f"{source} holds no rows")
-    check_layout(tasks, data)
+    tasks = read_tasks(found, task_bytes)
+    settings = [one.data for one in found]
+    for number, one in enumerate(settings):
+        check_layout([task for task in tasks if task.source == number], one)
 
     identity = f"{STAGING_VERSION}-{fingerprint}-{read_tasks_fingerprint(tasks)}"
     staging = Staging(storage.join(out, ".staging", identity), out)
-    results = _run_read_tasks(tasks, staging, data, seed, progress)
+    results = read_all(tasks, staging, settings, seed, progress)
     rows = RowAccount.total(result.rows for result in results)
-    _check_bad(source, rows, results, staging, data)
-    check_overlooked(source, rows, data)
-    records = _write_shards(len(tasks), staging, data, progress)
+    told, inputs = _told(data), sum(len(one.source.files) for one in found)
+    _check_bad(told, rows, results, staging, data)
+    check_overlooked(told, rows, data)
 
+    number = len(results)
+    gone = max(0, before - inputs)
+    account = DataAccount(told, 0, rows, duplicates(staging, number), gone=gone, sources=_of_sources(found, results))
+    whole = ShardManifest(SCHEMA_VERSION, fingerprint, 0, 0, 0, rows.quarantined, (), seed, told, inputs)
+    if not held_out:
+        storage.write_bytes(storage.join(out, PICTURES), pictures(staging, number).tobytes())
+        return _finish(whole, account, staging, write_all(number, staging, data, progress))
+
+    apart, rest = split_parts(staging, number, data.validation_fraction)
+    beside = replace(staging, out=storage.absolute(held_out), part="validation")
+    records = write_all(number, beside, data, progress, apart)
+    aside = _finish(replace(whole, quarantined={}), DataAccount(told, 0), beside, records)
+    account = replace(account, held_out=aside.conversations)
+    return _finish(whole, account, staging, write_all(number, staging, data, progress, rest))
+
+
+def _finish(
+    manifest: ShardManifest, account: DataAccount, staging: Staging, records: Sequence[dict[str, Any]]
+) -> ShardManifest:
+    """Write the manifest of shards that are all there, and clear away what is no longer needed."""
     files = tuple(ShardFile(**r["file"]) for r in records if r["file"])
     conversations = sum(f.conversations for f in files)
-    gone = max(0, before - len(found.files))
-    account = DataAccount(source, conversations, rows, duplicates(staging, len(tasks)), gone=gone)
-    manifest = ShardManifest(
-        schema_version=SCHEMA_VERSION,
-        source_fingerprint=fingerprint,
+    manifest = replace(
+        manifest,
         rows=sum(f.rows for f in files),
         conversations=conversations,
         images=sum(r["images"] for r in records),
-        quarantined=rows.quarantined,
         files=files,
-        seed=seed,
-        source=source,
-        inputs=len(found.files),
-        account=account.to_json(),
+        account=replace(account, conversations=conversations).to_json(),
     )
-    storage.write_bytes(storage.join(out, MANIFEST), manifest.to_json().encode())
-    _clean(out, manifest)
+    storage.write_bytes(storage.join(staging.out, MANIFEST), manifest.to_json().encode())
+    _clean(staging.out, manifest)
     return manifest
 
 
-def source_fingerprint(source: Source, data: DataConfig, seed: int) -> str:
-    """Equal means the same shards: files of the source, the settings that shape rows, and the seed of the order."""
-    settings = data.model_dump(mode="json", include=SETTINGS_THAT_MATTER, exclude=LATER_SETTINGS)
-    changed = data.model_dump(mode="json", include=LATER_SETTINGS, exclude_defaults=True)
-    settings |= changed | {"columns": settings["columns"] | changed.get("columns", {})}
-    identity = [SCHEMA_VERSION, source.format, source.identity, source.split, source.revision, settings, seed]
-    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+def _of_sources(found: Sequence[FoundSource], results: Sequence[ReadTaskResult]) -> tuple[SourceAccount, ...]:
+    """The account of each source, where there are several."""
+    counts: Counter[int] = Counter()
+    for result in results:
+        counts[result.source] += result.conversations
+    each = tuple(SourceAccount(one.path, counts[number]) for number, one in enumerate(found))
+    return each if len(each) > 1 else ()
+
+
+def _told(data: DataConfig) -> str:
+    """The sources of a part in words."""
+    return ", ".join(source.path for source in data.sources)
 
 
 def _data_of(config: RunConfig, part: str) -> DataConfig:
-    """The data settings of a part.
+    """The data settings of a part, with its sources as `train`.
 
     data.split is for training. A hub id for validation has its own `#split`, or the split of that name is taken.
+    Held-out data are a part of the training sources.
     """
-    if part == "train":
+    if part == "train" or not config.data.validation:
         return config.data
     split = "validation" if is_hub(config.data.validation, config.data) else ""
-    return config.data.replace({"split": split})
+    own = {"train": config.data.validation, "max_samples": None, "validation_fraction": 0.0}
+    return config.data.replace({"split": split, **own})
 
 
 def _whole(out: str, fingerprint: str) -> ShardManifest | None:
@@ -242,24 +277,6 @@ def check_layout(tasks: Sequence[ReadTask], data: DataConfig) -> None:
         raise SourceError(f"{tasks[0].uri}: {faults[0]}")
 
 
-def _run_read_tasks(
-    tasks: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int, progress: ReportProgress | None
-) -> list[ReadTaskResult]:
-    """First pass: each read task without a marker is read into sorted runs."""
-    done = {info.base_name for info in storage.list_files(storage.join(staging.folder, "tasks"))}
-    todo = [n for n in range(len(tasks)) if f"task-{n:05d}.json" not in done]
-    if len(todo) == len(tasks):
-        storage.delete(storage.join(staging.out, "quarantine"))  # of an earlier source
-
-    finished = _over(_read_task, todo, data.num_cpus_per_task, tasks=tasks, staging=staging, data=data, seed=seed)
-    for count, _ in enumerate(finished, len(tasks) - len(todo) + 1):
-        if progress:
-            progress("read", count, len(tasks))
-
-    with ThreadPoolExecutor(READER_THREADS) as pool:
-        return list(pool.map(lambda n: read_result(staging, n), range(len(tasks))))
-
-
 def _check_bad(
     source: str, rows: RowAccount, results: Sequence[ReadTaskResult], staging: Staging, data: DataConfig
 ) -> None:
@@ -288,72 +305,6 @@ def check_overlooked(source: str, rows: RowAccount, data: DataConfig) -> None:
     for column, count in rows.overlooked.items():
         if count > data.max_bad_fraction * rows.rows:
             raise SourceError(f"{source}: in {count:,} of {rows.rows:,} rows {column}")
-
-
-def _write_shards(
-    tasks: int, staging: Staging, data: DataConfig, progress: ReportProgress | None
-) -> list[dict[str, Any]]:
-    """Second pass: slices of the order-key space become shards of about data.shard_bytes."""
-    import ray
-
-    with ThreadPoolExecutor(READER_THREADS) as pool:
-        blocks = ray.put(np.concatenate(list(pool.map(lambda n: read_blocks(staging, n), range(tasks)))))
-    repeated = ray.put(repeated_ids(staging, tasks))
-    shards = max(1, round(total_bytes(staging, tasks) / data.shard_bytes))
-
-    records = {}
-    work = _over(
-        _shard_task,
-        range(shards),
-        data.num_cpus_per_task,
-        shards=shards,
-        blocks=blocks,
-        repeated=repeated,
-        staging=staging,
-    )
-    for number, record in work:
-        records[number] = record
-        if progress:
-            progress("write", len(records), shards)
-    return [records[n] for n in range(shards)]
-
-
-def _read_task(
-    row: dict[str, Any], tasks: Sequence[ReadTask], staging: Staging, data: DataConfig, seed: int
-) -> dict[str, Any]:
-    number = int(row["item"])
-    try:
-        run_read_task(tasks[number], number, staging, data, seed)
-    except SourceError as error:  # reported in its own words, not as the trace of a worker
-        return {"item": number, "result": "", "error": str(error)}
-    return {"item": number, "result": "{}", "error": ""}
-
-
-def _shard_task(row: dict[str, Any], shards: int, blocks: Any, repeated: Any, staging: Staging) -> dict[str, Any]:
-    import ray
-
-    number = int(row["item"])
-    record = write_shard(number, shards, ray.get(blocks), ray.get(repeated), staging)
-    return {"item": number, "result": json.dumps(record), "error": ""}
-
-
-def _over(
-    task: Callable[..., dict[str, Any]], items: Sequence[int], num_cpus: float, **shared: Any
-) -> Iterator[tuple[int, Any]]:
-    """Run `task` over the items as one Ray Data job, one item a task, and yield (item, result) as they finish."""
-    if not items:
-        return
-    import ray
-
-    from smolray.data.ray_context import at_once, quiet_context
-
-    quiet_context()
-    data_set = ray.data.from_items([{"item": n} for n in items], override_num_blocks=len(items))
-    made = data_set.map(task, fn_kwargs=shared, num_cpus=num_cpus, compute=at_once(1, len(items)))
-    for row in made.iter_rows():
-        if row["error"]:
-            raise SourceError(row["error"])
-        yield row["item"], json.loads(row["result"])
 
 
 def _clean(out: str, manifest: ShardManifest) -> None:

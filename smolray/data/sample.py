@@ -47,7 +47,8 @@ class Conversation:
     """Turns about the images of a sample.
 
     SFT: `messages` holds all turns. Preference data: `messages` is the prompt, `chosen` and `rejected` are its two
-    endings. `answers` are all the reference answers (VQAv2 has ten), `type` a label for tables such as "yes/no".
+    endings. `answers` are all the reference answers (VQAv2 has ten), `type` a label for tables such as "yes/no",
+    `source` the number of its source where the data have several.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Conversation:
     rejected: tuple[Message, ...] = ()
     type: str = ""
     answers: tuple[str, ...] = ()
+    source: int = 0
 
     @property
     def is_preference(self) -> bool:
@@ -70,12 +72,14 @@ class Conversation:
             record["type"] = self.type
         if self.answers:
             record["answers"] = list(self.answers)
+        if self.source:
+            record["source"] = self.source
         return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
 
     @property
     def content(self) -> str:
-        """What it says: its record without its id."""
-        return replace(self, id="").to_json()
+        """What it says: its record without its id and source."""
+        return replace(self, id="", source=0).to_json()
 
     @classmethod
     def from_json(cls, text: str) -> "Conversation":
@@ -87,6 +91,7 @@ class Conversation:
             rejected=_messages_from(record.get("rejected", [])),
             type=record.get("type", ""),
             answers=tuple(record.get("answers", ())),
+            source=record.get("source", 0),
         )
 
 
@@ -109,11 +114,21 @@ class ShardRow:
 
 def image_key(images: Sequence[bytes], conversation: Conversation) -> str:
     """What rows are gathered by: a hash of the ordered image hashes, or of the conversation where there is no image."""
+    return key_of(picture_digests(images), conversation)
+
+
+def picture_digests(images: Sequence[bytes]) -> list[bytes]:
+    """What identifies each image: a hash of its bytes."""
+    return [hashlib.blake2b(image, digest_size=16).digest() for image in images]
+
+
+def key_of(pictures: Sequence[bytes], conversation: Conversation) -> str:
+    """`image_key` of images with these digests."""
     digest = hashlib.blake2b(digest_size=16)
-    if not images:
+    if not pictures:
         digest.update(b"text" + conversation.to_json().encode())
-    for image in images:
-        digest.update(hashlib.blake2b(image, digest_size=16).digest())
+    for picture in pictures:
+        digest.update(picture)
     return digest.hexdigest()
 
 

@@ -28,30 +28,14 @@ from smolray.data.formats.images import image_reader
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.source import ReadTask
 from smolray.data.quarantine import Quarantine
-from smolray.data.sample import Conversation, Sample, SampleError, ShardRow, image_key
+from smolray.data.sample import Conversation, SampleError, ShardRow
 from smolray.data.shards import HashedFile, ShardFile, encode_shard
+from smolray.data.split import PICTURE_DTYPE, WHOLE, Part, hold_out
+from smolray.data.staging import BLOCK_DTYPE, KEY_SPACE, ROW_SCHEMA, SKETCH_KEYS, Runs, Sketch, Staging, hash64
 from smolray.data.tally import RowTally
 from smolray.run.account import RowAccount
 
-RUN_BYTES = 32 * 2**20  # payload held in memory before a run is written
-BLOCK_BYTES = 64 * 2**10  # a shard reads whole blocks of each run, so they are small
-SKETCH_KEYS = 1024
 MAX_CONVERSATIONS = 64  # of one shard row
-KEY_SPACE = 2**64
-ROW_SCHEMA = pa.schema(
-    [
-        pa.field("order", pa.uint64()),  # where the row stands in the whole
-        pa.field("key", pa.string()),
-        # file and row as fixed-width numbers: the order of conversations about one image
-        pa.field("origin", pa.string()),
-        pa.field("place", pa.string()),  # the same in words, for ids
-        pa.field("conversation", pa.string()),
-        pa.field("images", pa.list_(pa.binary())),  # null but for the first row of a key
-    ]
-)
-BLOCK_DTYPE = np.dtype(
-    [("task", "u4"), ("run", "u4"), ("offset", "u8"), ("length", "u8"), ("first", "u8"), ("last", "u8")]
-)
 
 
 @dataclass(frozen=True)
@@ -60,37 +44,26 @@ class ReadTaskResult:
 
     rows: RowAccount
     examples: tuple[tuple[str, str, str], ...]
+    conversations: int
+    source: int = 0
 
 
-@dataclass(frozen=True)
-class Staging:
-    """Where the files of one prepare are: `folder` for what is deleted at the end, `out` for what stays."""
+def run_read_task(
+    task: ReadTask, number: int, staging: Staging, data: DataConfig, seed: int, limit: int | None = None
+) -> ReadTaskResult:
+    """Read, parse and check the rows of a task, up to `limit` conversations, and write them as sorted runs.
 
-    folder: str
-    out: str
-
-    def task(self, number: int, suffix: str) -> str:
-        return storage.join(self.folder, "tasks", f"task-{number:05d}.{suffix}")
-
-    def run(self, task: int, run: int) -> str:
-        return storage.join(self.folder, "runs", f"task-{task:05d}-{run:03d}.bin")
-
-    def shard_marker(self, number: int) -> str:
-        return storage.join(self.folder, "shards", f"shard-{number:05d}.json")
-
-    def quarantine(self, task: int) -> str:
-        return storage.join(self.out, "quarantine", f"task-{task:05d}.parquet")
-
-
-def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfig, seed: int) -> ReadTaskResult:
-    """Read, parse and check the rows of a task and write them as sorted runs. Doing it again gives the same files.
+    Doing it again gives the same files.
 
     Raises SourceError where the source as a whole cannot be read.
     """
     images = image_reader(task, data)
-    runs, quarantine, tally = _Runs(number, staging), Quarantine(task), RowTally(data)
+    runs = Runs(number, staging, seed, splits=data.validation_fraction > 0)
+    quarantine, tally = Quarantine(task), RowTally(data)
 
-    for raw in read_rows(task):
+    for raw in read_rows(task) if limit != 0 else ():
+        if limit is not None and runs.ids.count >= limit:
+            break
         place = f"{task.name}#{raw.row}"
         row_id = f"{task.name}#{raw.name}" if raw.name else place
         try:
@@ -102,17 +75,15 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
             tally.quarantine(error.reason)
             continue
         tally.keep(raw.record, parsed)
-        for k, sample in enumerate(parsed.samples):
-            runs.add(sample, f"{task.file:06d}.{raw.row:012d}.{k:06d}", place, seed)
+        for k, sample in enumerate(parsed.samples[: None if limit is None else limit - runs.ids.count]):
+            if task.source:
+                sample = replace(sample, conversation=replace(sample.conversation, source=task.source))
+            runs.add(sample, f"{task.file:06d}.{raw.row:012d}.{k:06d}", place)
 
-    blocks, sketch = runs.finish()
+    runs.finish()
     if quarantine:
         storage.write_bytes(staging.quarantine(number), quarantine.to_parquet())
-    storage.write_bytes(staging.task(number, "ids"), runs.ids.to_bytes())
-    storage.write_bytes(staging.task(number, "contents"), runs.contents.to_bytes())
-    storage.write_bytes(staging.task(number, "blocks"), blocks.tobytes())
-    storage.write_bytes(staging.task(number, "sketch"), sketch.tobytes())
-    result = ReadTaskResult(tally.account(), tuple(quarantine.examples))
+    result = ReadTaskResult(tally.account(), tuple(quarantine.examples), runs.ids.count, task.source)
     storage.write_bytes(staging.task(number, "json"), json.dumps(asdict(result)).encode())
     return result
 
@@ -120,7 +91,8 @@ def run_read_task(task: ReadTask, number: int, staging: Staging, data: DataConfi
 def read_result(staging: Staging, number: int) -> ReadTaskResult:
     """The marker of a read task, which is there once its work is whole."""
     record = json.loads(storage.read_bytes(staging.task(number, "json")))
-    return ReadTaskResult(RowAccount(**record["rows"]), tuple((i, r, m) for i, r, m in record["examples"]))
+    examples = tuple((i, r, m) for i, r, m in record["examples"])
+    return ReadTaskResult(**record | {"rows": RowAccount(**record["rows"]), "examples": examples})
 
 
 def read_blocks(staging: Staging, number: int) -> np.ndarray:
@@ -135,7 +107,7 @@ def total_bytes(staging: Staging, tasks: int) -> int:
 
     Repeats of an image in other tasks are not counted again, and the figure does not depend on how tasks were cut.
     """
-    merged = _Sketch()
+    merged = Sketch()
     for number in range(tasks):
         sketch = np.frombuffer(storage.read_bytes(staging.task(number, "sketch")), "u8").reshape(-1, 3)
         for order, image_bytes, text_bytes in sketch.tolist():
@@ -161,6 +133,18 @@ def duplicates(staging: Staging, tasks: int, rows_at_once: int = 2**24) -> int:
     return sum(int((counts - 1).sum()) for _, counts in _counted_hashes(staging, tasks, "contents", rows_at_once))
 
 
+def pictures(staging: Staging, tasks: int) -> np.ndarray:
+    """The hashes of all distinct pictures, sorted: (n,) uint64."""
+    each = (np.frombuffer(storage.read_bytes(staging.task(n, "pictures")), "u8") for n in range(tasks))
+    return np.unique(np.concatenate([np.empty(0, "u8"), *each]))
+
+
+def split_parts(staging: Staging, tasks: int, fraction: float) -> tuple[Part, Part]:
+    """What is held out for validation, and the rest (data/split.py)."""
+    each = (np.frombuffer(storage.read_bytes(staging.task(n, "records")), PICTURE_DTYPE) for n in range(tasks))
+    return hold_out(np.concatenate([np.empty(0, PICTURE_DTYPE), *each]), fraction)
+
+
 def _counted_hashes(
     staging: Staging, tasks: int, suffix: str, rows_at_once: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -175,8 +159,15 @@ def _counted_hashes(
         yield np.unique(np.concatenate([np.empty(0, "u8"), *hashes]), return_counts=True)
 
 
-def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarray, staging: Staging) -> dict[str, Any]:
-    """Gather the rows of slice `number` of `shards` from all runs and write them as one shard.
+def write_shard(
+    number: int,
+    shards: int,
+    blocks: np.ndarray,
+    repeated: np.ndarray,
+    staging: Staging,
+    part: Part = WHOLE,
+) -> dict[str, Any]:
+    """Gather the rows of slice `number` of `shards` from all runs and write those of a part as one shard.
 
     Returns {"file": a ShardFile as a dict, or None for an empty slice, "images": n}. A shard already there is trusted
     only with its hash.
@@ -186,7 +177,8 @@ def write_shard(number: int, shards: int, blocks: np.ndarray, repeated: np.ndarr
         return done
 
     low, high = number * KEY_SPACE // shards, (number + 1) * KEY_SPACE // shards
-    rows = _gather(_read_slice(blocks, low, high, staging), repeated)
+    staged = (row for row in _read_slice(blocks, low, high, staging) if part.holds(row["order"]))
+    rows = _gather(staged, repeated)
     counted, file = _Counted(rows), None
     if (first := next(rows, None)) is not None:
         counted.source = chain([first], rows)
@@ -277,111 +269,10 @@ def _rows_of(key: str, members: Iterator[dict[str, Any]], repeated: np.ndarray) 
 
 def _unique(conversation: Conversation, place: str, repeated: np.ndarray) -> Conversation:
     """Ids that several rows of the source have get the place of the row appended: `id@file#row`."""
-    value = np.uint64(_hash(conversation.id.encode()))
+    value = np.uint64(hash64(conversation.id.encode()))
     at = np.searchsorted(repeated, value)
     return (
         replace(conversation, id=f"{conversation.id}@{place}")
         if at < len(repeated) and repeated[at] == value
         else conversation
     )
-
-
-def _hash(data: bytes, seed: int = 0) -> int:
-    return int.from_bytes(blake2b(data, digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big")
-
-
-class _Hashes:
-    """Hashes of texts, 8 bytes each, in an array that grows."""
-
-    def __init__(self) -> None:
-        self.values, self.count = np.empty(1024, "u8"), 0
-
-    def add(self, text: str) -> None:
-        if self.count == len(self.values):
-            self.values = np.concatenate([self.values, np.empty_like(self.values)])
-        self.values[self.count] = _hash(text.encode())
-        self.count += 1
-
-    def to_bytes(self) -> bytes:
-        return self.values[: self.count].tobytes()
-
-
-class _Runs:
-    """Rows of one read task on their way to staging: sorted, each image kept once, written every RUN_BYTES."""
-
-    def __init__(self, task: int, staging: Staging):
-        self.task, self.staging = task, staging
-        self.rows: list[tuple[int, str, str, str, str]] = []  # order, key, origin, place, conversation
-        self.images: dict[str, tuple[bytes, ...]] = {}
-        self.held = self.run = 0
-        self.ids, self.contents = _Hashes(), _Hashes()
-        self.blocks: list[np.ndarray] = []
-        self.sketch = _Sketch()
-
-    def add(self, sample: Sample, origin: str, place: str, seed: int) -> None:
-        text, key = sample.conversation.to_json(), image_key(sample.images, sample.conversation)
-        order, size = _hash(key.encode(), seed), sum(map(len, sample.images))
-        self.ids.add(sample.conversation.id)
-        self.contents.add((key if sample.images else "") + sample.conversation.content)
-        self.sketch.add(order, size, len(text))
-        if key not in self.images:
-            self.images[key] = sample.images
-            self.held += size
-        self.rows.append((order, key, origin, place, text))
-        self.held += 2 * len(text) + 300  # what the tuple and its strings take
-        if self.held >= RUN_BYTES:
-            self._write()
-
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.rows:
-            self._write()
-        return np.concatenate([np.empty(0, BLOCK_DTYPE), *self.blocks]), self.sketch.to_array()
-
-    def _write(self) -> None:
-        sink, index = pa.BufferOutputStream(), []
-        for block in self._blocks():
-            start = sink.tell()
-            sink.write(pa.RecordBatch.from_pylist(block, ROW_SCHEMA).serialize())
-            index.append((self.task, self.run, start, sink.tell() - start, block[0]["order"], block[-1]["order"]))
-        content = memoryview(sink.getvalue())
-        storage.write_bytes(self.staging.run(self.task, self.run), content)  # type: ignore[arg-type]
-        self.blocks.append(np.array(index, BLOCK_DTYPE))
-        self.rows, self.images, self.held, self.run = [], {}, 0, self.run + 1
-
-    def _blocks(self) -> Iterator[list[dict[str, Any]]]:
-        block: list[dict[str, Any]] = []
-        size = 0
-        for order, key, origin, place, text in sorted(self.rows):
-            images = self.images.pop(key, None)  # with the first row of a key only
-            block.append(
-                {"order": order, "key": key, "origin": origin, "place": place, "conversation": text, "images": images}
-            )
-            size += sum(map(len, images or ())) + len(text)
-            if size >= BLOCK_BYTES:
-                yield block
-                block, size = [], 0
-        if block:
-            yield block
-
-
-class _Sketch:
-    """Bytes of the rows with the SKETCH_KEYS smallest order keys; sketches of parts merge to that of the whole."""
-
-    def __init__(self) -> None:
-        self.sizes: dict[int, tuple[int, int]] = {}
-        self.limit = KEY_SPACE
-
-    def add(self, order: int, image_bytes: int, text_bytes: int) -> None:
-        if order >= self.limit:
-            return
-        known = self.sizes.get(order, (0, 0))
-        self.sizes[order] = (image_bytes, known[1] + text_bytes)
-        if len(self.sizes) >= 2 * SKETCH_KEYS:
-            kept = sorted(self.sizes)[:SKETCH_KEYS]
-            self.sizes = {k: self.sizes[k] for k in kept}
-            self.limit = kept[-1] + 1
-
-    def to_array(self) -> np.ndarray:
-        """(keys, 3) uint64: order key, image bytes, text bytes; sorted by key."""
-        kept = sorted(self.sizes)[:SKETCH_KEYS]
-        return np.array([(k, *self.sizes[k]) for k in kept], "u8").reshape(-1, 3)

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import COLLATE
-from smolray.data.encode import cached_encoder
+from smolray.data.encode import cached_encoder, training_encoder
 from smolray.data.plan import EpochPlan
 from smolray.data.ray_context import at_once, quiet_context
 from smolray.data.reader import ALONE, ShardReader, Sidecars
@@ -45,8 +45,10 @@ class Stream:
         collate: str | None = None,
         consumers: int = 1,
         sidecars: Sidecars = ALONE,
+        trained: bool = False,
     ):
         self.sidecars = sidecars
+        self.trained = trained  # then the images are augmented, where the run says so
         self.folder, self.plan, self.numbers, self.config = folder, plan, list(numbers), config
         self.collate = collate or config.traits.collate
         self.consumers = consumers  # pipelines that share the cluster
@@ -98,12 +100,14 @@ class Stream:
         context.execution_options.exclude_resources = ray.data.ExecutionResources(cpu=-1)
 
         config, collate = self.config, self.collate
+        epoch = self.plan.epoch if self.trained and config.data.augment else None
         settings = (config.model, config.data, config.image)
         files = tuple(f.name for f in read_manifest(self.folder).files)
         folder, sidecars, plan = self.folder, self.sidecars, ray.put(self.plan)
 
         def run(batch: pa.Table) -> pa.Table:
-            encoder, reader = cached_encoder(*settings), _reader(folder, files, sidecars)
+            encoder = cached_encoder(*settings) if epoch is None else training_encoder(config, epoch)
+            reader = _reader(folder, files, sidecars)
             read, needed = reader.bytes_read, reader.bytes_needed
             specs = [ray.get(plan).micro_batch(n) for n in batch["item"].to_pylist()]
 

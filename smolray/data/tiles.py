@@ -14,6 +14,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from smolray.config import ImageConfig
 from smolray.data import heif
+from smolray.data.augment import Augmentation
 
 heif.register()
 
@@ -45,8 +46,10 @@ class Grid:
 class Tiler:
     """Cuts images into tiles by the processor's settings and the run's ImageConfig."""
 
-    def __init__(self, processor: Idefics3ImageProcessorPil, config: ImageConfig):
-        self.processor = processor
+    def __init__(
+        self, processor: Idefics3ImageProcessorPil, config: ImageConfig, augmentation: Augmentation | None = None
+    ):
+        self.processor, self.augmentation = processor, augmentation
         self.config = config
         self.side = int(processor.max_image_size["longest_edge"])
         size = processor.size
@@ -96,6 +99,8 @@ class Tiler:
     def tiles(self, image: bytes) -> np.ndarray:
         """Tiles of one encoded image: (tiles, 3, side, side) uint8, row by row, the global view last."""
         decoded = decode(image)
+        if self.augmentation:
+            decoded = self.augmentation(image, decoded)
         edge = self.target(*decoded.size)
 
         out = self.processor.preprocess(

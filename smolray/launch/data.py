@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from smolray import storage
-from smolray.config import ConfigError, RunConfig
+from smolray.config import ConfigError, DataConfig, RunConfig
 from smolray.data.answers import TEXT_SHARDS, count_answers, distinct_texts
 from smolray.data.index import add_lengths
 from smolray.data.plan import PlanError, check_kind
-from smolray.data.prepare import prepare_run, shard_folder
+from smolray.data.prepare import prepare_run, shard_folder, with_leak
 from smolray.data.ray_jobs import load_index, map_shards, with_max_length
 from smolray.data.reader import Folders
+from smolray.data.repeats import kept_of_sources
 from smolray.data.shards import prepared_account, read_manifest
+from smolray.data.sources import repeats_of
 from smolray.model.tiny import SHAPES, build_model
 from smolray.precompute.choice import with_vision_features
 from smolray.precompute.jobs import ensure_sidecars
@@ -34,16 +36,26 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders, dict[str, DataA
     if not config.data.train:
         raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
     prepare_run(config)
-    validation = shard_folder(config, "validation") if config.data.validation else ""
+    validation = shard_folder(config, "validation") if config.data.evaluates else ""
 
-    folders = Folders(shard_folder(config, "train"), validation)
+    folders, named = Folders(shard_folder(config, "train"), validation), config.data
     # From here on the run names its shards: a source that moves or changes does not affect a run that has begun.
-    config = config.replace({"data.train": folders.train, "data.validation": folders.validation})
+    config = config.replace(
+        {
+            "data.train": folders.train,
+            "data.validation": folders.validation,
+            "data.validation_fraction": 0.0,
+            "data.max_samples": None,
+        }
+    )
 
     config = with_offline_model(config, folders.train)
     parts = {"train": folders.train} | ({"validation": folders.validation} if folders.validation else {})
     config = with_max_length(config, list(parts.values()))
+    config = with_repeats(config, named)
     accounts = {part: data_account(folder, config) for part, folder in parts.items()}
+    if folders.validation:
+        accounts["validation"] = with_leak(accounts["validation"], folders.train, validation)
     for part, account in accounts.items():
         require_images(part, account, config)
         require_kept(part, account, config)
@@ -58,11 +70,29 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders, dict[str, DataA
     return config, folders, accounts
 
 
+def with_repeats(config: RunConfig, data: DataConfig) -> RunConfig:
+    """The prepared run with data.repeats as its sources say. `data`: its settings before they were prepared."""
+    folder = config.data.train_folder
+    repeats = repeats_of(data, load_index(folder, config))
+    sources = len(prepared_account(read_manifest(folder)).paths) or 1
+    if len(repeats) not in (0, sources):
+        raise ConfigError(
+            f"data.repeats = {list(repeats)}: {folder} is of {sources} sources; expected one number for each"
+        )
+    return config.replace({"data.repeats": repeats})
+
+
 def data_account(folder: str, config: RunConfig) -> DataAccount:
     """What became of the data in a shard folder, from their raw rows to what this run uses. The index must be there."""
     index, max_length = load_index(folder, config), config.data.max_length
     assert max_length != "auto"  # with_max_length has made it a number
-    return add_lengths(prepared_account(read_manifest(folder)), index, max_length)
+    account = add_lengths(prepared_account(read_manifest(folder)), index, max_length)
+    if not account.sources or folder != config.data.train:
+        return account
+
+    repeats = config.data.repeats or [1.0] * len(account.sources)
+    numbers = zip(account.sources, kept_of_sources(index, len(repeats)), repeats, strict=True)
+    return replace(account, sources=tuple(replace(one, epoch=round(n * times)) for one, n, times in numbers))
 
 
 def require_images(part: str, account: DataAccount, config: RunConfig) -> None:

@@ -89,7 +89,7 @@ def fit_planned(run: ResolvedRun, owner: str) -> dict[str, Any]:
     Raises auto.NothingFitsError, and the workers' error when max_failures are used up.
     """
     lost, after, folders = 0, "", run.folders
-    statistics = DataStatistics.from_index(load_index(folders.train, run.config))
+    statistics = DataStatistics.from_index(load_index(folders.train, run.config), run.config.data.repeats)
     while True:
         seen = HardwareProbe.from_json(fit(run.config, folders, WorkerTask.PROBE))
         chosen = auto.choose(run.config, statistics, seen, run.begun)
@@ -129,5 +129,5 @@ def evaluate_run(config: RunConfig, name: str | None = None) -> dict[str, Any]:
 
         ensure_index(config.data.validation, config)
         features = Sidecars(found_features(config.data.validation, config))
-        folders = Folders(config.data.train, config.data.validation, validation_sidecars=features)
+        folders = Folders(config.data.train_folder, config.data.validation, validation_sidecars=features)
         return fit(config, folders, WorkerTask.EVALUATE, checkpoint=chosen.uri, owner=lease.id)

@@ -18,6 +18,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
 
     from smolray.config import RunConfig
     from smolray.data.reader import Folders
+    from smolray.launch.gauges import StepGauges
     from smolray.planner.probe import probe_hardware
     from smolray.run.state import StateMismatchError
     from smolray.train.collective import SETUP_ERRORS
@@ -50,7 +51,8 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
             return evaluate_worker(config, folders, device, settings["checkpoint"], settings["owner"])
 
     try:
-        return run_worker(config, folders, device, node, settings["owner"])
+        gauges = StepGauges(config.name) if torch.distributed.get_rank() == 0 else None
+        return run_worker(config, folders, device, node, settings["owner"], gauges)
     except (*SETUP_ERRORS, StateMismatchError, NonFiniteStepError) as error:
         return {"error": str(error)}  # all workers have it: raised, Ray would restart them into the same error
     except torch.OutOfMemoryError as error:

@@ -48,7 +48,8 @@ def measure_plan(config: RunConfig) -> tuple[Plan, Measurement]:
     config, folders, _ = prepare_data(config)
 
     seen = launch.look(config)
-    plan = make_plan(config, DataStatistics.from_index(load_index(folders.train, config)), seen.inventory())
+    sizes = DataStatistics.from_index(load_index(folders.train, config), config.data.repeats)
+    plan = make_plan(config, sizes, seen.inventory())
     if plan.chosen is None:
         raise NothingFitsError(words(plan))
 

@@ -70,7 +70,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         {
             "storage": storage.absolute(config.storage),
             "model.path": _absolute(config.model.path),
-            "data.train": _absolute(config.data.train),
+            "data.train": config.data.with_paths(_absolute),
             "data.validation": _absolute(config.data.validation),
             "data.shards": _absolute(config.data.shards),
         }

@@ -141,16 +141,26 @@ class Workload:
 
     @cached_property
     def moments(self) -> tuple[float, ...]:
-        """Bytes of Adam's two moments of every layer. Those of embeddings are always fp32 (engine/optim.py)."""
-        if "8bit" not in self.optimizer:
-            return tuple(a.ADAM_MOMENTS * n for n in self.trained)
-
+        """Bytes of the optimizer's states of every layer. It treats embeddings otherwise (engine/optim.py)."""
+        each, of_table = self.state_bytes
         v, full, found = self.shape.vision, self.training.full, []
         for layer, trained in zip(self.shape.layers, self.trained, strict=True):
             table = v.patches * v.hidden if layer.kind == "vision_embeddings" and "vision" in full else 0
             table = self.table if layer.kind == "merge" and "text" in full else table
-            found.append(a.ADAM_MOMENTS * table + a.ADAM_8BIT_MOMENTS * (trained - table))
+            if layer.kind == "head" and self.optimizer == "muon" and "text" in full:
+                table = trained  # AdamW's
+            found.append(of_table * table + each * (trained - table))
         return tuple(found)
+
+    @property
+    def state_bytes(self) -> tuple[float, float]:
+        """Bytes that the optimizer keeps of a parameter, and of one of the embeddings."""
+        if self.optimizer == "adafactor":  # a number for each row and column: the most are kept of narrow matrices
+            narrow = self.training.lora.r if self.training.lora else self.shape.text.hidden / 2
+            return a.ADAM_MOMENTS / 2 / narrow, a.ADAM_MOMENTS / 2 / self.shape.text.hidden
+        moments = 1 if "lion" in self.optimizer or self.optimizer == "muon" else 2
+        of_table = a.ADAM_MOMENTS if self.optimizer == "muon" else a.ADAM_MOMENTS / 2 * moments
+        return (a.ADAM_8BIT_MOMENTS if "8bit" in self.optimizer else a.ADAM_MOMENTS) / 2 * moments, of_table
 
     @property
     def table(self) -> int:

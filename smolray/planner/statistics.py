@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from smolray.config import RunConfig
 from smolray.data.fill import Groups, PlanLimits, fill_micro_batches, group_conversations, packed_length
+from smolray.data.repeats import source_numbers
 from smolray.planner.shapes import ModelShape
 
 SAMPLED_ROWS = 1000
@@ -87,8 +88,10 @@ class DataStatistics:
         return sum(sum(row.labels) for row in self.rows) / sum(len(row.labels) for row in self.rows)
 
     @classmethod
-    def from_index(cls, index: pa.Table) -> "DataStatistics":
+    def from_index(cls, index: pa.Table, repeats: Sequence[float] = ()) -> "DataStatistics":
         """From the index of the shards (data/index.py, INDEX_SCHEMA).
+
+        `repeats`: how often each source is trained in an epoch (data/repeats.py); empty: once.
 
         Raises:
             NoDataError: no conversation has tokens to train on.
@@ -106,11 +109,17 @@ class DataStatistics:
         starts = np.append(np.flatnonzero(changed), len(changed))
         packed = np.add.reduceat(column["tokens"], starts[:-1]) - column["prefix"][starts[:-1]] * (np.diff(starts) - 1)
         chosen = np.unique(np.linspace(0, len(starts) - 2, min(SAMPLED_ROWS, len(starts) - 1)).astype(int))
+        samples = len(changed)
+        if repeats:
+            times = np.array(repeats)[source_numbers(index)[kept]]
+            shares = np.cumsum(np.add.reduceat(times, starts[:-1]) / np.diff(starts))
+            chosen = np.searchsorted(shares, np.linspace(0, shares[-1], SAMPLED_ROWS, endpoint=False), side="right")
+            samples = round(times.sum())
         rows = []
         for a, b in zip(starts[chosen], starts[chosen + 1], strict=True):
             lengths, labels = column["tokens"][a:b].tolist(), column["label_tokens"][a:b].tolist()
             rows.append(Row(int(column["tiles"][a]), int(column["prefix"][a]), tuple(lengths), tuple(labels)))
-        return cls(tuple(rows), int(packed.max()), int(column["tiles"].max()), len(changed))
+        return cls(tuple(rows), int(packed.max()), int(column["tiles"].max()), samples)
 
     @classmethod
     def default(cls, config: RunConfig, shape: ModelShape) -> "DataStatistics":

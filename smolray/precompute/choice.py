@@ -40,6 +40,9 @@ def with_vision_features(config: RunConfig, folders: Folders, say: Say = print) 
     if config.model.vision_features != "auto":
         return config
     possible = bool(frozen_prefix(config)) and config.engine.name != "trl"
+    if possible and config.data.augment:
+        say("vision features: frozen, but computed in every pass: data.augment changes the images in each epoch")
+        possible = False
     chosen = _chosen(config, folders, say) if possible else "compute"
     return config.replace({"model.vision_features": chosen})
 

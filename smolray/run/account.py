@@ -60,6 +60,15 @@ class RowAccount:
 
 
 @dataclass(frozen=True)
+class SourceAccount:
+    """One of several sources: its conversations, and how many are trained in an epoch (0: not known yet)."""
+
+    path: str
+    conversations: int
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
 class DataAccount:
     """The data of one part of a run, from raw rows to what is trained or evaluated.
 
@@ -71,6 +80,10 @@ class DataAccount:
         untrained: conversations left out, without a token to train on.
         cut: conversations whose text was cut at `max_length`.
         gone: how many files fewer the source had than when it was prepared before.
+        held_out: conversations of these sources that are the validation data.
+        leaked: of validation data, the pictures that the training data have as well; None: not known.
+        pictures: distinct ones, where `leaked` is known.
+        sources: each of them, where there are several.
         longest: lengths of the longest conversations that were left out or cut.
     """
 
@@ -84,6 +97,15 @@ class DataAccount:
     longest: tuple[int, ...] = ()
     max_length: int = 0
     gone: int = 0
+    held_out: int = 0
+    leaked: int | None = None
+    pictures: int = 0
+    sources: tuple[SourceAccount, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The sources by their paths."""
+        return tuple(one.path for one in self.sources) or ((self.source,) if self.source else ())
 
     @property
     def left_out(self) -> int:
@@ -92,18 +114,20 @@ class DataAccount:
 
     def to_json(self) -> dict[str, Any]:
         """A record for a log, with the conversations that are used."""
-        return asdict(self) | {"longest": [*self.longest], "kept": self.conversations - self.left_out}
+        lists = {"longest": [*self.longest], "sources": [asdict(one) for one in self.sources]}
+        return asdict(self) | lists | {"kept": self.conversations - self.left_out}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DataAccount":
         """The account in a record; what an earlier or later version wrote besides it is ignored."""
         known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
         rows = RowAccount(**known["rows"]) if known.get("rows") else None
-        return cls(**known | {"rows": rows, "longest": tuple(known.get("longest", ()))})
+        sources = tuple(SourceAccount(**one) for one in known.get("sources", ()))
+        return cls(**known | {"rows": rows, "longest": tuple(known.get("longest", ())), "sources": sources})
 
     def lines(self, part: str) -> list[str]:
         """The account in words, one line for each thing to know."""
-        return [*self._row_lines(part), self._kept_line(part), *self._length_lines(part)]
+        return [*self._row_lines(part), self._kept_line(part), *self._length_lines(part), *self._side_lines(part)]
 
     def _row_lines(self, part: str) -> list[str]:
         if self.rows is None:
@@ -140,6 +164,22 @@ class DataAccount:
             said.append(f"{part}: cut the text of {self.cut:,} conversations {over}{'' if self.too_long else longest}")
         if self.untrained:
             said.append(f"{part}: left out {self.untrained:,} conversations without a token to train on")
+        return said
+
+    def _side_lines(self, part: str) -> list[str]:
+        """Several sources, and what is on both sides of training and validation."""
+        said = []
+        total = sum(one.epoch for one in self.sources)
+        for one in self.sources:
+            share = f", {one.epoch:,} an epoch ({one.epoch / total:.1%})" if total else ""
+            said.append(f"{part}: {one.path}: {one.conversations:,} conversations{share}")
+        if self.held_out:
+            said.append(
+                f"{part}: {self.held_out:,} conversations more are held out for validation; no picture is on both sides"
+            )
+        if self.leaked is not None:
+            told = "; their scores say less than they seem to" if self.leaked else ""
+            said.append(f"{part}: {self.leaked:,} of {self.pictures:,} pictures are also in the training data{told}")
         return said
 
 

@@ -271,15 +271,21 @@ def latest(run_dir: str, skipped: Callable[[str], None] = lambda _: None) -> Che
     return None
 
 
-def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
-    """The whole checkpoint with the highest `metric`; None where none was evaluated."""
-    found = []
+def look(run_dir: str, contents: bool = False) -> dict[int, Checkpoint | CheckpointError]:
+    """Every checkpoint folder by its step, ascending: what is in it, or what is wrong with it."""
+    found: dict[int, Checkpoint | CheckpointError] = {}
     for step in list_steps(run_dir):
         try:
-            found.append(verify(RunFolder(run_dir).checkpoint(step), contents=False))
-        except CheckpointError:
-            continue
-    return max((c for c in found if metric in c.metrics), key=lambda c: c.metrics[metric], default=None)
+            found[step] = verify(RunFolder(run_dir).checkpoint(step), contents)
+        except CheckpointError as error:
+            found[step] = error
+    return found
+
+
+def best(run_dir: str, metric: str = "accuracy") -> Checkpoint | None:
+    """The whole checkpoint with the highest `metric`; None where none was evaluated."""
+    whole = [one for one in look(run_dir).values() if isinstance(one, Checkpoint)]
+    return max((c for c in whole if metric in c.metrics), key=lambda c: c.metrics[metric], default=None)
 
 
 def chosen_checkpoint(run_dir: str, name: str | None = None) -> Checkpoint:

@@ -16,8 +16,8 @@ Moments = dict[str, torch.Tensor]
 class EngineState:
     """Tensors on the CPU by Hugging Face parameter name, free of world size and engine. Filled on rank 0 only.
 
-    Weights and moments are fp32. A parameter whose moments are kept in 8 bit has them in `codes` instead
-    (engine/optim.py).
+    Weights and moments are fp32. A parameter whose moments are kept in 8 bit, or that has the state of another
+    optimizer than AdamW, has these in `codes` instead (engine/optim.py).
     """
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class EngineState:
         """Copy what an engine holds of one parameter."""
         self.weights[name] = weight.detach().to("cpu", torch.float32, copy=True)
         copied = {key: value.detach().to("cpu", copy=True) for key, value in moments.items()}
-        if "exp_avg" in copied:
+        if copied.keys() == {"exp_avg", "exp_avg_sq"}:
             self.exp_avg[name], self.exp_avg_sq[name] = copied["exp_avg"].float(), copied["exp_avg_sq"].float()
         else:
             self.codes[name] = copied

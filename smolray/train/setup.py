@@ -193,7 +193,8 @@ def data_fingerprint(config: RunConfig, folders: Folders) -> str:
     """Names the order of the samples: a checkpoint's position counts in it."""
     encoder = cached_encoder(config.model, config.data, config.image)
     shards = read_manifest(folders.train).fingerprint
-    parts = (shards, index_fingerprint(encoder), PlanLimits.of(config), config.seed)
+    parts: tuple[object, ...] = (shards, index_fingerprint(encoder), PlanLimits.of(config), config.seed)
+    parts += (config.data.repeats,) if config.data.repeats else ()
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 

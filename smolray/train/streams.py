@@ -33,6 +33,7 @@ class WorkerStreams:
             collate,
             consumers=dist.get_world_size(),
             sidecars=self.folders.sidecars,
+            trained=True,
         )
         return self._open
 

@@ -27,16 +27,21 @@ from smolray.train.collective import agree, broadcast, gather
 from smolray.train.early_stopping import evaluations_of
 from smolray.train.hooks import RunHooks, RunLog
 from smolray.train.setup import WorkerSetup
-from smolray.train.step import StepMetrics, peak_memory_bytes
+from smolray.train.step import Hook, StepMetrics, peak_memory_bytes
 from smolray.train.versions import versions
 
 
 def run_worker(
-    config: RunConfig, folders: Folders, device: torch.device, node: tuple[str, str], owner: str = ""
+    config: RunConfig,
+    folders: Folders,
+    device: torch.device,
+    node: tuple[str, str],
+    owner: str = "",
+    watch: Hook | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and save one run, or what is left of it, on a node of this (address, id).
 
-    It goes on as long as the run belongs to `owner`.
+    It does so as long as the run belongs to `owner`. `watch`: a hook that sees each step first.
     """
     began, log = time.time(), RunLog(config.run_dir)
     attempt, found, earlier = broadcast((log.log.attempt, *newest_state(config, log)) if log.log else None)
@@ -49,7 +54,7 @@ def run_worker(
     audit = Audit(config.run_dir, attempt, dist.get_rank()) if config.train.audit else None
     progress = loop.progress  # TRL starts again
     hooks = RunHooks(config, folders, device, engine, log, audit, owner, earlier if progress.step else ())
-    loop.hooks, loop.enough = hooks.in_order(), hooks.enough
+    loop.hooks, loop.enough = [*([watch] if watch else []), *hooks.in_order()], hooks.enough
 
     log_start(log, setup, loop.total_steps)
     if attempt > 1:  # without a checkpoint, all that an earlier attempt did is discarded

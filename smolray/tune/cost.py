@@ -53,7 +53,7 @@ def make_cost_estimator(base: RunConfig, folders: Folders, nodes: Sequence[dict[
     if not gpus or not use_gpu(base, {"GPU": len(gpus)}):
         return lambda settings: None
 
-    statistics = DataStatistics.from_index(load_index(folders.train, base))
+    statistics = DataStatistics.from_index(load_index(folders.train, base), base.data.repeats)
 
     def cost_of(settings: Settings) -> CostEstimate | None:
         run = trial_run(base, settings)

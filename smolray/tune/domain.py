@@ -15,7 +15,17 @@ from smolray.config import ConfigError, RunConfig
 RANGES, LISTS = ("loguniform", "uniform", "int"), ("choice", "grid")
 KINDS = (*RANGES, *LISTS)
 # These settings are the same for all trials; otherwise their results could not be compared.
-FIXED = ("name", "storage", "seed", "search", "resources", "evaluate", "data.train", "data.validation")
+FIXED = (
+    "name",
+    "storage",
+    "seed",
+    "search",
+    "resources",
+    "evaluate",
+    "data.train",
+    "data.validation",
+    "data.validation_fraction",
+)
 # These settings determine the shards, which all trials read.
 SHARDED = tuple(
     f"data.{name}"
@@ -26,6 +36,7 @@ SHARDED = tuple(
         "prompt",
         "split",
         "revision",
+        "max_samples",
         "max_bad_fraction",
         "max_image_pixels",
         "shard_bytes",

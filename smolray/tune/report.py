@@ -118,7 +118,7 @@ def _facts(config: RunConfig, trials: Sequence[TrialRecord], events: Sequence[Ev
 
     facts = {
         "Model": config.model.path,
-        "Data": config.data.train,
+        "Data": ", ".join(source.path for source in config.data.sources),
         "Algorithm": f"{search.algorithm}, {search.scheduler}",
         "Trials": f"{_ended(trials)} of {_total(trials, events)}: {states}",
         "Steps": f"{sum(t.steps for t in trials):,}",

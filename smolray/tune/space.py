@@ -122,7 +122,7 @@ def _against_algorithm(config: RunConfig, space: Space) -> Iterator[str]:
             "only optuna weighs two objectives; nearest: search.algorithm=optuna"
         )
 
-    if search.metric == "accuracy" and not config.data.validation:
+    if search.metric == "accuracy" and not config.data.evaluates:
         yield (
             "search.metric = accuracy without data.validation: there is no data to measure it on; "
             "set data.validation, or search.metric=loss"

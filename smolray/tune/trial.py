@@ -185,7 +185,7 @@ class RunTrial(tune.Trainable):
 
     def _reports(self, event: Event) -> bool:
         """Add an event. Returns True where it makes a report that no earlier session has logged."""
-        reports = self.progress.add(event, validates=bool(self.base.data.validation))
+        reports = self.progress.add(event, validates=self.base.data.evaluates)
         return reports and self.progress.reports > self.known_reports
 
     def _result(self, over: bool = False) -> dict[str, Any]:

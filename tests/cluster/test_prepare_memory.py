@@ -19,7 +19,8 @@ import resource, sys
 import numpy as np
 from smolray.config import DataConfig
 from smolray.data.formats.discover import list_read_tasks, resolve
-from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_read_task, total_bytes, write_shard
+from smolray.data.shuffle import read_blocks, repeated_ids, run_read_task, total_bytes, write_shard
+from smolray.data.staging import Staging
 phase, source, folder, SHARD_BYTES = *sys.argv[1:4], int(sys.argv[4])
 data, staging = DataConfig(), Staging(folder + "/staging", folder + "/out")
 tasks = list_read_tasks(resolve(source, data))

@@ -21,6 +21,7 @@ RAY_IMPORTERS = {
     "tune",
     "cli",
     "data.prepare",
+    "data.prepare_jobs",
     "data.ray_context",
     "data.ray_jobs",
     "data.stream",

@@ -58,6 +58,7 @@ class ReadTask:
     split: str = ""
     revision: str | None = None
     variant: str = ""  # of a format with several readers, the one to use
+    source: int = 0  # its number, where the data have several
 
 
 @dataclass(frozen=True)

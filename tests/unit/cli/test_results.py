@@ -4,7 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from smolray.run import checkpoint
+from smolray.run.checkpoint import Progress
+from smolray.run.state import EngineState
 from tests.commands import smolray
 
 HOLD = """
@@ -69,3 +73,22 @@ def test_who_writes_into_a_run_owns_it(run, owner, command, told):
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_checkpoints_of_a_run_are_listed_with_the_best_and_the_damaged(run):
+    assert "demo has no checkpoint yet" in smolray("checkpoints", "demo", "--storage", str(run.parent)).stdout
+    for step, accuracy in ((10, 0.75), (20, 0.5), (30, None)):
+        state = EngineState({"a": torch.ones(3)}, {"a": torch.ones(3)}, {"a": torch.ones(3)})
+        metrics = {"loss": 0.5} | ({} if accuracy is None else {"accuracy": accuracy})
+        checkpoint.save(str(run), state, Progress(step=step, epoch=1, samples=step * 8), metrics, {})
+    (run / "checkpoints" / "step-00000020" / "weights.safetensors").write_bytes(b"torn")
+    said = smolray("checkpoints", "demo", "--storage", str(run.parent)).stdout
+    lines = {line.split()[0]: line.split()[1:] for line in said.splitlines()}
+    assert lines["step-00000010"] == ["1", "80", "0.5000", "75.0", "%", "best"]
+    assert lines["step-00000020"][0] == "damaged:" and lines["step-00000030"] == ["1", "240", "0.5000", "–"]
+    assert "smolray export demo --checkpoint step-00000030 --out FOLDER" in said
+    weights = run / "checkpoints" / "step-00000030" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    for options, damaged in (([], 1), (["--verify"], 2)):
+        said = smolray("checkpoints", "demo", *options, "--storage", str(run.parent)).stdout
+        assert said.count("damaged:") == damaged

@@ -110,10 +110,33 @@ def test_a_yaml_of_axolotl(tmp_path):
     run, missing = imported(tmp_path, AXOLOTL)
     assert (run.model.path, run.lora.r, run.data.packing) == ("HuggingFaceTB/SmolVLM-500M-Instruct", 32, "full")
     assert (run.train.per_device_train_batch_size, run.train.num_train_epochs) == (1, 1)
-    assert missing == {
-        "optimizer": "no counterpart; nearest: optimizer.name=adamw",
-        "saves_per_epoch": "no counterpart",
-    }
+    assert run.optimizer.name == "lion_8bit" and missing == {"saves_per_epoch": "no counterpart"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "datasets: [{path: a, split: train}, {path: b, type: x}]",
+            [("a", "train", None, None), ("b", None, None, None)],
+        ),
+        (
+            "dataset: a, b\nmix_strategy: interleave_over\ninterleave_probs: 0.7, 0.3",
+            [("a", None, None, 0.7), ("b", None, None, 0.3)],
+        ),
+        ("dataset: [a#500, b]", [("a", None, 500, None), ("b", None, None, None)]),
+        ("datasets: [{path: json, data_files: x.jsonl, revision: null}]", "x.jsonl"),
+    ],
+)
+def test_lists_of_data_sets_are_sources(tmp_path, text, expected):
+    (tmp_path / "theirs.yaml").write_text(text + "\nval_set_size: 0.05\nmax_samples: 1000\n")
+    done = smolray("config", "import", str(tmp_path / "theirs.yaml"))
+    (tmp_path / "ours.yaml").write_text(done.output)
+    data = load_config(str(tmp_path / "ours.yaml")).data
+    found = data.train
+    if not isinstance(found, str):
+        found = [(one.path, one.split, one.max_samples, one.weight) for one in found]
+    assert found == expected and (data.validation_fraction, data.max_samples) == (0.05, 1000)
 
 
 def test_full_fine_tuning_has_no_adapters(tmp_path):
@@ -126,7 +149,10 @@ def test_full_fine_tuning_has_no_adapters(tmp_path):
     ("text", "why"),
     [
         ("learning_rate: -1", "learning_rate: optimizer.learning_rate = -1: input should be greater"),
-        ("datasets: [{path: a}, {path: b}]", "datasets: names 2 data sets; give one as data.train"),
+        ("test_datasets: [{path: a}, {path: b}]", "test_datasets: data.validation is one path or id"),
+        ("save_strategy: epoch", "save_strategy: saved at the end of each epoch in any case"),
+        ("val_size: 500", "val_size: 500 rows; expected a share, such as data.validation_fraction=0.05"),
+        ("interleave_probs: 0.5,0.5", "interleave_probs: 2 numbers, which are not one for each data set"),
         ("stage: ppo", "stage: no counterpart; methods here: sft, dpo, simpo"),
         ("report_to: all", "report_to: name the trackers"),
     ],

@@ -22,7 +22,8 @@ from smolray.data.formats.discover import list_read_tasks, resolve
 from smolray.data.formats.source import SourceError
 from smolray.data.index import add_lengths, index_shard
 from smolray.data.shards import decode_rows, write_shards
-from smolray.data.shuffle import Staging, duplicates, read_blocks, repeated_ids, run_read_task, write_shard
+from smolray.data.shuffle import duplicates, read_blocks, repeated_ids, run_read_task, write_shard
+from smolray.data.staging import Staging
 from smolray.data.tiles import image_size
 from smolray.run.account import DataAccount
 from tests.offline import encoder_of

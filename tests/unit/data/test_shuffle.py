@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from smolray.config import DataConfig
-from smolray.data import shuffle as shuffle
+from smolray.data import shuffle
+from smolray.data import staging as staged_rows
 from smolray.data.formats.discover import list_read_tasks, resolve
 from smolray.data.prepare import prepare
-from smolray.data.sample import Conversation, Message, Part, Sample
+from smolray.data.sample import Conversation, Message, Part, image_key
 from smolray.data.shards import decode_rows
-from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_read_task, total_bytes, write_shard
+from smolray.data.shuffle import read_blocks, repeated_ids, run_read_task, total_bytes, write_shard
+from smolray.data.staging import SKETCH_KEYS, Sketch, Staging, hash64
 
 DATA = DataConfig()
 
@@ -55,8 +57,8 @@ def test_at_most_64_conversations_share_a_row_in_source_order(tmp_path):
 def test_small_runs_and_blocks_give_the_same_shards_as_one_of_each(tmp_path, monkeypatch):
     source = write_source(tmp_path / "s", 40, 200)
     whole = written(*staged(source, tmp_path / "a"), shards=3)
-    monkeypatch.setattr(shuffle, "RUN_BYTES", 4000)
-    monkeypatch.setattr(shuffle, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(staged_rows, "RUN_BYTES", 4000)
+    monkeypatch.setattr(staged_rows, "BLOCK_BYTES", 500)
     staging, tasks = staged(source, tmp_path / "b", task_bytes=16 * 900)
     blocks = np.concatenate([read_blocks(staging, n) for n in range(tasks)])
     assert len(np.unique(blocks[["task", "run"]])) > 10 and len(blocks) > 40
@@ -73,9 +75,9 @@ def test_a_slice_without_rows_writes_no_file(tmp_path):
 def test_the_sketch_knows_the_bytes_of_distinct_rows_however_they_were_cut(keys, tmp_path):
     staging = Staging(str(tmp_path), str(tmp_path))
     truth = 0
-    parts = [shuffle._Sketch() for _ in range(3)]
+    parts = [Sketch() for _ in range(3)]
     for key in range(keys):
-        order, size = shuffle._hash(f"{key}".encode()), 1000 + key % 977
+        order, size = hash64(f"{key}".encode()), 1000 + key % 977
         truth += size + 3 * 7
         for part in parts:  # the same image in every task, with one conversation of 7 bytes in each
             part.add(order, size, 7)
@@ -83,7 +85,7 @@ def test_the_sketch_knows_the_bytes_of_distinct_rows_however_they_were_cut(keys,
         (tmp_path / "tasks").mkdir(exist_ok=True)
         (tmp_path / "tasks" / f"task-{n:05d}.sketch").write_bytes(part.to_array().tobytes())
     estimate = total_bytes(staging, 3)
-    assert estimate == truth if keys < shuffle.SKETCH_KEYS else abs(estimate / truth - 1) < 0.1
+    assert estimate == truth if keys < SKETCH_KEYS else abs(estimate / truth - 1) < 0.1
 
 
 def test_repeated_ids_are_found_in_any_number_of_passes(tmp_path):
@@ -100,9 +102,9 @@ def test_equal_text_only_rows_stay_two_rows_with_two_ids():
     conversation = Conversation(
         "7", (Message("user", (Part("text", "q"),)), Message("assistant", (Part("text", "a"),)))
     )
-    key = shuffle.image_key((), Sample((), conversation).conversation)
+    key = image_key((), conversation)
     row = {"order": 5, "key": key, "conversation": conversation.to_json(), "images": None}
-    repeated = np.array([shuffle._hash(b"7")], "u8")
+    repeated = np.array([hash64(b"7")], "u8")
     rows = list(
         shuffle._gather([row | {"origin": "1", "place": "x#1"}, row | {"origin": "2", "place": "x#2"}], repeated)
     )

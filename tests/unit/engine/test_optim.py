@@ -2,6 +2,8 @@
 are.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -18,8 +20,13 @@ from smolray.engine.optim import (
     set_learning_rate,
     set_moments,
 )
+from smolray.planner.memory import Workload
+from smolray.run.state import StateMismatchError
 
 STEPS = 100
+OPTIMIZERS = ["adamw", "adamw_8bit", "lion", "lion_8bit", "adafactor", "muon"]  # paged ones need a GPU
+NO_LORA = SimpleNamespace(lora=None)
+OF_WIDTH_512 = SimpleNamespace(text=SimpleNamespace(hidden=512))
 
 
 def parameters(seed=0):
@@ -126,7 +133,58 @@ def test_embeddings_and_small_parameters_have_fp32_adam_states(name):
     }
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_every_optimizer_lowers_a_loss():
+    for name in OPTIMIZERS:
+        found = parameters()
+        optimizer = build_optimizer(found, OptimizerConfig(name=name, learning_rate=1e-3))
+        for _ in range(3):
+            for p in found.values():
+                p.grad = p.detach().clone()  # of half the square of each
+            optimizer.step()
+        assert all((p**2).mean() < (q**2).mean() for p, q in zip(found.values(), parameters().values(), strict=True))
+
+
+def test_muon_moves_the_matrices_and_adamw_the_rest():
+    found = parameters() | {"lm_head.weight": nn.Parameter(torch.randn(100, 96))}
+    optimizer = build_optimizer(found, OptimizerConfig(name="muon", weight_decay=0.1))
+    kept = {name: set(moments(optimizer, p)) for name, p in found.items()}
+    adamw = [name for name, keys in kept.items() if keys == set(FP32)]
+    assert [name.rsplit(".", 2)[-2:] for name in adamw] == [
+        ["q", "bias"],
+        ["embed_tokens", "weight"],
+        ["lm_head", "weight"],
+    ]
+    assert all(kept[name] == {"momentum_buffer"} for name in found if name not in adamw)
+    train(optimizer, found, 2)
+    assert {name: set(moments(optimizer, p)) for name, p in found.items()} == kept
+    set_learning_rate(optimizer, 0.0)
+    before = {name: p.detach().clone() for name, p in found.items()}
+    train(optimizer, found, 1)
+    assert all(torch.equal(found[name], before[name]) for name in found)
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor", "lion", "lion_8bit"])
+def test_the_state_of_another_optimizer_is_refused(name):
+    found = parameters()
+    other, adamw = (build_optimizer(found, OptimizerConfig(name=one)) for one in (name, "adamw"))
+    matrix = found["model.text_model.q.weight"]
+    for saved, restored in ((other, adamw), (adamw, other)):
+        with pytest.raises(StateMismatchError, match=r"optimizer\.name has changed; continue with the one"):
+            set_moments(restored, matrix, moments(saved, matrix), 3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "lion", "lion_8bit", "adafactor", "muon"])
+def test_the_planner_counts_the_bytes_of_the_states(name):
+    shape = (512, 512)
+    found = {"model.text_model.q.weight": nn.Parameter(torch.randn(shape))}
+    optimizer = build_optimizer(found, OptimizerConfig(name=name))
+    train(optimizer, found, 1)
+    kept = sum(value.nbytes for value in moments(optimizer, *found.values()).values())
+    counted = Workload.state_bytes.fget(SimpleNamespace(optimizer=name, training=NO_LORA, shape=OF_WIDTH_512))[0]
+    assert counted * 512 * 512 == pytest.approx(kept, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_restored_moments_continue_to_the_same_bits(name):
     found, again = parameters(), parameters()
     config = OptimizerConfig(name=name, learning_rate=1e-2, weight_decay=0.1)
@@ -139,11 +197,17 @@ def test_restored_moments_continue_to_the_same_bits(name):
     train(first, found, 3, seed=2)
     train(second, again, 3, seed=2)
     assert optimizer_step(first) == optimizer_step(second) == 6
+    assert {n: set(moments(first, p)) for n, p in found.items()} == {
+        n: set(moments(second, p)) for n, p in again.items()
+    }
     for n in found:
         assert torch.equal(found[n], again[n]), n
 
 
-@pytest.mark.parametrize(("before", "after"), [("adamw_8bit", "adamw"), ("adamw", "adamw_8bit")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("adamw_8bit", "adamw"), ("adamw", "adamw_8bit"), ("lion", "lion_8bit"), ("lion_8bit", "lion")],
+)
 def test_moments_are_converted_between_8_bit_and_fp32(before, after):
     found = parameters()
     first, second = (build_optimizer(found, OptimizerConfig(name=name, learning_rate=0.0)) for name in (before, after))
@@ -151,7 +215,7 @@ def test_moments_are_converted_between_8_bit_and_fp32(before, after):
     for p in found.values():
         set_moments(second, p, moments(first, p), 3)
         want, got = dequantised(moments(first, p)), dequantised(moments(second, p))
-        for key in FP32:
+        for key in want:
             assert (got[key] - want[key]).norm() <= 0.03 * want[key].norm(), "codes of 8 bits keep about two digits"
     assert optimizer_step(second) == 3
 

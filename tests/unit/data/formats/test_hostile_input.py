@@ -19,7 +19,8 @@ from smolray.data.formats.discover import list_read_tasks, resolve
 from smolray.data.formats.source import SourceError
 from smolray.data.prepare import check_layout
 from smolray.data.shards import decode_rows
-from smolray.data.shuffle import Staging, read_blocks, repeated_ids, run_read_task, write_shard
+from smolray.data.shuffle import read_blocks, repeated_ids, run_read_task, write_shard
+from smolray.data.staging import Staging
 from tests.hostile import CLASSES
 
 DATA = DataConfig(max_image_pixels=1_000_000)
