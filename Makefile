@@ -12,12 +12,12 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 unit test slow faults fuzz demo bench gpu: export HF_HUB_OFFLINE ?= 1
 
-.PHONY: venv help demo unit test slow faults fuzz lint types bench gpu audit dist clean
+.PHONY: venv help demo unit test slow faults fuzz lint types bench gpu web-shots audit dist clean
 
 venv: $(STAMP)  ## install smolray and its tools into .venv (the default)
 
 help:  ## list the targets
-	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Installed again only when the requirements changed. The lock lets two makes start at once; the stamp comes last, so
 # a broken install is repeated. Torch first and by its range: a CPU build that an index offers is taken, a GPU machine
@@ -63,6 +63,9 @@ bench: venv  ## the benchmarks of jobs/README.md
 
 gpu: venv  ## check this machine's GPU: gpu.json, and gpu.html to attach to a report
 	$(BIN)/python -m jobs.gpu $(ARGS)
+
+web-shots: venv  ## screenshots of the pages of `smolray web`, in .cache/web-shots (needs chromium)
+	$(BIN)/python -m tests.web_shots $(ARGS)
 
 # A package without an answer fails the audit: a mirror without advisories audits nothing.
 audit: venv  ## known faults of the pinned packages (asks pypi.org)

@@ -1,11 +1,7 @@
-"""A service in this process, for tests of its HTTP: uvicorn in a thread, on a free port of the loopback."""
+"""Questions, answers and a client, for tests of the service."""
 
 import base64
-import threading
-import time
-from contextlib import contextmanager
 
-import uvicorn
 from openai import OpenAI
 
 from smolray.inference.predictor import Decoding
@@ -28,23 +24,6 @@ def generated_answers(model, photos, prompts=PROMPTS):
     found = {(row["id"].partition("/")[0], row["prompt"]): row["text"] for row in rows}
     assert len(set(found.values())) > 5, "the answers do not vary: a test would show nothing"
     return found
-
-
-@contextmanager
-def serving(app):
-    """The address of an app while it runs."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "uvicorn did not start"
-        time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
 
 
 def client_of(address, key="none", **options):

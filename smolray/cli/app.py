@@ -28,6 +28,7 @@ from smolray.cli import (
     serve,
     submit,
     train,
+    web,
 )
 from smolray.cli.options import errors, plain
 from smolray.cli.settings import SettingsCommand
@@ -37,7 +38,7 @@ from smolray.cluster.signals import Stopped, stop_signals
 COMMANDS = {
     "Data": (data.prepare, data.preview),
     "Training": (train.train, train.resume, train.plan, train.tune),
-    "Runs": (runs.status, runs.logs, runs.stop, runs.queue),
+    "Runs": (runs.status, runs.logs, runs.stop, runs.queue, web.web),
     "Results": (
         results.evaluate,
         results.compare,

@@ -1,22 +1,17 @@
 """The commands `smolray serve`, and `smolray key add`, `list` and `revoke`: models behind OpenAI's HTTP API."""
 
-import ipaddress
-import socket
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from smolray.cli.access import KeyFile, check_access, key_path, require_web_packages
 from smolray.cli.options import Checkpoint, Storage, console, errors, plain
 from smolray.config import ConfigError
 
-key_app = typer.Typer(no_args_is_help=True, help="API keys for `smolray serve`.")
+key_app = typer.Typer(no_args_is_help=True, help="Keys for `smolray serve` and `smolray web`.")
 
-KeyFile = Annotated[
-    str, typer.Option("--key-file", envvar="SMOLRAY_KEY_FILE", help="default: ~/.smolray/api-keys.json")
-]
 KeyName = Annotated[str, typer.Argument(help="whose key it is, such as laptop")]
 
 
@@ -54,9 +49,9 @@ def serve(
 
     Example: smolray key add laptop; smolray serve RUN
     """
-    keys = "" if no_key else str(_key_path(key_file))
-    _check_access(host, port, keys)
-    _require_ray_serve()
+    keys = "" if no_key else str(key_path(key_file))
+    check_access(host, port, keys, "infer")
+    require_web_packages("serve")
 
     from smolray.cluster.connect import connect
     from smolray.cluster.local_ray import LOCAL_RAY
@@ -94,68 +89,40 @@ def serve(
 
 
 @key_app.command("add")
-def add(name: KeyName, key_file: KeyFile = "") -> None:
+def add(
+    name: KeyName,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scope",
+            help="what for, may be given several times: infer (`smolray serve`, the default), view (the pages of "
+            "`smolray web`), operate (view, and start, stop and export runs there)",
+        ),
+    ] = None,
+    key_file: KeyFile = "",
+) -> None:
     """Make a key and print it: it is shown this once, and only its hash is kept."""
-    from smolray.serve.keys import add_key
+    from smolray.serve.keys import INFER, add_key
 
-    typer.echo(add_key(_key_path(key_file), name))
+    typer.echo(add_key(key_path(key_file), name, scope or INFER))
 
 
 @key_app.command("list")
 def list_keys(key_file: KeyFile = "") -> None:
-    """Show the names of the keys, and when they were made."""
+    """Show the names of the keys, what they are for, and when they were made."""
     from smolray.serve.keys import read_keys
 
-    for key in read_keys(_key_path(key_file)):
+    for key in read_keys(key_path(key_file)):
         made = datetime.fromtimestamp(key.made).isoformat(" ", "minutes")
-        console.print(f"{plain(key.name)}  [dim]{made}[/dim]", soft_wrap=True)
+        console.print(f"{plain(key.name)}  {' '.join(key.scopes)}  [dim]{made}[/dim]", soft_wrap=True)
 
 
 @key_app.command("revoke")
 def revoke(name: KeyName, key_file: KeyFile = "") -> None:
-    """Remove a key; a running service refuses it from now on."""
+    """Remove a key; a running service and its open pages refuse it from now on."""
     from smolray.serve.keys import revoke_key
 
-    revoke_key(_key_path(key_file), name)
-
-
-def _key_path(key_file: str) -> Path:
-    from smolray.serve.keys import default_path
-    from smolray.storage import absolute
-
-    return Path(absolute(key_file)) if key_file else default_path()
-
-
-def _check_access(host: str, port: int, key_file: str) -> None:
-    """Raise ConfigError where the address is not free, or everyone could use the service."""
-    from smolray.serve.keys import read_keys
-
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [(family, where) for family, _, _, _, where in found]
-        for family, where in addresses:
-            with socket.socket(family, socket.SOCK_STREAM) as one:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind(where)
-    except OSError as error:
-        raise ConfigError(f"--host {host} --port {port} cannot be listened on: {error.strerror or error}") from None
-
-    own = all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for _, where in addresses)
-    if not key_file and not own:
-        raise ConfigError(f"--no-key with --host {host} would let everyone in; leave one of them out")
-    if key_file and not read_keys(Path(key_file)):
-        raise ConfigError(f"there is no API key in {key_file}; make one: smolray key add NAME")
-
-
-def _require_ray_serve() -> None:
-    """Raise ConfigError where Ray Serve's packages are not installed."""
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "`smolray serve` needs Ray Serve, which is not installed; run: pip install 'smolray[serve]'"
-        ) from None
+    revoke_key(key_path(key_file), name)
 
 
 def _replicas(text: str) -> tuple[int, int]:

@@ -5,6 +5,8 @@ In: the JSON schema of RunConfig. Out: one list of settings for each section. A 
 
 import json
 import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,34 @@ def settings_page() -> str:
         blocks += [f"## {name}\n", *_section(name, section, schema["$defs"])]
     blocks += ["## Renamed settings\n", _renamed(), "## Names of TRL\n", _aliases()]
     return "\n".join(blocks)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting in words. `choices`: its values, where they are a list of words."""
+
+    key: str
+    kind: str
+    default: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+
+
+def all_settings() -> list[Setting]:
+    """Every setting by its dotted key, in the order of the schema."""
+    schema = RunConfig.model_json_schema()
+    return list(_settings("", schema, schema["$defs"]))
+
+
+def _settings(prefix: str, section: dict[str, Any], definitions: dict[str, Any]) -> Iterator[Setting]:
+    own, inner = _split(section, definitions)
+    for name, value in own.items():
+        meaning = " ".join(value.get("description", "").split())
+        kind, default = _type(value, definitions), _default(value).strip("`")
+        choices = ("true", "false") if value.get("type") == "boolean" else tuple(value.get("enum", ()))
+        yield Setting(prefix + name, kind.replace("`", ""), default, meaning, choices)
+    for name, value in inner.items():
+        yield from _settings(f"{prefix}{name}.", definitions[_reference(value, definitions) or ""], definitions)
 
 
 def write() -> None:

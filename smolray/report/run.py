@@ -31,7 +31,7 @@ def write_report(run_dir: str, images: dict[str, bytes] | None = None) -> str:
     if images is None:
         images = read_images(run_dir)
     elif images:
-        _write_images(run_dir, images)
+        write_images(run_dir, images)
 
     uri = RunFolder(run_dir).report
     with reading(run_dir):
@@ -79,12 +79,12 @@ def read_run(run_dir: str, images: dict[str, bytes]) -> RunContents:
     steps = prediction_steps(run_dir)
     return replace(
         contents,
-        config=_stored_settings(folder.config) or contents.start.get("config") or {},
+        config=stored_settings(folder.config) or contents.start.get("config") or {},
         predictions=read_predictions(run_dir, steps[-1]) if steps else [],
     )
 
 
-def _stored_settings(uri: str) -> dict[str, Any]:
+def stored_settings(uri: str) -> dict[str, Any]:
     """The settings in config.yaml as they stand there, also of a version that had others; empty where there is none."""
     if not storage.exists(uri):
         return {}
@@ -103,7 +103,8 @@ def read_images(run_dir: str) -> dict[str, bytes]:
     return dict(zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True))
 
 
-def _write_images(run_dir: str, images: dict[str, bytes]) -> None:
+def write_images(run_dir: str, images: dict[str, bytes]) -> None:
+    """Keep the sample images of the report, by prediction key."""
     keys, encoded = pa.array(list(images), pa.string()), pa.array(list(images.values()), pa.binary())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"key": keys, "image": encoded}), sink)

@@ -83,14 +83,18 @@ class Service:
         self.open = 0
 
     def check_key(self, request: Request) -> None:
-        """Raise ApiError (401) unless the request has a known key, or none is needed."""
+        """Raise ApiError (401, 403) unless the request has a key with the scope infer, or none is needed."""
         if self.keys is None:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if not key:
             raise ApiError(401, "no API key; expected the header `Authorization: Bearer KEY`", "missing_api_key")
-        if scheme.lower() != "bearer" or self.keys.name_of(key.strip()) is None:
+        known = self.keys.find(key.strip()) if scheme.lower() == "bearer" else None
+        if known is None:
             raise ApiError(401, "this API key is not known, or was revoked", "invalid_api_key")
+        if not known.may("infer"):
+            scopes = ", ".join(known.scopes)
+            raise ApiError(403, f"this key may not ask models (scopes: {scopes}); expected infer", "wrong_scope")
 
     def model(self, name: str) -> Offered:
         """Raises ApiError (404)."""

@@ -6,22 +6,22 @@ In: the log of the trials. Out: `<search>/report.html`.
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from smolray import storage
-from smolray.config import RunConfig
+from smolray.config import RunConfig, load_config
 from smolray.report.charts import Point, Series, line_chart
 from smolray.report.page import render
 from smolray.report.sections import utc
 from smolray.run.events import Event, read_events
-from smolray.run.folder import RunFolder
+from smolray.run.folder import RunFolder, has_log
 from smolray.run.progress import duration, percent, size
-from smolray.tune.log import FILE, TrialRecord, best_trial, read_trials
+from smolray.tune.log import FILE, STORED, TrialRecord, best_trial, read_trials, search_folder
 from smolray.tune.parallel_coordinates import parallel_coordinates
 from smolray.tune.searcher import new_study, past_trial
-from smolray.tune.space import Space
+from smolray.tune.space import Space, read_space
 
 BEST, CURVES = 10, 5
 FEWEST_FOR_IMPORTANCE = 6  # trials with a value; fewer say nothing
@@ -47,29 +47,44 @@ def write_report(folder: str, config: RunConfig, space: Space) -> str:
     return uri
 
 
+def searches_in(storage_uri: str) -> list[str]:
+    """The names of the searches under a storage folder."""
+    return [name for name in storage.list_dirs(storage_uri) if has_log(search_folder(storage_uri, name), FILE)]
+
+
+def read_report(folder: str) -> Markup:
+    """The report of the search in `folder` as it is now, to stand inside a page. Raises ConfigError."""
+    config = load_config(storage.join(folder, STORED))
+    values = _values(config, read_space(config), read_trials(folder), read_events(folder, FILE))
+    return render("search_body.html", "smolray.tune", **values)
+
+
 def report_page(config: RunConfig, space: Space, trials: Sequence[TrialRecord], events: Sequence[Event]) -> str:
     """The page as text. Pure."""
+    title = f"{config.name} · smolray search"
+    return render("search.html", "smolray.tune", title=title, **_values(config, space, trials, events))
+
+
+def _values(config: RunConfig, space: Space, trials: Sequence[TrialRecord], events: Sequence[Event]) -> dict[str, Any]:
+    """What the templates show."""
     assert config.search is not None
     metric = config.search.metric
     best = best_trial(trials, metric)
     weights = importances(trials, config, space).items()
 
-    return render(
-        "search.html",
-        "smolray.tune",
-        title=f"{config.name} · smolray search",
-        name=config.name,
-        status="finished" if _ended(trials) >= _total(trials, events) else "running",
-        facts=_facts(config, trials, events),
-        metric=metric,
-        second_objective=config.search.second_objective,
-        best=_best_rows(trials, config),
-        best_number=best.number if best else None,
-        coordinates=parallel_coordinates(trials, space, metric),
-        importances=[(key, percent(value), f"{100 * value:.1f}%") for key, value in weights],
-        charts=[_learning_curves(trials, metric), _best_so_far(events, metric), _cost_of_each(trials)],
-        trials=[_row(trial, metric) for trial in trials],
-    )
+    return {
+        "name": config.name,
+        "status": "finished" if _ended(trials) >= _total(trials, events) else "running",
+        "facts": _facts(config, trials, events),
+        "metric": metric,
+        "second_objective": config.search.second_objective,
+        "best": _best_rows(trials, config),
+        "best_number": best.number if best else None,
+        "coordinates": parallel_coordinates(trials, space, metric),
+        "importances": [(key, percent(value), f"{100 * value:.1f}%") for key, value in weights],
+        "charts": [_learning_curves(trials, metric), _best_so_far(events, metric), _cost_of_each(trials)],
+        "trials": [_row(trial, metric) for trial in trials],
+    }
 
 
 def importances(trials: Sequence[TrialRecord], config: RunConfig, space: Space) -> dict[str, float]:

@@ -46,7 +46,7 @@ LEVELS = (
     ("engine", "evaluate", "precompute"),
     ("train", "report", "inference", "export"),
     ("launch", "serve"),
-    ("tune",),
+    ("tune", "web"),
     ("cli",),
     ("jobs", "__main__"),
 )
@@ -214,7 +214,11 @@ def test_modules_and_public_functions_say_what_they_do(path):
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("smolray.cli.app", {"ray", "torch", "transformers", "deepspeed", "pandas", "tensorboardX"}),
+        (
+            "smolray.cli.app",
+            {"ray", "torch", "transformers", "deepspeed", "pandas", "tensorboardX", "fastapi", "uvicorn"},
+        ),
+        ("smolray.web.app", {"ray", "torch", "transformers", "deepspeed"}),
         ("smolray.run.status", {"ray", "torch", "transformers", "deepspeed"}),  # all that `status` and `logs` need
         # Ray Train's controller unpickles what is in it
         ("smolray.launch.entrypoint", {"ray", "torch", "transformers", "deepspeed"}),

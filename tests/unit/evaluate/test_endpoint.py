@@ -17,7 +17,7 @@ from smolray.serve.engine import EngineLimits
 from smolray.serve.http import HttpLimits, Offered, make_app
 from smolray.serve.keys import KeyRing, add_key
 from smolray.serve.model import ServedModel
-from tests.serving import serving
+from tests.server import serving
 from tests.shards import vqa_rows, write_shards
 
 

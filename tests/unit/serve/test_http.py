@@ -18,7 +18,8 @@ from smolray.serve.http import HttpLimits, Offered, make_app
 from smolray.serve.keys import KeyRing, add_key, revoke_key
 from smolray.serve.model import ServedModel
 from tests.offline import picture
-from tests.serving import client_of, generated_answers, image_part, question, serving, write_photos
+from tests.server import serving
+from tests.serving import client_of, generated_answers, image_part, question, write_photos
 
 LIMITS = HttpLimits(request_bytes=2**20, images=3, seconds=60.0)
 

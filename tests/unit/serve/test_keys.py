@@ -5,7 +5,12 @@ import json
 import pytest
 
 from smolray.config import ConfigError
-from smolray.serve.keys import KeyRing, add_key, read_keys, revoke_key
+from smolray.serve.keys import SCOPES, KeyRing, add_key, read_keys, revoke_key
+
+
+def name_of(ring, key):
+    found = ring.find(key)
+    return found and found.name
 
 
 def test_keys_are_stored_as_hashes_in_a_file_of_their_owner(tmp_path):
@@ -15,9 +20,9 @@ def test_keys_are_stored_as_hashes_in_a_file_of_their_owner(tmp_path):
     assert one not in path.read_text() and one != two and len(one) > 50
     assert [key.name for key in read_keys(path)] == ["laptop", "phone"]
     ring = KeyRing(path)
-    assert [ring.name_of(key) for key in (one, two, "sk-other", "", "\ud800")] == ["laptop", "phone", None, None, None]
+    assert [name_of(ring, key) for key in (one, two, "sk-other", "", "\ud800")] == ["laptop", "phone", None, None, None]
     revoke_key(path, "laptop")
-    assert (ring.name_of(one), ring.name_of(two)) == (None, "phone")
+    assert (name_of(ring, one), name_of(ring, two)) == (None, "phone")
 
 
 def test_a_name_is_given_once_and_only_known_ones_are_revoked(tmp_path):
@@ -35,19 +40,42 @@ def test_a_name_is_given_once_and_only_known_ones_are_revoked(tmp_path):
 def test_a_file_that_others_may_read_or_that_is_damaged_lets_nobody_in(tmp_path):
     path = tmp_path / "keys.json"
     key, ring = add_key(path, "laptop"), KeyRing(path)
-    assert ring.name_of(key) == "laptop"
+    assert name_of(ring, key) == "laptop"
     path.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         read_keys(path)
-    assert KeyRing(path).name_of(key) is None
+    assert name_of(KeyRing(path), key) is None
     path.chmod(0o600)
     whole = path.read_text()
     for content in ("", "{}x", json.dumps([{"name": "x"}]), "5"):
         path.write_text(content)
-        assert ring.name_of(key) is None
+        assert name_of(ring, key) is None
         with pytest.raises(ConfigError, match="holds no API keys"):
             read_keys(path)
     path.write_text(whole)
-    assert ring.name_of(key) == "laptop"
+    assert name_of(ring, key) == "laptop"
     path.unlink()
-    assert ring.name_of(key) is None and read_keys(path) == []
+    assert name_of(ring, key) is None and read_keys(path) == []
+
+
+def test_a_key_is_good_for_its_scopes_and_no_others(tmp_path):
+    path = tmp_path / "keys.json"
+    made = {name: add_key(path, name, scopes) for name, scopes in (("a", ("view",)), ("b", ("operate", "infer")))}
+    made["c"] = add_key(path, "c")
+    ring = KeyRing(path)
+    may = {name: [ring.find(key).may(scope) for scope in SCOPES] for name, key in made.items()}
+    assert may == {"a": [True, False, False], "b": [True, True, True], "c": [False, False, True]}
+    for wrong in (("admin",), ("view", ""), ()):
+        with pytest.raises(ConfigError, match="expected some of view, operate, infer"):
+            add_key(path, "d", wrong)
+    assert ring.known(ring.find(made["a"]).sha256).name == "a"
+    digest = ring.find(made["a"]).sha256
+    revoke_key(path, "a")
+    assert ring.known(digest) is None
+
+
+def test_a_key_from_before_there_were_scopes_may_infer(tmp_path):
+    path = tmp_path / "keys.json"
+    key = add_key(path, "old")
+    path.write_text(json.dumps([{k: v for k, v in json.loads(path.read_text())[0].items() if k != "scopes"}]))
+    assert KeyRing(path).find(key).scopes == ("infer",)
