@@ -12,12 +12,12 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 unit test slow faults fuzz demo bench gpu: export HF_HUB_OFFLINE ?= 1
 
-.PHONY: venv help demo unit test slow faults fuzz lint types bench gpu web-shots audit dist clean
+.PHONY: venv help demo unit test slow faults fuzz lint types bench gpu web-shots cuda-proofs audit dist clean
 
 venv: $(STAMP)  ## install smolray and its tools into .venv (the default)
 
 help:  ## list the targets
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Installed again only when the requirements changed. The lock lets two makes start at once; the stamp comes last, so
 # a broken install is repeated. Torch first and by its range: a CPU build that an index offers is taken, a GPU machine
@@ -66,6 +66,13 @@ gpu: venv  ## check this machine's GPU: gpu.json, and gpu.html to attach to a re
 
 web-shots: venv  ## screenshots of the pages of `smolray web`, in .cache/web-shots (needs chromium)
 	$(BIN)/python -m tests.web_shots $(ARGS)
+
+# Attention compiled for cards that are not here, with the CUDA build of torch: it needs no GPU, but 5 GB of disk, in a
+# folder of its own that goes before the environment's packages. What is missing is told, and the tests are skipped.
+SMOLRAY_CUDA_TORCH ?= $(CURDIR)/.cache/cuda-torch
+cuda-proofs: venv  ## what a GPU would compile, without one: downloads the CUDA build of torch (2 GB) once
+	$(BIN)/python -m tests.proofs.install $(SMOLRAY_CUDA_TORCH)
+	SMOLRAY_CUDA_TORCH=$(SMOLRAY_CUDA_TORCH) $(BIN)/python -m pytest -m "not slow" -rPs -n 2 tests/proofs $(ARGS)
 
 # A package without an answer fails the audit: a mirror without advisories audits nothing.
 audit: venv  ## known faults of the pinned packages (asks pypi.org)

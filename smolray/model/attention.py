@@ -142,12 +142,16 @@ def flex(
 def kernel_options(capability: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
     """FlexAttention's options for a GPU.
 
-    Below 128 tokens torch would take its decoding kernel, which does not compile for heads of this mask. In 16 bit on
-    Ampere and Ada, torch's own choice of 4 warps spills registers where heads share keys.
+    Below 128 tokens torch would take its decoding kernel, which does not compile for heads of this mask. In 16 bit
+    torch's own choice of 4 warps spills registers: where heads share keys on Ampere and Ada, for every head on Hopper.
     """
     options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
-    if capability[0] == 8 and dtype != torch.float32:
+    if dtype == torch.float32:
+        return options
+    if capability[0] == 8:
         options |= {"fwd_num_warps": 8, "fwd_BLOCK_N": 64, "fwd_num_stages": 2}
+    elif capability[0] == 9:
+        options |= {"fwd_num_warps": 8}
     return options
 
 

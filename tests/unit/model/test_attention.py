@@ -79,6 +79,7 @@ def test_kernel_options_are_those_of_the_card():
     ampere = kernel_options(AMPERE, torch.bfloat16)
     assert (ampere["fwd_num_warps"], ampere["fwd_BLOCK_N"], ampere["fwd_num_stages"]) == (8, 64, 2)
     assert kernel_options((8, 9), torch.float16) == ampere
-    # torch's own are good for Hopper, and in fp32 these would need more shared memory than a 3090 has
-    for plain in (kernel_options(HOPPER, torch.bfloat16), kernel_options(AMPERE, torch.float32)):
+    assert kernel_options(HOPPER, torch.bfloat16) == {"FORCE_USE_FLEX_ATTENTION": True, "fwd_num_warps": 8}
+    # in fp32 these would need more shared memory than a 3090 has
+    for plain in (kernel_options(HOPPER, torch.float32), kernel_options(AMPERE, torch.float32)):
         assert plain == {"FORCE_USE_FLEX_ATTENTION": True}
