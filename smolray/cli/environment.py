@@ -37,6 +37,8 @@ def environment() -> dict[str, Any]:
     """The facts by name. `gpus` is a list of objects, `packages` maps names to versions, everything else is text."""
     import torch
 
+    from smolray.cluster.nvml import driver_version
+
     return {
         "smolray": smolray.__version__,
         "installed in": str(Path(smolray.__file__).parent),
@@ -46,7 +48,7 @@ def environment() -> dict[str, Any]:
         "memory": size(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "C++ compiler": _first_line(["c++", "--version"]),
         "CUDA of torch": torch.version.cuda or "",
-        "NVIDIA driver": _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "NVIDIA driver": driver_version() or "",
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "not set"),
         "gpus": _gpus(torch),
         "packages": {name: _version(name) for name in _requirements()},

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from smolray.cluster.checks import diagnose
 from smolray.cluster.findings import Finding
+from smolray.cluster.gpu_pairs import SECONDS, PairOutcome
 from smolray.cluster.network_checks import Link, public_dashboard, token_check
 from smolray.cluster.node_probe import NodeProbe, all_reduce_seconds
 from smolray.cluster.nodes import NODE_LABEL
@@ -90,6 +91,7 @@ def _gather(
             facts[name] = ray.get(probe.facts.remote(storage_uri, paths), timeout=PROBE_SECONDS)
             known = {"address": nodes[name]["NodeManagerAddress"], "ray_gpus": nodes[name]["Resources"].get("GPU", 0)}
             facts[name] |= known | {"clock_offset": _clock_offset(probe)}
+            facts[name]["gpu_pairs"] = _gpu_pairs(probe, facts[name]["gpus"])
         except (ray.exceptions.RayError, TimeoutError) as error:
             remedy = f"see Ray's logs on {name}; free memory and CPU for one process"
             silent.append(Finding("probe", name, "fail", f"no answer: {_reason(error)}", "facts", remedy))
@@ -98,6 +100,16 @@ def _gather(
     for of_node in facts.values():
         of_node["clock_offset"] -= head_offset
     return facts, silent
+
+
+def _gpu_pairs(probe: Any, gpus: list[dict[str, Any]]) -> list[PairOutcome] | None:
+    """Whether the GPUs of a node can talk to each other; None where they are in use."""
+    if any(gpu["busy"] for gpu in gpus):
+        return None
+    if len(gpus) < 2:
+        return []
+    found: list[PairOutcome] = ray.get(probe.gpu_pairs.remote(tuple(range(len(gpus)))), timeout=4 * SECONDS * len(gpus))
+    return found
 
 
 def _pinned(node: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smolray.cluster.findings import Finding, Level, graded, ok
+from smolray.cluster.gpu_checks import gpu_health
 from smolray.config.devices import no_kernels
 from smolray.run.progress import duration, size
 
@@ -31,6 +32,7 @@ def node_findings(name: str, facts: Facts, several: bool) -> list[Finding]:
         token_file(name, facts),
         *interfaces(name, facts, several),
         *gpus(name, facts),
+        *gpu_health(name, facts),
         *torch_cuda(name, facts),
         *storage_access(name, facts),
     ]

@@ -24,7 +24,9 @@ import psutil
 import ray
 
 from smolray import storage
+from smolray.cluster.gpu_pairs import PairOutcome, try_pairs
 from smolray.cluster.network_checks import ALL_REDUCE_BYTES
+from smolray.cluster.nvml import driver_version, gpu_facts, kernel_faults
 from smolray.cluster.token import open_token, token_file
 
 ANSWER_SECONDS = 120.0  # how long a node waits for the other one's connection
@@ -45,6 +47,7 @@ class NodeProbe:
 
         node: Any = ray._private.worker.global_worker.node
         session = node.get_session_dir_path()
+        gpus = gpu_facts()
         disk, shm = shutil.disk_usage(session), shutil.disk_usage("/dev/shm")  # noqa: S108
         host = socket.gethostname()
         addresses = psutil.net_if_addrs()
@@ -53,9 +56,10 @@ class NodeProbe:
             "ray": ray.__version__,
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            "driver": _driver(),
+            "driver": driver_version(),
             "packages": _packages(),
-            "gpus": _gpus(),
+            "gpus": gpus,
+            "xid": kernel_faults() if gpus else [],
             "torch_gpus": _torch_gpus(),
             "host": host,
             "host_address": _resolve(host),
@@ -76,6 +80,10 @@ class NodeProbe:
             "storage": _try_storage(storage_uri) if storage_uri else None,
             "paths": {path: _digest(Path(path)) for path in paths},
         }
+
+    def gpu_pairs(self, gpus: tuple[int, ...]) -> list[PairOutcome]:
+        """Whether each of these GPUs of the node and the next one can add up."""
+        return try_pairs(gpus)
 
     def free_port(self) -> int:
         """A port on which nobody listens."""
@@ -147,53 +155,12 @@ def _packages() -> dict[str, str]:
     return found
 
 
-def _smi(query: str) -> list[list[str]]:
-    """Rows of an nvidia-smi query; none where there is no driver."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
-    return [[cell.strip() for cell in line.split(",")] for line in lines if line]
-
-
-def _driver() -> str | None:
-    rows = _smi("--query-gpu=driver_version")
-    return rows[0][0] if rows else None
-
-
-def _gpus() -> list[dict[str, Any]]:
-    """The node's GPUs and the processes on them that are not Ray's."""
-    processes: dict[str, list[dict[str, Any]]] = {}
-    rows = _smi("--query-compute-apps=gpu_uuid,pid,process_name,used_memory")
-    for uuid_, pid, name, memory in (row for row in rows if len(row) == 4):
-        if not _is_rays(int(pid)):
-            processes.setdefault(uuid_, []).append({"pid": int(pid), "name": name, "memory": _mib(memory)})
-    rows = _smi("--query-gpu=uuid,name,memory.used,memory.total,compute_cap")
-    return [
-        {
-            "name": name,
-            "used": _mib(used),
-            "total": _mib(total),
-            "capability": _capability(capability),
-            "processes": processes.get(uuid_, []),
-        }
-        for uuid_, name, used, total, capability in rows
-    ]
-
-
-def _capability(text: str) -> tuple[int, int] | None:
-    """The compute capability of a text such as 8.6; None where the driver does not tell it."""
-    major, _, minor = text.partition(".")
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
-
-
 def _torch_gpus() -> tuple[int, list[str]] | None:
     """How many GPUs torch sees, and the architectures that it is built for; None where it does not start.
 
     In a process of its own: Ray hides the GPUs from this one, which asked for none.
     """
-    if not shutil.which("nvidia-smi"):
+    if driver_version() is None:
         return None
     code = "import json, torch; print(json.dumps([torch.cuda.device_count(), torch.cuda.get_arch_list()]))"
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
@@ -205,17 +172,6 @@ def _torch_gpus() -> tuple[int, list[str]] | None:
     except (subprocess.TimeoutExpired, ValueError):
         return None
     return seen, architectures
-
-
-def _mib(text: str) -> float:
-    return float(text) * 2**20 if text.isdigit() else 0.0
-
-
-def _is_rays(pid: int) -> bool:
-    try:
-        return " ".join(psutil.Process(pid).cmdline()).startswith("ray::")
-    except psutil.Error:
-        return False
 
 
 def _token() -> tuple[str, str]:

@@ -8,7 +8,19 @@ from smolray.cluster.checks import diagnose
 from smolray.cluster.findings import Finding
 from smolray.cluster.network_checks import Link, public_dashboard, ring_all_reduce_seconds, token_check
 
-GPU_FACTS = {"name": "NVIDIA GeForce RTX 3090", "used": 1e9, "total": 24e9, "capability": (8, 6), "processes": []}
+GPU_FACTS = {
+    "name": "NVIDIA GeForce RTX 3090",
+    "used": 1e9,
+    "total": 24e9,
+    "capability": (8, 6),
+    "busy": False,
+    "processes": [],
+    "slowed": [],
+    "lanes": (16, 16),
+    "memory_errors": None,
+    "rows_to_replace": False,
+    "rows_broken": False,
+}
 HEALTHY = {
     "python": "3.11.7",
     "ray": "2.60.0",
@@ -17,6 +29,8 @@ HEALTHY = {
     "driver": "570.1",
     "packages": {"torch": "2.13.0", "ray": "2.60.0"},
     "gpus": [GPU_FACTS],
+    "gpu_pairs": [],
+    "xid": [],
     "torch_gpus": (1, ["sm_75", "sm_80", "sm_86", "sm_90"]),
     "ray_gpus": 1,
     "host": "den",
