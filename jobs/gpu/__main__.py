@@ -6,6 +6,7 @@ machine cannot do is skipped, and the reason said. It ends with 1 where a check 
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import torch
 
 from jobs.gpu import facts, kernels, shapes, training, two
 from jobs.gpu.check import Check, Machine, Outcome, Section, UnexpectedFigureError, skipped
+from smolray.engine.allocator import expand_segments
 from smolray.report.page import render
 
 SECTIONS = (
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     chosen = [section for section in SECTIONS if options.only is None or section.name in options.only]
     if options.child:
+        expand_segments(os.environ)  # as workers do
         for section in chosen:
             run_here(section, Machine.here(), Path(options.child))
         return 0

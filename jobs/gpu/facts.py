@@ -1,12 +1,13 @@
 """What the machine is, and whether this torch was built for it."""
 
-import subprocess
 from functools import partial
 
 import torch
 
 from jobs.gpu.check import Check, Figures, expect
 from jobs.gpu.timing import timed
+from smolray.cluster.nvml import driver_version
+from smolray.planner.probe import copy_bandwidth
 
 
 def build(device: torch.device) -> Figures:
@@ -15,7 +16,7 @@ def build(device: torch.device) -> Figures:
     own, built = f"sm_{properties.major}{properties.minor}", torch.cuda.get_arch_list()
     figures = {
         "gpu": properties.name,
-        "driver": _nvidia_smi("driver_version"),
+        "driver": driver_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "architecture": own,
@@ -38,8 +39,8 @@ def context(device: torch.device) -> Figures:
 
 
 def arithmetic(device: torch.device) -> Figures:
-    """Teraflop/s of a large product in 16 bit and fp32."""
-    figures: Figures = {}
+    """Teraflop/s of a large product in 16 bit and fp32, and gigabytes a second that a copy reads and writes."""
+    figures: Figures = {"copy_gb_a_second": round(copy_bandwidth(device) / 1e9, 1)}
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         left = torch.randn(4096, 4096, device=device).to(dtype)
         seconds = timed(partial(torch.matmul, left, left), device, repetitions=10)
@@ -47,18 +48,8 @@ def arithmetic(device: torch.device) -> Figures:
     return figures
 
 
-def _nvidia_smi(field: str) -> str:
-    """A field of nvidia-smi for the first GPU; empty where it does not run."""
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else ""
-
-
 CHECKS = (
     Check("build", "Is this torch built for the GPU, and which driver is there?", build),
     Check("context", "How much memory does CUDA itself take?", context),
-    Check("arithmetic", "How fast are its matrix products?", arithmetic),
+    Check("arithmetic", "How fast are its matrix products and its memory?", arithmetic),
 )

@@ -22,9 +22,13 @@ from smolray.model.load import base_model
 from smolray.model.tiny import SHAPES
 from smolray.objectives.base import Normalisers
 from smolray.objectives.registry import objective_of
+from smolray.planner.gpus import GPU
+from smolray.planner.inventory import PCIE, measured_gpu
 from smolray.planner.memory import Workload, Zero, zero_memory
+from smolray.planner.probe import copy_bandwidth, free_memory, gpu_name, matmul_tflops
 from smolray.planner.shapes import ModelShape, Training
 from smolray.planner.statistics import Load
+from smolray.planner.zero_time import divide, zero_seconds
 from smolray.pretrained import DTYPES
 
 IMAGE_TOKEN, TOKENS, TILES, TRAINED, MICRO_BATCHES = 3, 2000, 17, 32, 4
@@ -133,18 +137,37 @@ def training(name: str, device: torch.device) -> Figures:
         config.optimizer.name,
     )
     zero = Zero(config.zero_stage, 1, config.engine.offload_optimizer == "cpu")
-    planned = zero_memory(work, zero, several=True)
     free, total = torch.cuda.mem_get_info(device)
-    allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    taken = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device), total - free
+    return step_figures(min(seconds[1:]), taken, work, zero, measured_gpu_of(device))
+
+
+def measured_gpu_of(device: torch.device) -> GPU:
+    """The device as the planner sees it, with the speeds that a run's probe measures."""
+    fast, plain = (matmul_tflops(device, dtype) for dtype in ("bfloat16", "float32"))
+    return measured_gpu(gpu_name(device), free_memory(device), fast, plain, copy_bandwidth(device))
+
+
+def step_figures(seconds: float, taken: tuple[int, int, int], work: Workload, zero: Zero, gpu: GPU) -> Figures:
+    """A step beside what the planner says, for people and for planner/calibration.py.
+
+    `taken`: bytes allocated, reserved, and in use on the GPU.
+    """
+    allocated, reserved, used = taken
+    planned = zero_memory(work, zero, several=True)
+    division = divide(work, (gpu,), (0,), MICRO_BATCHES, by_speed=True)
+    expected = zero_seconds(work, zero, (gpu,), PCIE, division, data=0.0).total
     mib = 2**20
     return {
-        "seconds_a_step": round(min(seconds[1:]), 4),
-        "tokens_a_second": round(TOKENS * MICRO_BATCHES / min(seconds[1:])),
+        "seconds_a_step": round(seconds, 4),
+        "planned_seconds": round(expected, 4),
+        "tokens_a_second": round(TOKENS * MICRO_BATCHES / seconds),
         "allocated_mib": round(allocated / mib),
         "reserved_mib": round(reserved / mib),
-        "of_the_gpu_mib": round((total - free) / mib),
+        "of_the_gpu_mib": round(used / mib),
         "planned_mib": round(planned.total / mib),
-        "planned_over_allocated": round((planned.total - planned.workspace) / allocated, 3),
+        "planned_over_allocated": round(planned.tensors / allocated, 3),
+        "offloaded": zero.offload_optimizer,
     }
 
 

@@ -62,6 +62,9 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="train a few steps of the chosen plan on this cluster and compare")
     ] = False,
+    calibration: Annotated[
+        str | None, typer.Option(help="gpu.json of `make gpu`: what it measured of a GPU replaces estimates")
+    ] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="file to write the plan to")] = None,
 ) -> None:
     """Show which strategies fit your GPUs, how fast each is, and which to take.
@@ -74,6 +77,9 @@ def plan(
             "--measure trains on the GPUs of this cluster, but --inventory describes other GPUs: use one of the two"
         )
 
+    if measure and calibration:
+        raise ConfigError("--measure measures the GPUs itself: use it or --calibration")
+
     from smolray.planner.describe import strategies_table, to_json, words
 
     if measure:
@@ -81,7 +87,7 @@ def plan(
 
         found, measured = measure_plan(run)
     else:
-        found, measured = _planned(run, inventory), None
+        found, measured = _planned(run, inventory, calibration), None
 
     console.print(strategies_table(found))
     console.print(plain(words(found)), soft_wrap=True)
@@ -119,20 +125,23 @@ def launch(run: RunConfig) -> None:
     console.print(f"{plain(run.run_dir)}: {plain(str(result.get('status', 'finished')))}", soft_wrap=True)
 
 
-def _planned(run: RunConfig, inventory: str | None) -> Any:
+def _planned(run: RunConfig, inventory: str | None, calibration: str | None) -> Any:
     """The plan for described GPUs, or for those of the cluster."""
+    from smolray.planner.calibration import calibrated
     from smolray.planner.inventory import load
     from smolray.planner.plan import make_plan
 
     if inventory is not None:
-        return make_plan(run, _statistics(run), load(inventory))
+        described = load(inventory)
+        return make_plan(run, _statistics(run), calibrated(described, calibration) if calibration else described)
 
     from smolray.cluster.connect import connect
     from smolray.launch.driver import look
 
     statistics = _statistics(run)
     connect()
-    return make_plan(run, statistics, look(run).inventory())
+    seen = look(run).inventory()
+    return make_plan(run, statistics, calibrated(seen, calibration) if calibration else seen)
 
 
 def _statistics(run: RunConfig) -> Any:

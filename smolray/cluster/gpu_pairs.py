@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-SECONDS = 60.0  # for two processes to import torch, meet and add 16 MiB
+SECONDS = 120.0  # for two processes to import torch, meet and add 16 MiB
 WITHOUT_P2P = {"NCCL_P2P_DISABLE": "1"}
 # arguments: rank, port, backend
 ADD = """
@@ -25,7 +25,7 @@ device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu"
 if backend == "nccl":
     torch.cuda.set_device(device)
 where = f"tcp://127.0.0.1:{port}"
-dist.init_process_group(backend, init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=50))
+dist.init_process_group(backend, init_method=where, rank=rank, world_size=2, timeout=timedelta(hours=1))
 values = torch.full((4 * 2**20,), rank + 1.0, device=device)
 dist.all_reduce(values)
 wrong = int((values != 3).sum())

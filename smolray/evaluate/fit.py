@@ -16,8 +16,9 @@ from torch import nn
 from smolray.config import ConfigError
 from smolray.data.batch import Batch
 from smolray.model.load import base_model
-
-SHARE = 0.8  # of the free memory: the rest is for tiles, masks, logits and what the allocator cannot join
+from smolray.planner.assumptions import DECODING_SHARE
+from smolray.planner.decoding import token_bytes
+from smolray.planner.shapes import ModelShape
 
 
 def most_tokens(model: nn.Module, device: torch.device) -> int | None:
@@ -30,18 +31,15 @@ def most_tokens(model: nn.Module, device: torch.device) -> int | None:
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused
     fits: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(fits, max(int(SHARE * free / bytes_of_token(model)), 1))
+    dist.all_gather_object(fits, max(int(DECODING_SHARE * free / bytes_of_token(model)), 1))
     return min(fits)
 
 
 def bytes_of_token(model: nn.Module) -> int:
-    """What a prompt token takes while it is decoded: its keys and values in all layers, and one layer's work."""
+    """What a prompt token takes while it is decoded."""
     base = base_model(model)
-    text, size = base.config.text_config, base.get_input_embeddings().weight.element_size()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kept = 2 * text.num_hidden_layers * text.num_key_value_heads * head
-    work = 8 * text.hidden_size + 3 * text.intermediate_size
-    return int(size * (kept + work))
+    shape = ModelShape.from_config(base.config.to_dict(), base.config.name_or_path)
+    return token_bytes(shape.text, base.get_input_embeddings().weight.element_size())
 
 
 @dataclass

@@ -18,6 +18,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
 
     from smolray.config import RunConfig
     from smolray.data.reader import Folders
+    from smolray.engine.allocator import expand_segments
     from smolray.launch.gauges import StepGauges
     from smolray.planner.probe import probe_hardware
     from smolray.run.state import StateMismatchError
@@ -40,6 +41,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     else:
         # DeepSpeed takes its GPU from it. Ray's own number is another one where a worker has two GPUs.
         os.environ["LOCAL_RANK"] = str(device.index)
+        expand_segments(os.environ)
 
     node = (ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
     match WorkerTask(settings["task"]):

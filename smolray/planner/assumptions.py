@@ -7,7 +7,9 @@ Each number says where it comes from. "estimate": not measured. "source": read i
 # --- memory, bytes ---
 CUDA_CONTEXT = 0.7e9  # estimate: CUDA context, cuBLAS and cuDNN workspaces (0.6 to 0.8 GB)
 NCCL_BUFFERS = 0.2e9  # estimate: where there is more than one worker
-FRAGMENTATION = 0.05  # estimate: lost on top of what the allocator hands out, as a share of it
+# estimate: what the allocator reserves on top of what it hands out, as a share of it, with expandable segments, which
+# workers set (engine/allocator.py). Its segments of fixed sizes took 15 to 22 % on a CUDA runtime without a card.
+FRAGMENTATION = 0.05
 HEADROOM = 0.05  # estimate: share of a GPU's memory left free for the prediction error
 # source: engine/zero.py, reduce_bucket_size: values in the dtype of the gradients; fewer where fewer are trained
 REDUCE_BUCKET = 500_000_000
@@ -18,6 +20,7 @@ OFFLOADED_GRADIENT = 4.0  # source: deepspeed 0.19.8: fp32 gradients go to the h
 # source: deepspeed 0.19.8: bytes on the host of an offloaded parameter: fp32 master, two moments and gradient, and the
 # 16-bit gradient before it
 OFFLOADED = 18.0
+DECODING_SHARE = 0.8  # of the free memory: the rest is for tiles, masks, logits and what the allocator cannot join
 MASTER = 4.0  # fp32 copy of a trained 16-bit weight
 PIPELINE_GRADIENT = 4.0  # estimate: the pipeline engine sums gradients in fp32
 

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from smolray.planner.candidate import Candidate
+from smolray.planner.evaluation import EvaluationBatch, evaluation_batch
 from smolray.planner.gpu_sets import Place
 from smolray.planner.idle import idle_gpus, remedies
 from smolray.planner.plan import Plan
@@ -103,6 +104,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         ],
         "refused": {gpu.name: reason for gpu, reason in plan.refused.items()},
         "chosen": candidate_json(plan.chosen) if plan.chosen else None,
+        "evaluation": asdict(batch) if (batch := _evaluation_batch(plan)) else None,
         "as_written": candidate_json(plan.as_written) if plan.as_written else None,
         "change": asdict(plan.change) if plan.change else None,
         "changed": to_json(plan.changed) if plan.changed else None,
@@ -148,6 +150,12 @@ def _choice(plan: Plan, chosen: Candidate) -> list[str]:
         f"be used. The step is limited by {chosen.time.limit}.",
     ]
 
+    if batch := _evaluation_batch(plan):
+        lines.append(
+            f"An evaluation answers {batch.sequences} sequences of {batch.longest:,} tokens, the longest, at once, or "
+            f"shorter ones up to {batch.tokens:,} tokens and {plan.config.evaluate.batch_size} questions."
+        )
+
     if chosen.partition:
         lines += _stages(plan, chosen)
     elif len(set(chosen.names)) > 1:
@@ -157,6 +165,12 @@ def _choice(plan: Plan, chosen: Candidate) -> list[str]:
     if idle := idle_gpus(plan):
         lines += _idle(plan, chosen, idle)
     return lines
+
+
+def _evaluation_batch(plan: Plan) -> EvaluationBatch | None:
+    """The batch of an evaluation under the chosen plan."""
+    chosen = plan.chosen
+    return evaluation_batch(chosen, plan.config, plan.shape, plan.statistics.longest) if chosen else None
 
 
 def _stages(plan: Plan, chosen: Candidate) -> list[str]:

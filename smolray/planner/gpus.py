@@ -6,7 +6,7 @@ In: nothing. Out: KNOWN_GPUS by name.
 from dataclasses import dataclass
 
 from smolray.config.devices import Capability, no_bf16, no_kernels
-from smolray.planner.assumptions import HEADROOM
+from smolray.planner.assumptions import CUDA_CONTEXT, FRAGMENTATION, HEADROOM
 
 MIB = 2**20
 BF16: Capability = (8, 0)  # from this compute capability on GPUs have bf16 units
@@ -28,6 +28,11 @@ class GPU:
     measured: bool = False  # the speeds were measured with a matmul; otherwise they are the manufacturer's
     host: bool = False  # a CPU: it has nothing to offload to
     capability: Capability | None = None  # compute capability, where it is known
+    # What `make gpu` measured of it (calibration.py), else estimates: bytes of the CUDA context, what the allocator
+    # reserves on top as a share, and seconds of a step over the predicted ones.
+    context: float = CUDA_CONTEXT
+    fragmentation: float = FRAGMENTATION
+    slowdown: float = 1.0
 
     def __hash__(self) -> int:
         """Of two fields: it is the key of many caches."""

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 class Memory:
     """Bytes on one GPU at its fullest.
 
-    That is in the backward pass, with `activations`, or in the optimizer step, with `step`.
+    That is in the backward pass, with `activations`, in the optimizer step, with `step`, or in an evaluation.
     """
 
     weights: float
@@ -33,21 +33,28 @@ class Memory:
     activations: float  # logits included
     step: float  # gradient buckets, fp32 copies
     workspace: float  # context, communication, unpacked quantised weights, fragmentation
+    evaluation: float = 0.0  # weights of other GPUs, and the longest prompt
+
+    @property
+    def kept(self) -> float:
+        """What is there all the time."""
+        return self.weights + self.gradients + self.optimizer + self.workspace
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + max(self.activations, self.step) + self.workspace
+        return self.kept + max(self.activations, self.step, self.evaluation)
 
     @property
     def tensors(self) -> float:
-        """What torch.cuda.max_memory_allocated shows: without the context and what the allocator leaves unused."""
-        return self.total - self.workspace
+        """What torch.cuda.max_memory_allocated shows of training: no context, nothing that the allocator wastes."""
+        return self.kept - self.workspace + max(self.activations, self.step)
 
     @property
     def largest(self) -> str:
         """The name of the largest part."""
-        parts = {**asdict(self), "activations" if self.step > self.activations else "step": 0.0}
-        return max(parts, key=lambda name: parts[name])
+        parts = asdict(self)
+        fullest = max(("activations", "step", "evaluation"), key=lambda name: parts[name])
+        return max(("weights", "gradients", "optimizer", fullest, "workspace"), key=lambda name: parts[name])
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,9 @@ class Workload:
     reference_copy: bool = False  # DPO with a frozen copy of the model
     reference_pass: bool = False  # DPO that runs a reference model for every micro-batch
     first_pass: bool = False  # retrieval: every layer runs once without gradients before (objectives/contrastive.py)
+    prompt: float = 0.0  # bytes to decode the longest prompt in an evaluation (planner/decoding.py)
+    context: float = a.CUDA_CONTEXT  # of the GPU with the largest
+    fragmentation: float = a.FRAGMENTATION
 
     @cached_property
     def gradients(self) -> tuple[Gradients, ...]:
@@ -213,7 +223,7 @@ def zero_memory(work: Workload, zero: Zero, several: bool = True) -> Memory:
     activations = activation_peak(work, several, size)
     if several and size < 4:  # 16-bit gradients are added in fp32 (engine/gradients.py)
         activations += trained * (4.0 if zero.stage == 3 else 4.0 - size)
-    share = 0.0 if zero.offload_optimizer else 1 / world
+    share, evaluation = 0.0 if zero.offload_optimizer else 1 / world, work.prompt
     optimizer = share * (a.MASTER * trained + moments)
 
     if zero.stage == 0:
@@ -232,9 +242,10 @@ def zero_memory(work: Workload, zero: Zero, several: bool = True) -> Memory:
         weights = gathered + (0.0 if zero.offload_param else whole / world) + copy
         weights += min(a.REDUCE_BUCKET, trained) * size
         buffers = trained * size / world + share * trained * (4 if size < 4 else 0)
-        buffers = max(buffers, whole - gathered)  # evaluation gathers all weights
+        evaluation += whole - gathered  # it gathers all weights
         memory = (weights, trained * size, optimizer, activations, buffers)
-    return Memory(*memory, _workspace(work, sum(memory[:3]) + max(memory[3:]), world > 1))
+    fullest = max(*memory[3:], evaluation)
+    return Memory(*memory, _workspace(work, sum(memory[:3]) + fullest, world > 1), evaluation)
 
 
 def host_bytes(work: Workload, zero: Zero) -> float:
@@ -272,7 +283,7 @@ def pipeline_memory(work: Workload, in_flight: Sequence[int], micro_batches: int
     returned = np.where(np.arange(number + 1) < number, crossing * _returns(work), 0.0)
     received = crossing[:, None] + returned[None, :]
     fixed = states + running + received * micro_batches
-    borrowing = states + sum(plain) - _ranges(plain)
+    borrowing = states + sum(plain) - _ranges(plain) + work.prompt
     stages = [np.maximum(fixed + (flying - 1) * saved + flying * crossing[None, :], borrowing) for flying in in_flight]
     return np.stack([_workspace_array(work, stage) for stage in stages])
 
@@ -303,20 +314,25 @@ def _running(work: Workload) -> np.ndarray:
 
 
 def stage_memory(work: Workload, start: int, end: int, total: float) -> Memory:
-    """The bytes of a stage with layers[start:end] by part; `total`: its entry in the table of `pipeline_memory`."""
+    """The bytes of a stage with layers[start:end] by part; `total`: its entry in the table of `pipeline_memory`.
+
+    Its activations are what is left of the total.
+    """
     shape, training = work.shape, work.training
     copied = work.table if shape.tied and end == len(shape.layers) and start > shape.merge else 0
     again = copied if "text" in training.full else 0
     trained = sum(work.trained[start:end]) + again
     master = a.MASTER if training.trained_bytes < 4 else 0.0
-    elsewhere = [layer for n, layer in enumerate(shape.layers) if not start <= n < end]
+    elsewhere = [pair for n, pair in enumerate(zip(shape.layers, work.weights, strict=True)) if not start <= n < end]
+    quantised = sum(training.quantised_bytes(layer) for layer, _ in elsewhere)
 
-    weights = sum(work.weights[start:end]) + copied * training.bytes + sum(map(training.quantised_bytes, elsewhere))
+    weights = sum(work.weights[start:end]) + copied * training.bytes + quantised
     optimizer = trained * master + sum(work.moments[start:end]) + again * a.ADAM_MOMENTS
     states = (weights, trained * a.PIPELINE_GRADIENT, optimizer)
-    fixed = a.CUDA_CONTEXT + a.NCCL_BUFFERS
-    workspace = total - (total - fixed - weight_workspace(shape, training)) / (1 + a.FRAGMENTATION)
-    return Memory(*states, total - sum(states) - workspace, 0.0, workspace)
+    fixed = work.context + a.NCCL_BUFFERS
+    workspace = total - (total - fixed - weight_workspace(shape, training)) / (1 + work.fragmentation)
+    borrowed = sum(plain for _, plain in elsewhere) - quantised
+    return Memory(*states, total - sum(states) - workspace, 0.0, workspace, borrowed + work.prompt)
 
 
 def boundary_bytes(work: Workload) -> np.ndarray:
@@ -345,9 +361,10 @@ def _ranges(values: Sequence[float]) -> np.ndarray:
 def _workspace(work: Workload, used: float, several: bool) -> float:
     """Bytes of the CUDA context, of NCCL (with `several` GPUs), of unpacked weights, and lost to fragmentation."""
     communication = a.NCCL_BUFFERS if several else 0.0
-    return a.CUDA_CONTEXT + communication + weight_workspace(work.shape, work.training) + a.FRAGMENTATION * used
+    return work.context + communication + weight_workspace(work.shape, work.training) + work.fragmentation * used
 
 
 def _workspace_array(work: Workload, used: np.ndarray) -> np.ndarray:
     """`used` with the workspace of one of several GPUs added."""
-    return used * (1 + a.FRAGMENTATION) + a.CUDA_CONTEXT + a.NCCL_BUFFERS + weight_workspace(work.shape, work.training)
+    fixed = work.context + a.NCCL_BUFFERS + weight_workspace(work.shape, work.training)
+    return used * (1 + work.fragmentation) + fixed

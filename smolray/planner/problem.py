@@ -13,6 +13,8 @@ import numpy as np
 
 from smolray.config import RunConfig
 from smolray.config.rules import faults
+from smolray.planner import assumptions as a
+from smolray.planner.decoding import prompt_bytes
 from smolray.planner.gpu_sets import GPUMesh, Place
 from smolray.planner.gpus import GPU
 from smolray.planner.inventory import Inventory
@@ -104,10 +106,23 @@ class PlanningProblem:
         own = config.model.gradient_checkpointing
         copy = config.reference_model == "copy"
         reference = config.reference_model in ("adapter", "copy")
+        prompt = prompt_bytes(config, self.shape.text, self.statistics.longest)
 
         found = []
         for checkpointing in self.checkpointing or tuple(dict.fromkeys((False, True, own))):
-            work = Workload(self.shape, training, mean, checkpointing, config.optimizer.name, copy, reference, embeds)
+            work = Workload(
+                self.shape,
+                training,
+                mean,
+                checkpointing,
+                config.optimizer.name,
+                copy,
+                reference,
+                embeds,
+                prompt,
+                context=max((gpu.context for gpu in self.kinds), default=a.CUDA_CONTEXT),
+                fragmentation=max((gpu.fragmentation for gpu in self.kinds), default=a.FRAGMENTATION),
+            )
             found.append((work, replace(work, load=largest)))
         return found
 

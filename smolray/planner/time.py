@@ -113,14 +113,14 @@ def layer_seconds(todo: LayerWork, dtype: str, gpu: GPU) -> tuple[float, float]:
     """
     share = a.MATMUL_SHARE_MEASURED if gpu.measured else a.MATMUL_SHARE_PUBLISHED
     speed, bandwidth = gpu.tflops(dtype) * 1e12 * share, gpu.bandwidth * a.BANDWIDTH_SHARE
-    forward = max(todo.forward / speed + todo.moved / bandwidth, todo.launches)
+    forward = max(todo.forward / speed + todo.moved / bandwidth, todo.launches) * gpu.slowdown
     if todo.backward is None:
         return todo.ahead * forward, 0.0
 
     backward = max(todo.backward / speed + a.BACKWARD_TRAFFIC * todo.moved / bandwidth, todo.launches)
     # gradients are written, and added to those of earlier micro-batches
     backward += a.GRADIENT_TRAFFIC * todo.gradients / bandwidth + (todo.fresh / a.HOST_FRESH_BYTES if gpu.host else 0.0)
-    return todo.ahead * forward, backward + (forward if todo.again else 0.0)
+    return todo.ahead * forward, backward * gpu.slowdown + (forward if todo.again else 0.0)
 
 
 def _moved_bytes(work: Workload, layer: PipelineLayer) -> float:

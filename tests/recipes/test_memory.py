@@ -85,7 +85,7 @@ def test_predicted_memory_is_within_15_percent_of_measured_memory(task, name):
     ]
     config = load_config(None, overrides)
     measured = run_workers(peak, 1, task.shards, overrides)
-    shape = ModelShape.from_config(json.loads(Path(config.model.path, "config.json").read_text()))
+    shape = ModelShape.from_config(json.loads(Path(config.model.path, "config.json").read_text()), config.model.path)
     _, largest = DataStatistics.from_index(local_index(task.shards, config)).loads(
         config, config.train.per_device_train_batch_size
     )

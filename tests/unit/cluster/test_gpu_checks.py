@@ -52,9 +52,9 @@ def test_errors_that_the_driver_logged_are_told_once_each(number, level, words):
 
 
 def test_a_pair_that_adds_up_only_without_peer_to_peer_names_the_variable():
-    hangs = PairOutcome((0, 1), "no answer within 60 s", "")
+    hangs = PairOutcome((0, 1), "no answer within 120 s", "")
     fault = health(gpu_pairs=[hangs])[-1]
     assert fault.level == "fail" and "GPU 0 and GPU 1" in fault.found
     assert "NCCL_P2P_DISABLE=1" in fault.remedy
-    broken = health(gpu_pairs=[PairOutcome((0, 1), "no answer within 60 s", "exit code 1")])[-1]
+    broken = health(gpu_pairs=[PairOutcome((0, 1), "no answer within 120 s", "exit code 1")])[-1]
     assert broken.level == "fail" and "NCCL_P2P_DISABLE" not in broken.remedy

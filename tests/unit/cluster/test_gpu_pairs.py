@@ -11,7 +11,7 @@ SHOWS = "import os, sys; sys.exit(os.environ['CUDA_VISIBLE_DEVICES'] == '1,2' an
 
 
 def test_two_processes_add_up():
-    assert try_pairs((0, 1), "gloo", ADD) == [PairOutcome((0, 1))]
+    assert try_pairs((0, 1), "gloo", ADD, seconds=500) == [PairOutcome((0, 1))]
 
 
 def test_a_pair_that_hangs_is_ended_in_time_and_tried_without_peer_to_peer():
