@@ -40,7 +40,7 @@ unit: venv  ## the fast loop: unit tests, two at a time
 
 test: lint types  ## lint, types and the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist worksteal tests/docs tests/unit $(ARGS)
-	$(BIN)/python -m pytest -m "not slow and not faults" $(SUITES) $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile $(SUITES) $(ARGS)
 
 slow: venv  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)
