@@ -32,11 +32,22 @@
     filter(input);
   });
 
+  // A browser does not say why a stream was refused. The page itself leads to the login.
+  async function leaveIfLoggedOut() {
+    const asked = new AbortController();
+    const answer = await fetch(main.dataset.live, { signal: asked.signal });
+    asked.abort();
+    if (answer.status === 401) window.location.reload();
+  }
+
   if (main && window.EventSource) {
     const gone = document.getElementById("connection");
     const source = new EventSource(main.dataset.live);
     source.addEventListener("open", () => { gone.hidden = true; });
-    source.addEventListener("error", () => { gone.hidden = false; });
+    source.addEventListener("error", () => {
+      gone.hidden = false;
+      if (source.readyState === EventSource.CLOSED) leaveIfLoggedOut();
+    });
     source.addEventListener("message", (event) => apply(JSON.parse(event.data)));
     source.addEventListener("over", () => window.location.reload());
     window.addEventListener("pagehide", () => source.close());
