@@ -39,6 +39,7 @@ def trackers(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow  # tests/unit/tracking holds it in every make test, without Ray
 def test_a_run_is_followed_and_its_resume_goes_on_in_the_same_tracker_run(make_run, trackers, monkeypatch):
     from mlflow.tracking import MlflowClient
 
@@ -76,6 +77,7 @@ def test_the_trials_of_a_search_are_one_group():
     assert trial_base(config.replace({"group": "mine"})).group == "mine"
 
 
+@pytest.mark.slow  # tests/unit/train/test_early_stopping.py holds it in every make test
 def test_a_run_that_does_not_get_better_finishes_early_also_when_it_is_resumed(make_run):
     """A learning rate of almost nothing: no evaluation is better than the first, so the third is the last."""
     settings = ["optimizer.learning_rate=1e-12", "evaluate.eval_steps=2", "evaluate.early_stopping_patience=2"]
