@@ -172,14 +172,14 @@ def stream_case(scale: float, repetitions: int) -> list[Result]:
     from smolray.data.ray_jobs import ensure_index, load_index
     from smolray.data.shards import read_manifest
     from smolray.data.stream import Stream
-    from smolray.model.tiny import build_processor
+    from smolray.model.tiny import build_config, build_processor
 
     images = max(8, int(1000 * scale))
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         # The processor of SmolVLM-256M: tiles of 512 pixels; its weights are not needed.
-        build_processor("random-256m", ["what is in part of it? thing 1234567890"]).save_pretrained(
-            f"{folder}/processor"
-        )
+        processor = build_processor("random-256m", ["what is in part of it? thing 1234567890"])
+        for part in (processor, build_config("random-256m", processor)):
+            part.save_pretrained(f"{folder}/processor")
         config = load_config(None, [f"model.path={folder}/processor", "train.per_device_train_batch_size=12"])
         prepare(str(write_images(Path(folder) / "raw", images)), f"{folder}/shards", config.data)
         ensure_index(f"{folder}/shards", config)

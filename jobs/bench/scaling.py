@@ -34,13 +34,15 @@ def stream_costs(samples: Sequence[int] = SAMPLES) -> list[tuple[int, float]]:
     from smolray.data.ray_jobs import ensure_index
     from smolray.data.shards import write_shards
     from smolray.data.stream import Stream
-    from smolray.model.tiny import build_processor
+    from smolray.model.tiny import build_config, build_processor
 
     rows = vqa_rows("train", 4000)
     found: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         texts = [m.text for row in rows[:200] for c in row.conversations for m in c.messages]
-        build_processor("tiny", texts).save_pretrained(f"{folder}/processor")
+        processor = build_processor("tiny", texts)
+        for part in (processor, build_config("tiny", processor)):
+            part.save_pretrained(f"{folder}/processor")
         config = load_config(None, [f"model.path={folder}/processor", "train.per_device_train_batch_size=64"])
 
         for wanted in (samples[0], *samples):  # the first twice: it starts Ray's worker processes
