@@ -16,13 +16,18 @@ from smolray.launch.session import ClusterLostError
 from smolray.launch.waiting import waits_for
 from smolray.run import queue
 from smolray.run.events import EventLog
+from smolray.run.lease import LeaseLostError
 
 POLL_SECONDS, BUCKET_POLL_SECONDS = 3.0, 15.0
 
 
 @contextmanager
 def queued(config: RunConfig) -> Iterator[None]:
-    """A block that begins when it is the run's turn. The run leaves the queue at its end, unless its Ray is lost."""
+    """A block that begins when it is the run's turn. The run leaves the queue at its end.
+
+    It stays where its Ray is lost: submitted again it has its old place. Where another driver has taken it over, the
+    entry is that one's.
+    """
     if not config.resources.queue:
         yield
         return
@@ -30,8 +35,8 @@ def queued(config: RunConfig) -> Iterator[None]:
     try:
         wait_for_turn(config)
         yield
-    except ClusterLostError:
-        raise  # submitted again it has its old place
+    except (ClusterLostError, LeaseLostError):
+        raise
     except BaseException:
         queue.leave(config.storage, config.name)
         raise
@@ -44,8 +49,8 @@ def wait_for_turn(config: RunConfig) -> None:
     user = config.resources.user or getpass.getuser()
     entry = queue.enter(root, config.name, user, config.resources.priority, workers)
 
-    told, log = "", EventLog(config.run_dir)
-    while (what := _obstacle(config, workers)) is not None:
+    told, log, line = "", EventLog(config.run_dir), queue.Line(root, config.name)
+    while (what := _obstacle(config, line, workers)) is not None:
         if what != told:
             log.write("waiting", what=what)
             told = what
@@ -53,9 +58,9 @@ def wait_for_turn(config: RunConfig) -> None:
     queue.start(root, entry)
 
 
-def _obstacle(config: RunConfig, workers: int) -> str | None:
+def _obstacle(config: RunConfig, line: queue.Line, workers: int) -> str | None:
     """Why it is not the run's turn yet; None where it is."""
-    place, length, starting = queue.place_of(config.storage, config.name)
+    place, length, starting = line.place()
     told = f"place {place} of {length} in the queue"
     if starting:
         return f"{told}; {starting} is starting"

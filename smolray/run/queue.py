@@ -79,22 +79,33 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
     return [*started, *line, *lost]
 
 
-def place_of(root: str, run: str) -> tuple[int, int, str]:
-    """(place, length of the line, the run that is starting) of a queued run; its place is 1 where it is the next."""
-    entries = read_queue(root)
-    line = [e.run for e in entries if e.waits]
-    starting = next((e.run for e in entries if e.turn and not e.lost and _is_starting(storage.join(root, e.run))), "")
-    return line.index(run) + 1 if run in line else 1, len(line), starting
+class Line:
+    """The queue as one run sees it, again and again while it waits."""
+
+    def __init__(self, root: str, run: str):
+        self.root, self.run = root, run
+        self._training: set[tuple[str, float]] = set()  # (run, turn): their logs, which grow, are not read again
+
+    def place(self) -> tuple[int, int, str]:
+        """(place, length of the line, the run that is starting); its place is 1 where it is the next."""
+        entries = read_queue(self.root)
+        line = [e.run for e in entries if e.waits]
+        starting = next((e.run for e in entries if e.turn and not e.lost and self._is_starting(e)), "")
+        return line.index(self.run) + 1 if self.run in line else 1, len(line), starting
+
+    def _is_starting(self, entry: Entry) -> bool:
+        """Whether the workers of a run whose turn it is do not train yet: nobody else may take what is free then."""
+        if (turn := (entry.run, entry.turn)) in self._training:
+            return False
+        events = EventTail(storage.join(self.root, entry.run)).new()
+        if events and events[-1]["event"] not in STARTING:
+            self._training.add(turn)
+            return False
+        return True
 
 
 def _is_lost(run_dir: str) -> bool:
     return read_owner(run_dir) is None or gone_owner(run_dir, time.time(), STALE_SECONDS) is not None
-
-
-def _is_starting(run_dir: str) -> bool:
-    """Whether a run has its turn and its workers do not train yet: nobody else may take what is free meanwhile."""
-    events = EventTail(run_dir).new()
-    return not events or events[-1]["event"] in STARTING
 
 
 def _file(root: str, run: str) -> str:

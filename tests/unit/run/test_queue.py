@@ -4,7 +4,7 @@ import pytest
 
 from smolray.run.events import EventLog
 from smolray.run.lease import owning
-from smolray.run.queue import Entry, enter, in_order, leave, place_of, read_queue, start
+from smolray.run.queue import Entry, Line, enter, in_order, leave, read_queue, start
 
 
 def entry(run, user="ann", priority=0, since=0.0, **more):
@@ -33,11 +33,11 @@ def test_a_run_that_is_submitted_again_has_its_old_place(tmp_path):
         enter(root, "first", "ann", 0, 2)
         enter(root, "second", "ann", 0, 2)
         assert [(e.run, e.lost) for e in read_queue(root)] == [("second", False), ("first", True)]
-        assert place_of(root, "second") == (1, 1, "")
+        assert Line(root, "second").place() == (1, 1, "")
         with owning(f"{root}/first", "train"):
             enter(root, "first", "ann", 0, 2)
             assert [e.run for e in read_queue(root)] == ["first", "second"]
-            assert place_of(root, "second") == (2, 2, "")
+            assert Line(root, "second").place() == (2, 2, "")
 
 
 def test_until_the_workers_of_a_run_train_nobody_else_has_a_turn(tmp_path):
@@ -47,9 +47,9 @@ def test_until_the_workers_of_a_run_train_nobody_else_has_a_turn(tmp_path):
         enter(root, "second", "ann", 0, 2)
         log = EventLog(f"{root}/first")
         log.write("launch")
-        assert place_of(root, "second") == (1, 1, "first")
+        assert Line(root, "second").place() == (1, 1, "first")
         log.write("start")
-        assert place_of(root, "second") == (1, 1, "")
+        assert Line(root, "second").place() == (1, 1, "")
 
 
 def test_a_run_leaves_and_what_is_no_entry_is_no_run(tmp_path):
