@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from smolray.config.docs import Setting, all_settings
 
 FIRST = ("name", "data.train", "data.validation", "model.path", "train.num_train_epochs", "resources.num_workers")
-# The storage is that of the pages; a search is started by `smolray tune`; callbacks are code.
-LEFT_OUT = ("storage", "callbacks", "search.")
+# The storage is that of the pages; a search is started by `smolray tune`; callbacks are code; an address of notify
+# takes what it names from the environment, and would send it there.
+LEFT_OUT = ("storage", "callbacks", "notify", "search.")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def test_every_setting_has_a_field_with_its_meaning(site):
     known = {setting.key for setting in all_settings()}
     assert {"optimizer.learning_rate", "lora.r", "data.columns.question", "engine.stage"} <= known
     left_out = {key for key in known - offered if not key.startswith("search.")}
-    assert left_out == {"storage", "callbacks"}
+    assert left_out == {"storage", "callbacks", "notify"}
     assert str(escape(RunConfig.model_fields["seed"].description)) in " ".join(text.split())
 
 
