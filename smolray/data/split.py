@@ -10,7 +10,7 @@ import numpy as np
 
 from smolray.data.formats.source import SourceError
 
-# One record for each picture of each conversation. `place`: the order key of its row; `first`: 1 for the first of a
+# One record for each picture of each conversation. `order`: the order key of its row; `first`: 1 for the first of a
 # conversation. A conversation without a picture has one record, with a hash of its text.
 PICTURE_DTYPE = np.dtype([("order", "u8"), ("picture", "u8"), ("first", "u1")])
 

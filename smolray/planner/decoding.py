@@ -20,7 +20,7 @@ def token_bytes(text: Text, size: int) -> int:
 
 def decodes(config: RunConfig) -> bool:
     """Whether the run answers validation questions."""
-    return bool(config.data.validation) and config.traits.evaluation == "answers"
+    return config.data.evaluates and config.traits.evaluation == "answers"
 
 
 def prompt_bytes(config: RunConfig, text: Text, longest: int) -> float:

@@ -102,12 +102,18 @@ def search_run(config: RunConfig) -> dict[str, Any]:
         except Stopped:
             raise Stopped(f"{config.name} stopped. {GO_ON}", signals.code) from None
         except Exception as error:
-            print(send(config, "failed", f"{type(error).__name__}: {error}"), flush=True)
+            _notify(config, "failed", f"{type(error).__name__}: {error}")
             raise
         if signals.number:
             raise Stopped(f"{config.name} stopped; its trials have saved. {GO_ON}", signals.code)
-        print(send(config, "finished", f"{total} trials: {folder}"), flush=True)
+        if not result["left"]:
+            _notify(config, "finished", f"{total} trials: {folder}")
         return result
+
+
+def _notify(config: RunConfig, what: str, body: str) -> None:
+    if unsent := send(config, what, body):
+        print(unsent, flush=True)
 
 
 def _search(

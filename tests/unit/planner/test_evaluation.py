@@ -63,3 +63,9 @@ def test_a_run_that_answers_nothing_plans_no_evaluation():
         assert prompt_bytes(config, SHAPES["random-256m"].text, 1000) == 0
         plan = plan_of("1x rtx3090", "random-256m", *overrides)
         assert to_json(plan)["evaluation"] is None and "An evaluation" not in words(plan)
+
+
+def test_pictures_that_are_held_out_are_evaluated_as_validation_data_are():
+    named = to_json(plan_of("1x rtx3090", "random-2.2b", *LORA, VALIDATION))["evaluation"]
+    held_out = to_json(plan_of("1x rtx3090", "random-2.2b", *LORA, "data.validation_fraction=0.1"))["evaluation"]
+    assert named == held_out and held_out is not None
