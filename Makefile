@@ -8,7 +8,6 @@ TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
-export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 unit test slow faults fuzz demo bench gpu: export HF_HUB_OFFLINE ?= 1
 

@@ -16,7 +16,6 @@ Facts = Mapping[str, Any]
 CLOCK_WARN, CLOCK_FAIL = 1.0, 60.0  # seconds; S3 refuses signatures of another quarter of an hour
 SHM_FAIL, SHM_WARN = 100e6, 1e9  # bytes; Docker gives 64 MB by default
 DISK_WARN, DISK_FAIL_SHARE = 10e9, 0.95  # Ray makes no more objects on a disk that is 95 % full
-LOCK_SECONDS = 600.0
 LEAST_DRIVER = {12: 525, 13: 580}  # by CUDA's major version, from the CUDA release notes
 
 
@@ -27,7 +26,6 @@ def node_findings(name: str, facts: Facts, several: bool) -> list[Finding]:
         clock(name, facts),
         shared_memory(name, facts),
         disk(name, facts),
-        locks(name, facts),
         compiler(name, facts),
         token_file(name, facts),
         *interfaces(name, facts, several),
@@ -118,18 +116,8 @@ def disk(node: str, facts: Facts) -> Finding:
     return graded("disk", node, level, f"{size(free)} of {size(total)} free under {folder}", size(DISK_WARN), remedy)
 
 
-def locks(node: str, facts: Facts) -> Finding:
-    """A DeepSpeed build that was killed leaves a lock file, and the next run waits for it for ever."""
-    stale = [path for path, seconds in facts["locks"] if seconds > LOCK_SECONDS]
-    if not stale:
-        return ok("build lock", node, "a build is running" if facts["locks"] else "none")
-    oldest = max(seconds for _, seconds in facts["locks"])
-    found = f"{', '.join(stale)}, {duration(oldest)} old"
-    return Finding("build lock", node, "fail", found, "none", f"on {node}: rm {' '.join(stale)}")
-
-
 def compiler(node: str, facts: Facts) -> Finding:
-    """On first use Triton builds the launcher of compiled attention, and DeepSpeed its collectives."""
+    """On a GPU Triton builds the launcher of compiled attention on first use."""
     missing = [what for what, there in facts["builds"].items() if not there]
     needed = ", ".join(facts["builds"])
     if not missing:

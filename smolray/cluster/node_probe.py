@@ -74,7 +74,6 @@ class NodeProbe:
             ],
             "shm": (shm.free, shm.total),
             "disk": (session, disk.free, disk.total),
-            "locks": _locks(),
             "builds": _builds(),
             "token": _token(),
             "storage": _try_storage(storage_uri) if storage_uri else None,
@@ -178,12 +177,6 @@ def _token() -> tuple[str, str]:
     """The file of the cluster's token, empty where there is none, and who else may read it."""
     path = token_file()
     return (str(path), open_token(path)) if path is not None else ("", "")
-
-
-def _locks() -> list[tuple[str, float]]:
-    """Lock files of torch's extension builds, each with its age in seconds."""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    return [(str(path), time.time() - path.stat().st_mtime) for path in root.glob("**/lock")]
 
 
 def _builds() -> dict[str, bool]:

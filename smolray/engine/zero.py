@@ -7,7 +7,6 @@ second.
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,7 +39,7 @@ from smolray.engine.optim import (
     set_learning_rate,
     set_moments,
 )
-from smolray.engine.zero_config import deepspeed_config, remove_stale_build_locks
+from smolray.engine.zero_config import deepspeed_config
 from smolray.model.adapters import trainable
 from smolray.model.forward import hidden_states
 from smolray.model.load import base_model
@@ -51,6 +50,11 @@ from smolray.pretrained import DTYPES
 from smolray.run.state import EngineState, Moments, canonical_name, load_weights
 
 LINEAR = nn.functional.linear  # DeepSpeed replaces it at stage 3, for the rest of the process
+
+
+def compile_nothing() -> None:
+    """Keep DeepSpeed from compiling its all-reduce for inference on a CPU: 40 s, and no training uses it."""
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 class _ObjectiveModule(nn.Module):
@@ -99,7 +103,7 @@ class ZeroEngine:
         if self.stage < 3:
             # DeepSpeed's adds the bias separately: in bf16 it rounds differently
             nn.functional.linear = LINEAR
-        remove_stale_build_locks(os.environ.get("TORCH_EXTENSIONS_DIR"))
+        compile_nothing()
         deepspeed.logger.setLevel(logging.WARNING)
 
         self.sums = GradientSums(self.parameters, sharded=self.stage == 3)

@@ -1,20 +1,13 @@
-"""What DeepSpeed needs before it starts: the config of a run, and a build folder without locks of killed builds.
+"""What DeepSpeed is told before it starts: the config of a run.
 
 In: RunConfig. Out: DeepSpeed's config as a dict.
 """
 
-import logging
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.cpp_extension import get_default_build_root
 
 from smolray.config import RunConfig
-
-STALE_LOCK_SECONDS = 600
-logger = logging.getLogger(__name__)
 
 
 def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) -> dict[str, Any]:
@@ -51,14 +44,3 @@ def deepspeed_config(config: RunConfig, clip: bool, trained: int = 500_000_000) 
         # it waits for the device in every forward pass
         "timers": {"throughput": {"enabled": False}},
     }
-
-
-def remove_stale_build_locks(folder: str | None) -> None:
-    """Remove the locks of builds that were killed: the next process would wait for them forever.
-
-    `folder`: where torch builds its extensions; None: its default.
-    """
-    for lock in Path(folder or get_default_build_root()).glob("**/lock"):
-        if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
-            logger.warning("removing %s, left by a build that was killed", lock)
-            lock.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ from smolray.data.plan import EpochPlans
 from smolray.data.processor import run_processor
 from smolray.engine.base import LocalSums
 from smolray.engine.optim import build_optimizer
+from smolray.engine.zero import compile_nothing
 from smolray.engine.zero_config import deepspeed_config
 from smolray.model.adapters import trainable
 from smolray.objectives.registry import objective_of
@@ -240,6 +241,7 @@ def training_arguments(config: RunConfig, total_steps: int) -> SFTConfig | DPOCo
 
 def _trainer_settings(config: RunConfig, total_steps: int, accumulation: int) -> dict[str, Any]:
     optimizer, train, model = config.optimizer, config.train, config.model
+    compile_nothing()
     alone_on_cpu = config.zero_stage == 0 and not torch.cuda.is_available()
     # Without a GPU accelerate does not find a DeepSpeed worker by itself, so it gets the process group that is there.
     AcceleratorState._reset_state(reset_partial_state=True)

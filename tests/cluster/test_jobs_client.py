@@ -65,8 +65,6 @@ def environment(folder, token=TOKEN):
         "COLUMNS": "160",
         "AWS_SECRET_ACCESS_KEY": SECRET,
     }
-    # What DeepSpeed once built for this machine is found again, though the home is another.
-    extra["TORCH_EXTENSIONS_DIR"] = kept.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
     extra["RAY_worker_niceness"] = "0"  # or on a busy machine Ray's workers wait for all else
     extra |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
     return kept | extra | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}

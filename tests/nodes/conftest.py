@@ -1,6 +1,5 @@
 """A cluster of nodes that the Ansible role installs; the units that it writes keep it running."""
 
-import os
 import secrets
 import subprocess
 import sys
@@ -198,8 +197,6 @@ def bucket(cluster):
 @pytest.fixture(scope="module")
 def cluster(needs_boxes, shared, tmp_path_factory):
     """head, den and loft, one CPU each to schedule, provisioned and up."""
-    # what DeepSpeed once built here is found again
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
     folder = tmp_path_factory.mktemp("lan")
     with lan(folder) as nodes:
         made = make_cluster(nodes, folder, "head", "den", "loft")

@@ -102,11 +102,7 @@ class InventoryNode:
         }
         # every node sees the memory of the machine: it would end workers for what others use
         own["RAY_memory_monitor_refresh_ms"] = "0"
-        own |= {
-            k: os.environ[k]
-            for k in ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "TORCH_EXTENSIONS_DIR")
-            if k in os.environ
-        }
+        own |= {k: os.environ[k] for k in ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE") if k in os.environ}
         return [*entered, *(f"{k}={v}" for k, v in (own | self.environment).items()), *arguments]
 
     def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:

@@ -41,7 +41,6 @@ HEALTHY = {
     "clock_offset": 0.002,
     "shm": (8e9, 16e9),
     "disk": ("/var/lib/smolray/ray", 200e9, 500e9),
-    "locks": [],
     "token": ("/home/ray/.ray/auth_token", ""),
     "builds": {"C++ compiler": True, "Python.h": True},
     "storage": ("s3://bucket/runs", "", 0.02),
@@ -71,7 +70,6 @@ def test_a_healthy_cluster_has_no_fault():
         "clock",
         "shared memory",
         "disk",
-        "build lock",
         "GPU 0",
         "storage",
         "files",
@@ -142,7 +140,6 @@ def test_a_healthy_cluster_has_no_fault():
         ({"shm": (500e6, 16e9)}, "shared memory", "warn", "477 MiB", "/dev/shm"),
         ({"disk": ("/x", 20e9, 500e9)}, "disk", "fail", "under /x", "make room"),
         ({"disk": ("/x", 5e9, 50e9)}, "disk", "warn", "4.7 GiB of 46.6 GiB", "make room"),
-        ({"locks": [("/c/shm_comm/lock", 3720.0)]}, "build lock", "fail", "1h02m", "rm /c/shm_comm/lock"),
         ({"builds": {"C++ compiler": True, "Python.h": False}}, "compiler", "fail", "no Python.h", "python3-dev"),
         (
             {"builds": {"C++ compiler": False, "Python.h": True}, "gpus": [], "ray_gpus": 0},
@@ -177,10 +174,6 @@ def test_a_single_node_needs_no_interface_and_no_reachable_name():
 
 def test_nodes_without_gpus_are_not_compared_by_cuda():
     assert not ills(diagnose(nodes(gpus=[], ray_gpus=0, cuda=None, driver=None)))
-
-
-def test_a_running_build_is_no_stale_lock():
-    assert not ills(diagnose(nodes(locks=[("/c/shm_comm/lock", 40.0)])))
 
 
 @pytest.mark.parametrize(
