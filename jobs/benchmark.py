@@ -1,7 +1,9 @@
 """Measure smolray against what one would use without it: `python jobs/benchmark.py [--only NAME] [--json FILE]`.
 
 In: nothing but this machine; the data is easy-vqa or generated. Out: a table of medians with min..max, and JSON with an
-object for each case. `ratio`: how many times as fast as the peer smolray is, by the clock that `clock` names.
+object for each case. `ratio`: how many times as fast as the peer smolray is, by the clock that `clock` names. `limit`:
+how many times as many floating-point operations the peer needs. A case that this machine cannot run is skipped, and the
+reason said.
 """
 
 import argparse
@@ -22,10 +24,14 @@ from jobs.bench.epochs import lora_epochs
 from jobs.bench.launch import launch_case
 from jobs.bench.serve import serve_case
 from jobs.bench.timing import Result
+from jobs.bench.train import TRUE_SHAPES
 from jobs.bench.train import cases as train_cases
+from jobs.gpu.check import Machine
 
 # (scale of the work, repetitions) -> Results; the first has the case's name
 Case = Callable[[float, int], list[Result]]
+SHAPELESS = ("prepare", "stream", "launch")
+SHAPES = ("tiny", "30m", "256m", "500m", "2.2b")
 
 
 def all_cases(model: str) -> tuple[dict[str, Case], dict[str, Case]]:
@@ -44,25 +50,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the usual amount of work")
     parser.add_argument(
-        "--model",
-        default="random-30m",
-        help="shape of the model that is trained: random-30m, random-256m, random-500m, random-2.2b",
+        "--shape", choices=SHAPES, default="30m", help="of the model that is trained; 256m, 500m and 2.2b need a GPU"
     )
     options = parser.parse_args(arguments)
 
-    plain, with_ray = all_cases(options.model)
+    model = options.shape if options.shape == "tiny" else f"random-{options.shape}"
+    plain, with_ray = all_cases(model)
     records: dict[str, dict[str, Any]] = {}
     for name in options.only or names:
         began = time.monotonic()
-        if name in with_ray:
-            start_ray()
-        records |= {
-            result.name: result.to_json() for result in (plain | with_ray)[name](options.scale, options.repetitions)
-        }
+        if why := skipped(name, model):
+            records[name] = {"name": name, "skipped": why}
+        else:
+            if name in with_ray:
+                start_ray()
+            results = (plain | with_ray)[name](options.scale, options.repetitions)
+            records |= {result.name: result.to_json() for result in results}
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         if options.json:  # after each case, so that a later failure loses nothing
             Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     _print(list(records.values()))
+
+
+def skipped(name: str, model: str) -> str:
+    """Why a case is not run here; empty: it is. `model`: the shape that is trained."""
+    if model not in TRUE_SHAPES:
+        return ""
+    if name in SHAPELESS:
+        return "it is the same for every shape"
+    machine = Machine.here()
+    return "" if machine.gpus else f"{model} needs a GPU: {machine.why_not}"
 
 
 def start_ray() -> None:
@@ -80,8 +97,12 @@ def _print(records: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    for record in records:
+        if "skipped" in record:
+            print(f"{record['name']}: skipped: {record['skipped']}")
+    records = [record for record in records if "skipped" not in record]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("case", "seconds", "ours", "peer's", "times as fast", "peak MB, ours", "peer's"):
+    for column in ("case", "seconds", "ours", "peer's", "times as fast", "limit", "peak MB, ours", "peer's"):
         table.add_column(column, justify="left" if column in ("case", "seconds") else "right")
     for record in records:
         peaks = ["" if (peak := record[f"{side}_peak_mb"]) is None else f"{peak:,}" for side in ("ours", "peer")]
@@ -90,10 +111,12 @@ def _print(records: list[dict[str, Any]]) -> None:
             record["clock"],
             *(_span(record, f"{side}_s") for side in ("ours", "peer")),
             f"{record['ratio']:.2f}",
+            "" if record["limit"] is None else f"{record['limit']:.2f}",
             *peaks,
         )
     console = Console(highlight=False)
-    console.print(table)
+    if records:
+        console.print(table)
     for record in records:
         work = f"{record['measured']}; {record['items']:,} {record['unit']}s; peer: {record['peer']}"
         console.print(f"{record['name']}: {work}", style="dim", soft_wrap=True)

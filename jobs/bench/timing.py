@@ -32,7 +32,8 @@ class Cost:
 class Result:
     """Ours against a peer on the same work.
 
-    `ratio` = peer_s / ours_s: how many times as fast ours is. `clock`: what the seconds are of.
+    `ratio` = peer_s / ours_s: how many times as fast ours is. `limit`: what it would be if both ways had as many
+    operations a second. `clock`: what the seconds are of.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Result:
     ours: Sequence[Cost] = field(repr=False)
     theirs: Sequence[Cost] = field(repr=False)
     clock: str = "wall"  # or "cpu": of a machine that others use, or where one side hides work in other processes
+    ours_flops: float | None = None  # floating-point operations of all pieces, where they are counted (flops.py)
+    peer_flops: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record of the JSON list; *_range are (min, max) of the repetitions."""
@@ -59,6 +62,10 @@ class Result:
             peaks = [c.peak_mb for c in costs if c.peak_mb is not None]
             record[f"{side}_peak_mb"] = round(max(peaks)) if peaks else None
         record["ratio"] = round(record["peer_s"] / record["ours_s"], 3)
+        record["limit"] = record["share_of_limit"] = None
+        if self.ours_flops and self.peer_flops:
+            limit = self.peer_flops / self.ours_flops
+            record |= {"limit": round(limit, 2), "share_of_limit": round(record["ratio"] / limit, 3)}
         return record
 
 

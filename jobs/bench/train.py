@@ -8,19 +8,21 @@ fastest of a sweep: DataLoader workers 0 and 2, gradient checkpointing on and of
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.flops import Work
 from jobs.bench.peers import Task, Turn, serve
 from jobs.bench.timing import Cost, Result
 
 QUESTIONS = (3, 4, 5, 6, 9)  # per image, in turn: 5.4 on average, as in VQAv2
 BATCH = 16  # conversations, or pairs, in an optimizer step
 STEPS = 2  # in a turn
+TRUE_SHAPES = ("random-256m", "random-500m", "random-2.2b")  # for a GPU: on a CPU a step takes minutes
 SWEEP = tuple(f"trl,workers={workers},checkpointing={on}" for workers in (0, 2) for on in (0, 1))
 
 
@@ -48,24 +50,25 @@ CASES = {
 }
 
 
-def train_case(name: str, model: str, scale: float, repetitions: int) -> list[Result]:
-    """One case; `scale` below 1 takes fewer conversations a step."""
+def train_case(name: str, model: str, scale: float, repetitions: int, sweep: Sequence[str] = SWEEP) -> list[Result]:
+    """One case; `scale` below 1 takes fewer conversations a step. TRL's way is the fastest of `sweep`."""
     case, batch = CASES[name], max(2, int(BATCH * scale))
     steps = 3 + STEPS * (repetitions + 1)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         task = make_task(Path(folder), case, model, batch, steps)
-        trl = min(SWEEP, key=lambda way: _first_turn(way, task))
+        trl = min(sweep, key=lambda way: _first_turn(way, task)) if len(sweep) > 1 else sweep[0]
         ways = {"ours": ("ours", with_settings(task, case.ours)), trl: (trl, task)} | (
             {"plain loop": ("plain", task)} if case.plain else {}
         )
         turns = take_turns(ways, repetitions)
+        ours_flops, peer_flops = _operations(task, case, batch) if case.plain else (None, None)
     costs = {
         way: [Cost(t.wall_s / t.items * batch, t.cpu_s / t.items * batch, t.peak_mb) for t in found]
         for way, found in turns.items()
     }
     unit, trainer = ("pair", "DPOTrainer") if "method=dpo" in case.overrides else ("conversation", "SFTTrainer")
     named = {trl: f"TRL {trainer} ({trl.removeprefix('trl,')})", "plain loop": "plain loop, labels-only head"}
-    clock = "wall" if _on_gpu() else "cpu"
+    clock = "wall" if on_gpu() else "cpu"
     return [
         Result(
             name if way == trl else f"{name}_plain",
@@ -76,10 +79,18 @@ def train_case(name: str, model: str, scale: float, repetitions: int) -> list[Re
             costs["ours"],
             costs[way],
             clock,
+            ours_flops,
+            peer_flops,
         )
         for way in ways
         if way != "ours"
     ]
+
+
+def _operations(task: Task, case: Case, batch: int) -> tuple[float, float]:
+    """Floating-point operations of a step: ours, and with each conversation as a sequence of its own."""
+    work = Work.of(task.shards, with_settings(task, case.ours).overrides, batch)
+    return batch * work.training, batch * work.separate
 
 
 def cases(model: str) -> dict[str, Callable[[float, int], list[Result]]]:
@@ -90,21 +101,20 @@ def cases(model: str) -> dict[str, Callable[[float, int], list[Result]]]:
 def make_task(folder: Path, case: Case, model: str, batch: int, steps: int) -> Task:
     """Shards and model of a case, enough for `steps` steps."""
     from smolray.data.shards import write_shards
-    from smolray.model.tiny import SHAPES, build_model
+    from smolray.model.tiny import build_model
 
     rows = list(image_rows(batch * (steps + 2), case.questions, pairs="method=dpo" in case.overrides))
     shards = write_shards(str(folder / "shards"), rows, source="benchmark")
     texts = [m.text for row in rows for c in row.conversations for m in (*c.messages, *c.chosen, *c.rejected)]
     build_model(model, texts, folder / "model")
 
-    cuda = _on_gpu()
-    side = SHAPES[model]["vision"]["image_size"]
+    cuda = on_gpu()
     overrides = (
         f"model.path={folder / 'model'}",
-        f"model.dtype={'bfloat16' if cuda else 'float32'}",
-        f"engine.stage={1 if cuda else 0}",
+        f"model.dtype={dtype()}",
+        "engine.stage=0",
         "image.upscale=true",
-        f"image.longest_edge={side}",
+        f"image.longest_edge={longest_edge(model)}",
         "optimizer.lr_scheduler_type=constant",
         "train.num_train_epochs=2",
         *case.overrides,
@@ -148,13 +158,26 @@ def _first_turn(way: str, task: Task) -> float:
     """Seconds of one step after the first, by the clock that counts."""
     with process(way, task) as ask:
         turn = ask(1)
-    return turn.wall_s if _on_gpu() else turn.cpu_s
+    return turn.wall_s if on_gpu() else turn.cpu_s
 
 
-def _on_gpu() -> bool:
+def on_gpu() -> bool:
+    """Whether this machine has a GPU, which the ways then train on."""
     import torch
 
     return torch.cuda.is_available()
+
+
+def dtype() -> str:
+    """What the ways compute in here."""
+    return "bfloat16" if on_gpu() else "float32"
+
+
+def longest_edge(model: str) -> int:
+    """Pixels to which an image is scaled: of four tiles and the whole for a true shape, else of one."""
+    from smolray.model.tiny import SHAPES
+
+    return int(SHAPES[model]["vision"]["image_size"]) * (2 if model in TRUE_SHAPES else 1)
 
 
 @contextmanager

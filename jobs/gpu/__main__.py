@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from jobs.gpu import facts, kernels, shapes, training, two
+from jobs.gpu import facts, kernels, shapes, throughput, training, two
 from jobs.gpu.check import Check, Machine, Outcome, Section, UnexpectedFigureError, skipped
 from smolray.engine.allocator import expand_segments
 from smolray.report.page import render
@@ -31,6 +31,7 @@ SECTIONS = (
     Section("tiny", training.CHECKS, 240),
     *(Section(f"step of {check.name}", (check,), 120) for check in shapes.TRAINING),
     *(Section(f"decoding, {check.name}", (check,), 90) for check in shapes.DECODING),
+    *(Section(f"throughput, {check.name}", (check,), 120) for check in throughput.CHECKS),
     Section("two GPUs", two.CHECKS, 180),
 )
 

@@ -108,38 +108,53 @@ def random_batch(model: nn.Module, rows: int, tokens: int, tiles: int, trained: 
     )
 
 
-def training(name: str, device: torch.device) -> Figures:
-    """A step of four micro-batches of 2,000 tokens and 17 tiles: seconds, and bytes beside the planner's."""
-    from smolray.engine.zero import ZeroEngine
+class Step:
+    """A step of four micro-batches of 2,000 tokens and 17 tiles, of a case."""
 
-    shape, settings, _ = CASES[name]
-    config = load_config(None, settings)
-    if not dist.is_initialized():
-        process_group(device)
-    model = prepare_for_training(random_model(shape, DTYPES[config.model.dtype], device), config)
-    engine = ZeroEngine(model, objective_of(config), config, device)
-    batch = random_batch(model, 3, TOKENS, TILES, TRAINED, flat=True)
-    seconds, normalisers = [], Normalisers(3 * MICRO_BATCHES, TRAINED * MICRO_BATCHES, 0)
+    def __init__(self, name: str, device: torch.device):
+        from smolray.engine.zero import ZeroEngine
+
+        shape, settings, _ = CASES[name]
+        self.config, self.device = load_config(None, settings), device
+        if not dist.is_initialized():
+            process_group(device)
+        model = prepare_for_training(random_model(shape, DTYPES[self.config.model.dtype], device), self.config)
+        self.engine = ZeroEngine(model, objective_of(self.config), self.config, device)
+        self.batch = random_batch(model, 3, TOKENS, TILES, TRAINED, flat=True)
+        self.shape = ModelShape.from_config(base_model(model).config.to_dict(), shape)
+
+    def accumulate(self) -> None:
+        """All micro-batches, forward and backward."""
+        normalisers = Normalisers(3 * MICRO_BATCHES, TRAINED * MICRO_BATCHES, 0)
+        self.engine.accumulate(iter([self.batch] * MICRO_BATCHES), MICRO_BATCHES, normalisers)
+
+    def update(self) -> None:
+        """The optimizer's step."""
+        self.engine.step(1e-4)
+
+    def planned(self) -> tuple[Workload, Zero]:
+        """The step as the planner sees it."""
+        load = Load(8, 3, TOKENS, TOKENS**2 / 6, 0.0, TILES, TRAINED)
+        model, engine = self.config.model, self.config.engine
+        training = Training.of(self.config)
+        work = Workload(self.shape, training, load, model.gradient_checkpointing, self.config.optimizer.name)
+        return work, Zero(self.config.zero_stage, 1, engine.offload_optimizer == "cpu")
+
+
+def training(name: str, device: torch.device) -> Figures:
+    """Seconds of a step, and bytes beside the planner's."""
+    step, seconds = Step(name, device), []
     for _ in range(4):
         torch.cuda.reset_peak_memory_stats(device)
         began = time.perf_counter()
-        engine.accumulate(iter([batch] * MICRO_BATCHES), MICRO_BATCHES, normalisers)
-        engine.step(1e-4)
+        step.accumulate()
+        step.update()
         torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
 
-    load = Load(8, 3, TOKENS, TOKENS**2 / 6, 0.0, TILES, TRAINED)
-    work = Workload(
-        ModelShape.from_config(base_model(model).config.to_dict(), shape),
-        Training.of(config),
-        load,
-        config.model.gradient_checkpointing,
-        config.optimizer.name,
-    )
-    zero = Zero(config.zero_stage, 1, config.engine.offload_optimizer == "cpu")
     free, total = torch.cuda.mem_get_info(device)
     taken = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device), total - free
-    return step_figures(min(seconds[1:]), taken, work, zero, measured_gpu_of(device))
+    return step_figures(min(seconds[1:]), taken, *step.planned(), measured_gpu_of(device))
 
 
 def measured_gpu_of(device: torch.device) -> GPU:

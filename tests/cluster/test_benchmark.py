@@ -18,7 +18,11 @@ KEYS = {
     "peer",
     "repetitions",
     "ratio",
+    "limit",
+    "share_of_limit",
     "clock",
+    "ours_flops",
+    "peer_flops",
     *(f"{side}_{key}" for side in ("ours", "peer") for key in SIDE),
 }
 CASES = ["sft_multi_question", "sft_multi_question_plain", "dpo", "stream", "stream_alone", "launch"]
@@ -34,7 +38,7 @@ def test_the_benchmark_writes_what_it_measured(tmp_path):
         "0.05",
         "--repetitions",
         "2",
-        "--model",
+        "--shape",
         "tiny",
         "--json",
         str(tmp_path / "b.json"),

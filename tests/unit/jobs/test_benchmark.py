@@ -1,0 +1,18 @@
+"""The benchmark of a true shape runs to its end on a machine without a GPU: each case is skipped, and why is said."""
+
+import json
+
+from jobs import benchmark
+from jobs.gpu.check import Machine
+
+
+def test_without_a_gpu_true_shapes_are_skipped_with_the_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Machine, "here", lambda: Machine(0, why_not="torch is built without CUDA"))
+    file = tmp_path / "figures.json"
+    benchmark.main(["--shape", "256m", "--json", str(file)])
+    records = json.loads(file.read_text())
+    reasons = {name: record.pop("skipped") for name, record in records.items()}
+    assert reasons.keys() == {name for cases in benchmark.all_cases("") for name in cases}
+    assert reasons["sft_multi_question"] == "random-256m needs a GPU: torch is built without CUDA"
+    assert reasons["launch"] == "it is the same for every shape"
+    assert "sft_multi_question: skipped: random-256m needs a GPU" in capsys.readouterr().out
