@@ -260,7 +260,9 @@ def train_command(settings, *overrides):
 
 
 def test_ray_job_submit_trains_the_uploaded_project(head, project, settings):
-    done = ray_job_submit(head, project, *train_command(settings, "name=plain", "train.max_steps=3"))
+    done = ray_job_submit(
+        head, project, *train_command(settings, "name=plain", "train.max_steps=3", "resources.num_workers=1")
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "finished at step 3" in done.stdout
     [code] = [line for line in done.stdout.splitlines() if line.startswith("code of the job:")]

@@ -135,21 +135,30 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_costs_nothing(make_run, refer
     assert_a_killed_worker_costs_nothing(make_run("killed", "resources.num_workers=[1,2]"), reference[2], 0)
 
 
-def test_a_stopped_run_resumes_with_other_workers_and_another_stage(make_run, reference):
-    config = make_run("stopped")
-    thread = when_step(config, 5, lambda: request_stop(config.run_dir))
+def stopped_at(config, step):
+    """The step at which the run was stopped and saved, once it had reached `step`."""
+    thread = when_step(config, step, lambda: request_stop(config.run_dir))
     stopped = launch_run(config)
     thread.join(timeout=5)
     assert stopped["status"] == "stopped"
     saved = checkpoint.latest(config.run_dir)
-    assert saved is not None and saved.step == stopped["steps"] < len(reference[2])
-    # on one worker under ZeRO-3, stopped again in the second epoch …
-    alone = make_run("stopped", "resources.num_workers=1", "engine.stage=3")
-    thread = when_step(alone, max(saved.step + 3, len(reference[2]) // 2 + 3), lambda: request_stop(alone.run_dir))
-    assert launch_run(alone)["status"] == "stopped"
-    thread.join(timeout=5)
-    # … and to the end on two.
-    assert launch_run(make_run("stopped", "engine.stage=3"))["status"] == "finished"
+    assert saved is not None and saved.step == stopped["steps"]
+    return saved.step
+
+
+def test_a_stopped_run_resumes_with_other_workers_and_another_stage(make_run, reference):
+    config = make_run("stopped")
+    assert stopped_at(config, 5) < len(reference[2])
+    assert launch_run(make_run("stopped", "resources.num_workers=1", "engine.stage=3"))["status"] == "finished"
+    assert_same_curve(config, reference[2])
+    assert_every_sample_once(config)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_on_one_worker_in_its_second_epoch_resumes_on_two(make_run, reference):
+    config = make_run("stopped-late", "resources.num_workers=1", "engine.stage=3")
+    assert len(reference[2]) // 2 < stopped_at(config, len(reference[2]) // 2 + 3) < len(reference[2])
+    assert launch_run(make_run("stopped-late"))["status"] == "finished"
     assert_same_curve(config, reference[2])
     assert_every_sample_once(config)
 
@@ -159,13 +168,19 @@ def test_a_finished_run_is_not_trained_again(make_run, reference):
     before = read_events(run_dir)
     assert launch_run(make_run("reference")) == reference[1]
     assert read_events(run_dir) == before, "not even workers were started"
-    # A driver that died before it wrote its result: the workers find nothing left to do.
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_driver_that_died_before_its_result_find_nothing_to_do(make_run, reference):
+    run_dir = reference[0].run_dir
+    before = read_events(run_dir)
     storage.delete(storage.join(run_dir, "result.json"))
     result = launch_run(make_run("reference"))
     assert result["status"] == "finished" and result["accuracy"] == reference[1]["accuracy"]
     assert [e for e in read_events(run_dir) if e["event"] == "step"] == [e for e in before if e["event"] == "step"]
 
 
+@pytest.mark.slow  # tests/cluster/test_pipeline_run.py holds it in every make test
 def test_a_checkpoint_evaluated_again_gives_the_same_accuracy(reference):
     config, result, _ = reference
     stored = load_config(storage.join(config.run_dir, "config.yaml"))

@@ -78,7 +78,7 @@ def test_long_commands_run_as_written(page, folder):
 
 
 def test_readme_runs_the_whole_flow():
-    commands = " ".join(block.text for block in runnable(README, slow=False))
+    commands = " ".join(block.text for block in runnable(README, slow=True))
     for command in ("preview", "train", "status", "report", "generate", "plan", "config show"):
         assert f"smolray {command} " in commands
 

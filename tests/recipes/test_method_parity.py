@@ -35,15 +35,27 @@ def alone(recipe):
     return run_workers(curves, 1, shards, {name: ([*overrides, *method], STEPS) for name, method in METHODS.items()})
 
 
-@pytest.fixture(scope="module")
-def two(recipe):
+def on_two_workers(recipe, stages_of):
+    """Curves by "method, stage"."""
     shards, overrides = recipe
     jobs = {
         f"{name}, stage {s}": ([*overrides, *method, f"engine.stage={s}"], STEPS)
         for name, method in METHODS.items()
-        for s in STAGES[name]
+        for s in stages_of(name)
     }
     return run_workers(curves, 2, shards, jobs)
+
+
+@pytest.fixture(scope="module")
+def highest(recipe):
+    """Under the highest stage of each method."""
+    return on_two_workers(recipe, lambda name: STAGES[name][-1:])
+
+
+@pytest.fixture(scope="module")
+def lower(recipe):
+    """Under the other stages."""
+    return on_two_workers(recipe, lambda name: STAGES[name][:-1])
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +75,22 @@ def losses(curve):
     return [loss for loss, _ in curve]
 
 
-@pytest.mark.parametrize(("method", "stage"), [(name, stage) for name in METHODS for stage in STAGES[name]])
-def test_two_workers_give_the_curve_of_one(alone, two, method, stage):
+def assert_same_curve(two, alone, method, stage):
     assert losses(two[f"{method}, stage {stage}"]) == pytest.approx(
         losses(alone[method]), abs=TOLERANCE.get(method, 1e-5)
     )
     assert alone[method][-1][0] < alone[method][0][0], "it learns nothing: equal curves would show nothing"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_workers_give_the_curve_of_one(alone, highest, method):
+    assert_same_curve(highest, alone, method, STAGES[method][-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "stage"), [(name, stage) for name in METHODS for stage in STAGES[name][:-1]])
+def test_lower_stages_give_the_curve_of_one_worker_too(alone, lower, method, stage):
+    assert_same_curve(lower, alone, method, stage)
 
 
 @pytest.mark.parametrize("method", METHODS)

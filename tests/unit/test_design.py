@@ -4,6 +4,7 @@ import ast
 import pickle
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ RAY_IMPORTERS = {
 # A setting read from the environment is read at the edge: where a process starts, or where a cloud's own convention
 # says so.
 # Trackers take their settings from variables of their own.
-ENVIRONMENT_READERS = {"tracking", "storage", "cluster", "launch", "tune", "cli", "engine.zero"}
+ENVIRONMENT_READERS = {"tracking", "storage", "cluster", "launch", "tune", "cli"}
 
 # Packages by level, the lowest first. A package imports lower levels only; inside a package modules import each other
 # without circles.
@@ -53,34 +54,43 @@ LEVELS = (
 LEVEL_OF = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 
 
+@cache
 def name_of(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts[1:] if parts[0] == "smolray" else parts
     return ".".join(p for p in parts if p != "__init__")
 
 
+@cache
 def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache
+def nodes_of(path):
+    return list(ast.walk(tree_of(path)))
+
+
+@cache
 def imports_of(path):
     """Full names of what a module imports, anywhere in it; `from a import b` is both a and a.b."""
-    for node in ast.walk(tree_of(path)):
+    found = []
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the full name"
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def own_imports(path):
     """Modules of ours that `path` imports."""
-    known = {name_of(p) for p in MODULES}
-    for name in imports_of(path):
-        local = name.removeprefix("smolray.") if name.startswith("smolray.") else None
-        if local in known:
-            yield local
+    local = {name.removeprefix("smolray.") for name in imports_of(path) if name.startswith("smolray.")}
+    return local & OWN
+
+
+OWN = {name_of(path) for path in MODULES}
 
 
 def package_of(name):
@@ -151,7 +161,7 @@ def test_nothing_from_outside_is_run_as_code(path):
         name.split(".")[0] for name in imported
     }
     assert not UNSAFE_LOADS & imported, "imported by name, a call of it would not be seen"
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         where = f"{relative(path)}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"{where}: bare except"
@@ -182,7 +192,7 @@ def test_settings_are_not_read_from_the_environment_deep_inside(path):
         return
     read = [
         n.lineno
-        for n in ast.walk(tree_of(path))
+        for n in nodes_of(path)
         if isinstance(n, ast.Attribute) and ast.unparse(n) in {"os.environ", "os.getenv", "os.environb"}
     ]
     assert not read, (
@@ -234,7 +244,7 @@ def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_settings_are_changed_by_replace_alone(path):
-    copied = [n.lineno for n in ast.walk(tree_of(path)) if isinstance(n, ast.Attribute) and n.attr == "model_copy"]
+    copied = [n.lineno for n in nodes_of(path) if isinstance(n, ast.Attribute) and n.attr == "model_copy"]
     assert not copied, f"{relative(path)}:{copied}: model_copy checks nothing; use config.replace"
 
 
@@ -243,7 +253,7 @@ def test_file_names_of_a_run_are_spelt_in_one_place(path):
     names = {"config.yaml", "result.json", "events.jsonl", "report.html", "checkpoints", "predictions", "audit"}
     if name_of(path) == "run.folder":
         return
-    calls = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("join")]
+    calls = [n for n in nodes_of(path) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("join")]
     spelt = [a for c in calls for a in c.args if isinstance(a, ast.Constant) and a.value in names]
     assert not spelt, f"{relative(path)}:{spelt[0].lineno} spells {spelt[0].value!r}: take it from run/folder.py"
 
