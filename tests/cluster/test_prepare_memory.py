@@ -1,6 +1,7 @@
 """Memory of prepare does not grow with the data.
 
-Measured: peak RSS of fresh processes that run the functions of its tasks, without Ray.
+Measured: peak RSS of fresh processes that run the functions of its tasks, without Ray. It is VmHWM: ru_maxrss begins
+with the memory of the process that started this one.
 """
 
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 
 # Argument 1 is the pass, 2 the source, 3 the folder to write to, 4 the size of a shard. One process runs all
 # read tasks, another writes all shards.
-WORK = """
-import resource, sys
+WORK = r"""
+import re, sys
+from pathlib import Path
 import numpy as np
 from smolray.config import DataConfig
 from smolray.data.formats.discover import list_read_tasks, resolve
@@ -32,7 +34,7 @@ else:
     shards = max(1, round(total_bytes(staging, len(tasks)) / SHARD_BYTES))
     repeated = repeated_ids(staging, len(tasks))
     print(sum(write_shard(n, shards, blocks, repeated, staging)["file"]["rows"] for n in range(shards)))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
 """
 
 
