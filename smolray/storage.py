@@ -149,14 +149,18 @@ def read_files(folder: str, names: Sequence[str]) -> list[bytes]:
         return list(pool.map(read, names))
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes, content_type: str = "") -> None:
     """Write a whole file. A reader sees the old one, the new one, or none, never a part.
+
+    `content_type`: what object storage tells a browser that it is.
 
     Raises:
         StorageFullError: the disk is full.
     """
     fs, path = filesystem(uri)
-    with writing(uri) if isinstance(fs, pafs.LocalFileSystem) else fs.open_output_stream(path) as file:
+    metadata = {"Content-Type": content_type} if content_type else None
+    local = isinstance(fs, pafs.LocalFileSystem)
+    with writing(uri) if local else fs.open_output_stream(path, metadata=metadata) as file:
         file.write(data)
 
 

@@ -5,18 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from smolray.cli.options import Overrides, console, job_client, plain
+from smolray.cli.options import ConfigFile, Overrides, console, job_client, plain
 from smolray.config import RunConfig, load_config
 from smolray.run.status import clear_stop, run_status
 
 
 def submit(
-    config: Annotated[
-        str, typer.Option("--config", "-c", help="YAML file of the run, or a recipe of `smolray config list`")
-    ],
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="job server of a cluster, such as http://head:8265")
     ],
+    config: ConfigFile = None,
     overrides: Overrides = None,
     follow: Annotated[bool, typer.Option("--follow", help="print the job's output until it ends")] = False,
     keep_alive: Annotated[
@@ -31,10 +29,9 @@ def submit(
 
     Example: smolray submit --address http://head:8265 --config run.yaml
     """
-    arguments = ["--config", config, *(overrides or ())]
-    if queue:
-        arguments.append("resources.queue=true")
-    run = load_config(config, arguments[2:])
+    given = [*(overrides or ()), *(["resources.queue=true"] if queue else [])]
+    run = load_config(config, given)
+    arguments = [*(["--config", config] if config else []), *given]
     if run.resources.queue and not run.resources.user:
         arguments.append(f"resources.user={getpass.getuser()}")
 

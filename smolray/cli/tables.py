@@ -15,7 +15,7 @@ from smolray.config import METRICS
 from smolray.evaluate.bootstrap import Estimates
 from smolray.evaluate.measure import interval, shown
 from smolray.run.progress import accuracy_of, count, duration, percent, size
-from smolray.run.queue import Entry
+from smolray.run.queue import Entry, places
 from smolray.run.status import RunStatus
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def queue_table(entries: Sequence[Entry]) -> Table:
     for column in ("place", "run", "user", "priority", "workers", "queued for"):
         table.add_column(column, justify="left" if column in ("run", "user") else "right", overflow="fold")
 
-    line = [entry.run for entry in entries if entry.waits]
-    for entry in entries:
-        place = "lost" if entry.lost else "trains" if entry.turn else str(line.index(entry.run) + 1)
+    for place, entry in places(entries):
         waited = (entry.turn or time.time()) - entry.since
         numbers = (str(entry.priority), str(entry.workers), duration(waited))
         table.add_row(place, escape(entry.run), escape(entry.user), *numbers)

@@ -24,12 +24,20 @@ def web(
         str, typer.Option(help="a server of OpenAI's API to try models, such as http://127.0.0.1:8000/v1")
     ] = "",
     api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="for --endpoint")] = "",
+    export: Annotated[
+        str,
+        typer.Option(help="write the pages as files into this folder or bucket instead, to be read without a server"),
+    ] = "",
     storage: Storage = "runs",
 ) -> None:
     """Show, compare, start and stop runs in a browser.
 
     Example: smolray key add me --scope operate; smolray web
     """
+    if export:
+        _export(storage, export)
+        return
+
     keys = "" if no_key else str(key_path(key_file))
     own = check_access(host, port, keys, "view")
     require_web_packages("web")
@@ -60,3 +68,15 @@ def web(
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", server_header=False)
     config.timeout_graceful_shutdown = 1  # an open page would be waited for
     uvicorn.Server(config).run()
+
+
+def _export(root: str, target: str) -> None:
+    require_web_packages("web")
+
+    from smolray.storage import absolute, join
+    from smolray.web.exported import export_pages
+    from smolray.web.run_list import RunList
+
+    target = absolute(target)
+    written = export_pages(RunList(root), target)
+    errors.print(f"{written} runs of {plain(absolute(root))} at {plain(join(target, 'index.html'))}", soft_wrap=True)

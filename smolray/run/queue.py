@@ -79,6 +79,15 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
     return [*started, *line, *lost]
 
 
+def places(entries: Sequence[Entry]) -> list[tuple[str, Entry]]:
+    """The entries of `read_queue` with their places: 1, 2, …, `trains`, or `lost`."""
+    line = [entry.run for entry in entries if entry.waits]
+    return [
+        ("lost" if entry.lost else "trains" if entry.turn else str(line.index(entry.run) + 1), entry)
+        for entry in entries
+    ]
+
+
 class Line:
     """The queue as one run sees it, again and again while it waits."""
 

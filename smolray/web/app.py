@@ -62,6 +62,7 @@ ROUTES = (
     Route("GET", "/cluster", cluster_page.show),
     Route("GET", "/cluster/live", cluster_page.live),
     Route("POST", "/cluster/examine", cluster_page.examine, "operate"),
+    Route("POST", "/cluster/drain", cluster_page.drain, "operate"),
 )
 
 

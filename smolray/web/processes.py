@@ -18,7 +18,8 @@ from smolray.config import ConfigError
 from smolray.web.terminal import terminal_html
 
 SHOWN_BYTES = 40_000
-MOST_KEPT = 200
+MOST_KEPT = 200  # commands of which is known what became of them
+MOST_OUTPUTS = 500  # files in the folder, also those of earlier pages
 COLOURED = ["env", "FORCE_COLOR=1", "COLUMNS=100"]
 
 
@@ -28,6 +29,7 @@ class Started:
 
     run: str
     command: str
+    what: str  # in words
     since: float
     output: Path
     process: subprocess.Popen[bytes]
@@ -41,7 +43,11 @@ class Started:
     @property
     def last_lines(self) -> Markup:
         """The end of what it has printed, with its colours."""
-        with self.output.open("rb") as file:
+        try:
+            file = self.output.open("rb")
+        except FileNotFoundError:
+            return Markup("its output is no longer kept")
+        with file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - SHOWN_BYTES))
             text = file.read().decode(errors="replace")
@@ -56,15 +62,16 @@ class Processes:
         self._lock = threading.Lock()
         self._started: list[Started] = []
 
-    def start(self, run: str, words: list[str], shown: bool = False) -> Started:
-        """Start `smolray WORDS`. `shown`: it only prints, in colour.
+    def start(self, run: str, words: list[str], shown: bool = False, what: str = "") -> Started:
+        """Start `smolray WORDS`. `shown`: it only prints, in colour. `what`: it in words, else its command and run.
 
         Raises ConfigError while another command for this run goes on.
         """
         with self._lock:
             if not shown and (going := [s for s in self._started if s.run == run and s.state == "running"]):
-                raise ConfigError(f"`smolray {going[0].command} {run}` goes on, started from here; wait until it ends")
+                raise ConfigError(f"`{going[0].what}` goes on, started from here; wait until it ends")
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._forget()
             output = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{words[0]}-{re.sub('[^a-z0-9._-]', '_', run)}.txt"
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
@@ -77,9 +84,17 @@ class Processes:
                 )
             finally:
                 os.close(descriptor)
-            started = Started(run, words[0], time.time(), output, process)
+            started = Started(run, words[0], what or f"smolray {words[0]} {run}", time.time(), output, process)
             self._started = [*self._started[-MOST_KEPT:], started]
             return started
+
+    def _forget(self) -> None:
+        """Delete the oldest outputs but for the newest MOST_OUTPUTS - 1; those of commands that go on stay."""
+        going = {one.output for one in self._started if one.state == "running"}
+        written = sorted(self.folder.glob("*.txt"), key=lambda file: file.stat().st_mtime)
+        for file in written[: -MOST_OUTPUTS + 1]:
+            if file not in going:
+                file.unlink(missing_ok=True)
 
     def of(self, run: str) -> list[Started]:
         """The commands for one run, the newest first."""

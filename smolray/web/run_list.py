@@ -13,6 +13,7 @@ from typing import Any
 
 from smolray import storage
 from smolray.run.folder import RunFolder, log_parts
+from smolray.run.queue import Entry, read_queue
 from smolray.run.result import RunFileError
 from smolray.run.status import RunStatus, run_status
 from smolray.web.files import is_inside
@@ -45,9 +46,10 @@ class RunList:
         self._looker = ThreadPoolExecutor(1, "runs")
         self._readers = ThreadPoolExecutor(THREADS, "run")
         self.error = ""
+        self.queue: list[Entry] = []  # as of the newest look
 
-    def look(self, patience: float = 0.5) -> list[RunStatus]:
-        """The runs, those that have not ended first. Waits at most `patience` seconds for what is new."""
+    def look(self, patience: float | None = 0.5) -> list[RunStatus]:
+        """The runs, those that have not ended first. Waits at most `patience` seconds for what is new; None: for it."""
         with self._lock:
             over = self._look is None or self._look.done()
             if over and time.monotonic() - self._looked >= self.poll:
@@ -78,6 +80,7 @@ class RunList:
         try:
             names = storage.list_dirs(self.root)
             self._names = names
+            self.queue = read_queue(self.root)
             list(self._readers.map(self._read, self._newest_first(names)))
             for gone in set(self._known) - set(names):
                 self._known.pop(gone, None)

@@ -17,8 +17,8 @@ from smolray.run.status import RunStatus, request_stop, run_status
 from smolray.web.files import NotFoundError, read_inside, run_folder
 from smolray.web.live import Part, stream
 from smolray.web.processes import Started
-from smolray.web.runs_page import row_of
-from smolray.web.site import Ask, Site, fragment, page, run_path
+from smolray.web.runs_page import Row, row_of
+from smolray.web.site import Addresses, Ask, Site, fragment, page, run_path
 
 LOG_LINES = 300
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
@@ -33,9 +33,9 @@ class Actions(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A validation image, by its address, with some of its questions."""
+    """A validation image with some of its questions. `image`: its address, empty where there is none."""
 
-    key: str
+    image: str
     predictions: list[dict[str, Any]]
 
 
@@ -101,17 +101,21 @@ def read_parts(site: Site, name: str, may_operate: bool) -> list[Part]:
 
     with reading(folder.uri):
         status, run = site.runs.status(name) or run_status(folder.uri), site.views.of(folder).contents()
-        return _parts(status, run, started, may_operate)
+        return [
+            Part("actions", _actions(status, started, may_operate)),
+            _commands(started),
+            *contents_parts(status, run, Addresses()),
+        ]
 
 
-def _parts(status: RunStatus, run: RunContents, started: list[Started], may_operate: bool) -> list[Part]:
+def contents_parts(status: RunStatus, run: RunContents, where: Addresses) -> list[Part]:
+    """The parts that show what is in the folder of a run."""
+    row = row_of(status, where)
     return [
-        Part("head", fragment("run_head.html", row=row_of(status), facts=sections.facts(run), status=status)),
-        Part("actions", _actions(status, started, may_operate)),
-        Part("now", fragment("run_now.html", tiles=_tiles(status, run), scores=sections.scores(run))),
-        _commands(started),
+        Part("head", fragment("run_head.html", row=row, facts=sections.facts(run), status=status)),
+        Part("now", fragment("run_now.html", tiles=_tiles(row, status, run), scores=sections.scores(run))),
         Part("charts", fragment("charts.html", charts=sections.charts(run))),
-        Part("answers", fragment("run_answers.html", **_answers(run))),
+        Part("answers", fragment("run_answers.html", **_answers(run, where))),
         Part("events", fragment("run_events.html", events=sections.event_rows(run))),
         Part("log", fragment("run_log.html", lines=_log_lines(run), logs=status.logs)),
         Part("details", fragment("run_details.html", details=sections.details(run), data=sections.data_lines(run))),
@@ -130,9 +134,9 @@ def possible_actions(status: RunStatus, started: list[Started]) -> Actions:
 
 def _actions(status: RunStatus, started: list[Started], may_operate: bool) -> str:
     actions = possible_actions(status, started)
-    report_there = status.ended and status.state != "failed"
+    report = Addresses().report(status.name) if status.ended and status.state != "failed" else ""
     return fragment(
-        "run_actions.html", actions=actions, may_operate=may_operate, path=run_path(status.name), report=report_there
+        "run_actions.html", actions=actions, may_operate=may_operate, path=run_path(status.name), report=report
     )
 
 
@@ -141,8 +145,7 @@ def _commands(started: list[Started]) -> Part:
     return Part("commands", fragment("run_commands.html", commands=shown))
 
 
-def _tiles(status: RunStatus, run: RunContents) -> dict[str, str]:
-    row = row_of(status)
+def _tiles(row: Row, status: RunStatus, run: RunContents) -> dict[str, str]:
     known = {
         "step": row.steps if status.step else "",
         "loss": row.loss,
@@ -158,16 +161,18 @@ def _tiles(status: RunStatus, run: RunContents) -> dict[str, str]:
     return {label: value for label, value in known.items() if value}
 
 
-def _answers(run: RunContents) -> dict[str, Any]:
+def _answers(run: RunContents, where: Addresses) -> dict[str, Any]:
     by_key: dict[str, list[dict[str, Any]]] = {}
     for row in run.predictions:
         if not run.images or row["key"] in run.images:
             by_key.setdefault(row["key"], []).append(row)
-    cards = [Card(key if key in run.images else "", rows[:QUESTIONS_PER_CARD]) for key, rows in by_key.items()]
+    cards = [
+        Card(where.image(run.name, key) if key in run.images else "", rows[:QUESTIONS_PER_CARD])
+        for key, rows in list(by_key.items())[:MAX_CARDS]
+    ]
     right = sum(bool(row["correct"]) for row in run.predictions)
     return {
-        "cards": cards[:MAX_CARDS],
-        "path": run_path(run.name, "image"),
+        "cards": cards,
         "questions": len(run.predictions),
         "right": right,
         "wrong": len(run.predictions) - right,

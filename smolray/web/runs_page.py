@@ -6,9 +6,11 @@ from typing import NamedTuple
 from fastapi.responses import Response
 
 from smolray.run.progress import count, duration, percent
+from smolray.run.queue import Entry, places
 from smolray.run.status import RunStatus
 from smolray.web.live import Part, stream
-from smolray.web.site import Ask, Site, fragment, page, run_path
+from smolray.web.run_list import RunList
+from smolray.web.site import Addresses, Ask, fragment, page
 
 FIRST_PATIENCE, LIVE_PATIENCE = 0.4, 5.0  # seconds that a page, and its stream, wait for what is new
 
@@ -30,28 +32,62 @@ class Row(NamedTuple):
     updated: str
 
 
+class QueueRow(NamedTuple):
+    """A run in the queue. `waited`: how long it stands or stood in line."""
+
+    place: str
+    name: str
+    path: str
+    user: str
+    priority: int
+    workers: int
+    waited: str
+
+
 def show(ask: Ask) -> Response:
     """GET /."""
-    parts = read_parts(ask.site, FIRST_PATIENCE)
+    parts = read_parts(ask.site.runs, FIRST_PATIENCE)
     return page(ask, "runs.html", "Runs", parts={part.id: part for part in parts}, storage=ask.site.root)
 
 
 def live(ask: Ask) -> Response:
     """GET /live."""
-    return stream(ask, lambda: read_parts(ask.site, LIVE_PATIENCE))
+    return stream(ask, lambda: read_parts(ask.site.runs, LIVE_PATIENCE))
 
 
-def read_parts(site: Site, patience: float) -> list[Part]:
-    """The line above the table, the rows where they have changed places, and each row."""
-    rows = [row_of(run) for run in site.runs.look(patience)]
+def read_parts(runs: RunList, patience: float | None, where: Addresses | None = None) -> list[Part]:
+    """The line above the table, the queue, the rows where they have changed places, and each row."""
+    where = where or Addresses()
+    rows = [row_of(run, where) for run in runs.look(patience)]
     cells = [Part(f"run:{row.name}", fragment("run_row.html", row=row)) for row in rows]
     names = "\n".join(row.name for row in rows)
-    body = fragment("run_rows.html", parts=cells, unread=site.runs.unread)
-    summary = fragment("runs_summary.html", rows=rows, unread=site.runs.unread, error=site.runs.error)
-    return [Part("summary", summary), Part("rows", body, version=f"{names}\n\n{bool(rows)} {site.runs.unread}"), *cells]
+    body = fragment("run_rows.html", parts=cells, unread=runs.unread)
+    summary = fragment("runs_summary.html", rows=rows, unread=runs.unread, error=runs.error)
+    queue = fragment("runs_queue.html", entries=queue_rows(runs, where))
+    return [
+        Part("summary", summary),
+        Part("queue", queue),
+        Part("rows", body, version=f"{names}\n\n{bool(rows)} {runs.unread}"),
+        *cells,
+    ]
 
 
-def row_of(run: RunStatus) -> Row:
+def queue_rows(runs: RunList, where: Addresses) -> list[QueueRow]:
+    """The queue of the storage, in its order."""
+    now = time.time()
+    return [
+        QueueRow(place, one.run, where.run(one.run), one.user, one.priority, one.workers, _minutes(one, now))
+        for place, one in places(runs.queue)
+    ]
+
+
+def _minutes(entry: Entry, now: float) -> str:
+    """How long it has been queued, in steps in which a page may change."""
+    seconds = max(0.0, (entry.turn or now) - entry.since)
+    return duration(seconds - seconds % 60) if seconds >= 60 else "less than a minute"
+
+
+def row_of(run: RunStatus, where: Addresses) -> Row:
     """The cells of a run; empty where nothing is known."""
     share = run.step / run.total_steps if run.total_steps else 0.0
     overall = (run.accuracy or {}).get("overall")
@@ -59,7 +95,7 @@ def row_of(run: RunStatus) -> Row:
     note = "stops as soon as it has saved" if run.stop_requested and not run.ended and run.state != "lost" else note
     return Row(
         name=run.name,
-        path=run_path(run.name),
+        path=where.run(run.name),
         state=run.state,
         note=note,
         steps=f"{run.step:,} / {run.total_steps:,}" if run.total_steps else f"{run.step:,}",

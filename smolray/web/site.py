@@ -89,6 +89,22 @@ class Ask:
         return self.request.query_params.get(key, default)
 
 
+class Addresses:
+    """Where what a page leads to is, as that page writes it."""
+
+    def run(self, name: str) -> str:
+        """The page of a run."""
+        return run_path(name)
+
+    def report(self, name: str) -> str:
+        """The report of a run."""
+        return run_path(name, "report")
+
+    def image(self, name: str, key: str) -> str:
+        """A validation image of a run."""
+        return f"{run_path(name, 'image')}?key={quote(key, safe='')}"
+
+
 def page(ask: Ask, template: str, title: str, status: int = 200, **values: Any) -> HTMLResponse:
     """A whole page."""
     shown = {name: path for name, (path, scope) in PAGES.items() if ask.session.may(scope)}
@@ -102,7 +118,10 @@ def page(ask: Ask, template: str, title: str, status: int = 200, **values: Any) 
         here=ask.request.url.path,
         session=ask.session,
         asks_for_keys=ask.site.sessions.keys is not None,
-        version=static_version(),
+        live=True,
+        home="/",
+        style=f"/static/web.css?{static_version()}",
+        script=f"/static/web.js?{static_version()}",
         **values,
     )
     return HTMLResponse(written, status)

@@ -15,8 +15,12 @@ from tests.webpages import EVIL, Browser, site_of
 
 @pytest.fixture
 def root(tmp_path):
+    return write_prepared(tmp_path / "runs")
+
+
+def write_prepared(root):
     """Shards with a quarantine and an index, as prepare and a run leave them."""
-    folder = tmp_path / "runs" / "shards" / "abc" / "train"
+    folder = root / "shards" / "abc" / "train"
     turns = tuple(Message(role, (Part("text", text),)) for role, text in (("user", "what?"), ("assistant", "a box")))
     write_shards(str(folder), [ShardRow("k", (), (Conversation("c", turns),))], source=f"data/{EVIL}")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -27,7 +31,7 @@ def root(tmp_path):
     row = {"place": "a.jsonl:3", "id": "7", "reason": "corrupt_image", "message": EVIL, "file": "a.jsonl", "row": 3}
     pq.write_table(pa.Table.from_pylist([row], QUARANTINE_SCHEMA), folder / "quarantine" / "00000.parquet")
     pq.write_table(pa.table({"tokens": [10, 12, 0, 95]}), folder / "index-x.parquet")
-    return tmp_path / "runs"
+    return root
 
 
 def test_the_page_tells_what_was_left_out_and_why(root):

@@ -40,7 +40,7 @@ def test_a_page_receives_what_changes_until_its_key_is_revoked(site, tmp_path):
     with serving(make_app(site)) as address:
         stream = messages(address, "/live", cookie)
         _, first = next(stream)
-        assert [part["id"] for part in first] == ["summary", "rows", "run:going", "run:done"]
+        assert [part["id"] for part in first] == ["summary", "queue", "rows", "run:going", "run:done"]
         append(tmp_path / "runs" / "going", event="step", step=31, loss=0.125, seconds=1.0, samples=8)
         _, second = next(stream)
         assert [part["id"] for part in second] == ["run:going"] and "0.1250" in second[0]["html"]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from smolray.config import ConfigError
-from smolray.web.processes import Processes
+from smolray.web.processes import MOST_OUTPUTS, Processes
 
 
 def wait_until(true, seconds=120):
@@ -28,6 +28,27 @@ def test_its_output_and_its_end_are_told(tmp_path):
     assert started.state == "failed" and "no run &#39;none&#39;" in started.last_lines
     assert started.output.stat().st_mode & 0o777 == 0o600 and processes.of("none") == [started]
     assert processes.of("other") == []
+
+
+def test_old_outputs_are_deleted_and_those_of_commands_that_go_on_stay(tmp_path):
+    processes = Processes(tmp_path / "commands")
+    going = processes.start("long", ["logs", "long", "--follow", "--storage", str(tmp_path)])
+    going.process.send_signal(signal.SIGSTOP)  # it goes on for ever
+    try:
+        for number in range(MOST_OUTPUTS + 5):
+            file = processes.folder / f"{number:03d}.txt"
+            file.touch()
+            os.utime(file, (number, number))
+        os.utime(going.output, (0, 0))
+        ended = processes.start("other", ["--version"])
+        left = {file.name for file in processes.folder.iterdir()}
+        assert len(left) == MOST_OUTPUTS + 1 and {going.output.name, ended.output.name, "504.txt", "006.txt"} <= left
+        assert "005.txt" not in left
+        ended.process.kill()
+        ended.output.unlink()
+        assert "no longer kept" in ended.last_lines
+    finally:
+        going.process.kill()
 
 
 def test_it_outlives_the_process_that_started_it(tmp_path):

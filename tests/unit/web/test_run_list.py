@@ -1,10 +1,13 @@
 """The list of runs is that of `smolray status`, and reads again only what has changed."""
 
+import re
 import shutil
 import time
 
 import pytest
 
+from smolray.run.lease import owning
+from smolray.run.queue import enter
 from smolray.run.status import list_runs
 from smolray.web.run_list import RunList
 from tests.commands import append
@@ -56,6 +59,22 @@ def test_the_list_is_that_of_status_and_follows_every_change(tmp_path):
     shutil.rmtree(root / "done")
     write_folder(root, "new", status="")
     assert [run.name for run in runs.look(10)] == ["new", "going"]
+
+
+def test_the_queue_is_shown_in_its_order(tmp_path):
+    root = tmp_path / "runs"
+    write_folder(root, "first", status="")
+    browser = Browser(site_of(root))
+    assert "Queue</h2>" not in browser.get("/").text
+    with owning(f"{root}/first", "train"), owning(f"{root}/urgent", "train"):
+        enter(str(root), "first", "ann <b>", 0, 2)
+        enter(str(root), "urgent", "bob", 5, 1)
+        site = site_of(root)
+        site.runs.look(None)
+        text = Browser(site).get("/").text
+    table = text[text.index("Queue</h2>") :]
+    rows = re.findall(r"<tr><td>(\d)</td><th scope=\"row\"><a href=\"/runs/(\w+)\">", table)
+    assert rows == [("1", "urgent"), ("2", "first")] and "ann &lt;b&gt;" in table and "less than a minute" in table
 
 
 def test_a_run_that_has_not_changed_is_not_read_again(tmp_path):

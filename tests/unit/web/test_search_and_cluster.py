@@ -13,10 +13,14 @@ SEARCH = "search={space: {optimizer.learning_rate: {loguniform: [1e-5, 1e-3]}}, 
 
 @pytest.fixture
 def root(tmp_path):
+    return write_search(tmp_path / "runs")
+
+
+def write_search(root):
     """A search with two trials."""
-    folder = tmp_path / "runs" / "find"
+    folder = root / "find"
     folder.mkdir(parents=True)
-    config = load_config(None, ["name=find", f"storage={tmp_path}/runs", SEARCH])
+    config = load_config(None, ["name=find", f"storage={root}", SEARCH])
     (folder / STORED).write_text(to_yaml(config))
     log = TrialLog(str(folder))
     log.write("start", trials=2, slots=1)
@@ -25,7 +29,7 @@ def root(tmp_path):
         log.write("trial", number=number, run=f"find-{number}", settings=settings)
         log.write("report", number=number, report=1, run="", step=9, loss=1 / number, seconds=3.0, workers=1)
         log.write("end", number=number, status="finished", reason="<script>alert(1)</script>")
-    return tmp_path / "runs"
+    return root
 
 
 def test_a_search_shows_its_trials_settings_and_curves(root):
@@ -65,4 +69,26 @@ def test_the_page_says_that_there_is_no_cluster_and_what_to_do(root):
     fault = Finding("time", "<b>", "fail", "9 s off", "below 1 s", "run chrony")
     started.output.write_text(findings_json([ok("driver", "a", "570"), fault]))
     text = browser.get("/cluster").text
-    assert text.index("&lt;b&gt;") < text.index("<td>570</td>") and "run chrony" in text
+    assert text.index("&lt;b&gt;") < text.index(">570</td>") and "run chrony" in text
+
+
+def test_a_node_is_drained_by_the_command_whatever_it_is_called(root):
+    site = site_of(root)
+    site.address = "http://192.0.2.1:8265"
+    browser = Browser(site)
+    assert browser.post("/cluster/drain", page="/cluster", node=" --help ").status_code == 303
+    [started] = site.processes.of("the cluster")
+    started.process.kill()
+    started.process.wait()
+    address = ["--address", site.address, "--storage", site.root]
+    assert started.process.args[-8:] == ["cluster", "drain", *address, "--", "--help"], "a name is no option"
+    started.output.write_text("0 nodes are called '<b>'")
+    text = browser.get("/cluster").text
+    assert "smolray cluster drain --help" in text and "called &#39;&lt;b&gt;" in text and "Not examined yet" in text
+    assert browser.post("/cluster/drain", page="/cluster", node=" ").status_code == 409
+
+
+def test_without_a_job_server_no_node_is_drained(root):
+    browser = Browser(site_of(root))
+    assert "Drain" not in browser.get("/cluster").text
+    assert "--address" in browser.post("/cluster/drain", page="/cluster", node="den").text

@@ -1,6 +1,7 @@
 """Questions about an image go to a server of OpenAI's API, and its answer comes as it is spoken."""
 
 import json
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -41,12 +42,21 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
+    with running() as server:
+        yield server
+
+
+@contextmanager
+def running():
+    """The server; `asked`: what it was asked."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     server.asked = []
     Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture
