@@ -105,7 +105,7 @@ def join_command(name: str, head: str, interface: str, user: str = "", gpu: str 
     settings = {"smolray_head_address": host, "smolray_interface": interface}
     settings |= {"smolray_gpu_label": gpu} if gpu else {}
     if is_installed():  # there is no checkout to copy to the node
-        settings["smolray_package"] = f"smolray[s3]=={__version__}"
+        settings["smolray_package"] = f"smolray[s3,web]=={__version__}"
     account = ["-u", user] if user else []
     extra = [word for key, value in settings.items() for word in ("-e", f"{key}={value}")]
     playbook = _short(deploy_folder("cluster") / "site.yml")

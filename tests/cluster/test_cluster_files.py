@@ -59,6 +59,7 @@ def laid(tmp_path_factory):
         "smolray_venv": sys.prefix,
         "smolray_etc": f"{folder}/{{{{ inventory_hostname }}}}/etc",
         "smolray_home": f"{folder}/{{{{ inventory_hostname }}}}/home",
+        "smolray_web_storage": "s3://bucket/runs",
         "smolray_unit_dir": f"{folder}/{{{{ inventory_hostname }}}}/units",
     }
     settings = folder / "vars.yml"
@@ -128,6 +129,24 @@ def test_a_dead_node_is_noticed_in_ten_seconds_and_the_record_survives(laid):
     assert "RAY_gcs_storage" not in environment(unit(laid, "den"))
 
 
+def test_the_page_is_on_the_loopback_of_the_head_and_asks_for_keys(laid):
+    settings = unit(laid, "tower", "smolray-web.service")
+    words = shlex.split(settings["ExecStart"][0])
+    assert words[:2] == [f"{sys.prefix}/bin/smolray", "web"] and "--no-key" not in words
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    assert given.pop("--key-file").startswith(str(laid / "tower/home"))
+    assert given == {
+        "--host": "127.0.0.1",
+        "--port": str(PORTS["web"]),
+        "--address": f"http://192.168.1.10:{PORTS['dashboard']}",
+        "--storage": "s3://bucket/runs",
+    }
+    assert f"dport {PORTS['web']}" not in (laid / "tower/etc/smolray.nft").read_text()
+    assert settings["KillMode"] == ["process"], "what it has started goes on"
+    assert not (laid / "den/units/smolray-web.service").exists()
+    assert DEFAULTS["smolray_web_storage"] == "", "no page unless it is asked for"
+
+
 def test_the_firewall_lets_in_what_the_units_listen_on(laid):
     rules = (laid / "tower/etc/smolray.nft").read_text()
     assert "policy drop" in rules and DEFAULTS["smolray_firewall"] is True
@@ -153,7 +172,7 @@ def test_nft_reads_the_rules(laid, host):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["smolray-ray.service", "smolray-keep@.service"])
+@pytest.mark.parametrize("name", ["smolray-ray.service", "smolray-keep@.service", "smolray-web.service"])
 def test_a_unit_may_do_little_besides_training(laid, tmp_path, name):
     """systemd's own measure of exposure, 0 to 10; without the restrictions it was 8.8."""
     if shutil.which("systemd-analyze") is None:
@@ -164,7 +183,7 @@ def test_a_unit_may_do_little_besides_training(laid, tmp_path, name):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     exposure = re.search(r"exposure level for \S+: ([\d.]+)", done.stdout)
     assert exposure and float(exposure[1]) < 4 and done.returncode == 0, done.stdout[-2000:] + done.stderr
-    assert ("PrivateDevices=yes" in text) == ("keep" in name), "Ray needs the GPUs"
+    assert ("PrivateDevices=yes" in text) == ("ray" not in name.removeprefix("smolray")), "Ray needs the GPUs"
 
 
 def test_systemd_reads_the_units(laid):
@@ -174,6 +193,7 @@ def test_systemd_reads_the_units(laid):
         laid / "tower/units/smolray-ray.service",
         laid / "den/units/smolray-ray.service",
         laid / "tower/units/smolray-keep@.service",
+        laid / "tower/units/smolray-web.service",
     ]
     for path in units:
         shutil.copy(path, laid / path.name)  # of the same name: one at a time

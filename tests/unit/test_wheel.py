@@ -128,7 +128,7 @@ def test_a_playbook_and_overlays_are_found_without_a_checkout(python, folder):
     )
     command, playbook, *options = shlex.split(join)
     assert command == "ansible-playbook" and Path(playbook).is_file() and str(python.parents[1]) in playbook
-    assert any(option.startswith("smolray_package=smolray[s3]==") for option in options)
+    assert any(option.startswith("smolray_package=smolray[s3,web]==") for option in options)
     if not (shutil.which("kubectl") or shutil.which("kustomize")):
         return
     paths = ["storage=s3://bucket/runs", "data.train=s3://bucket/shards"]
