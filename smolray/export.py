@@ -27,6 +27,7 @@ from smolray.data.reader import ShardReader
 from smolray.data.tiles import image_size
 from smolray.evaluate.measure import shown
 from smolray.evaluate.stock import StockAnswers, stock_answers
+from smolray.model.adapter_files import write_adapter
 from smolray.model.forward import hidden_states
 from smolray.model.load import base_model, load_model
 from smolray.model.trained import merged_model, trained_model, unquantised
@@ -142,14 +143,9 @@ def _export_adapter(config: RunConfig, run_dir: str, target: str, name: str | No
     require_replaceable(target)
 
     trained = trained_model(config, chosen)
-    settings = trained.peft_config["default"]
-    settings.base_model_name_or_path = config.model.path
-    settings.revision = config.model.revision
-    settings.inference_mode = True
 
     with tempfile.TemporaryDirectory() as folder:
-        trained.save_pretrained(folder, save_embedding_layers=False)
-
+        write_adapter(trained, config, folder)
         batch = few_samples(config)
         loaded = PeftModel.from_pretrained(load_model(config.model), folder).eval()
         require_close(

@@ -26,6 +26,8 @@ SAME = {
     **dict.fromkeys(("use_rslora", "peft_use_rslora"), "lora.use_rslora"),
     **dict.fromkeys(("use_dora", "peft_use_dora"), "lora.use_dora"),
     "loraplus_lr_ratio": "optimizer.loraplus_lr_ratio",
+    "lora_modules_to_save": "lora.modules_to_save",
+    "neftune_alpha": "train.neftune_noise_alpha",
     **dict.fromkeys(("cutoff_len", "sequence_len"), "data.max_length"),
     "dataset_revision": "data.revision",
     "max_samples": "data.max_samples",
@@ -149,6 +151,10 @@ def _targets(value: Any) -> Settings:
     return {"lora.target_modules": [part.strip() for part in str(value).split(",")]} if value else {}
 
 
+def _init(value: Any) -> Settings:
+    return {"lora.init_lora_weights": "default" if value is True else value}
+
+
 def _data(value: Any) -> Settings:
     """One or several data sets by their paths or ids."""
     named = value if isinstance(value, list) else str(value).split(",")
@@ -242,6 +248,9 @@ CONVERTED: dict[str, Callable[[Any], Settings]] = {
     "fp16": _dtype("float16"),
     **dict.fromkeys(("torch_dtype", "dtype"), lambda value: {} if value == "auto" else {"model.dtype": value}),
     **dict.fromkeys(("optim", "optimizer"), _optimizer),
+    "pissa_init": lambda value: {"lora.init_lora_weights": "pissa_niter_16"} if value else {},
+    **dict.fromkeys(("init_lora_weights", "peft_init_lora_weights"), _init),
+    "additional_target": lambda value: {"lora.modules_to_save": [part.strip() for part in str(value).split(",")]},
     "lora_target": _targets,
     "lora_target_linear": _targets,
     **dict.fromkeys(("dataset", "datasets"), _data),

@@ -9,6 +9,8 @@ from smolray.config.optimizer import ModelGroup
 from smolray.config.section import Section
 
 ALL_LINEAR = "all-linear"
+# Modules that may be trained whole beside the adapters, and the model group of each.
+WHOLE_MODULES: dict[str, ModelGroup] = {"embed_tokens": "text", "lm_head": "text", "connector": "connector"}
 
 
 class LoraConfig(Section):
@@ -43,8 +45,17 @@ class LoraConfig(Section):
     )
     """names of the linear layers that get adapters, inside `groups` only; all-linear, as in PEFT: all but lm_head; a
     text is a regular expression for whole names, as in PEFT: `.*layers\\.[0-7]\\..*proj`"""
-    init_lora_weights: Literal["default", "gaussian"] = "default"
-    """default: PEFT's (Kaiming uniform); gaussian: normal, scaled by the rank"""
+    init_lora_weights: (
+        Literal["default", "gaussian", "pissa", "olora", "loftq"]
+        | Annotated[str, Field(pattern=r"^pissa_niter_[0-9]+$")]
+    ) = "default"
+    """default: PEFT's (Kaiming uniform); gaussian: normal, scaled by the rank; pissa: the largest singular values of
+    the weights, which are taken out of these (a decomposition of every layer at each start: minutes for 256M, more than
+    an hour for 2.2B); pissa_niter_16: the same approximately, in seconds; olora: the first columns of a QR
+    decomposition, taken out of the weights; loftq: what model.load_in_4bit rounds away, as far as the rank holds it"""
+    modules_to_save: tuple[Literal["embed_tokens", "lm_head", "connector"], ...] = ()
+    """modules that are trained whole beside the adapters, and exported with them; larger parts: model.train. A head
+    that is tied to the embeddings is trained with embed_tokens"""
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -68,3 +79,18 @@ class LoraConfig(Section):
         if ALL_LINEAR in self.target_modules and module.rpartition(".")[2] != "lm_head":
             return True
         return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
+
+    @property
+    def trained(self) -> set[ModelGroup]:
+        """The parts of the model in which something is trained."""
+        return {*self.groups, *(WHOLE_MODULES[name] for name in self.modules_to_save)}
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the base model that the adapters lie on has other weights than the one that was loaded."""
+        return self.init_lora_weights.startswith("pissa") or self.init_lora_weights == "olora"
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether fresh adapters add nothing: without them the model is the one that training began with."""
+        return self.init_lora_weights in ("default", "gaussian")

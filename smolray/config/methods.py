@@ -66,8 +66,8 @@ class DPOConfig(Section):
     """robust: probability that the two answers of a pair are swapped"""
     reference: Literal["auto", "adapter", "copy", "precompute"] = "auto"
     """source of the reference model's log-probabilities. adapter: the model with LoRA switched off; copy: a frozen
-    copy; precompute: written to sidecar files of the shards once; auto: adapter with LoRA and model.train=[], else
-    copy"""
+    copy; precompute: written to sidecar files of the shards once; auto: adapter where only adapters are trained that
+    start at zero, else copy"""
 
 
 class SimPOConfig(Section):
@@ -107,6 +107,11 @@ def _dpo_rules(config: Run) -> Iterator[str]:
             f"lora.lora_dropout = {lora.lora_dropout:g} with method = dpo: noise would disturb the comparison with the "
             "reference model (TRL switches it off); nearest: lora.lora_dropout=0"
         )
+    if config.train.neftune_noise_alpha:
+        yield (
+            f"train.neftune_noise_alpha = {config.train.neftune_noise_alpha:g} with method = dpo: noise would disturb "
+            "the comparison with the reference model; nearest: train.neftune_noise_alpha=null"
+        )
     yield from _dpo_reference_rules(config)
 
 
@@ -118,18 +123,30 @@ def _dpo_reference(config: Run) -> ReferenceModel:
 
 def _adapters_alone(config: Run) -> bool:
     """With the adapters switched off the model is the one that training began with."""
-    return config.lora is not None and not config.model.train
+    lora = config.lora
+    whole = config.model.train or (lora is not None and lora.modules_to_save)
+    return lora is not None and not whole and bool(lora.starts_at_zero)
 
 
 def _dpo_reference_rules(config: Run) -> Iterator[str]:
     asked, engine = config.dpo.reference, config.engine
     if asked == "adapter" and not _adapters_alone(config):
         yield (
-            "dpo.reference = adapter needs lora and model.train = []: without the adapters the model must be the one "
-            "that training began with; nearest: dpo.reference=copy"
+            "dpo.reference = adapter needs lora, model.train = [], no lora.modules_to_save and adapters that start at "
+            "zero: without the adapters the model must be the one that training began with; "
+            "nearest: dpo.reference=copy"
         )
-    if asked == "copy" and (config.model.load_in_4bit or config.model.load_in_8bit):
-        yield "dpo.reference = copy with quantised weights: they cannot be copied; nearest: dpo.reference=adapter"
+    if config.lora is not None and config.lora.init_lora_weights == "loftq":
+        yield (
+            "lora.init_lora_weights = loftq with method = dpo: training begins with other answers than those of the "
+            "quantised weights, which are the reference; nearest: lora.init_lora_weights=default"
+        )
+    if config.reference_model == "copy" and (config.model.load_in_4bit or config.model.load_in_8bit):
+        nearest = "adapter" if _adapters_alone(config) else "precompute"
+        yield (
+            f"dpo.reference = {asked}, a frozen copy, with quantised weights: they cannot be copied; "
+            f"nearest: dpo.reference={nearest}"
+        )
 
     if config.reference_model == "copy" and engine.name == "zero" and config.zero_stage == 3:
         yield (
@@ -139,15 +156,15 @@ def _dpo_reference_rules(config: Run) -> Iterator[str]:
     if engine.name == "pipeline" and asked != "precompute" and (asked == "copy" or not _adapters_alone(config)):
         yield (
             f"dpo.reference = {asked} with engine = pipeline: a frozen copy would need a second pipeline; "
-            "allowed: precompute, or lora with model.train = []; nearest: dpo.reference=precompute"
+            "allowed: precompute, or adapters alone that start at zero; nearest: dpo.reference=precompute"
         )
 
     if engine.name == "trl" and asked == "precompute":
         yield "dpo.reference = precompute with engine = trl: TRL cannot do this for images; nearest: dpo.reference=auto"
-    if engine.name == "trl" and config.lora is not None and (config.model.train or asked == "copy"):
+    if engine.name == "trl" and config.lora is not None and (asked == "copy" or not _adapters_alone(config)):
         yield (
             "method = dpo with lora and engine = trl: TRL's reference model is the model without its adapters; "
-            "nearest: model.train=[] dpo.reference=auto"
+            "nearest: dpo.reference=auto with model.train=[], and adapters that start at zero"
         )
 
 
@@ -169,6 +186,12 @@ def _retrieval_rules(config: Run) -> Iterator[str]:
         yield (
             "lora.target_modules names lm_head with method = retrieval: embeddings are taken before it, so it would "
             f"learn nothing; allowed: modules of the layers; nearest: lora.target_modules=[{others or 'q_proj,v_proj'}]"
+        )
+    if config.lora is not None and "lm_head" in config.lora.modules_to_save:
+        others = ",".join(name for name in config.lora.modules_to_save if name != "lm_head")
+        yield (
+            "lora.modules_to_save names lm_head with method = retrieval: embeddings are taken before it, so it would "
+            f"learn nothing; nearest: lora.modules_to_save=[{others}]"
         )
 
 

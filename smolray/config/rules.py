@@ -8,6 +8,7 @@ In: a RunConfig whose single values are valid. Out: the lines.
 
 from collections.abc import Iterator
 
+from smolray.config.lora import LoraConfig
 from smolray.config.schema import RunConfig
 
 # What transformers.get_scheduler takes besides warmup and length.
@@ -69,7 +70,9 @@ def _model(config: RunConfig) -> Iterator[str]:
             "name the groups in both"
         )
 
-    if model.vision_features == "precompute" and "vision" in _trained(config):
+    if lora is not None:
+        yield from _adapters(config, lora)
+    if model.vision_features == "precompute" and "vision" in config.trained_groups:
         others = ",".join(group for group in model.train if group != "vision")
         yield (
             "model.vision_features = precompute with a trained vision tower: its features change every step; "
@@ -119,12 +122,31 @@ def _augmentation(config: RunConfig) -> Iterator[str]:
         yield f"{given} with engine = trl: its trainers read the images as they are; nearest: engine=zero"
 
 
-def _trained(config: RunConfig) -> set[str]:
-    return {*config.model.train, *(config.lora.groups if config.lora else ())}
+def _adapters(config: RunConfig, lora: LoraConfig) -> Iterator[str]:
+    model, init = config.model, lora.init_lora_weights
+    given = f"lora.init_lora_weights = {init}"
+    if init == "loftq" and not model.load_in_4bit:
+        yield f"{given} without model.load_in_4bit: it makes up for 4-bit rounding; nearest: model.load_in_4bit=true"
+    if lora.changes_weights and (model.load_in_4bit or model.load_in_8bit):
+        nearest = "loftq" if model.load_in_4bit else "default"
+        yield (
+            f"{given} with model.load_in_*bit: it takes a part out of the weights, which would be rounded a second "
+            f"time; nearest: lora.init_lora_weights={nearest}"
+        )
+    if lora.use_dora and not lora.starts_at_zero:
+        yield (
+            f"{given} with lora.use_dora = true: DoRA's magnitudes are those of whole weights; "
+            "nearest: lora.use_dora=false"
+        )
+
+    if both := sorted({"connector"} & {*lora.modules_to_save} & {*lora.groups}):
+        yield f"lora.modules_to_save and lora.groups both name {both}: train it whole, or with adapters"
+    if "lm_head" in lora.modules_to_save and lora.adapts("lm_head"):
+        yield "lora.modules_to_save and lora.target_modules both name lm_head: train it whole, or with adapters"
 
 
 def _optimizer(config: RunConfig) -> Iterator[str]:
-    optimizer, trained = config.optimizer, _trained(config)
+    optimizer, trained = config.optimizer, config.trained_groups
     if stray := {*optimizer.learning_rates} - trained:
         yield (
             f"optimizer.learning_rates names {sorted(stray)}, which are frozen; trained are {sorted(trained)}: "

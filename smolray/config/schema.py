@@ -95,6 +95,9 @@ class TrainConfig(Section):
     load_balancing: Literal["auto", "speed", "equal"] = "auto"
     """ZeRO 0-2: how micro-batches are assigned; speed: by the speed of each worker in the first steps; equal: the same
     number each; auto: speed where the GPUs differ"""
+    neftune_noise_alpha: float | None = Field(default=None, gt=0)
+    """NEFTune, as in transformers: uniform noise up to alpha / sqrt(tokens of the sequence x hidden size) on the
+    embeddings of the text, in training alone; its paper suggests 5 to 15. Padding does not count as tokens"""
     logging_steps: int = Field(default=10, ge=1)
     """steps between two lines of progress"""
     logging_first_step: bool = False
@@ -275,6 +278,11 @@ class RunConfig(Section):
     def traits(self) -> MethodTraits:
         """What the code must know of the run's method."""
         return METHODS[self.method]
+
+    @property
+    def trained_groups(self) -> set[ModelGroup]:
+        """The parts of the model in which something is trained, whole or by adapters."""
+        return {*self.model.train, *(self.lora.trained if self.lora else ())}
 
     @property
     def zero_stage(self) -> int:

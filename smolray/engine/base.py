@@ -7,12 +7,13 @@ group and nothing of Ray: it runs under plain `torchrun` as well.
 import hashlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.objectives.base import Normalisers, Objective
 from smolray.run.state import EngineState
@@ -79,5 +80,14 @@ class Engine(Protocol):
 
 
 def micro_batch_seed(seed: int, epoch: int, number: int) -> int:
-    """Seed of the dropout of one micro-batch: the same whichever worker runs it."""
+    """Seed of the dropout and the noise of one micro-batch: the same whichever worker runs it."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{number}".encode(), digest_size=7).digest(), "big")
+
+
+def with_noise(batch: Batch, config: RunConfig, epoch: int) -> Batch:
+    """The micro-batch with what its NEFTune noise is drawn by (model/forward.py); as it is where the run wants none."""
+    alpha = config.train.neftune_noise_alpha
+    if alpha is None:
+        return batch
+    seed = micro_batch_seed(config.seed, epoch, batch.meta["number"])
+    return replace(batch, meta=batch.meta | {"noise": (alpha, seed)})

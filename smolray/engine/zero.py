@@ -28,7 +28,7 @@ from torch import nn
 
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
-from smolray.engine.base import LocalSums, NonFiniteGradientError, StepResult, micro_batch_seed
+from smolray.engine.base import LocalSums, NonFiniteGradientError, StepResult, micro_batch_seed, with_noise
 from smolray.engine.gradients import GradientSums
 from smolray.engine.optim import (
     FP32,
@@ -143,7 +143,7 @@ class ZeroEngine:
             for batch in batches:
                 number = batch.meta["number"]
                 torch.manual_seed(micro_batch_seed(self.config.seed, self.epoch, number))
-                batch = batch.to(self.device)
+                batch = with_noise(batch.to(self.device), self.config, self.epoch)
                 batch_loss, contributions = self.engine(batch, normalisers)
                 self._backward(batch_loss)
                 loss += batch_loss.detach().double()
@@ -179,7 +179,7 @@ class ZeroEngine:
         found = []
         for batch in batches:
             torch.manual_seed(micro_batch_seed(self.config.seed, self.epoch, batch.meta["number"]))
-            found.append(self.engine(batch.to(self.device), None))
+            found.append(self.engine(with_noise(batch.to(self.device), self.config, self.epoch), None))
         for _ in range(forwards - len(batches) if self.stage == 3 else 0):
             self.engine(dummy_batch(self.device, False, False), None)
         return found

@@ -1,4 +1,4 @@
-"""Which parameters are trained: frozen model groups, and LoRA (DoRA, rsLoRA) in the groups that the run names.
+"""Which parameters are trained: model groups, adapters (LoRA, DoRA, rsLoRA), and modules beside adapters.
 
 In: a loaded model and the run. Out: the model (a PeftModel with LoRA), its `requires_grad` flags set.
 """
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smolray.config import ConfigError, LoraConfig, ModelGroup, RunConfig
 from smolray.model.load import base_model, freeze, group_of
+from smolray.model.loftq import loftq
 
 # How PEFT's patterns spell a group (model/load.py, group_of).
 MODULES_OF: dict[ModelGroup, str] = {
@@ -27,10 +28,12 @@ MODULES_OF: dict[ModelGroup, str] = {
 def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
     """Apply freezing, LoRA and gradient checkpointing as the run says.
 
-    LoRA's weights are fp32 whatever the model's dtype, and their first values depend on the seed alone. Retrieval takes
-    its embeddings before the head, which would get no gradient: an untied head stays frozen.
+    LoRA's weights are fp32 whatever the model's dtype, and their first values depend on the seed and the weights alone.
+    Retrieval takes its embeddings before the head, which would get no gradient: an untied head stays frozen.
     """
     freeze(model, config.model.train)
+    for module in whole_modules(model, config.lora).values():
+        module.requires_grad_(True)
     if config.traits.embeds and (base := base_model(model)).lm_head.weight is not base.get_input_embeddings().weight:
         base.lm_head.requires_grad_(False)
     if config.lora is not None:
@@ -38,12 +41,31 @@ def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = get_peft_model(model, lora_config(model, config.lora))
+        if config.lora.init_lora_weights == "loftq":
+            loftq(model, config.model)
         for name, parameter in base_model(model).named_parameters():
             if name.replace(".base_layer", "") in trained:
                 parameter.requires_grad_(True)
     checkpoint_layers(base_model(model).model, config.model.gradient_checkpointing)
     model.train()
     return model
+
+
+def whole_modules(model: nn.Module, lora: LoraConfig | None) -> dict[str, nn.Module]:
+    """The modules that lora.modules_to_save names, by their full names.
+
+    Raises:
+        ConfigError: a head that is tied to the embeddings is to be trained without them.
+    """
+    names = lora.modules_to_save if lora else ()
+    tied = base_model(model).config.tie_word_embeddings
+    if tied and "lm_head" in names and "embed_tokens" not in names:
+        raise ConfigError(
+            "lora.modules_to_save names lm_head, whose weights are also the token embedding here; "
+            "nearest: lora.modules_to_save=[embed_tokens]"
+        )
+    modules = dict(base_model(model).named_modules())
+    return {name: module for name, module in modules.items() if name.rpartition(".")[2] in names}
 
 
 def merge(model: nn.Module) -> Any:
@@ -115,6 +137,7 @@ def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
             "lora.target_modules names lm_head, whose weights are also the token embedding here: merged, the adapter "
             "would change both"
         )
+    initial: Any = {"default": True, "loftq": True}.get(lora.init_lora_weights, lora.init_lora_weights)
     ranks = {MODULES_OF[group]: rank for group, rank in lora.ranks.items()}
     alphas = {} if lora.use_rslora else {modules: lora.lora_alpha * rank / lora.r for modules, rank in ranks.items()}
     return PeftLoraConfig(
@@ -126,7 +149,7 @@ def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
         use_rslora=lora.use_rslora,
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
-        init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True,
+        init_lora_weights=initial,
         task_type="CAUSAL_LM",
     )
 

@@ -81,10 +81,29 @@ def embed(model: nn.Module, batch: Batch) -> torch.Tensor:
     inner = base_model(model).model
     features = image_features(model, batch)
     zero = 0.0 * _dummy_features(model, batch).sum() if features is None and _needs_vision(model) else None
-    embeds = inner.get_input_embeddings()(batch.input_ids)
+    embeds = noisy(inner.get_input_embeddings()(batch.input_ids), batch)
     if features is not None:
         return with_features(embeds, features, batch)
     return embeds if zero is None else embeds + zero.to(embeds.dtype)
+
+
+def noisy(embeds: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Token embeddings (B, L, hidden) with the noise of NEFTune (arXiv:2310.05914), where the batch says its seed.
+
+    It is uniform up to alpha / sqrt(tokens of the sequence x hidden). A sequence is a row, or one of the groups that
+    lie end to end. The generator is the noise's own, so that dropout stays as it is.
+    """
+    if "noise" not in batch.meta:
+        return embeds
+    alpha, seed = batch.meta["noise"]
+    if len(batch.lengths):
+        tokens = batch.lengths.repeat_interleave(batch.lengths)[None, :, None]
+    else:
+        tokens = (batch.branch >= 0).sum(dim=1)[:, None, None]
+
+    generator = torch.Generator(embeds.device).manual_seed(seed)
+    noise = torch.empty(embeds.shape, device=embeds.device).uniform_(-1, 1, generator=generator)
+    return embeds + (noise * alpha / (tokens * embeds.shape[-1]).sqrt()).to(embeds.dtype)
 
 
 def with_features(embeds: torch.Tensor, features: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -24,10 +24,9 @@ def frozen_prefix(config: RunConfig) -> tuple[ModelGroup, ...]:
 
     None, the vision tower, or the tower and the connector.
     """
-    trained = {*config.model.train, *(config.lora.groups if config.lora else ())}
-    if "vision" in trained:
+    if "vision" in config.trained_groups:
         return ()
-    return ("vision",) if "connector" in trained else ("vision", "connector")
+    return ("vision",) if "connector" in config.trained_groups else ("vision", "connector")
 
 
 def drop_submodules(model: nn.Module, groups: Collection[ModelGroup]) -> nn.Module:

@@ -110,8 +110,8 @@ class Workload:
     @cached_property
     def frozen_groups(self) -> float:
         """Bytes of the model groups in which nothing is trained: ZeRO-3 keeps them whole (engine/zero.py)."""
-        lora = self.training.lora.groups if self.training.lora else ()
-        frozen = {"vision", "connector", "text"} - self.training.full - set(lora)
+        lora = self.training.lora.trained if self.training.lora else set()
+        frozen = {"vision", "connector", "text"} - self.training.full - lora
         parameters = sum(n for layer in self.shape.layers for g, n in layer.by_group.items() if g in frozen)
         return parameters * float(self.training.bytes)
 

@@ -221,7 +221,7 @@ def left_out(config: RunConfig) -> frozenset[str]:
 
     The vision tower, and the connector where it is frozen too (model/parts.py, frozen_prefix).
     """
-    trained = {*config.model.train, *(config.lora.groups if config.lora else ())}
+    trained = config.trained_groups
     if "vision" in trained or not _reads_features(config):
         return frozenset()
     return frozenset({"vision"} if "connector" in trained else {"vision", "connector"})
@@ -255,8 +255,9 @@ class Training:
         """The training of a run under ZeRO, or in a pipeline."""
         model = config.model
         bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else 16
-        alone = config.lora is not None and not model.train
-        return cls(frozenset(model.train), config.lora, model.dtype, bits, not config.traits.embeds, pipeline and alone)
+        whole = {*model.train, *(["connector"] if config.lora and "connector" in config.lora.modules_to_save else [])}
+        alone = config.lora is not None and not model.train and not config.lora.modules_to_save
+        return cls(frozenset(whole), config.lora, model.dtype, bits, not config.traits.embeds, pipeline and alone)
 
     @property
     def bytes(self) -> int:
@@ -290,9 +291,19 @@ class Training:
     def trained_parameters(self, layer: PipelineLayer) -> int:
         """Trained parameters of a layer, adapters included."""
         trained = self.lora_parameters(layer) + sum(n for group, n in layer.by_group.items() if group in self.full)
+        trained += self.whole_parameters(layer)
         if layer.kind == "head" and not self.head and "text" in self.full:
             return trained - sum(linear.parameters for _, linear in layer.linears)
         return trained
+
+    def whole_parameters(self, layer: PipelineLayer) -> int:
+        """Parameters of the embeddings or the head of a layer, where lora.modules_to_save names them."""
+        if self.lora is None or "text" in self.full:
+            return 0
+        names, head = self.lora.modules_to_save, [linear for _, linear in layer.linears if linear.name == "lm_head"]
+        if layer.kind == "merge" and "embed_tokens" in names:
+            return layer.by_group["text"]
+        return head[0].parameters if head and "lm_head" in names else 0
 
     def weight_bytes(self, layer: PipelineLayer) -> float:
         """Bytes of a layer's weights as the forward pass reads them, adapters included."""

@@ -74,8 +74,9 @@ class WorkerSetup:
         self.data = data_fingerprint(self.config, self.folders)
         if found is not None and found.progress.data != self.data:
             raise ConfigError(
-                f"run {self.config.name!r} has a checkpoint at step {found.step} with other data, seed, batch or "
-                "length settings: its position means nothing here; choose another name, or restore the settings"
+                f"run {self.config.name!r} has a checkpoint at step {found.step} with other data, seed, batch, "
+                "length or lora.init_lora_weights settings: it means nothing here; choose another name, or restore the "
+                "settings"
             )
         return self._load_model(), checkpoint.load_state(found) if found else None
 
@@ -190,11 +191,13 @@ def check_validation(config: RunConfig, folders: Folders) -> None:
 
 
 def data_fingerprint(config: RunConfig, folders: Folders) -> str:
-    """Names the order of the samples: a checkpoint's position counts in it."""
+    """Names the order of the samples, in which a checkpoint's position counts, and what its adapters started as."""
     encoder = cached_encoder(config.model, config.data, config.image)
     shards = read_manifest(folders.train).fingerprint
     parts: tuple[object, ...] = (shards, index_fingerprint(encoder), PlanLimits.of(config), config.seed)
     parts += (config.data.repeats,) if config.data.repeats else ()
+    init = config.lora.init_lora_weights if config.lora else "default"
+    parts += (init,) if init not in ("default", "gaussian") else ()
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 

@@ -263,6 +263,7 @@ def _trainer_settings(config: RunConfig, total_steps: int, accumulation: int) ->
         "bf16": model.dtype == "bfloat16",
         "fp16": model.dtype == "float16",
         "max_length": None,
+        "neftune_noise_alpha": train.neftune_noise_alpha,
         "gradient_checkpointing": bool(model.gradient_checkpointing),
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "logging_steps": 1,

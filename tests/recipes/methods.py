@@ -20,6 +20,13 @@ ADAPTERS = {
     "4-bit": [TEXT, "model.train=[]", "model.dtype=bfloat16", "model.load_in_4bit=true"],
     "4-bit-dora": ["lora={r: 4, use_dora: true}", "model.train=[]", "model.load_in_4bit=true"],
     "8-bit": [TEXT, "model.train=[]", "model.dtype=bfloat16", "model.load_in_8bit=true"],
+    # a part of the weights taken out of them, modules trained whole beside it, and noise
+    "pissa": [
+        "lora={r: 4, groups: [text, vision], init_lora_weights: pissa, modules_to_save: [embed_tokens, connector]}",
+        "model.train=[]",
+        "train.neftune_noise_alpha=5",
+    ],
+    "loftq": ["lora={r: 4, init_lora_weights: loftq}", "model.train=[]", "model.load_in_4bit=true"],
 }
 METHODS = ADAPTERS | {
     "8-bit-adam": ["optimizer.name=adamw_8bit"],
@@ -34,6 +41,8 @@ METHODS = ADAPTERS | {
 }
 STAGES = dict.fromkeys(ADAPTERS, (0, 2)) | {
     "dora": (0, 1, 2, 3),
+    "pissa": (0, 2, 3),
+    "loftq": (0,),
     "8-bit-adam": (0,),
     "paged-8-bit-adam": (0,),
     "bf16-8-bit-adam": (0,),

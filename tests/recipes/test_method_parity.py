@@ -115,10 +115,12 @@ def test_each_method_is_exported_as_it_was_trained(interrupted, method):
     """export_run holds the logits against the trained model's before there is a folder."""
     folder = Path(export_run(str(interrupted[0] / method)))
     assert (folder / "model.safetensors").exists() and "differ" in (folder / "README.md").read_text()
-    assert ("nats a token" in (folder / "README.md").read_text()) == (method in ("4-bit", "4-bit-dora", "8-bit"))
+    assert ("nats a token" in (folder / "README.md").read_text()) == (
+        method in ("4-bit", "4-bit-dora", "8-bit", "loftq")
+    )
 
 
-@pytest.mark.parametrize("method", ["dora", "rslora", "bf16"])
+@pytest.mark.parametrize("method", ["dora", "rslora", "bf16", "pissa"])
 def test_the_adapter_folder_gives_the_same_logits_in_plain_peft(recipe, interrupted, method):
     run = str(interrupted[0] / method)
     folder = export_adapter(run)

@@ -33,6 +33,11 @@ METHODS = {
     "gpipe": ["engine.schedule=gpipe", "train.global_batch=5"],
     "4 bit": ["lora={r: 4}", "model.train=[]", "model.load_in_4bit=true"],
     "8-bit Adam": ["optimizer.name=adamw_8bit"],
+    "noise, beside whole modules": [
+        "lora={r: 4, groups: [text, vision], init_lora_weights: olora, modules_to_save: [embed_tokens, connector]}",
+        "model.train=[]",
+        "train.neftune_noise_alpha=5",
+    ],
 }
 DPO = {"dpo, adapters off": ["lora={r: 4}", "model.train=[]"], "dpo, precomputed": ["dpo.reference=precompute"]}
 PARTITIONS = {

@@ -22,6 +22,7 @@ from smolray.run import checkpoint
 from smolray.run.checkpoint import CheckpointError, Progress
 from smolray.run.folder import RunFolder
 from smolray.run.state import EngineState, canonical_name
+from tests.commands import smolray
 from tests.losses import sft_sum
 from tests.offline import files_under
 from tests.shards import vqa_rows, write_shards
@@ -76,6 +77,9 @@ RUNS = {
     "lora": {"lora": LORA, "model": {"train": []}},
     "dora": {"lora": LORA | {"use_dora": True, "use_rslora": True, "ranks": {"vision": 2}}, "model": {"train": []}},
     "lora and connector": {"lora": LORA, "model": {"train": ["connector"]}},
+    "pissa": {"lora": LORA | {"init_lora_weights": "pissa", "ranks": {"vision": 2}}, "model": {"train": []}},
+    "olora": {"lora": LORA | {"init_lora_weights": "olora", "use_rslora": True}, "model": {"train": []}},
+    "modules to save": {"lora": LORA | {"modules_to_save": ["embed_tokens", "connector"]}, "model": {"train": []}},
 }
 
 
@@ -292,3 +296,74 @@ def test_adapters_alone_are_refused_where_more_was_trained(tmp_path, tiny_path, 
 def test_the_samples_compared_hold_pictures_and_several_questions(tmp_path, tiny_path, shards):
     batch = few_samples(run_config(tmp_path, tiny_path, shards))
     assert len(batch.pixel_values) >= 4 and batch.samples >= 8
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "modules to save"])
+def test_exported_adapters_give_the_trained_model_in_peft_on_the_model_as_it_was_loaded(
+    tmp_path, tiny_path, shards, kind
+):
+    """PiSSA and OLoRA train over other weights than those of the folder that PEFT loads."""
+    from peft import PeftModel
+
+    config = run_config(tmp_path, tiny_path, shards, **RUNS[kind])
+    run = write_run(tmp_path, config)
+    folder = export_adapter(run)
+    stock = AutoModelForImageTextToText.from_pretrained(tiny_path, dtype=torch.float32)
+    loaded, batch = PeftModel.from_pretrained(stock, folder).eval(), one_sample(config)
+    with torch.no_grad():
+        want = logits(trained_model(config, checkpoint.latest(run)), batch)
+        torch.testing.assert_close(logits(loaded, batch), want, atol=1e-4, rtol=1e-4)
+        before = logits(load_model(config.model).eval(), batch)
+    assert float((want - before).abs().max() / want.abs().max()) > 0.1, "training changed nothing"
+    settings = json.loads((Path(folder) / "adapter_config.json").read_text())
+    assert settings["init_lora_weights"] is True, "PEFT would take a part out of the weights when it loads them"
+    whole = {"model.text_model.embed_tokens", "model.connector", "lm_head"} if kind == "modules to save" else set()
+    assert set(settings["modules_to_save"] or ()) == whole, "the head is tied to the embeddings"
+
+
+def test_loftq_is_merged_into_what_4_bits_left_of_the_weights(tmp_path, tiny_path, shards):
+    """Its adapters hold what rounding took: on the weights as they were they would add that a second time."""
+    lora = LORA | {"groups": ["text"], "init_lora_weights": "loftq", "r": 16}
+    model = {"train": [], "load_in_4bit": True}
+    config = run_config(tmp_path, tiny_path, shards, model=model, lora=lora)
+    run, batch = write_run(tmp_path, config), few_samples(config)
+    trained = export.logits(trained_model(config, checkpoint.latest(run)), batch)
+    merged = export.logits(merged_model(config, checkpoint.latest(run)), batch)
+    # what the linear layers without adapters have lost is all that is left
+    torch.testing.assert_close(merged, trained, atol=2e-2 * float(trained.abs().max()), rtol=0)
+
+    from peft import PeftModel
+
+    loaded = PeftModel.from_pretrained(load_model(config.model), export_adapter(run))
+    torch.testing.assert_close(export.logits(loaded, batch), trained)
+    assert export_run(run)
+
+
+def test_while_a_run_trains_each_checkpoint_is_a_model_for_transformers_and_peft(tmp_path, tiny_path, shards):
+    from peft import PeftModel
+
+    from tests.unit.cli.test_results import hold
+
+    config = run_config(tmp_path, tiny_path, shards, **RUNS["lora"])
+    run = write_run(tmp_path, config, step=3)
+    want = {3: trained_model(config, checkpoint.latest(run))}
+    write_run(tmp_path, config, step=5)
+    want[5] = trained_model(config, checkpoint.latest(run))
+    process = hold(run, "train")
+    try:
+        listed = smolray("checkpoints", "my-run", "--storage", str(tmp_path)).output
+        assert "step-00000003" in listed and "step-00000005" in listed
+        for step, adapter in ((3, ["--adapter"]), (5, [])):
+            out = str(tmp_path / f"out-{step}")
+            options = ["--checkpoint", f"step-{step:08d}", "--out", out, "--storage", str(tmp_path)]
+            done = smolray("export", "my-run", *options, *adapter)
+            assert done.exit_code == 0, done.output
+            stock = AutoModelForImageTextToText.from_pretrained(tiny_path if adapter else out, dtype=torch.float32)
+            loaded, batch = PeftModel.from_pretrained(stock, out) if adapter else stock, one_sample(config)
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    logits(loaded.eval(), batch), logits(want[step], batch), atol=1e-4, rtol=1e-4
+                )
+    finally:
+        process.kill()
+        process.wait()

@@ -18,7 +18,7 @@ from torch import nn
 
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
-from smolray.engine.base import LocalSums, NonFiniteGradientError, StepResult
+from smolray.engine.base import LocalSums, NonFiniteGradientError, StepResult, with_noise
 from smolray.engine.optim import build_optimizer, moments, set_learning_rate, set_moments
 from smolray.engine.pipeline.mesh import Mesh
 from smolray.engine.pipeline.parameters import placements_of
@@ -87,7 +87,7 @@ class PipelineEngine:
         return self.index == self.split.stages - 1
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, normalisers: Normalisers) -> LocalSums:
-        step = [batch.clone() for batch in batches]
+        step = [with_noise(batch.clone(), self.config, self.epoch) for batch in batches]
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         metrics = torch.zeros(len(self.objective.metrics), dtype=torch.float64, device=self.device)
         if step:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from smolray.data.batch import Batch
 from smolray.engine.base import micro_batch_seed
 from smolray.engine.pipeline.split import EMBEDDINGS, HEAD, MERGE
-from smolray.model.forward import patch_embeddings, through_layers, with_features
+from smolray.model.forward import noisy, patch_embeddings, through_layers, with_features
 from smolray.model.load import base_model
 from smolray.objectives.base import Contributions, Normalisers, Objective, completion_logps
 
@@ -158,7 +158,7 @@ class Stage(nn.Module):
     def _merge(self, tiles: torch.Tensor | None, batch: Batch) -> torch.Tensor:
         """(B, L, hidden): token embeddings with the image features in the places of the image tokens."""
         inner = base_model(self.model).model
-        embeds = inner.get_input_embeddings()(batch.input_ids)
+        embeds = noisy(inner.get_input_embeddings()(batch.input_ids), batch)
         if len(batch.features):
             # of the vision tower; or of the connector, where the model has been left without one
             connected = next(inner.connector.parameters(), None) is None

@@ -67,6 +67,9 @@ optimizer: lion_8bit
 lr_scheduler: cosine
 learning_rate: 0.00001
 saves_per_epoch: 1
+neftune_noise_alpha: 5
+lora_modules_to_save: [embed_tokens, lm_head]
+peft_init_lora_weights: loftq
 """
 
 
@@ -110,6 +113,8 @@ def test_a_yaml_of_axolotl(tmp_path):
     run, missing = imported(tmp_path, AXOLOTL)
     assert (run.model.path, run.lora.r, run.data.packing) == ("HuggingFaceTB/SmolVLM-500M-Instruct", 32, "full")
     assert (run.train.per_device_train_batch_size, run.train.num_train_epochs) == (1, 1)
+    assert run.train.neftune_noise_alpha == 5 and run.lora.init_lora_weights == "loftq"
+    assert run.lora.modules_to_save == ("embed_tokens", "lm_head")
     assert run.optimizer.name == "lion_8bit" and missing == {"saves_per_epoch": "no counterpart"}
 
 
@@ -153,6 +158,7 @@ def test_full_fine_tuning_has_no_adapters(tmp_path):
         ("save_strategy: epoch", "save_strategy: saved at the end of each epoch in any case"),
         ("val_size: 500", "val_size: 500 rows; expected a share, such as data.validation_fraction=0.05"),
         ("interleave_probs: 0.5,0.5", "interleave_probs: 2 numbers, which are not one for each data set"),
+        ("additional_target: norm", "additional_target: lora.modules_to_save"),
         ("stage: ppo", "stage: no counterpart; methods here: sft, dpo, simpo"),
         ("report_to: all", "report_to: name the trackers"),
     ],

@@ -59,6 +59,44 @@ LORA = ["lora.r=8", "model.train=[]"]
             ["method=retrieval", "lora.target_modules=[q_proj,lm_head]"],
             ["names lm_head", "would learn nothing", "nearest: lora.target_modules=[q_proj]"],
         ),
+        (
+            ["lora.init_lora_weights=loftq", "model.train=[]"],
+            ["makes up for 4-bit", "nearest: model.load_in_4bit=true"],
+        ),
+        (
+            [*LORA, "lora.init_lora_weights=pissa", "model.load_in_4bit=true"],
+            ["rounded a second time", "nearest: lora.init_lora_weights=loftq"],
+        ),
+        (
+            [*LORA, "lora.init_lora_weights=olora", "model.load_in_8bit=true"],
+            ["rounded a second time", "nearest: lora.init_lora_weights=default"],
+        ),
+        ([*LORA, "lora.init_lora_weights=pissa_niter_4", "lora.use_dora=true"], ["nearest: lora.use_dora=false"]),
+        (["lora.init_lora_weights=pissa_4"], ["init_lora_weights"]),
+        ([*LORA, "lora.modules_to_save=[norm]"], ["modules_to_save", "lm_head"]),
+        (["lora={modules_to_save: [connector], groups: [text, connector]}"], ["both name ['connector']"]),
+        (["lora={modules_to_save: [lm_head], target_modules: [q_proj, lm_head]}"], ["both name lm_head"]),
+        (
+            ["method=retrieval", "lora.modules_to_save=[lm_head, connector]"],
+            ["would learn nothing", "nearest: lora.modules_to_save=[connector]"],
+        ),
+        (
+            ["method=dpo", *LORA, "dpo.reference=adapter", "lora.init_lora_weights=pissa"],
+            ["must be the one that training began with", "nearest: dpo.reference=copy"],
+        ),
+        (
+            ["method=dpo", *LORA, "dpo.reference=adapter", "lora.modules_to_save=[embed_tokens]"],
+            ["must be the one that training began with"],
+        ),
+        (
+            ["method=dpo", *LORA, "lora.modules_to_save=[embed_tokens]", "model.load_in_4bit=true"],
+            ["cannot be copied", "nearest: dpo.reference=precompute"],
+        ),
+        (
+            ["method=dpo", *LORA, "lora.init_lora_weights=loftq", "model.load_in_4bit=true"],
+            ["which are the reference", "nearest: lora.init_lora_weights=default"],
+        ),
+        (["method=dpo", "train.neftune_noise_alpha=5"], ["noise would disturb", "train.neftune_noise_alpha=null"]),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(overrides, told):
@@ -88,6 +126,15 @@ def test_dpo_with_a_frozen_copy_is_refused_in_a_pipeline(overrides):
             "optimizer.learning_rates={vision: 1e-5}",
         ],
         ["model.gradient_checkpointing=4"],
+        [
+            *LORA,
+            "model.load_in_4bit=true",
+            "lora.init_lora_weights=loftq",
+            "lora.modules_to_save=[embed_tokens,lm_head]",
+        ],
+        [*LORA, "lora.init_lora_weights=pissa_niter_16", "engine=pipeline", "train.neftune_noise_alpha=5"],
+        ["method=dpo", *LORA, "lora.init_lora_weights=olora"],
+        ["method=simpo", "train.neftune_noise_alpha=5"],
         ["model.dtype=bfloat16", "engine.stage=0", "optimizer.name=adamw_8bit"],
     ],
 )

@@ -211,3 +211,70 @@ def test_updates_too_small_for_bf16_survive_the_merge(tiny_path, use_dora):
     kept, kept_by_nearest = (float(found.sum() / wanted.sum()) for found in (got, nearest))
     assert kept == pytest.approx(1, abs=0.1)
     assert abs(kept_by_nearest) < 0.5, "updates of this size would have survived anyhow"
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "gaussian"])
+@pytest.mark.parametrize("rs", ["false", "true"])
+def test_adapters_start_as_those_of_peft(tiny_path, init, rs):
+    from peft import LoraConfig, get_peft_model
+
+    model = adapted(tiny_path, f"lora={{r: 4, use_rslora: {rs}, init_lora_weights: {init}}}")
+    plain = load_model(load_config(None, [f"model.path={tiny_path}", "model.dtype=float32"]).model)
+    targets = [n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_A")]
+    torch.manual_seed(0)
+    peft = get_peft_model(
+        plain, LoraConfig(r=4, use_rslora=rs == "true", init_lora_weights=init, target_modules=targets)
+    )
+    ours, theirs = dict(model.named_parameters()), dict(peft.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=0, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_weights_and_what_was_taken_out_of_them_are_the_loaded_model(tiny_path, init):
+    model, batch = adapted(tiny_path, f"lora={{init_lora_weights: {init}}}"), training_batch(tiny_path)
+    base = load_model(load_config(None, [f"model.path={tiny_path}", "model.dtype=float32"]).model)
+    name = "model.text_model.layers.0.mlp.down_proj"
+    left, whole = (dict(m.named_modules())[name].weight for m in (base_model(model), base))
+    assert float((left - whole).abs().max()) > 1e-3 * float(whole.abs().max()), "nothing was taken out"
+    with torch.no_grad():
+        torch.testing.assert_close(sft_sum(model.eval(), batch), sft_sum(base.eval(), batch), atol=1e-4, rtol=1e-5)
+
+
+def test_loftq_starts_nearer_to_the_weights_than_4_bits_do(tiny_path):
+    """At full rank it is exact: rounded weights + B A are the weights."""
+    settings = ["model.load_in_4bit=true", "lora.lora_alpha=16"]
+    plain = load_model(load_config(None, [f"model.path={tiny_path}", "model.dtype=float32"]).model)
+    name = "model.text_model.layers.0.self_attn.q_proj"
+    whole, lost = dict(plain.named_modules())[name].weight, {}
+    for rank in (2, 16, min(whole.shape)):
+        model = adapted(tiny_path, *settings, f"lora.r={rank}", "lora.init_lora_weights=loftq")
+        layer = dict(base_model(model).named_modules())[name]
+        held = layer.base_layer.weight
+        import bitsandbytes.functional as F
+
+        rounded = F.dequantize_4bit(held.data, held.quant_state)
+        lost[rank] = float((rounded + layer.get_delta_weight("default") - whole).norm())
+        assert lost[rank] < float((rounded - whole).norm())
+    assert sorted(lost.values(), reverse=True) == [*lost.values()] and lost[min(whole.shape)] < 1e-4
+
+
+@pytest.mark.parametrize("bits", ["", "model.load_in_4bit=true"])
+def test_named_modules_are_trained_whole_beside_the_adapters(tiny_path, bits):
+    model = adapted(tiny_path, "lora={r: 2, modules_to_save: [embed_tokens, connector]}", *([bits] if bits else []))
+    whole = {name for name in trainable(model) if "lora_" not in name}
+    inner = "base_model.model.model"
+    assert whole == {
+        f"{inner}.text_model.embed_tokens.weight",
+        f"{inner}.connector.modality_projection.proj.weight",
+    }
+    sft_sum(model, training_batch(tiny_path)).backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in trainable(model).items() if name in whole)
+
+
+def test_a_tied_head_is_trained_with_its_embeddings_or_refused(tiny_path):
+    with pytest.raises(ConfigError, match=r"nearest: lora\.modules_to_save=\[embed_tokens\]"):
+        adapted(tiny_path, "lora.modules_to_save=[lm_head]")
+    model = base_model(adapted(tiny_path, "lora.modules_to_save=[lm_head,embed_tokens]"))
+    assert model.lm_head.weight is model.get_input_embeddings().weight and model.lm_head.weight.requires_grad

@@ -2,6 +2,8 @@
 the results of one whole pass.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -114,3 +116,47 @@ def test_image_features_stand_at_the_image_tokens(processor, tiny_path):
     places = batch.input_ids == encoder.image_token_id
     embeds, features = model.get_input_embeddings()(batch.input_ids), image_features(model, batch)
     assert torch.equal(embed(model, batch), embeds.masked_scatter(places[..., None], features))
+
+
+def three_questions(processor, packing):
+    rows = [shard_row([], asked("what is it? " * (i + 1), "a box", 0, name=f"{i}")) for i in range(3)]
+    return collate_training([Group(row, (0,)) for row in rows], encoder_of(processor, packing=packing))
+
+
+def noise_of(model, batch, alpha, seed):
+    return embed(model, replace(batch, meta=batch.meta | {"noise": (alpha, seed)})) - embed(model, batch)
+
+
+def test_neftune_noise_is_that_of_transformers(processor, tiny_path):
+    """Its hook draws from the generator of the process, and takes padding for tokens: a row without any has none."""
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    model = load_model(ModelConfig(path=tiny_path, dtype="float32"))
+    batch = collate_training(
+        [Group(shard_row([], asked("what is it?", "a box", 0)), (0,))], encoder_of(processor, packing="none")
+    )
+    table = model.get_input_embeddings().train()
+    table.neftune_noise_alpha = 5.0
+    torch.manual_seed(7)
+    theirs = neftune_post_forward_hook(table, (batch.input_ids,), table(batch.input_ids)) - table(batch.input_ids)
+    torch.testing.assert_close(noise_of(model, batch, 5.0, 7), theirs, atol=1e-7, rtol=1e-5)
+    assert theirs.abs().max() > 0
+
+
+@pytest.mark.parametrize("packing", ["none", "full"])
+def test_neftune_noise_goes_by_the_tokens_of_each_sequence(processor, tiny_path, packing):
+    model, batch = load_model(ModelConfig(path=tiny_path, dtype="float32")), three_questions(processor, packing)
+    assert bool(len(batch.lengths)) == (packing == "full"), "end to end, or padded rows"
+    noise, state = noise_of(model, batch, 5.0, 7).detach(), torch.get_rng_state()
+    torch.testing.assert_close(noise_of(model, batch, 5.0, 7).detach(), noise, atol=0, rtol=0)
+    assert not torch.equal(noise_of(model, batch, 5.0, 8), noise) and torch.equal(torch.get_rng_state(), state)
+
+    parts = (
+        noise[0].split(batch.lengths.tolist())
+        if packing == "full"
+        else [row[branch >= 0] for row, branch in zip(noise, batch.branch, strict=True)]
+    )
+    assert len({len(part) for part in parts}) == 3
+    for part in parts:
+        bound = 5.0 / part.numel() ** 0.5
+        assert 0.95 * bound < part.abs().max() <= bound * 1.0001
