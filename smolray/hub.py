@@ -14,8 +14,10 @@ class HubError(RuntimeError):
     """The hub could not be reached, or refused; the folder of the export is unchanged."""
 
 
-def push_folder(folder: str, repo: str, private: bool, token: str, endpoint: str | None = None) -> str:
-    """Create the model repository where it does not exist and upload the files of a folder as one commit.
+def push_folder(
+    folder: str, repo: str, private: bool, token: str, endpoint: str | None = None, revision: str | None = None
+) -> str:
+    """Create the model repository and the branch `revision` where they do not exist; upload a folder as one commit.
 
     Raises HubError.
     """
@@ -29,7 +31,11 @@ def push_folder(folder: str, repo: str, private: bool, token: str, endpoint: str
             Path(copy, file.base_name).write_bytes(storage.read_bytes(storage.join(folder, file.base_name)))
         try:
             api.create_repo(repo, private=private or None, exist_ok=True)
-            done = api.upload_folder(repo_id=repo, folder_path=copy, commit_message="Trained with smolray")
+            if revision:
+                api.create_branch(repo, branch=revision, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo, folder_path=copy, commit_message="Trained with smolray", revision=revision
+            )
         except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
             words = " ".join(str(error).split())[:500]
             raise HubError(f"{repo} was not pushed: {words}; the export is in {folder}: push it again") from None

@@ -4,6 +4,7 @@ In: a run, its result and one of its checkpoints. Out: Markdown with base_model,
 Cards are made to be published: of a path or a bucket they show the last name alone.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,19 @@ import yaml
 
 from smolray.config import RunConfig
 from smolray.data.shards import prepared_account, read_manifest
+from smolray.model.load import UNQUANTISED
 from smolray.model.tiny import SHAPES
 from smolray.run.checkpoint import Checkpoint
 from smolray.run.result import read_result
 
 CARD_MARK = "trained with smolray"
+ASKING = """\
+image = Image.new("RGB", (512, 512), "red")  # or Image.open("photo.jpg")
+question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour is it?"}]}
+text = processor.apply_chat_template([question], add_generation_prompt=True)
+inputs = processor(text=[text], images=[[image]], return_tensors="pt").to(model.device, model.dtype)
+answer = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
 TASK = "image-text-to-text"
 
 
@@ -27,6 +36,7 @@ class CardDetails:
     license: str = ""
     language: str = ""
     adapter: bool = False  # the adapters alone
+    repo: str = ""  # where the folder is pushed; empty: the snippet is for who stands in the folder
 
 
 NO_DETAILS = CardDetails()
@@ -44,7 +54,7 @@ def model_card(
         f"{_public(config.model.path)}, {_training_method(config)}, {CARD_MARK} to step {chosen.step} "
         f"({chosen.progress.samples} samples) on `{source}`. {note}\n"
         f"{_score_table(config, run_dir)}\n"
-        f"{use}## Settings\n\n```yaml\n{settings}```\n"
+        f"{_quick_start(config, details)}{use}## Settings\n\n```yaml\n{settings}```\n"
     )
 
 
@@ -64,6 +74,36 @@ def _training_method(config: RunConfig) -> str:
     if lora is None:
         return f"full fine-tuning of {', '.join(config.model.train)}"
     return f"{'DoRA' if lora.use_dora else 'LoRA'} r={lora.r} on {', '.join(lora.groups)}, merged"
+
+
+def _quick_start(config: RunConfig, details: CardDetails) -> str:
+    """A section with code that asks the model about a picture; empty where it answers no questions."""
+    if config.traits.embeds:
+        return ""
+    name, base = details.repo or ".", _public(config.model.path)
+    dtype = f"dtype={config.model.dtype!r}"
+    bits = "".join(_quantised(config)) if details.adapter else ""
+    loads = [
+        f'processor = AutoProcessor.from_pretrained("{base if details.adapter else name}")',
+        f'model = AutoModelForImageTextToText.from_pretrained("{base if details.adapter else name}", {dtype}{bits})',
+        *([f'model = PeftModel.from_pretrained(model, "{name}")'] if details.adapter else []),
+    ]
+    imported = "AutoModelForImageTextToText, AutoProcessor" + (", BitsAndBytesConfig" if bits else "")
+    first = ["from peft import PeftModel"] if details.adapter else []
+    code = "\n".join([*first, "from PIL import Image", f"from transformers import {imported}", "", *loads, ASKING])
+    return f"## Quick start\n\n```python\n{code}\n```\n\n"
+
+
+def _quantised(config: RunConfig) -> Iterator[str]:
+    """The argument that loads the base as it was trained on: the text model alone in 4 or 8 bit."""
+    if config.model.load_in_4bit or config.model.load_in_8bit:
+        yield ", quantization_config=BitsAndBytesConfig("
+        if config.model.load_in_4bit:
+            yield 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
+            yield f'bnb_4bit_compute_dtype="{config.model.dtype}", '
+        else:
+            yield f"load_in_8bit=True, llm_int8_threshold={config.model.llm_int8_threshold}, "
+        yield f"llm_int8_skip_modules={list(UNQUANTISED)})"
 
 
 def _score_table(config: RunConfig, run_dir: str) -> str:

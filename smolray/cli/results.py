@@ -148,6 +148,7 @@ def export(
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="ID", help="also to this repository of the hub, with the token in HF_TOKEN")
     ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="of the repository; default: main")] = None,
     private: Annotated[bool, typer.Option("--private", help="a new repository is private")] = False,
     license: Annotated[str, typer.Option(help="for the model card, such as apache-2.0")] = "",
     language: Annotated[str, typer.Option(help="for the model card, such as en")] = "",
@@ -165,8 +166,8 @@ def export(
     from smolray.model_card import CardDetails
 
     write = export_adapter if adapter else export_run
-    target = write(run_dir, out, checkpoint, CardDetails(license, language))
+    target = write(run_dir, out, checkpoint, CardDetails(license, language, repo=push_to_hub or ""))
     console.print(plain(target), soft_wrap=True)
     if push_to_hub:
-        url = push_folder(target, push_to_hub, private, token, os.environ.get("HF_ENDPOINT"))
+        url = push_folder(target, push_to_hub, private, token, os.environ.get("HF_ENDPOINT"), revision)
         console.print(plain(url), soft_wrap=True)

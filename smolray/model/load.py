@@ -28,6 +28,7 @@ logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD 
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 SHOWN_NAMES = 5
+UNQUANTISED = ("lm_head", "model.connector", "model.vision_model")  # modules that stay as they are in 4 and 8 bit
 
 
 def base_model(model: nn.Module) -> Any:
@@ -61,7 +62,7 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=DTYPES[model.dtype],
             llm_int8_threshold=model.llm_int8_threshold,
-            llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_model"],
+            llm_int8_skip_modules=list(UNQUANTISED),
         )
     with reported(model, "weights"):
         made: Any = AutoModelForImageTextToText.from_pretrained(

@@ -3,8 +3,11 @@
 import base64
 import hashlib
 import json
+import re
+import runpy
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import yaml
@@ -51,7 +54,11 @@ class Hub(BaseHTTPRequestHandler):
             objects = json.loads(body)["objects"]
             puts = [o | {"actions": {"upload": {"href": f"{self.server.url}/put/{name}/{o['oid']}"}}} for o in objects]
             return self._answer({"transfer": "basic", "objects": puts}, kind="application/vnd.git-lfs+json")
+        if "/branch/" in self.path:
+            repos[name]["branches"] = [self.path.rsplit("/", 1)[1]]
+            return self._answer({})
         if "/commit/" in self.path:
+            repos[name]["revision"] = self.path.rsplit("/", 1)[1]
             self._commit(repos[name], [json.loads(line) for line in body.splitlines()])
             url = f"{self.server.url}/{name}/commit/abc"
             return self._answer({"commitUrl": url, "commitOid": "abc", "success": True})
@@ -111,9 +118,10 @@ def test_an_export_is_pushed_with_a_card_that_the_hub_reads(hub, tmp_path, tiny_
     assert refused.exit_code == 2 and "set HF_TOKEN" in refused.output and not hub.repos
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    done = smolray(*command, "--license", "apache-2.0", "--language", "en")
+    done = smolray(*command, "--license", "apache-2.0", "--language", "en", "--revision", "v1")
     assert done.exit_code == 0 and f"{hub.url}/me/cars/commit/abc" in done.output, done.output
     repo = hub.repos["me/cars"]
+    assert (repo["branches"], repo["revision"]) == (["v1"], "v1")
     assert repo["private"] is True and TOKEN not in done.output
     files = {file.name: file.read_bytes() for file in (tmp_path / "my-run" / "export").iterdir()}
     assert repo["files"] == files and "model.safetensors" in files
@@ -152,3 +160,38 @@ def test_the_card_names_base_model_data_and_metrics_with_their_intervals(tmp_pat
     assert (result.metric_type, result.metric_value) == ("exact_match", 0.875)
     assert result.metric_args == {"low": 0.85, "high": 0.9, "samples": 800}
     assert card.data.datasets is None, "the shards of this run are no data set of the hub"
+
+
+def snippet(folder):
+    """The code of a card's quick start."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    return code
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"), [("full", {}), ("lora", {}), ("lora", {"load_in_4bit": True}), ("lora", {"load_in_8bit": True})]
+)
+def test_the_quick_start_of_a_card_runs(tmp_path, tiny_path, shards, kind, model, monkeypatch, capsys):
+    """As it stands, where the folder is; of adapters with the path of the base model, which a card does not tell."""
+    sections = RUNS[kind] | ({"model": RUNS[kind]["model"] | model, "lora": {"r": 4}} if model else {})
+    write_run(tmp_path, run_config(tmp_path, tiny_path, shards, **sections))
+    adapter = [] if kind == "full" else ["--adapter"]
+    done = smolray("export", "my-run", "--storage", str(tmp_path), *adapter)
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "my-run" / ("adapter" if adapter else "export")
+    code = snippet(folder).replace(f"…/{Path(tiny_path).name}", tiny_path)
+    assert ("load_in_" in code) == bool(model) and ("PeftModel" in code) == bool(adapter)
+    (tmp_path / "ask.py").write_text(code)
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    ran = runpy.run_path(str(tmp_path / "ask.py"))
+    assert ran["answer"].shape[1] >= 1 and capsys.readouterr().out.endswith("\n")
+
+
+def test_a_pushed_card_asks_the_model_of_its_repository(tmp_path, tiny_path, shards):
+    config = run_config(tmp_path, tiny_path, shards)
+    run = write_run(tmp_path, config)
+    card = model_card(config, run, checkpoint.latest(run), CardDetails(repo="me/cars"), "")
+    assert 'AutoProcessor.from_pretrained("me/cars")' in card
+    finder = config.replace({"method": "retrieval"})
+    assert "Quick start" not in model_card(finder, run, checkpoint.latest(run), CardDetails(), "")
