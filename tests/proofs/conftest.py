@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.proofs.cuda_torch import CUDA_TORCH
+
 
 @pytest.fixture(scope="session")
 def runtime(tmp_path_factory) -> Path:
     """The folder of cuda.c, compiled as the CUDA runtime and as the driver."""
     folder = tmp_path_factory.mktemp("cuda")
-    source = Path(__file__).with_name("cuda.c")
+    source, headers = Path(__file__).with_name("cuda.c"), CUDA_TORCH / "triton/backends/nvidia/include"
     for name in ("cudart.so", "libcuda.so.1"):
-        command = ["gcc", "-w", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name, source]
+        command = ["gcc", "-w", "-shared", "-fPIC", "-I", headers, f"-Wl,-soname,{name}", "-o", folder / name, source]
         subprocess.run(command, check=True)
     return folder

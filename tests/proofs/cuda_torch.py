@@ -19,15 +19,23 @@ NEEDED = [
 ]
 
 
-def run(runtime: Path, *arguments: str) -> str:
-    """What a Python with the CUDA build of torch prints. `runtime`: the folder of cuda.c, compiled (conftest.py)."""
-    environment = os.environ | {
-        "PYTHONPATH": f"{CUDA_TORCH}:{ROOT}",
-        "LD_LIBRARY_PATH": str(runtime),
-        "LD_PRELOAD": str(runtime / "cudart.so"),
-        "TRITON_CACHE_DIR": str(runtime / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(runtime / "inductor"),
-    }
+def run(runtime: Path, *arguments: str, **variables: str) -> str:
+    """What a Python with the CUDA build of torch prints.
+
+    `runtime`: the folder of cuda.c, compiled (conftest.py). `variables`: of the environment, besides.
+    """
+    environment = (
+        os.environ
+        | variables
+        | {
+            "PYTHONPATH": f"{CUDA_TORCH}:{ROOT}",
+            "LD_LIBRARY_PATH": str(runtime),
+            "LD_PRELOAD": str(runtime / "cudart.so"),
+            "TRITON_LIBCUDA_PATH": str(runtime),
+            "TRITON_CACHE_DIR": str(runtime / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(runtime / "inductor"),
+        }
+    )
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
