@@ -5,6 +5,7 @@ def test_x(tiny_path): ...   # import the fixtures:"""
 
 import io
 import random
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +43,20 @@ def encoder_of(processor, image: dict | None = None, **data) -> Encoder:
     return Encoder(processor, DataConfig(**data), ImageConfig(**image or {}))
 
 
-def picture(width: int, height: int, seed: int = 0, mode: str = "RGB", form: str = "PNG", **options) -> bytes:
+@lru_cache(maxsize=16)
+def drawing(width: int, height: int, seed: int) -> Image.Image:
     """Smooth colours and some noise, so that scaling matters and no two seeds look alike."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     waves = [np.sin((i + 1) * 3 * x + rng.random() * 6) * np.cos((i + 1) * 2 * y + rng.random() * 6) for i in range(3)]
     values = np.stack(waves, -1) * 100 + 128 + rng.normal(0, 12, (height, width, 3))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def picture(width: int, height: int, seed: int = 0, mode: str = "RGB", form: str = "PNG", **options) -> bytes:
+    """A drawing in a file's format; `options` are those of Pillow's save."""
     sink = io.BytesIO()
-    Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert(mode).save(sink, form, **options)
+    drawing(width, height, seed).convert(mode).save(sink, form, **options)
     return sink.getvalue()
 
 

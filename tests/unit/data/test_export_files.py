@@ -87,9 +87,9 @@ def test_a_stock_call_makes_the_tiles_that_training_saw(tmp_path, case):
     processor = Idefics3ImageProcessorPil.from_pretrained(tmp_path / "out")
     tiler = Tiler(load_processor(config.model).image_processor, config.image)
     for size in sizes:
-        want = tiler.tiles(picture(*size))
-        assert stock_tiles(processor, picture(*size))[0].shape == want.shape
-        assert (stock_tiles(processor, picture(*size))[0] == want).all()
+        drawn = picture(*size)
+        got, want = stock_tiles(processor, drawn)[0], tiler.tiles(drawn)
+        assert got.shape == want.shape and (got == want).all()
 
 
 def test_most_training_images_decide_and_the_card_names_the_rest(tmp_path):
