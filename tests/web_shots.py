@@ -1,7 +1,8 @@
 """Screenshots of the pages of `smolray web`, each in light and dark at 390 and 1440 px: `make web-shots`.
 
 In: sample runs, data, a search and a cluster's findings, made here; of a new run the real preview and plan. Out: PNG
-files in the folder given, by default `.cache/web-shots`; names behind it choose pages.
+files in the folder given, by default `.cache/web-shots`; names behind it choose pages. readme.png is the picture of
+the README, `smolray/web/docs/run.png`.
 """
 
 import json
@@ -10,6 +11,8 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+
+from PIL import Image
 
 from jobs.easyvqa import export_easy_vqa
 from smolray.cluster.findings import Finding, findings_json, ok
@@ -40,7 +43,7 @@ def sample_runs(root):
     going = write_folder(
         root, "captions", steps=90, status="", question=QUESTION, right=[n % 4 != 0 for n in range(20)]
     )
-    append(going, event="step", step=91, loss=0.03, seconds=1.0, samples=64, time=time.time())
+    append(going, event="step", step=91, loss=0.3, seconds=1.0, samples=64, time=time.time())
     write_folder(root, "first-try", steps=20, status="failed", question="the loss is not finite at step 20")
     write_folder(root, "paused", steps=60, status="stopped")
     quiet = write_folder(root, "quiet", steps=20, status="")
@@ -96,13 +99,6 @@ def shoot(out, names):
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root, keys = folder / "runs", folder / "keys.json"
-        sample_runs(root)
-        write_prepared(root)
-        write_search(root)
-        for name, user in (("captions", "anna"), ("next-try", "ben")):
-            stack.enter_context(owning(f"{root}/{name}", "train"))
-            enter(str(root), name, user, 0, 2)
-
         key, site = add_key(keys, "anna", ("operate", "infer")), site_of(root, keys)
         server = stack.enter_context(running())
         site.address, site.endpoint = "http://head:8265", Endpoint(f"http://127.0.0.1:{server.server_port}/v1")
@@ -110,10 +106,19 @@ def shoot(out, names):
         pages = {name: PAGES[name] for name in names}
         if "draft" in pages:
             pages["draft"] = f"/new/{draft(site, folder).id}"
+        write_prepared(root)
+        write_search(root)
+        sample_runs(root)  # not before: what runs would soon be stalled
+        for name, user in (("captions", "anna"), ("next-try", "ben")):
+            stack.enter_context(owning(f"{root}/{name}", "train"))
+            enter(str(root), name, user, 0, 2)
         address, browser = stack.enter_context(serving(make_app(site))), stack.enter_context(chromium())
         for scheme in ("light", "dark"):
             for width, height in WIDTHS.items():
                 _shoot(browser, address, key, out, scheme, {"width": width, "height": height}, pages)
+    if "run" in pages:
+        shot = Image.open(out / "run-light-1440.png").crop((0, 0, 1440, 1390)).resize((960, 927))
+        shot.save(out / "readme.png", optimize=True)
 
 
 def _shoot(browser, address, key, out, scheme, size, pages):
