@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.bench.data import prepare_case, stream_case
-from jobs.bench.epochs import lora_epochs
+from jobs.bench.epochs import lora_epochs, lora_steps
 from jobs.bench.launch import launch_case
 from jobs.bench.serve import serve_case
 from jobs.bench.timing import Result
@@ -37,7 +37,10 @@ SHAPES = ("tiny", "30m", "256m", "500m", "2.2b")
 def all_cases(model: str) -> tuple[dict[str, Case], dict[str, Case]]:
     """The cases by name: those that need no Ray, and those that run on it. `model`: the shape that is trained."""
     with_ray: dict[str, Case] = {"prepare": prepare_case, "stream": stream_case, "launch": launch_case}
-    plain: dict[str, Case] = train_cases(model) | {"serve": partial(serve_case, model)}
+    plain: dict[str, Case] = train_cases(model) | {
+        "lora_steps": partial(lora_steps, model),
+        "serve": partial(serve_case, model),
+    }
     return plain, with_ray | {"lora_epochs": partial(lora_epochs, model)}
 
 
