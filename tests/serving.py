@@ -4,9 +4,11 @@ import base64
 
 from openai import OpenAI
 
+from smolray.config import RunConfig
 from smolray.inference.predictor import Decoding
 from tests.offline import picture
 from tests.unit.inference.test_predictor import asked
+from tests.unit.test_export import write_run
 
 PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe the image.")
 
@@ -24,6 +26,18 @@ def generated_answers(model, photos, prompts=PROMPTS):
     found = {(row["id"].partition("/")[0], row["prompt"]): row["text"] for row in rows}
     assert len(set(found.values())) > 5, "the answers do not vary: a test would show nothing"
     return found
+
+
+def lora_run(folder, path, name, seed, lora=None, train=()):
+    """The folder of a run of plain LoRA on the text model, or of another `lora`, on the model at `path`."""
+    config = RunConfig(
+        name=name,
+        storage=str(folder),
+        model={"path": path, "dtype": "float32", "train": list(train)},
+        lora=lora or {"r": 4, "lora_alpha": 16},
+        data={"train": str(folder)},
+    )
+    return write_run(folder, config, step=seed)
 
 
 def client_of(address, key="none", **options):

@@ -81,7 +81,7 @@ def _service(source: Any) -> Iterator[Any]:
     from smolray.serve.http import HttpLimits, Offered, make_app
     from smolray.serve.model import ServedModel
 
-    served = ServedModel(source, EngineLimits(slots=CLIENTS), torch.device("cpu"))
+    served = ServedModel({"model": source}, EngineLimits(slots=CLIENTS), torch.device("cpu"))
     served.engine.stop_ids = frozenset()  # every answer has all its tokens
     app = make_app({"model": Offered(served, 10**7)}, None, HttpLimits())
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))

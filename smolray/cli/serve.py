@@ -29,7 +29,7 @@ def serve(
         bool, typer.Option("--no-key", help="ask for no API key; on this machine's loopback only")
     ] = False,
     replicas: Annotated[
-        str, typer.Option(help="copies of each model, one a GPU: a number, or LOW:HIGH by the load")
+        str, typer.Option(help="copies of each model or shared base, one a GPU: a number, or LOW:HIGH by the load")
     ] = "1",
     slots: Annotated[int, typer.Option(min=1, help="answers that a replica decodes at a time")] = 32,
     queue: Annotated[int, typer.Option(min=0, help="more that may wait; beyond, a request is told to come back")] = 64,

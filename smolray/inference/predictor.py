@@ -53,6 +53,19 @@ class ModelSource:
         """The encoder of the model; its `max_length` is the model's context."""
         return cached_encoder(self.config.model, self.config.data, self.config.image)
 
+    @property
+    def quantised(self) -> bool:
+        """Whether bitsandbytes decides where the weights are."""
+        return self.config.model.load_in_4bit or self.config.model.load_in_8bit
+
+    def load(self, device: torch.device) -> Any:
+        """The model in evaluation mode, on a device."""
+        if self.checkpoint:
+            model: Any = trained_model(self.config, self.checkpoint)
+        else:
+            model = load_model(self.config.model).eval()
+        return model if self.quantised else model.to(device)
+
 
 def find_model(
     name: str, storage_uri: str, overrides: Sequence[str] = (), checkpoint: str | None = None
@@ -86,14 +99,7 @@ class Predictor:
     """A model on a device, which answers Batches of prompts."""
 
     def __init__(self, source: ModelSource, decoding: Decoding, device: torch.device):
-        config = source.config
-        if source.checkpoint:
-            self.model: Any = trained_model(config, source.checkpoint)
-        else:
-            self.model = load_model(config.model).eval()
-        if not (config.model.load_in_4bit or config.model.load_in_8bit):  # bitsandbytes has placed those already
-            self.model.to(device)
-
+        self.model = source.load(device)
         encoder = source.encoder()
         self.tokenizer, self.decoding = encoder.tokenizer, decoding
         self.stop_ids = stop_ids_of(self.model, encoder)

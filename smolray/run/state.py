@@ -48,9 +48,9 @@ class EngineState:
         return {"exp_avg": self.exp_avg[name], "exp_avg_sq": self.exp_avg_sq[name]}
 
 
-def canonical_name(name: str) -> str:
-    """The Hugging Face name of a parameter, without what PEFT puts around it."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".default.", ".")
+def canonical_name(name: str, adapter: str = "default") -> str:
+    """The Hugging Face name of a parameter, without what PEFT puts around it. `adapter`: PEFT's name of the adapter."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(f".{adapter}.", ".")
 
 
 class StateMismatchError(ValueError):

@@ -22,12 +22,14 @@ class Asked:
     """How an answer is decoded.
 
     Attributes:
+        model: the name of the model that is asked.
         max_new_tokens: how many tokens it may have.
         name: with `seed` it decides the random numbers.
         stop: texts at which the answer ends; they are not part of it.
         top_logprobs: log-probabilities of so many tokens are told for each token; None for not even its own.
     """
 
+    model: str = ""
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0

@@ -30,6 +30,7 @@ def how_asked(request: ChatRequest, conversation: Conversation, images: Sequence
     if top and not request.logprobs:
         raise ApiError(400, "top_logprobs is set and logprobs is not true", "", "top_logprobs")
     return Asked(
+        model=request.model,
         temperature=TEMPERATURE if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=secrets.randbits(62) if request.seed is None else request.seed,

@@ -1,4 +1,4 @@
-"""The service on Ray Serve: a deployment for each model, one replica on each GPU, and one that answers HTTP.
+"""The service on Ray Serve: a deployment for each base model, one replica on each GPU, and one that answers HTTP.
 
 In: ServeSettings. Out: a Ray Serve application. `application` is what a Ray Serve configuration imports.
 """
@@ -19,6 +19,7 @@ from smolray.config import ConfigError
 from smolray.data.formats.layouts import CAPTION_PROMPT
 from smolray.data.sample import Sample
 from smolray.inference.predictor import ModelSource, find_model
+from smolray.inference.shared import groups
 from smolray.serve.answer import Asked, Piece
 from smolray.serve.engine import EngineLimits
 from smolray.serve.errors import ApiError
@@ -38,10 +39,10 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 class ModelReplica:
-    """A model in an actor of its own. See ServedModel."""
+    """A model, or several runs on one base, in an actor of its own. See ServedModel."""
 
-    def __init__(self, source: ModelSource, limits: EngineLimits, gpu: bool):
-        self.model = ServedModel(source, limits, torch.device("cuda" if gpu else "cpu"))
+    def __init__(self, sources: Mapping[str, ModelSource], limits: EngineLimits, gpu: bool):
+        self.model = ServedModel(sources, limits, torch.device("cuda" if gpu else "cpu"))
 
     async def chat(
         self, sample: Sample, asked: Asked, max_new_tokens: int | None, stream: bool
@@ -65,7 +66,7 @@ class ModelReplica:
 
 
 class Replicas:
-    """The replicas of a model, from the process that answers HTTP."""
+    """The replicas of a model, or of several runs on one base, from the process that answers HTTP."""
 
     def __init__(self, handle: Any):
         self.handle = handle
@@ -114,12 +115,16 @@ def told(error: Exception) -> ApiError:
 @serve.deployment(name="http", max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}, logging_config=QUIET)
 @serve.ingress()
 class Ingress:
-    """Answers HTTP, and passes the questions on to the replicas of their model."""
+    """Answers HTTP, and passes the questions on to the replicas of their model.
 
-    def __init__(
-        self, handles: Mapping[str, Any], about: Mapping[str, tuple[int, str]], key_file: str, limits: HttpLimits
-    ):
-        models = {name: Offered(Replicas(handle), *about[name]) for name, handle in handles.items()}
+    `handles`: each with its models by name, and what Offered takes of them.
+    """
+
+    def __init__(self, handles: Sequence[tuple[Any, Mapping[str, tuple[int, str]]]], key_file: str, limits: HttpLimits):
+        models: dict[str, Offered] = {}
+        for handle, about in handles:
+            replicas = Replicas(handle)
+            models |= {name: Offered(replicas, *args) for name, args in about.items()}
         self.asgi = make_app(models, KeyRing(Path(key_file)) if key_file else None, limits)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -128,12 +133,12 @@ class Ingress:
 
 def application(settings: ServeSettings) -> serve.Application:
     """The application of a service. Raises what find_model raises."""
-    sources = find_sources(settings)
+    bases = groups(find_sources(settings))
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // len(sources))
-    handles, about = {}, {}
-    for number, (name, source) in enumerate(sources.items()):
-        wanted = source.config.resources.use_gpu
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // len(bases))
+    handles = []
+    for number, sources in enumerate(bases):
+        wanted = next(iter(sources.values())).config.resources.use_gpu
         gpu = wanted == "yes" or (wanted == "auto" and gpus > 0)
         low, high = settings.replicas
         deployment: Any = serve.deployment(ModelReplica)
@@ -148,10 +153,13 @@ def application(settings: ServeSettings) -> serve.Application:
             graceful_shutdown_timeout_s=5.0,
             **_replicas(low, high, settings.slots),
         )
-        handles[name] = model.bind(source, settings.engine, gpu)
-        about[name] = (source.config.data.max_image_pixels, source.config.data.prompt or CAPTION_PROMPT)
+        about = {
+            name: (s.config.data.max_image_pixels, s.config.data.prompt or CAPTION_PROMPT)
+            for name, s in sources.items()
+        }
+        handles.append((model.bind(sources, settings.engine, gpu), about))
     ingress: Any = Ingress
-    return ingress.bind(handles, about, settings.key_file, settings.http)  # type: ignore[no-any-return]
+    return ingress.bind(handles, settings.key_file, settings.http)  # type: ignore[no-any-return]
 
 
 def find_sources(settings: ServeSettings) -> dict[str, ModelSource]:

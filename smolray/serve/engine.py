@@ -3,12 +3,12 @@
 In: Answers that wait for their first token. Out: what Answer.tell is called with. A step takes in as many waiting
 answers as there is room for, all their prompts in one pass, and then decodes one token of every running answer. Prompts
 that begin alike share the pages of their beginning: an image is encoded once for all questions about it, and its keys
-and values are computed and kept once.
+and values are computed and kept once. Runs that share a base have passes of their own.
 """
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,13 +58,20 @@ class Counts:
 
 
 class Engine:
-    """A model that decodes many answers.
+    """A model that decodes many answers. `use` is called with the name of the model that the next pass is for.
 
     `submit`, `cancel` and `state` may be called from any thread, `step` from one.
     """
 
-    def __init__(self, model: Any, stop_ids: frozenset[int], limits: EngineLimits, device: torch.device):
-        self.model, self.stop_ids, self.limits, self.device = model, stop_ids, limits, device
+    def __init__(
+        self,
+        model: Any,
+        stop_ids: frozenset[int],
+        limits: EngineLimits,
+        device: torch.device,
+        use: Callable[[str], None] = lambda name: None,
+    ):
+        self.model, self.stop_ids, self.limits, self.device, self.use = model, stop_ids, limits, device, use
         self.text = base_model(model).model.text_model
         shape = KVShape.of(self.text)
         self.pool = PagePool(self._pages(shape))
@@ -114,8 +121,8 @@ class Engine:
         self._drop_cancelled()
         if group := self._next_group():
             self._guarded(group, self._prefill)
-        if self.running:
-            self._guarded(list(self.running), self._decode)
+        for together in _by_model(self.running):
+            self._guarded(together, self._decode)
 
         with self._lock:
             if not self.running and not self._waiting:
@@ -151,7 +158,7 @@ class Engine:
         self.counts.cancelled += len(gone)
 
     def _next_group(self) -> list[Answer]:
-        """The waiting answers that join now, in order, with their pages.
+        """The waiting answers that join now, in order, with their pages: all of the model that the first one asks.
 
         One whose prompt begins as that of another in the group waits for the next step, and finds the pages ready.
         """
@@ -161,6 +168,8 @@ class Engine:
             for answer in list(self._waiting):
                 if len(self.running) + len(group) == self.limits.slots:
                     break
+                if group and answer.prompt.model != group[0].prompt.model:
+                    continue
                 shared = self.pool.share(answer.prompt.keys)
                 rest = answer.prompt.keys[len(shared) :]
                 if rest and rest[0] in begun:
@@ -183,6 +192,7 @@ class Engine:
 
     def _prefill(self, group: Sequence[Answer]) -> None:
         """The first token of each answer, from its prompt."""
+        self.use(group[0].prompt.model)
         features = self._features_of(group)
         tables, past, new = rows_of(group)
         rows = Rows(self.memory, tables, past, new)
@@ -209,6 +219,7 @@ class Engine:
 
     def _decode(self, answers: Sequence[Answer]) -> None:
         """The next token of each answer, from the one before."""
+        self.use(answers[0].prompt.model)
         rows = Rows(self.memory, *rows_of(answers))
         last = torch.tensor([[answer.ids[-1]] for answer in answers], device=self.device)
         ends = torch.arange(len(answers), device=self.device)
@@ -287,3 +298,11 @@ class Engine:
             self.running.remove(answer)
         self.pool.release(answer.pages)
         answer.pages = []
+
+
+def _by_model(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """The answers of each model, in the order of the first."""
+    found: dict[str, list[Answer]] = {}
+    for answer in answers:
+        found.setdefault(answer.prompt.model, []).append(answer)
+    return list(found.values())

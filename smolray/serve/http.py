@@ -197,7 +197,10 @@ def make_app(models: Mapping[str, Offered], keys: KeyRing | None, limits: HttpLi
 
     async def metrics(request: Request) -> Response:
         service.check_key(request)
-        states = {name: await model.backend.states() for name, model in models.items()}
+        names: dict[Backend, list[str]] = {}  # runs that share a base share what is counted
+        for name, model in models.items():
+            names.setdefault(model.backend, []).append(name)
+        states = {",".join(found): await backend.states() for backend, found in names.items()}
         return PlainTextResponse(service.metrics.text(states))
 
     async def list_models(request: Request) -> Response:

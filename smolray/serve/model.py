@@ -1,4 +1,4 @@
-"""One model in this process, for many requests at a time.
+"""One model in this process, or several runs on one base, for many requests at a time.
 
 In: samples, and how they are to be answered. Out: pieces of answers, or embeddings. A thread of its own runs the
 engine; another makes prompts, so that neither waits for the other.
@@ -6,7 +6,7 @@ engine; another makes prompts, so that neither waits for the other.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 from smolray.data.collate import Group, collate_prompts
 from smolray.data.sample import Sample, ShardRow, image_key
 from smolray.inference.image_search import Embedder
-from smolray.inference.predictor import Decoding, ModelSource, Predictor
+from smolray.inference.predictor import ModelSource
+from smolray.inference.shared import SharedModel, sees_as
+from smolray.model.decoding import stop_ids_of
 from smolray.serve.answer import Answer, Asked, Piece
 from smolray.serve.engine import Engine, EngineLimits
 from smolray.serve.errors import ApiError
@@ -34,11 +36,15 @@ class Embedded:
 
 
 class ServedModel:
-    """A model that answers, or one of method retrieval that embeds. It holds two threads until `close`."""
+    """A model that answers, or one of method retrieval that embeds. It holds two threads until `close`.
 
-    def __init__(self, source: ModelSource, limits: EngineLimits, device: torch.device):
+    `sources`: one by the name that requests use, or several that share a base (inference.shared.groups).
+    """
+
+    def __init__(self, sources: Mapping[str, ModelSource], limits: EngineLimits, device: torch.device):
+        source = next(iter(sources.values()))
         self.encoder = source.encoder()
-        self._make_prompt = PromptMaker(self.encoder)
+        self._make_prompt = {n: PromptMaker(s.encoder(), n, sees_as(n, s)) for n, s in sources.items()}
         self.fault = ""
         self._prompts = ThreadPoolExecutor(1, "prompts")
         self._closed = False
@@ -47,8 +53,8 @@ class ServedModel:
             return
 
         self.embedder = None
-        predictor = Predictor(source, Decoding(), device)
-        self.engine = Engine(predictor.model, predictor.stop_ids, limits, device)
+        shared = SharedModel(sources, device)
+        self.engine = Engine(shared.model, stop_ids_of(shared.model, self.encoder), limits, device, shared.use)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -132,7 +138,7 @@ class ServedModel:
             self.engine.fail_all(self.fault)
 
     def _prepared(self, sample: Sample, asked: Asked, max_new_tokens: int | None) -> tuple[Prompt, Asked]:
-        prompt, context = self._make_prompt(sample), self.encoder.max_length
+        prompt, context = self._make_prompt[asked.model](sample), self.encoder.max_length
         room = max(1, context - len(prompt.ids))
         wanted = min(asked.max_new_tokens, room) if max_new_tokens is None else max_new_tokens
         check_length(prompt, wanted, context)
@@ -141,9 +147,10 @@ class ServedModel:
     def _embedded(self, samples: Sequence[Sample]) -> Embedded:
         assert self.embedder is not None
         vectors, tokens = list[list[float]](), 0
+        (make_prompt,) = self._make_prompt.values()
         for some in _batched(samples, EMBEDDED_AT_ONCE):
             for sample in some:
-                prompt = self._make_prompt(sample)
+                prompt = make_prompt(sample)
                 check_length(prompt, 0, self.encoder.max_length)
                 tokens += len(prompt.ids)
             rows = [ShardRow(image_key(s.images, s.conversation), s.images, (s.conversation,)) for s in some]

@@ -30,21 +30,25 @@ class PromptImage:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Token ids (length,) int32, and the images whose features stand at the image tokens, in order."""
+    """Token ids (length,) int32, and the images whose features stand at the image tokens, in order.
+
+    `model`: the name of the model that is asked, of those that share a base.
+    """
 
     ids: np.ndarray
     images: tuple[PromptImage, ...]
     is_image: np.ndarray  # (length,) bool
+    model: str = ""
 
     @cached_property
     def keys(self) -> list[bytes]:
-        """A key for each full page in front of the last token: a hash of all tokens and images up to its end."""
+        """A key for each full page in front of the last token: a hash of model, tokens and images up to its end."""
         ends = np.cumsum([image.tokens for image in self.images])
         number = np.searchsorted(ends, np.cumsum(self.is_image) - 1, side="right")  # the image of each image token
         found: list[bytes] = []
         for start in range(0, (len(self.ids) - 1) // PAGE * PAGE, PAGE):
             page = slice(start, start + PAGE)
-            digest = hashlib.blake2b(found[-1] if found else b"", digest_size=16)
+            digest = hashlib.blake2b(found[-1] if found else self.model.encode(), digest_size=16)
             digest.update(self.ids[page].tobytes())
             for image in np.unique(number[page][self.is_image[page]]):
                 digest.update(self.images[image].digest)
@@ -53,10 +57,13 @@ class Prompt:
 
 
 class PromptMaker:
-    """Makes prompts for one model. It keeps the tiles of the last images: many ask about the same one."""
+    """Makes prompts for one model. It keeps the tiles of the last images: many ask about the same one.
 
-    def __init__(self, encoder: Encoder):
-        self.encoder = encoder
+    `sees_as`: models of one base with the same have the same features of an image.
+    """
+
+    def __init__(self, encoder: Encoder, model: str = "", sees_as: str = ""):
+        self.encoder, self.model, self.sees_as = encoder, model, sees_as
         self._image = lru_cache(maxsize=KEPT_IMAGES)(self._make_image)
 
     def __call__(self, sample: Sample) -> Prompt:
@@ -66,11 +73,12 @@ class PromptMaker:
             ids = self.encoder.prompt(sample.conversation, grids)
         except EncodeError as error:
             raise ApiError(400, str(error), "not_encoded", "messages") from error
-        return Prompt(ids, tuple(map(self._image, sample.images)), ids == self.encoder.image_token_id)
+        is_image = ids == self.encoder.image_token_id
+        return Prompt(ids, tuple(map(self._image, sample.images)), is_image, self.model)
 
     def _make_image(self, image: bytes) -> PromptImage:
         tiles = self.encoder.tiler.tiles(image)
-        digest = hashlib.blake2b(image, digest_size=16).digest()
+        digest = hashlib.blake2b(self.sees_as.encode() + b"\0" + image, digest_size=16).digest()
         return PromptImage(digest, tiles, len(tiles) * self.encoder.processor.image_seq_len)
 
 

@@ -22,7 +22,7 @@ class ServeSettings(BaseModel):
         overrides: KEY=VALUE settings for all models.
         checkpoint: of a run; default: the best, else the newest.
         key_file: the file of the API keys, the same path on every node; empty: no key is needed.
-        replicas: at least and at most so many copies of each model, one on a GPU.
+        replicas: at least and at most so many copies of each model, or of the base that runs share, one on a GPU.
         slots: answers that a replica decodes at a time.
         queue: answers that wait for a replica at most.
         kv_gib: memory of a replica for keys and values; None: most of a GPU's free memory, 1 GiB without a GPU.

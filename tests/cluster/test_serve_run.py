@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from smolray.serve.keys import add_key
-from tests.serving import client_of, generated_answers, question, write_photos
+from tests.serving import client_of, generated_answers, lora_run, question, write_photos
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,20 @@ def key_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster, tiny_path, key_file):
+def runs(tmp_path_factory, tiny_path):
+    """Two runs of LoRA on the tiny model."""
+    return [lora_run(tmp_path_factory.mktemp("runs"), tiny_path, "run", seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster, tiny_path, runs, key_file):
     from ray import serve
 
     from smolray.serve.deployment import start
     from smolray.serve.settings import ServeSettings
 
     key, port = add_key(key_file, "tests"), free_port()
-    start(ServeSettings(models=[tiny_path], key_file=str(key_file)), "127.0.0.1", port)
+    start(ServeSettings(models=[tiny_path, *runs], key_file=str(key_file)), "127.0.0.1", port)
     client = client_of(f"http://127.0.0.1:{port}", key)
     client.name = tiny_path
     yield client
@@ -88,6 +94,17 @@ def test_32_clients_at_once_get_the_answers_of_generate_streamed_and_whole(clien
     assert (
         found["smolray_engine_running"] == found["smolray_engine_pages_in_use"] == found["smolray_open_requests"] == 0
     )
+
+
+def test_runs_on_the_same_base_answer_in_its_process(ray_cluster, client, runs, photos):
+    actors = [a["name"] for a in ray_cluster.util.list_named_actors(all_namespaces=True) if "#model-" in a["name"]]
+    assert len(actors) == 1, actors
+    for run in runs:
+        for (photo, prompt), text in generated_answers(run, photos).items():
+            done = client.chat.completions.create(
+                model=run, messages=question(prompt, (photos / photo).read_bytes()), max_tokens=16
+            )
+            assert done.choices[0].message.content == text
 
 
 def test_refusals_of_the_replica_reach_the_client_as_they_are(client, photos):

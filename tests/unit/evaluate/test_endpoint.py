@@ -46,7 +46,7 @@ def test_a_server_is_measured_as_the_model_itself(config, tiny_path, tmp_path):
 
     key = add_key(tmp_path / "keys.json", "tests")
     # 16 are asked at a time: some are told to come back
-    served = ServedModel(source, EngineLimits(slots=2, queue=2), torch.device("cpu"))
+    served = ServedModel({"demo": source}, EngineLimits(slots=2, queue=2), torch.device("cpu"))
     with serving(make_app({"demo": Offered(served, 10**6)}, KeyRing(tmp_path / "keys.json"), HttpLimits())) as address:
         report = evaluate_endpoint(config, Endpoint(f"{address}/v1", "demo", key))
         with pytest.raises(EndpointError, match="401"):

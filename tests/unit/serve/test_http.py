@@ -37,7 +37,7 @@ def generated(tiny_path, photos):
 
 @pytest.fixture(scope="module")
 def model(tiny_path):
-    served = ServedModel(find_model(tiny_path, "runs"), EngineLimits(slots=32, queue=64), torch.device("cpu"))
+    served = ServedModel({"tiny": find_model(tiny_path, "runs")}, EngineLimits(slots=32, queue=64), torch.device("cpu"))
     yield served
     served.close()
 
@@ -263,7 +263,7 @@ def test_a_body_that_is_no_json_is_refused(address, key):
 @pytest.fixture(scope="module")
 def endless(tiny_path):
     """A model whose answers end only where they are cut; one is decoded, and one waits."""
-    served = ServedModel(find_model(tiny_path, "runs"), EngineLimits(slots=1, queue=1), torch.device("cpu"))
+    served = ServedModel({"tiny": find_model(tiny_path, "runs")}, EngineLimits(slots=1, queue=1), torch.device("cpu"))
     served.engine.stop_ids = frozenset()
     yield served
     served.close()
@@ -351,7 +351,7 @@ def test_a_retrieval_run_embeds_texts_and_images_as_search_does(tiny_path, photo
         shard_row([image], Conversation("", (message("user", None, "Describe the image."),))),
     ]
     want = embedder(collate_prompts([Group(row, (0,)) for row in rows], source.encoder()))
-    served = ServedModel(source, EngineLimits(), torch.device("cpu"))
+    served = ServedModel({"finder": source}, EngineLimits(), torch.device("cpu"))
     offered = Offered(served, 10_000, "Describe the image.")
     with serving(make_app({"finder": offered}, None, LIMITS)) as address:
         client = client_of(address)
