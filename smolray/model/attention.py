@@ -107,12 +107,16 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     layout: Layout | None = None,
+    cache: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attention function that transformers calls.
 
-    Query (B, heads, L, d), key and value (B, key heads, L, d) -> (B, L, heads, d).
+    Query (B, heads, L, d), key and value (B, key heads, L, d) -> (B, L, heads, d). `cache`: what attends in its place,
+    to keys and values that it holds itself (serve.kv_cache.FoldedRows).
     """
+    if cache is not None:
+        return cache.attend(module.layer_idx, query, scaling), None
     if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

@@ -62,13 +62,15 @@ class Piece:
 class Answer:
     """An answer in the engine. `tell` is called with each Piece, in the engine's thread.
 
-    `pages`: where its keys and values are; `past`: the tokens that are there.
+    Without `stream` there is one piece, at the end. `pages`: where its keys and values are; `past`: the tokens that are
+    there.
     """
 
     prompt: Prompt
     asked: Asked
     tokenizer: Any
     tell: Callable[[Piece], None]
+    stream: bool = True
     ids: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     past: int = 0
@@ -82,6 +84,7 @@ class Answer:
             self.sampler = Sampler([asked.name], asked.max_new_tokens, asked.temperature, asked.top_p, asked.seed)
         self._stream = DecodeStream(skip_special_tokens=True)
         self._text, self._told, self._stopped = "", 0, False
+        self._untold: list[dict[str, Any]] = []  # log-probabilities
 
     @property
     def length(self) -> int:
@@ -117,10 +120,14 @@ class Answer:
         return True
 
     def _tell(self, visible: str, finish: Finish, logprobs: tuple[dict[str, Any], ...]) -> None:
+        self._untold += logprobs
+        if not (self.stream or finish):
+            return
         new, self._told = visible[self._told :], max(self._told, len(visible))
-        if new or finish or logprobs:
+        if new or finish or self._untold:
             counts = (len(self.prompt.ids), self.cached_tokens, len(self.ids))
-            self.tell(Piece(new, *counts, logprobs, finish))
+            self.tell(Piece(new, *counts, tuple(self._untold), finish))
+            self._untold = []
 
     def _found_stop(self) -> bool:
         """Whether one of the stop texts stands in the text, which then ends before the first of them."""

@@ -19,8 +19,9 @@ from smolray.model.forward import run_layers, tile_features
 from smolray.model.load import base_model
 from smolray.serve.answer import Answer, rows_of
 from smolray.serve.errors import ApiError
-from smolray.serve.kv_cache import KVShape, PagedKV, Rows
+from smolray.serve.kv_cache import FoldedRows, KVShape, PagedKV, Rows
 from smolray.serve.pages import PAGE, PagePool
+from smolray.serve.prefixes import shared_prefixes
 from smolray.serve.prompt import PromptImage, image_tokens_before, needed_images
 
 PREFILL_TOKENS = 4096  # of prompts in one pass, padding counted; a longer prompt has a pass of its own
@@ -220,7 +221,13 @@ class Engine:
     def _decode(self, answers: Sequence[Answer]) -> None:
         """The next token of each answer, from the one before."""
         self.use(answers[0].prompt.model)
-        rows = Rows(self.memory, *rows_of(answers))
+        tables, past, new = rows_of(answers)
+        beginnings = [a.pages[: (len(a.prompt.ids) - 1) // PAGE] for a in answers]
+        prefixes = shared_prefixes(beginnings)
+        if len(prefixes) < len(answers):
+            rows: Rows = FoldedRows(self.memory, tables, past, prefixes)
+        else:
+            rows = Rows(self.memory, tables, past, new)
         last = torch.tensor([[answer.ids[-1]] for answer in answers], device=self.device)
         ends = torch.arange(len(answers), device=self.device)
         logits = self._logits(self.text.embed_tokens(last), rows, ends)
@@ -231,9 +238,10 @@ class Engine:
     def _logits(self, embeds: torch.Tensor, rows: Rows, ends: torch.Tensor) -> torch.Tensor:
         """(answers, vocabulary) at the flat positions `ends`."""
         self.counts.passes += 1
-        hidden = run_layers(
-            self.text, embeds, rows.position_ids, ends, attention_mask=rows.mask, past_key_values=rows, use_cache=True
-        )
+        inputs = {"attention_mask": rows.mask, "past_key_values": rows, "use_cache": True}
+        if isinstance(rows, FoldedRows):
+            inputs["cache"] = rows
+        hidden = run_layers(self.text, embeds, rows.position_ids, ends, **inputs)
         return base_model(self.model).lm_head(hidden)  # type: ignore[no-any-return]
 
     def _take(self, answers: Sequence[Answer], logits: torch.Tensor) -> None:

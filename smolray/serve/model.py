@@ -74,27 +74,18 @@ class ServedModel:
         def tell(piece: Piece) -> None:
             loop.call_soon_threadsafe(told.put_nowait, piece)
 
-        answer = Answer(prompt, asked, self.encoder.tokenizer, tell)
+        answer = Answer(prompt, asked, self.encoder.tokenizer, tell, stream)
         self.engine.submit(answer)
-        pieces: list[Piece] = []
+        piece = Piece()
         try:
-            while not pieces or not pieces[-1].finish:
+            while not piece.finish:
                 self.check()
                 piece = await told.get()
                 if piece.finish == "error":
                     raise ApiError(503, piece.error, "engine_error", retry_after=1)
-                pieces.append(piece)
-                if stream:
-                    yield piece
+                yield piece
         finally:
             self.engine.cancel(answer)  # of one that has ended nothing is left to free
-
-        if not stream:
-            yield replace(
-                pieces[-1],
-                text="".join(piece.text for piece in pieces),
-                logprobs=tuple(one for piece in pieces for one in piece.logprobs),
-            )
 
     async def embed(self, samples: Sequence[Sample]) -> Embedded:
         """The embedding of each sample. Raises ApiError."""

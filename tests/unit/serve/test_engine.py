@@ -73,11 +73,11 @@ def engine_of(model, encoder, **limits):
     return made
 
 
-def ask(engine, encoder, sample, **how):
+def ask(engine, encoder, sample, stream=True, **how):
     """An answer in line; `.pieces` is what it tells."""
     pieces = []
     settings = Asked(**{"max_new_tokens": NEW_TOKENS, **how})
-    answer = Answer(PromptMaker(encoder)(sample), settings, encoder.tokenizer, pieces.append)
+    answer = Answer(PromptMaker(encoder)(sample), settings, encoder.tokenizer, pieces.append, stream)
     answer.pieces = pieces
     engine.submit(answer)
     return answer
@@ -144,7 +144,7 @@ def test_pages_are_shared_only_by_the_same_pictures(model, encoder, samples, wan
 
 def test_little_memory_makes_answers_wait_and_loses_none(model, encoder, samples, want):
     longest = max(len(PromptMaker(encoder)(sample).ids) for sample in samples) + NEW_TOKENS
-    page = engine_of(model, encoder).memory.keys[:, 0].nbytes * 2
+    page = engine_of(model, encoder).memory.keys[:, :, 0].nbytes * 2
     engine = engine_of(model, encoder, kv_bytes=page * (longest // 16 + 2))
     answers = [ask(engine, encoder, sample) for sample in samples]
     finish(engine)
@@ -210,6 +210,17 @@ def test_an_answer_ends_before_a_stop_text_and_streams_no_part_of_it(model, enco
         finish(engine)
         told = "".join(piece.text for piece in answer.pieces)
         assert told == text[: text.index(stop)].strip() and answer.pieces[-1].finish == "stop"
+
+
+def test_a_whole_answer_is_told_once(model, encoder, samples):
+    engine = engine_of(model, encoder)
+    streamed, whole = (ask(engine, encoder, samples[0], stream, top_logprobs=1) for stream in (True, False))
+    finish(engine)
+    assert len(whole.pieces) == 1 < len(streamed.pieces)
+    assert whole.pieces[0].text == "".join(piece.text for piece in streamed.pieces)
+    logprobs = [one["logprob"] for piece in streamed.pieces for one in piece.logprobs]
+    assert [one["logprob"] for one in whole.pieces[0].logprobs] == pytest.approx(logprobs, abs=1e-5)
+    assert whole.pieces[0].finish == streamed.pieces[-1].finish
 
 
 def test_logprobs_are_those_of_the_model(model, encoder, samples, want):
