@@ -180,14 +180,14 @@ def start(settings: ServeSettings, host: str, port: int) -> None:
     if serve.status().applications:
         raise ConfigError("another service runs on this Ray already; stop it first, or unset RAY_ADDRESS")
     absolute = ServeSettings(**settings.model_dump() | {"storage": storage.absolute(settings.storage)})
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": host, "port": port, "request_timeout_s": settings.seconds + 30},
-        logging_config=QUIET,
-    )
     try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port, "request_timeout_s": settings.seconds + 30},
+            logging_config=QUIET,
+        )
         serve.run(application(absolute), name=NAME, route_prefix="/", logging_config=QUIET)
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         found = serve.status().applications.get(NAME)
         reasons = [one.message for one in found.deployments.values() if one.message] if found else []
         lines = [line.strip() for line in (reasons or [str(error)])[0].splitlines() if line.strip()]
