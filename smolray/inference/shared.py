@@ -90,4 +90,6 @@ def _is_shareable(source: ModelSource) -> bool:
     if source.checkpoint is None:
         return True
     lora = source.config.lora
-    return lora is not None and not lora.use_dora and not source.config.model.train
+    if lora is None or lora.use_dora or lora.modules_to_save or source.config.model.train:
+        return False
+    return lora.starts_at_zero  # the others may lie on other weights than the base

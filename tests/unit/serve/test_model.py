@@ -60,6 +60,8 @@ def sources(tmp_path_factory, tiny_path):
         "dora": {"lora": {"r": 4, "use_dora": True}},
         "all.parts": {"lora": {"r": 2, "use_rslora": True, "groups": ["text", "vision", "connector"]}},
         "connector": {"train": ["connector"]},
+        "olora": {"lora": {"r": 4, "init_lora_weights": "olora"}},
+        "whole": {"lora": {"r": 4, "modules_to_save": ["connector"]}},
         "second": {},
     }
     runs = {name: lora_run(folder, tiny_path, name, seed, **kind) for seed, (name, kind) in enumerate(kinds.items())}
@@ -71,10 +73,12 @@ def test_runs_that_are_adapters_alone_share_their_base_and_others_do_not(sources
         ["text", "all.parts", "second", "base"],
         ["dora"],
         ["connector"],
+        ["olora"],
+        ["whole"],
     ]
     other = {"bf16": find_model(sources["base"].config.model.path, "runs", ["model.dtype=bfloat16"])}
     finder = {"finder": find_model(sources["base"].config.model.path, "runs", ["method=retrieval"])}
-    assert len(groups(sources | other)) == len(groups(sources | finder)) == 4
+    assert len(groups(sources | other)) == len(groups(sources | finder)) == 6
 
 
 def test_runs_on_one_base_answer_at_once_as_each_alone_and_hold_the_base_once(sources, photos):
