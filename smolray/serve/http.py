@@ -29,6 +29,7 @@ from smolray.serve.model import Embedded
 from smolray.serve.schema import ChatRequest, EmbeddingRequest, parse
 
 T = TypeVar("T")
+LOOK_SECONDS = 0.2  # between two looks whether the client is still there
 IMAGE_THREADS = 2  # images that are decoded at a time, to check them
 
 
@@ -275,23 +276,17 @@ class _GoneError(Exception):
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     """What the work gives. Where the client hangs up before, the work is cancelled. Raises _GoneError."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _GoneError
+        while not task.done():
+            await asyncio.wait({task}, timeout=LOOK_SECONDS)
+            if not task.done() and await request.is_disconnected():
+                raise _GoneError
         return task.result()
     finally:
-        for one in (task, gone):
-            one.cancel()
-            with suppress(BaseException):
-                await one
-
-
-async def _gone(request: Request) -> None:
-    """Wait until the client of a request whose body was read has hung up."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        task.cancel()
+        with suppress(BaseException):
+            await task
 
 
 def _json(content: bytes) -> Any:
