@@ -298,7 +298,8 @@ def test_the_images_of_the_overlays_are_of_this_version():
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
     images = {c["image"] for o in objects_of("home") for pod in pod_specs(o) for c in pod["containers"]}
     assert images == {f"smolray:{version}"}
-    assert f"smolray:{version} " in (K8S / "README.md").read_text()
+    page = (K8S / "README.md").read_text()
+    assert f"`smolray:{version}`" in page and f"smolray:{version}-cu" in page
 
 
 @pytest.mark.parametrize("limit", [RAYJOB_NAME, CRONJOB_NAME])
