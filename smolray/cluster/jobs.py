@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from smolray import storage
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ENTRY = ("python", "-m", "smolray", "train")
 JOB_FILE = "jobs/train.py"  # what `ray job submit` names in its place
 STALLED_SECONDS = 10.0
+AGENT_SECONDS = 60.0  # a head that has just been started takes jobs once its agent is up
+NO_AGENT = "No available agent"
 STOP_SECONDS = 30.0  # Ray kills a job that has not ended 3 s after the request
 RUN_KEY, STORAGE_KEY = "smolray_run", "smolray_storage"
 
@@ -69,11 +71,8 @@ def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence
         )
     try:
         with job_environment(working_dir, arguments) as (environment, words):
-            return client.submit_job(
-                entrypoint=shlex.join([*ENTRY, *words]),
-                runtime_env=environment,
-                metadata={RUN_KEY: config.name, STORAGE_KEY: config.storage},
-            )
+            named = {RUN_KEY: config.name, STORAGE_KEY: config.storage}
+            return _submitted(client, entrypoint=shlex.join([*ENTRY, *words]), runtime_env=environment, metadata=named)
     except (RuntimeError, ValueError) as error:
         if "413" in str(error) or "exceeds" in str(error):
             folder = Path(working_dir).resolve()
@@ -81,6 +80,18 @@ def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence
                 f"{folder} is too large to upload: name data and outputs in .rayignore ({_first_line(error)})"
             ) from None
         raise JobsError(f"the cluster refused the job: {_first_line(error)}") from None
+
+
+def _submitted(client: "JobSubmissionClient", **job: Any) -> str:
+    """The id of the job, which is submitted again while the head has no agent yet to start it."""
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def check_submission(config: RunConfig, arguments: Sequence[str], working_dir: str = ".") -> None:

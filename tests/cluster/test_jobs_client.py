@@ -78,8 +78,18 @@ def head():
         ray_head(sys.executable, folder, environment(folder)) as address,
     ):
         stop = ["stop", "probe", "--storage", folder, "--address", address]
-        wait_for(lambda: smolray(folder, *stop).returncode == 0, folder)
+        wait_for(lambda: smolray(folder, *stop).returncode == 0 and takes_jobs(address), folder)
         yield address, folder
+
+
+def takes_jobs(address):
+    """Whether its agent is up too, which starts the jobs."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+    try:
+        asked = urllib.request.Request(f"{address}/api/jobs/", b'{"entrypoint": "true"}', headers)
+        return urllib.request.urlopen(asked, timeout=20).status == 200
+    except urllib.error.HTTPError:
+        return False
 
 
 def wait_for(ready, folder, seconds=90):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from smolray.cluster import jobs
 from smolray.cluster.jobs import JobsError, check_submission
 from smolray.config import load_config
 
@@ -49,3 +50,29 @@ def test_a_config_outside_a_checkout_is_refused_and_uploaded_elsewhere(folder):
         return
     with pytest.raises(JobsError, match="outside the uploaded folder"):
         check_submission(config, ["--config", "../a.yaml"])
+
+
+class YoungHead:
+    """A job server whose agent comes up after some submissions."""
+
+    def __init__(self, refusals):
+        self.refusals = refusals
+
+    def list_jobs(self):
+        return []
+
+    def submit_job(self, **_):
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job, try later.")
+        return "raysubmit_1"
+
+
+def test_a_head_that_has_just_started_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, ["storage=s3://bucket/runs", "data.train=s3://bucket/data"])
+    assert jobs.submit(YoungHead(1), config, []) == "raysubmit_1"
+
+    monkeypatch.setattr(jobs, "AGENT_SECONDS", 0)
+    with pytest.raises(JobsError, match=r"refused the job: .*No available agent"):
+        jobs.submit(YoungHead(9), config, [])
