@@ -33,7 +33,8 @@ def connect() -> None:
     reaches it may run code.
 
     Raises:
-        ConfigError: no Ray answers at RAY_ADDRESS, or the environment turns tokens off on a machine with a network.
+        ConfigError: no Ray answers at RAY_ADDRESS, it refuses the token, or the environment turns tokens off on a
+            machine with a network.
         RayStartError: Ray does not start on this machine.
     """
     if ray.is_initialized():
@@ -50,8 +51,12 @@ def connect() -> None:
         refuse_dead_head(address)
         try:
             join(address)
-        except ConnectionError as error:
-            raise ConfigError(_no_head(address, str(error).splitlines()[0])) from None
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            reason = str(error).splitlines()[0].partition(". ")[0]
+            raise ConfigError(
+                f"{_no_head(address, reason)}; a head that runs asks for its token: copy its ~/.ray/auth_token here "
+                "(mode 0600), or name the file in RAY_AUTH_TOKEN_PATH"
+            ) from None
         return
 
     mode = os.environ.get("RAY_AUTH_MODE", "token")

@@ -19,17 +19,24 @@ from smolray.cluster.connect import connect
 connect()
 address = ray.get_runtime_context().gcs_address
 enter = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('let in')"
+by_us = "from smolray.cluster.connect import connect; connect(); print('let in')"
 wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
 
-def start(settings):
+def start(settings, enter=enter):
     own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | settings
     told = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", enter, address], env=own, **told)
 
-strangers = {"without": start({"RAY_AUTH_MODE": "disabled"}), "wrong": start(wrong)}
-for name, stranger in strangers.items():
+told_by_us = "a head that runs asks for its token: copy its ~/.ray/auth_token here"
+strangers = {
+    "without": (start({"RAY_AUTH_MODE": "disabled"}), "AuthenticationError"),
+    "wrong": (start(wrong), "AuthenticationError"),
+    "ours, wrong": (start(wrong | {"RAY_ADDRESS": address}, by_us), told_by_us),
+    "ours, without": (start({"HOME": os.environ["HOME"] + "/empty", "RAY_ADDRESS": address}, by_us), told_by_us),
+}
+for name, (stranger, told) in strangers.items():
     out, err = stranger.communicate(timeout=150)
-    print(name, "let in" if "let in" in out else "refused" if "AuthenticationError" in err else err[-500:])
+    print(name, "let in" if "let in" in out else "refused" if told in err else err[-500:], sep=": ")
 """
 
 
@@ -41,7 +48,8 @@ def test_a_ray_that_smolray_starts_lets_in_nobody_without_its_token():
         }
         done = subprocess.run([sys.executable, "-c", START], env=own, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.splitlines()[-2:] == ["without refused", "wrong refused"], done.stdout
+        expected = ["without", "wrong", "ours, wrong", "ours, without"]
+        assert done.stdout.splitlines()[-4:] == [f"{name}: refused" for name in expected], done.stdout
 
 
 def test_an_open_head_is_refused_where_others_could_reach_it():
