@@ -6,6 +6,7 @@ A job must not contain secrets: everybody who may read the job list can read its
 """
 
 import asyncio
+import logging
 import re
 import shlex
 import time
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 ENTRY = ("python", "-m", "smolray", "train")
 JOB_FILE = "jobs/train.py"  # what `ray job submit` names in its place
+logger = logging.getLogger(__name__)
+
 STALLED_SECONDS = 10.0
 AGENT_SECONDS = 60.0  # a head that has just been started takes jobs once its agent is up
 NO_AGENT = "No available agent"
@@ -84,13 +87,16 @@ def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence
 
 def _submitted(client: "JobSubmissionClient", **job: Any) -> str:
     """The id of the job, which is submitted again while the head has no agent yet to start it."""
-    deadline = time.monotonic() + AGENT_SECONDS
+    deadline, told = time.monotonic() + AGENT_SECONDS, False
     while True:
         try:
             return client.submit_job(**job)
         except RuntimeError as error:
             if NO_AGENT not in str(error) or time.monotonic() > deadline:
                 raise
+        if not told:
+            logger.warning("the head has just started: waiting up to %.0f s for its agent", AGENT_SECONDS)
+            told = True
         time.sleep(1)
 
 

@@ -50,8 +50,8 @@ class LoraConfig(Section):
         | Annotated[str, Field(pattern=r"^pissa_niter_[0-9]+$")]
     ) = "default"
     """default: PEFT's (Kaiming uniform); gaussian: normal, scaled by the rank; pissa: the largest singular values of
-    the weights, which are taken out of these (a decomposition of every layer at each start: minutes for 256M, more than
-    an hour for 2.2B); pissa_niter_16: the same approximately, in seconds; olora: the first columns of a QR
+    the weights, which are taken out of these (a decomposition of every layer at each start: seconds for 256M, minutes
+    for 2.2B); pissa_niter_16: the same approximately, and faster; olora: the first columns of a QR
     decomposition, taken out of the weights; loftq: what model.load_in_4bit rounds away, as far as the rank holds it"""
     modules_to_save: tuple[Literal["embed_tokens", "lm_head", "connector"], ...] = ()
     """modules that are trained whole beside the adapters, and exported with them; larger parts: model.train. A head

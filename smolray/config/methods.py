@@ -123,9 +123,7 @@ def _dpo_reference(config: Run) -> ReferenceModel:
 
 def _adapters_alone(config: Run) -> bool:
     """With the adapters switched off the model is the one that training began with."""
-    lora = config.lora
-    whole = config.model.train or (lora is not None and lora.modules_to_save)
-    return lora is not None and not whole and bool(lora.starts_at_zero)
+    return bool(config.adapters_alone and config.lora.starts_at_zero)
 
 
 def _dpo_reference_rules(config: Run) -> Iterator[str]:

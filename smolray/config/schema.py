@@ -285,6 +285,11 @@ class RunConfig(Section):
         return {*self.model.train, *(self.lora.trained if self.lora else ())}
 
     @property
+    def adapters_alone(self) -> bool:
+        """Whether nothing is trained but LoRA's adapters."""
+        return self.lora is not None and not self.model.train and not self.lora.modules_to_save
+
+    @property
     def zero_stage(self) -> int:
         """`engine.stage`, with `auto` resolved."""
         engine = self.engine

@@ -90,6 +90,6 @@ def _is_shareable(source: ModelSource) -> bool:
     if source.checkpoint is None:
         return True
     lora = source.config.lora
-    if lora is None or lora.use_dora or lora.modules_to_save or source.config.model.train:
+    if lora is None or lora.use_dora or not source.config.adapters_alone:
         return False
     return lora.starts_at_zero  # the others may lie on other weights than the base

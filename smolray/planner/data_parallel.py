@@ -128,8 +128,7 @@ def _worth_trying(config: RunConfig, world: int) -> Iterator[Zero]:
 
     Stage 0 only where it keeps no second copy of the weights, or where no other stage takes the optimizer.
     """
-    adapters_alone = config.lora is not None and not config.model.train and not config.lora.modules_to_save
-    if config.model.dtype == "float32" or adapters_alone or config.optimizer.name != "adamw":
+    if config.model.dtype == "float32" or config.adapters_alone or config.optimizer.name != "adamw":
         yield Zero(0, world)
     for stage in (1,) if world == 1 else (1, 2):
         yield Zero(stage, world)

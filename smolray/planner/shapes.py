@@ -256,8 +256,8 @@ class Training:
         model = config.model
         bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else 16
         whole = {*model.train, *(["connector"] if config.lora and "connector" in config.lora.modules_to_save else [])}
-        alone = config.lora is not None and not model.train and not config.lora.modules_to_save
-        return cls(frozenset(whole), config.lora, model.dtype, bits, not config.traits.embeds, pipeline and alone)
+        in_fp32 = pipeline and config.adapters_alone
+        return cls(frozenset(whole), config.lora, model.dtype, bits, not config.traits.embeds, in_fp32)
 
     @property
     def bytes(self) -> int:
