@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SUITES := $(wildcard tests/recipes tests/nodes tests/cluster tests/gpu)
+SUITES := $(wildcard tests/nodes tests/cluster tests/gpu tests/recipes)
 LOCK   := $(if $(shell command -v flock),flock .cache/venv.lock)
 TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 
@@ -39,7 +39,7 @@ unit: venv  ## the fast loop: unit tests, two at a time
 
 test: lint types  ## lint, types and the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist worksteal tests/docs tests/unit $(ARGS)
-	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile $(SUITES) $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile --no-loadscope-reorder $(SUITES) $(ARGS)
 
 slow: venv  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)

@@ -47,7 +47,7 @@ def encoder_of(processor, image: dict | None = None, **data) -> Encoder:
 def drawing(width: int, height: int, seed: int) -> Image.Image:
     """Smooth colours and some noise, so that scaling matters and no two seeds look alike."""
     rng = np.random.default_rng(seed)
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    x, y = np.linspace(0, 1, width), np.linspace(0, 1, height)[:, None]
     waves = [np.sin((i + 1) * 3 * x + rng.random() * 6) * np.cos((i + 1) * 2 * y + rng.random() * 6) for i in range(3)]
     values = np.stack(waves, -1) * 100 + 128 + rng.normal(0, 12, (height, width, 3))
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))

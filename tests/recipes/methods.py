@@ -1,5 +1,7 @@
 """The methods that the parity tests compare, and what they run inside gloo workers."""
 
+from collections.abc import Sequence
+
 import torch.distributed as dist
 
 from smolray.config import load_config
@@ -58,19 +60,19 @@ def after_zero3(shards: str, overrides: list[str]) -> list[list[tuple[float, flo
     return [fresh, curve(shards, again, STEPS)]
 
 
-def saved(shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
+def saved(names: Sequence[str], shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
     """The first half of each method's curve under its highest stage, saved in `root/<method>`."""
     return {
-        name: curve(shards, [*overrides, *method, f"engine.stage={max(STAGES[name])}"], STEPS // 2, f"{root}/{name}")
-        for name, method in METHODS.items()
+        name: curve(
+            shards, [*overrides, *METHODS[name], f"engine.stage={max(STAGES[name])}"], STEPS // 2, f"{root}/{name}"
+        )
+        for name in names
     }
 
 
-def resumed(shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
+def resumed(names: Sequence[str], shards: str, overrides: list[str], root: str) -> dict[str, list[tuple[float, float]]]:
     """The rest of each, read from there, under stage 0."""
-    return {
-        name: curve(shards, [*overrides, *method], STEPS, f"{root}/{name}", True) for name, method in METHODS.items()
-    }
+    return {name: curve(shards, [*overrides, *METHODS[name]], STEPS, f"{root}/{name}", True) for name in names}
 
 
 def whole_parts(shards: str, overrides: list[str]) -> list[dict[str, bool]]:

@@ -134,6 +134,7 @@ def halves(shards: str, overrides: list[str], stages: list[int], root: str, resu
     ]
 
 
+@pytest.mark.slow
 def test_a_run_saved_under_one_stage_resumes_under_another(pictures, alone, tmp_path):
     shards, overrides = pictures
     begun = run_workers(halves, 2, shards, overrides, [2, 3, 0], str(tmp_path), False)

@@ -37,14 +37,15 @@ def exact_sum(config, batches, normalisers):
 
 def errors(shards, overrides, stages):
     """By stage, |sum - exact sum| / |exact sum| over all gradients of a step; Adam's first moment tells the sum."""
+    config = load_config(None, [*overrides, "optimizer.max_grad_norm=0"])
+    plan = local_plan(shards, config)
+    batches = list(stream_of(shards, config)(plan, range(MICRO_BATCHES)))
+    normalisers = normalisers_of(plan, range(MICRO_BATCHES))
+    exact = exact_sum(config, batches, normalisers)
+
     found = {}
     for stage in stages:
-        config = load_config(None, [*overrides, f"engine.stage={stage}", "optimizer.max_grad_norm=0"])
-        plan = local_plan(shards, config)
-        batches = list(stream_of(shards, config)(plan, range(MICRO_BATCHES)))
-        normalisers = normalisers_of(plan, range(MICRO_BATCHES))
-        exact = exact_sum(config, batches, normalisers)
-        engine = build_engine(config)
+        engine = build_engine(config.replace({"engine.stage": stage}))
         own = batches[dist.get_rank() :: dist.get_world_size()]
         engine.accumulate(iter(own), len(own), normalisers)
         engine.step(0.0)

@@ -2,6 +2,7 @@
 exported as it was trained.
 """
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ from tests.gloo import run_workers
 from tests.recipes.curves import curves
 from tests.recipes.methods import METHODS, STAGES, STEPS, after_zero3, resumed, saved, whole_parts
 
+# Kin of the others, which hold the promise in `make test`.
+SLOW = ("bf16", "4-bit-dora", "loftq", "paged-8-bit-adam", "bf16-8-bit-adam", "rates")
+EACH = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in METHODS]
+
 # Equal in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to
 # another value.
 TOLERANCE = {
@@ -29,21 +34,39 @@ TOLERANCE = {
 }
 
 
+def together(one_job):
+    """`one_job(names)` answers for many methods in one start of the workers: for the quick ones, or for the slow."""
+    found = cache(one_job)
+    slow, quick = tuple(SLOW), tuple(name for name in METHODS if name not in SLOW)
+    return lambda name: found(slow if name in SLOW else quick)
+
+
 @pytest.fixture(scope="module")
 def alone(recipe):
+    """alone(method) -> its curve on one worker."""
     shards, overrides = recipe
-    return run_workers(curves, 1, shards, {name: ([*overrides, *method], STEPS) for name, method in METHODS.items()})
+
+    @together
+    def found(names):
+        return run_workers(curves, 1, shards, {name: ([*overrides, *METHODS[name]], STEPS) for name in names})
+
+    return lambda name: found(name)[name]
 
 
 def on_two_workers(recipe, stages_of):
-    """Curves by "method, stage"."""
+    """on_two_workers(...)(method, stage) -> its curve."""
     shards, overrides = recipe
-    jobs = {
-        f"{name}, stage {s}": ([*overrides, *method, f"engine.stage={s}"], STEPS)
-        for name, method in METHODS.items()
-        for s in stages_of(name)
-    }
-    return run_workers(curves, 2, shards, jobs)
+
+    @together
+    def found(names):
+        jobs = {
+            f"{name}, stage {s}": ([*overrides, *METHODS[name], f"engine.stage={s}"], STEPS)
+            for name in names
+            for s in stages_of(name)
+        }
+        return run_workers(curves, 2, shards, jobs)
+
+    return lambda name, stage: found(name)[f"{name}, stage {stage}"]
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +83,20 @@ def lower(recipe):
 
 @pytest.fixture(scope="module")
 def interrupted(recipe, tmp_path_factory):
-    """(run folders by method, the curves of two workers up to a save and of one from there on)."""
+    """interrupted(method) -> (run folder, the curve of two workers up to a save and of one from there on)."""
     shards, overrides = recipe
     root = tmp_path_factory.mktemp("runs")
-    first = run_workers(saved, 2, shards, overrides, str(root))
-    for name, method in METHODS.items():
-        config = load_config(None, [*overrides, *method, f"storage={root}", f"name={name}", f"data.train={shards}"])
-        (root / name / "config.yaml").write_text(to_yaml(config))
-    then = run_workers(resumed, 1, shards, overrides, str(root))
-    return root, {name: [*first[name], *then[name]] for name in METHODS}
+
+    @together
+    def found(names):
+        first = run_workers(saved, 2, names, shards, overrides, str(root))
+        for name in names:
+            settings = [*overrides, *METHODS[name], f"storage={root}", f"name={name}", f"data.train={shards}"]
+            (root / name / "config.yaml").write_text(to_yaml(load_config(None, settings)))
+        then = run_workers(resumed, 1, names, shards, overrides, str(root))
+        return {name: (str(root / name), [*first[name], *then[name]]) for name in names}
+
+    return lambda name: found(name)[name]
 
 
 def losses(curve):
@@ -76,13 +104,12 @@ def losses(curve):
 
 
 def assert_same_curve(two, alone, method, stage):
-    assert losses(two[f"{method}, stage {stage}"]) == pytest.approx(
-        losses(alone[method]), abs=TOLERANCE.get(method, 1e-5)
-    )
-    assert alone[method][-1][0] < alone[method][0][0], "it learns nothing: equal curves would show nothing"
+    one = losses(alone(method))
+    assert losses(two(method, stage)) == pytest.approx(one, abs=TOLERANCE.get(method, 1e-5))
+    assert one[-1] < one[0], "it learns nothing: equal curves would show nothing"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_two_workers_give_the_curve_of_one(alone, highest, method):
     assert_same_curve(highest, alone, method, STAGES[method][-1])
 
@@ -93,9 +120,10 @@ def test_lower_stages_give_the_curve_of_one_worker_too(alone, lower, method, sta
     assert_same_curve(lower, alone, method, stage)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_a_run_saved_by_two_workers_resumes_on_one(alone, interrupted, method):
-    assert losses(interrupted[1][method]) == pytest.approx(losses(alone[method]), abs=TOLERANCE.get(method, 1e-5))
+    _, curve = interrupted(method)
+    assert losses(curve) == pytest.approx(losses(alone(method)), abs=TOLERANCE.get(method, 1e-5))
 
 
 def test_an_engine_leaves_nothing_behind_for_the_next_in_its_process(recipe):
@@ -104,25 +132,25 @@ def test_an_engine_leaves_nothing_behind_for_the_next_in_its_process(recipe):
 
 
 def test_8_bit_moments_are_saved_as_they_are(interrupted):
-    state = checkpoint.load_state(checkpoint.latest(str(interrupted[0] / "8-bit-adam")))
+    state = checkpoint.load_state(checkpoint.latest(interrupted("8-bit-adam")[0]))
     assert state.codes and not state.codes.keys() & state.exp_avg.keys()
     assert state.codes.keys() | state.exp_avg.keys() == state.weights.keys()
     assert all(kept["state1"].dtype == torch.uint8 for kept in state.codes.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_each_method_is_exported_as_it_was_trained(interrupted, method):
     """export_run holds the logits against the trained model's before there is a folder."""
-    folder = Path(export_run(str(interrupted[0] / method)))
+    folder = Path(export_run(interrupted(method)[0]))
     assert (folder / "model.safetensors").exists() and "differ" in (folder / "README.md").read_text()
     assert ("nats a token" in (folder / "README.md").read_text()) == (
         method in ("4-bit", "4-bit-dora", "8-bit", "loftq")
     )
 
 
-@pytest.mark.parametrize("method", ["dora", "rslora", "bf16", "pissa"])
-def test_the_adapter_folder_gives_the_same_logits_in_plain_peft(recipe, interrupted, method):
-    run = str(interrupted[0] / method)
+@pytest.mark.parametrize("method", [each for each in EACH if each.values[0] in ("dora", "rslora", "bf16", "pissa")])
+def test_the_adapter_folder_gives_the_same_logits_in_plain_peft(interrupted, method):
+    run, _ = interrupted(method)
     folder = export_adapter(run)
     config = load_config(f"{run}/config.yaml")
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {p.name for p in Path(folder).iterdir()}
