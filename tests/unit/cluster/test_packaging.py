@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import helm_python as helm
 import pytest
 import yaml
 
@@ -21,7 +22,6 @@ def by_name(objects):
 
 def rendered(**values):
     """The chart's objects, by Helm's own library (PyPI: helm-python-sdk)."""
-    helm = pytest.importorskip("helm_python")
     assert not helm.lint(str(K8S / "chart"))["errors"]
     with helm.Chart.load(str(K8S / "chart")) as chart:
         made = chart.render(values, name="pool", namespace="smolray")
