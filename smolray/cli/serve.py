@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from smolray.cli.access import KeyFile, check_access, key_path, require_web_packages
-from smolray.cli.options import Checkpoint, Storage, console, errors, plain
+from smolray.cli.options import Storage, console, errors, plain
 from smolray.config import ConfigError
 
 key_app = typer.Typer(no_args_is_help=True, help="Keys for `smolray serve` and `smolray web`.")
@@ -19,7 +19,9 @@ def serve(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL…", help="runs, or folders or hub ids that transformers loads; then KEY=VALUE settings"
+            metavar="MODEL…",
+            help="runs (RUN@step-00000500: a checkpoint of one; else its best), or folders or hub ids that "
+            "transformers loads; then KEY=VALUE settings",
         ),
     ],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
@@ -42,7 +44,6 @@ def serve(
     images_from: Annotated[
         list[str] | None, typer.Option(help="a public host that http(s) images are fetched from; default: none")
     ] = None,
-    checkpoint: Checkpoint = None,
     storage: Storage = "runs",
 ) -> None:
     """Answer OpenAI's HTTP API with trained models.
@@ -63,7 +64,6 @@ def serve(
         models=[name for name in models if "=" not in name],
         overrides=[setting for setting in models if "=" in setting],
         storage=storage,
-        checkpoint=checkpoint,
         key_file=keys,
         replicas=_replicas(replicas),
         slots=slots,

@@ -81,7 +81,7 @@ def find_model(
     if run_dir is None:
         if checkpoint:
             raise ConfigError(
-                f"--checkpoint {checkpoint}: {name} is not a run under {storage_uri}; only runs have checkpoints"
+                f"checkpoint {checkpoint}: {name} is not a run under {storage_uri}; only runs have checkpoints"
             )
         model = {"path": name, "dtype": _dtype_of(name, storage_uri)}
         return _with_whole_context(load_config(None, overrides, {"model": model}))

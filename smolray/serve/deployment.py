@@ -4,6 +4,7 @@ In: ServeSettings. Out: a Ray Serve application. `application` is what a Ray Ser
 """
 
 import logging
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class ServeError(RuntimeError):
 
 NAME = "smolray"  # of the application on Ray Serve
 STATE_SECONDS = 5.0  # for a replica to say what it holds
+CHECKPOINT = re.compile(r"(.+)@(step-\d+|latest)")  # of a run, in the name of a model
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
@@ -166,9 +168,13 @@ def find_sources(settings: ServeSettings) -> dict[str, ModelSource]:
     """The models by name. Raises what find_model raises, and ConfigError where one is named twice."""
     if len(set(settings.models)) < len(settings.models):
         raise ConfigError(f"a model is named twice: {', '.join(settings.models)}")
-    return {
-        name: find_model(name, settings.storage, settings.overrides, settings.checkpoint) for name in settings.models
-    }
+    found = {}
+    for name in settings.models:
+        run, checkpoint = name, None
+        if chosen := CHECKPOINT.fullmatch(name):
+            run, checkpoint = chosen.groups()
+        found[name] = find_model(run, settings.storage, settings.overrides, checkpoint)
+    return found
 
 
 def start(settings: ServeSettings, host: str, port: int) -> None:

@@ -17,10 +17,10 @@ class ServeSettings(BaseModel):
     """The models of a service, and its limits.
 
     Attributes:
-        models: runs by name, folders or hub ids; requests name them so.
+        models: runs by name, folders or hub ids; requests name them so. `RUN@step-00000500` is a checkpoint of a run,
+            else its best, else its newest.
         storage: where the runs are.
         overrides: KEY=VALUE settings for all models.
-        checkpoint: of a run; default: the best, else the newest.
         key_file: the file of the API keys, the same path on every node; empty: no key is needed.
         replicas: at least and at most so many copies of each model, or of the base that runs share, one on a GPU.
         slots: answers that a replica decodes at a time.
@@ -37,7 +37,6 @@ class ServeSettings(BaseModel):
     models: Annotated[list[str], Field(min_length=1)]
     storage: str = "runs"
     overrides: list[str] = []
-    checkpoint: str | None = None
     key_file: str = ""
     replicas: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
     slots: Annotated[int, Field(ge=1)] = 32

@@ -131,8 +131,9 @@ class Load:
             self.ends["cut off"] += 1
             return
         self.ends["refused"] += 1
-        if answer.status_code not in (expected, *TOLD) or not answer.json()["error"]["message"]:
-            self.wrong.append((body[:80], answer.status_code, answer.text[:200]))
+        told = "json" in answer.headers.get("content-type", "") and answer.json()["error"]["message"]
+        if answer.status_code not in (expected, *TOLD) or not told:
+            self.wrong.append((body[:80], answer.status_code, dict(answer.headers), answer.text[:200]))
 
     def run(self, seconds, kinds):
         def repeat(act, seed):
