@@ -18,6 +18,7 @@ from smolray.engine.pipeline.engine import PipelineEngine
 from smolray.engine.pipeline.load import load_stage
 from smolray.engine.zero import ZeroEngine
 from smolray.model.adapters import prepare_for_training
+from smolray.model.kernels import use_kernels
 from smolray.model.load import load_model
 from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.objectives.registry import objective_of
@@ -56,10 +57,10 @@ def build_engine(config: RunConfig, state: EngineState | None = None) -> Engine:
     if config.engine.name == "pipeline":
         # in these tests a GPU is called by its rank
         order = tuple(map(int, config.engine.gpus)) if config.engine.gpus else None
-        return PipelineEngine(
-            load_stage(config, order), objective_of(config), config, torch.device("cpu"), state, order
-        )
+        stage = use_kernels(load_stage(config, order), config.model)
+        return PipelineEngine(stage, objective_of(config), config, torch.device("cpu"), state, order)
     model = prepare_for_training(load_model(config.model), config)
     if config.model.vision_features == "precompute":
         drop_submodules(model, frozen_prefix(config))
+    use_kernels(model, config.model)
     return ZeroEngine(model, objective_of(config), config, torch.device("cpu"), state)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from jobs.gpu import facts, kernels, shapes, throughput, training, two
+from jobs.gpu import facts, kernels, layers, shapes, throughput, training, two
 from jobs.gpu.check import Check, Machine, Outcome, Section, UnexpectedFigureError, skipped
 from smolray.engine.allocator import expand_segments
 from smolray.report.page import render
@@ -28,6 +28,7 @@ from smolray.report.page import render
 SECTIONS = (
     Section("machine", facts.CHECKS, 60),
     Section("kernels", kernels.CHECKS, 240),
+    *(Section(f"layers, {check.name}", (check,), 240) for check in layers.CHECKS),
     Section("tiny", training.CHECKS, 240),
     *(Section(f"step of {check.name}", (check,), 120) for check in shapes.TRAINING),
     *(Section(f"decoding, {check.name}", (check,), 90) for check in shapes.DECODING),

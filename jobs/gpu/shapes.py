@@ -18,6 +18,7 @@ from smolray.data.batch import Batch
 from smolray.model import attention
 from smolray.model.adapters import prepare_for_training
 from smolray.model.decoding import greedy
+from smolray.model.kernels import use_kernels
 from smolray.model.load import base_model
 from smolray.model.tiny import SHAPES
 from smolray.objectives.base import Normalisers
@@ -119,6 +120,7 @@ class Step:
         if not dist.is_initialized():
             process_group(device)
         model = prepare_for_training(random_model(shape, DTYPES[self.config.model.dtype], device), self.config)
+        use_kernels(model, self.config.model)
         self.engine = ZeroEngine(model, objective_of(self.config), self.config, device)
         self.batch = random_batch(model, 3, TOKENS, TILES, TRAINED, flat=True)
         self.shape = ModelShape.from_config(base_model(model).config.to_dict(), shape)

@@ -28,6 +28,8 @@ SAME = {
     "loraplus_lr_ratio": "optimizer.loraplus_lr_ratio",
     "lora_modules_to_save": "lora.modules_to_save",
     "neftune_alpha": "train.neftune_noise_alpha",
+    "torch_compile": "model.compile",
+    "enable_liger_kernel": "model.use_liger_kernel",
     **dict.fromkeys(("cutoff_len", "sequence_len"), "data.max_length"),
     "dataset_revision": "data.revision",
     "max_samples": "data.max_samples",

@@ -33,6 +33,7 @@ def faults(config: RunConfig) -> list[str]:
     """One line for each combination that cannot work; empty: the run may start."""
     return [
         *_model(config),
+        *_kernels(config),
         *_data(config),
         *_optimizer(config),
         *_evaluation(config),
@@ -77,6 +78,30 @@ def _model(config: RunConfig) -> Iterator[str]:
         yield (
             "model.vision_features = precompute with a trained vision tower: its features change every step; "
             f"nearest: model.train=[{others}]"
+        )
+
+
+def _kernels(config: RunConfig) -> Iterator[str]:
+    model, engine = config.model, config.engine
+    for name in ("compile", "use_liger_kernel"):
+        if not getattr(model, name):
+            continue
+        if engine.name == "trl":
+            yield f"model.{name} = true with engine = trl: its trainers run their own layers; nearest: engine=zero"
+        if engine.name == "zero" and config.zero_stage == 3:
+            yield (
+                f"model.{name} = true with engine.stage = 3: ZeRO-3 gathers the weights in hooks of the modules that "
+                "it replaces; nearest: engine.stage=2"
+            )
+    if model.compile and model.load_in_8bit:
+        yield (
+            "model.compile = true with model.load_in_8bit = true: which inputs an 8-bit layer multiplies in 16 bit is "
+            "known only as it runs; nearest: model.load_in_4bit=true, or model.compile=false"
+        )
+    if model.use_liger_kernel and config.resources.use_gpu == "no":
+        yield (
+            "model.use_liger_kernel = true with resources.use_gpu = no: its kernels are Triton's, for a GPU; "
+            "nearest: model.use_liger_kernel=false"
         )
 
 

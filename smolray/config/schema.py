@@ -44,6 +44,17 @@ class ModelConfig(Section):
     cudnn_attention: bool = False
     """true: torch may take cuDNN's attention in 16 bit, as it would on an H100. It plans each shape anew, and each
     decoded token is another shape; false: its flash and memory-efficient kernels"""
+    compile: bool = False
+    """true: torch.compile of every layer of the vision tower and of the text model, around attention, while training:
+    one compilation for all layers of a kind and all lengths, in the first steps (minutes); on a CPU it needs g++. Not
+    on ZeRO-3, nor with load_in_8bit. Plans are without it. Nothing has run on a GPU yet: off until `make gpu` has shown
+    what it saves"""
+    use_liger_kernel: bool = False
+    """true: Liger's Triton kernels (`pip install 'smolray[liger]'`, a CUDA GPU) for RMSNorm, SwiGLU, rotary embedding
+    and the loss of the head, whose logits then never exist together; gradients and losses are ours to 1e-5 in fp32.
+    With compile: the loss alone, as Inductor fuses the rest. Not on ZeRO-3. The loss makes the host wait twice in each
+    micro-batch, and pays for long answers. Plans are without it: layers keep less than is planned, and a trained head
+    takes 6 bytes more of each of its weights. Nothing has run on a GPU yet"""
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
     """true: recompute the activations of every layer in the backward pass (the text model's last layer, whose MLP runs
     for trained tokens only, keeps the activations that are left); a number: only of that many layers of the vision

@@ -98,6 +98,7 @@ def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return blocks.sum(-1, dtype=torch.int32), order.int()
 
 
+@torch.compiler.disable  # each length would be another graph of the layer; FlexAttention is compiled by itself
 def packed_attention(
     module: nn.Module,
     query: torch.Tensor,

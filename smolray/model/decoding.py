@@ -53,6 +53,13 @@ def decode(
 
     Each sequence has a slot for each of its conversations; a step decodes one token in every slot.
     """
+    with torch.compiler.set_stance("force_eager"):  # each token would be another length of the cache
+        return _decode(model, batch, max_new_tokens, stop_ids, choose)
+
+
+def _decode(
+    model: nn.Module, batch: Batch, max_new_tokens: int, stop_ids: Collection[int], choose: Choose
+) -> list[list[int]]:
     text_model, head = base_model(model).model.text_model, base_model(model).lm_head
     device, length = batch.input_ids.device, batch.input_ids.shape[1]
     sequence, position = batch.ends // length, batch.ends % length

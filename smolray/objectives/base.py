@@ -9,6 +9,7 @@ applied only at positions that predict a trained token.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -64,7 +65,14 @@ class Objective:
 
 def token_logps(head: Head, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Log-probability of each trained token from (N, hidden): (N,) float32."""
+    if (fused := fused_head(head, hidden)) is not None:
+        return -fused.losses(hidden, batch.target_ids)
     return -F.cross_entropy(head(hidden).float(), batch.target_ids, reduction="none")
+
+
+def fused_head(head: Head, hidden: torch.Tensor) -> Any:
+    """The head, if it computes this loss without its logits (model/liger.py, FusedHead); else None."""
+    return head if hasattr(head, "fuses") and head.fuses(hidden) else None
 
 
 def completion_logps(head: Head, hidden: torch.Tensor, batch: Batch, mean: bool = False) -> torch.Tensor:

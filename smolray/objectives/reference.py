@@ -14,6 +14,7 @@ from torch import nn
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.model.forward import target_states
+from smolray.model.kernels import compile_layers
 from smolray.model.load import base_model
 from smolray.objectives.base import completion_logps
 
@@ -31,6 +32,8 @@ def reference_of(model: nn.Module, config: RunConfig) -> Reference | None:
     if kind == "adapter":
         return _adapters_off
     frozen = copy.deepcopy(model).requires_grad_(False).eval()
+    if config.model.compile:  # a copy of a compiled layer is not compiled
+        compile_layers(frozen)
     return lambda _, batch: _logps(frozen, batch)
 
 

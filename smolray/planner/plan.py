@@ -191,6 +191,7 @@ def _method_changes(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
     for bits in (8, 4):
         if not (config.model.load_in_4bit or (config.model.load_in_8bit and bits == 8)):
             settings = {**lora, "model.load_in_8bit": bits == 8, "model.load_in_4bit": bits == 4}
+            settings |= {"model.compile": False} if config.model.compile and bits == 8 else {}  # config/rules.py
             methods.append((settings, f"{'LoRA over ' if lora else ''}weights in {bits} bit"))
     return methods
 

@@ -28,6 +28,7 @@ from smolray.engine.base import Engine
 from smolray.engine.pipeline.engine import PipelineEngine
 from smolray.engine.pipeline.load import load_stage
 from smolray.model.adapters import prepare_for_training
+from smolray.model.kernels import check_kernels, use_kernels
 from smolray.model.load import load_model
 from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.objectives.registry import objective_of
@@ -111,9 +112,11 @@ class WorkerSetup:
 
     def _load_model(self) -> nn.Module:
         if self.config.engine.name == "pipeline":
-            return load_stage(self.config, self._stage_order())
+            return use_kernels(load_stage(self.config, self._stage_order()), self.config.model)
         model = prepare_for_training(load_model(self.config.model), self.config)
-        return drop_submodules(model, frozen_prefix(self.config)) if self.folders.sidecars.features else model
+        if self.folders.sidecars.features:
+            drop_submodules(model, frozen_prefix(self.config))
+        return use_kernels(model, self.config.model)
 
     def _build_engine(self, model: nn.Module, state: EngineState | None) -> Engine:
         objective = objective_of(self.config)
@@ -137,6 +140,7 @@ class WorkerSetup:
 
 def check_device(config: RunConfig, device: torch.device) -> None:
     """Raise ConfigError where this device cannot compute what the run asks for."""
+    check_kernels(config.model, device)
     dtype = config.model.dtype
     if config.model.load_in_8bit and config.lora is not None and config.lora.use_dora and device.type != "cuda":
         raise ConfigError(

@@ -19,6 +19,15 @@ LORA = ["lora.r=8", "model.train=[]"]
         (["lora.r=8", "model.load_in_8bit=true"], ["they stay frozen", "nearest: model.train=[]"]),
         ([*LORA, "model.load_in_4bit=true", "engine.stage=3"], ["ZeRO-3 cannot shard them", "nearest: engine.stage=2"]),
         ([*LORA, "lora.ranks={vision: 4}"], ["lora.ranks names ['vision']"]),
+        (["model.compile=true", "engine.stage=3"], ["hooks of the modules", "nearest: engine.stage=2"]),
+        (["model.use_liger_kernel=true", "engine.stage=3"], ["hooks of the modules", "nearest: engine.stage=2"]),
+        (["model.compile=true", "engine=trl"], ["run their own layers", "nearest: engine=zero"]),
+        (["model.use_liger_kernel=true", "engine=trl"], ["run their own layers", "nearest: engine=zero"]),
+        ([*LORA, "model.compile=true", "model.load_in_8bit=true"], ["known only as it runs", "or model.compile=false"]),
+        (
+            ["model.use_liger_kernel=true", "resources.use_gpu=no"],
+            ["Triton's, for a GPU", "nearest: model.use_liger_kernel=false"],
+        ),
         (
             ["optimizer.name=adamw_8bit", "engine.stage=2"],
             ["could not be saved by name", "nearest: optimizer.name=adamw"],
@@ -117,7 +126,8 @@ def test_dpo_with_a_frozen_copy_is_refused_in_a_pipeline(overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        [*LORA, "model.load_in_4bit=true"],
+        [*LORA, "model.load_in_4bit=true", "model.compile=true"],
+        ["model.compile=true", "model.use_liger_kernel=true", "engine=pipeline"],
         [*LORA, "model.load_in_8bit=true", "engine.stage=0", "optimizer.name=paged_adamw_8bit"],
         [*LORA, "model.load_in_4bit=true", "model.dtype=float16", "engine.stage=1"],
         ["model.dtype=float32", "engine.stage=0", "optimizer.name=adamw_8bit"],
