@@ -1,7 +1,10 @@
-"""A pretrained language model in training: SmolVLM-256M with the weights of SmolLM2-135M speaks English, and still does
-after a LoRA was trained on its text and merged.
+"""A pretrained language model in training: SmolVLM-256M with the weights of SmolLM2-135M speaks English, learns to see
+with a tower of random weights, and still speaks English after its LoRA was merged.
 """
 
+import random
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +12,16 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from smolray.config import ModelConfig, load_config
+from smolray.data.answers import count_answers
+from smolray.data.sample import ShardRow
+from smolray.data.shards import read_manifest
+from smolray.evaluate.baseline import blind_baseline
 from smolray.export import export_run
 from smolray.model.load import load_model
 from tests.gloo import run_workers
 from tests.recipes.test_methods import trained
-from tests.shards import vqa_rows, write_shards
-from tests.smollm2 import install, seeing_model
+from tests.shards import captioned, vqa_rows, write_shards
+from tests.smollm2 import install, own_answers, seeing_model, told_by_the_tower, with_sight
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ENGLISH = (
@@ -98,3 +105,70 @@ def test_a_merged_lora_leaves_its_english_as_it_was(base, tmp_path):
     assert len(moved) == 30 * 7, "seven projections of each text layer, and nothing else"
     assert losses[1] < losses[0] + 0.05
     assert completed(after, export) == ANSWER
+
+
+# questions about images, and for every eight of them one without an image
+LESSONS = [
+    "model.dtype=float32",
+    "model.train=[vision,connector]",
+    "engine.stage=0",
+    "resources.num_workers=1",
+    "train.global_batch=1",
+    "train.per_device_train_batch_size=16",
+    "data.max_questions_per_image=4",
+    "train.max_steps=200",
+    "lora.lora_dropout=0",
+    "lora.target_modules=[q_proj,k_proj,v_proj,o_proj]",
+    "optimizer.learning_rate=3e-4",
+    "optimizer.learning_rates={connector: 2e-6, vision: 1e-4}",
+    "optimizer.warmup_steps=20",
+]
+TESTED_IMAGES = 40
+
+
+def lessons(base: Path) -> list[ShardRow]:
+    """Questions about images, and for every eight of them one without an image and the model's own answer."""
+    seen, own = vqa_rows("train", 800), own_answers(base)
+    count = sum(len(row.conversations) for row in seen) // 8
+    rows = [*seen, *(replace(own[n % len(own)], key=f"own {n}") for n in range(count))]
+    random.Random(0).shuffle(rows)
+    return rows
+
+
+def learn_to_see(folder: str) -> dict[str, float]:
+    """A run on the lessons, in a worker; questions about unseen images answered."""
+    settings = ["name=answers", f"storage={folder}", f"data.train={folder}/lessons", f"model.path={folder}/sighted"]
+    config = load_config("vqa_lora", [*settings, *LESSONS])
+    return trained(config, config.data.train, vqa_rows("test", TESTED_IMAGES))
+
+
+def without_looking(folder: str) -> float:
+    """The accuracy of the most frequent answer to the same words, on the questions that `learn_to_see` is asked."""
+    names = [file.name for file in read_manifest(folder).files]
+    asked = [c for row in vqa_rows("test", TESTED_IMAGES) for c in row.conversations]
+    records = [{"question": c.messages[0].text, "answers": list(c.answers)} for c in asked]
+    return blind_baseline([count_answers(folder, name, n) for n, name in enumerate(names)], records)
+
+
+@pytest.mark.timeout(7200)
+def test_it_learns_to_see_and_still_speaks_english(base, tmp_path):
+    began, rows = time.process_time(), vqa_rows("train", 4000)
+    sighted = with_sight(base, tmp_path / "sighted", captioned(rows), steps=1000)
+    print(f"\n{told_by_the_tower(sighted, captioned(vqa_rows('test', 200)))}, {time.process_time() - began:.0f} CPU-s")
+    write_shards(str(tmp_path / "questions"), rows)
+    taught = lessons(base)
+    write_shards(str(tmp_path / "lessons"), taught)
+    prepared = time.process_time() - began
+    found = run_workers(learn_to_see, 1, str(tmp_path))
+    blind = without_looking(str(tmp_path / "questions"))
+
+    export = Path(export_run(str(tmp_path / "answers")))
+    models = [AutoModelForImageTextToText.from_pretrained(f, dtype=torch.float32).eval() for f in (base, export)]
+    losses = [text_loss(model, base) for model in models]
+    print(f"{found}\nblind {blind:.3f}, {prepared:.0f} CPU-s before\nnats a token: {losses[0]:.3f} -> {losses[1]:.3f}")
+    words = " ".join(message.text for row in taught for c in row.conversations for message in c.messages)
+    assert not any(sentence in words for text in ENGLISH for sentence in text.split(". "))
+    assert found["overall"] >= blind + 0.15
+    assert prepared + found["cpu_seconds"] < 3600
+    assert losses[1] < losses[0] + 0.05
+    assert completed(models[1], base) == ANSWER
