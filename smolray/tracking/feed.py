@@ -14,6 +14,7 @@ from typing import Protocol
 from smolray import storage
 from smolray.run.events import Event, EventTail, read_events, surviving
 
+LOCAL_SECONDS, REMOTE_SECONDS = 5.0, 15.0  # between two looks at the log: a look costs a tracker more than a step
 RETRY_SECONDS, MOST_RETRY_SECONDS = 10.0, 300.0
 CHUNK = 1000  # events handed over together
 
@@ -63,7 +64,7 @@ class Feed(threading.Thread):
 
     def run(self) -> None:
         """Follow the log until `close`. Never raises."""
-        poll = 2.0 if storage.is_local(self.run_dir) else 15.0
+        poll = LOCAL_SECONDS if storage.is_local(self.run_dir) else REMOTE_SECONDS
         while True:
             last = self._over.is_set()  # looked at first: nothing that is written before the end is missed
             wait = poll

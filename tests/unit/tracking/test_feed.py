@@ -35,7 +35,8 @@ class Memory:
         self.status = status
 
 
-def test_history_then_what_is_written_live_then_the_end(tmp_path):
+def test_history_then_what_is_written_live_then_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(feed_module, "LOCAL_SECONDS", 0.2)
     config, memory, said = tracked_run(tmp_path), Memory(), []
     with fed(config.run_dir, [memory], said.append, 30):
         wait_for(lambda: memory.steps == [1, 2, 3, 4])  # the first step 3 was discarded by the resume
