@@ -44,5 +44,5 @@ def test_all_trackers_on_cost_a_run_of_1000_of_the_smallest_steps_less_than_2_pe
                 before = now
     assert all(feed.complete for feed in feeds), said
     with capsys.disabled():
-        print(f"\nCPU-s to start: {started:.1f}; CPU-ms a step, of one each {EVERY} s: {[round(1e3 * c) for c in costs]}")
+        print(f"\nCPU-s to start: {started:.1f}; CPU-ms a step: {[round(1000 * cost) for cost in costs]}")
     assert started + SHORT_RUN * statistics.median(costs) < 0.02 * SHORT_RUN * SMALLEST_STEP
