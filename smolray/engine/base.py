@@ -54,6 +54,7 @@ class Engine(Protocol):
     epoch: int  # set by the loop; keys the dropout
     data_parallel: tuple[int, int]  # (this worker's rank, their number) among the workers with different micro-batches
     sees_images: bool  # whether this worker reads the pixels of its micro-batches
+    one_by_one: bool  # whether `accumulate` asks for a micro-batch when the work on the one before is launched
 
     def accumulate(self, batches: Iterable[Batch], forwards: int, normalisers: Normalisers) -> LocalSums:
         """Forward and backward passes of a step; gradients are summed over all workers.

@@ -88,6 +88,7 @@ class ZeroEngine:
         self.stage = config.zero_stage
         self.epoch = 0
         self.data_parallel, self.sees_images = (dist.get_rank(), dist.get_world_size()), True
+        self.one_by_one = not objective.embeds
         self.parameters = {canonical_name(name): p for name, p in trainable(model).items()}
         self.reference_known = config.reference_model == "precompute"  # its log-probabilities come with the batches
 

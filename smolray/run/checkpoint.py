@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -97,9 +98,11 @@ def require_finite(where: str, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _write(uri: str, name: str, data: bytes) -> dict[str, Any]:
-    """Write one file; returns its entry in the manifest."""
-    storage.write_bytes(storage.join(uri, name), data)
-    return {"bytes": len(data), "blake2b": _hash(data)}
+    """Write one file, and hash it meanwhile; returns its entry in the manifest."""
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(_hash, data)
+        storage.write_bytes(storage.join(uri, name), data)
+        return {"bytes": len(data), "blake2b": digest.result()}
 
 
 def annotate(saved: Checkpoint, metrics: dict[str, float]) -> Checkpoint:

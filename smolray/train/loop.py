@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Protocol
 
 import torch.distributed as dist
@@ -20,6 +19,7 @@ from smolray.engine.base import Engine, LocalSums, NonFiniteGradientError, StepR
 from smolray.engine.optim import schedule
 from smolray.objectives.base import Normalisers
 from smolray.run.checkpoint import Progress
+from smolray.train.ahead import BatchesAhead
 from smolray.train.balance import MicroBatchBalancer
 from smolray.train.refusal import NonFiniteStepError, refused_step
 from smolray.train.step import Hook, StepInfo, StepMetrics, StopPoll, sum_over_workers
@@ -92,14 +92,15 @@ class TrainLoop:
         """Successive steps of one epoch through one stream; a window is the micro-batches of one step."""
         plan = self.plans[epoch]
         stream = self.open_stream(plan, [number for window in windows for number in balancer.own(window)])
-        batches = iter(stream)
+        early = self.engine.one_by_one and self.engine.device.type == "cuda"
+        batches = BatchesAhead(stream, self.engine.device if early else None)
 
         for window in windows:
             began, waited_before = time.perf_counter(), stream.wait_seconds
 
             # The divisors of the means are known beforehand, so every worker's contributions simply add up.
             normalisers = normalisers_of(plan, window)
-            own = islice(batches, len(balancer.own(window)))
+            own = batches.take(len(balancer.own(window)))
             local = self.engine.accumulate(own, max(balancer.counts(len(window))), normalisers)
 
             waited = stream.wait_seconds - waited_before

@@ -58,6 +58,7 @@ class PipelineEngine:
         replica, self.index = self.mesh.coordinates(dist.get_rank())
         self.data_parallel = (replica, self.mesh.replicas)
         self.sees_images = self.index == 0  # precomputed features enter there too
+        self.one_by_one = False
         self.pipeline, self.data = self.mesh.own_pipeline(), self.mesh.own_replicas()
         self.host = dist.new_group(backend="gloo")  # for what is in CPU memory anyway
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickletools
 import shutil
+import threading
 from hashlib import blake2b
 from pathlib import Path
 
@@ -46,6 +47,24 @@ def latest(run):
     said: list[str] = []
     found = checkpoint.latest(run, said.append)
     return found and found.step, said
+
+
+def test_a_file_is_hashed_while_it_is_written(run, monkeypatch):
+    hashing, hashed, written = threading.Event(), checkpoint._hash, storage.write_bytes
+
+    def hash_(data):
+        hashing.set()
+        return hashed(data)
+
+    def write(uri, data):
+        assert hashing.wait(10), f"{uri} was written before its hash was begun"
+        hashing.clear()
+        written(uri, data)
+
+    monkeypatch.setattr(checkpoint, "_hash", hash_)
+    monkeypatch.setattr(storage, "write_bytes", write)
+    saved(run, 7)
+    assert latest(run) == (7, [])
 
 
 def test_what_is_saved_comes_back_to_the_bit(run):
