@@ -33,7 +33,7 @@ SECTIONS = (
     *(Section(f"step of {check.name}", (check,), 120) for check in shapes.TRAINING),
     *(Section(f"decoding, {check.name}", (check,), 90) for check in shapes.DECODING),
     *(Section(f"throughput, {check.name}", (check,), 120) for check in throughput.CHECKS),
-    Section("two GPUs", two.CHECKS, 180),
+    Section("two GPUs", two.CHECKS, 300),
 )
 
 

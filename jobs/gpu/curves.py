@@ -108,7 +108,7 @@ def losses(
     found: list[float] = []
 
     def train(config: RunConfig, engine: Engine, progress: Progress) -> Progress:
-        from smolray.data.local import LocalStream, local_plan
+        from smolray.data.local import LocalStream, local_plans
         from smolray.train.loop import TrainLoop
 
         shards = str(folder / ("pairs" if config.traits.pairs else "shards"))
@@ -119,7 +119,7 @@ def losses(
         loop = TrainLoop(
             config,
             engine,
-            [local_plan(shards, config)],
+            local_plans(shards, config),
             lambda plan, numbers: LocalStream(shards, plan, numbers, config),
             progress,
             [keep],

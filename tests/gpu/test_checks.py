@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jobs.gpu import __main__ as command
+from jobs.gpu import two
 from jobs.gpu.check import Check, Machine, Needs, Section, UnexpectedFigureError
 
 NO_GPU = Machine(0, why_not="torch is built without CUDA")
@@ -29,7 +30,7 @@ def test_without_a_gpu_every_check_is_skipped_with_its_reason(tmp_path, monkeypa
     assert all(check["reason"] == "no GPU: torch is built without CUDA" for check in report["checks"])
     assert len(report["checks"]) == sum(len(section.checks) for section in command.SECTIONS) >= 30
     page = Path("gpu.html").read_text()
-    assert "39 skipped" in page and "Is FlexAttention with heads 15/5 SDPA" in page and "http" not in page
+    assert "40 skipped" in page and "Is FlexAttention with heads 15/5 SDPA" in page and "http" not in page
     assert capsys.readouterr().out.splitlines()[-1].startswith("0 passed, 0 failed")
 
 
@@ -97,19 +98,22 @@ def test_the_checks_that_a_cpu_can_compute_pass_there():
 
 
 @pytest.mark.slow
-def test_two_workers_have_the_losses_of_one(tmp_path):
+@pytest.mark.parametrize("check", [check.name for check in two.CHECKS])
+def test_two_workers_have_the_losses_of_one(tmp_path, check):
     code = (
-        "import json, torch; from jobs.gpu import two\n"
+        "import json, sys, torch; from jobs.gpu import __main__ as command, two\n"
         "if __name__ == '__main__':\n"
-        "    print(json.dumps([two.on_two(s, torch.device('cpu')) for s in two.CASES.values()]))\n"
+        "    check = next(check for check in two.CHECKS if check.name == sys.argv[1])\n"
+        "    outcome = command.outcome_of(command.Section('s', (), 1), check, torch.device('cpu'))\n"
+        "    print(json.dumps(outcome.to_json()))\n"
     )
     (tmp_path / "run.py").write_text(code)
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        [sys.executable, tmp_path / "run.py"], capture_output=True, text=True, env=environment, timeout=600
-    )
+    command = [sys.executable, tmp_path / "run.py", check]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout.splitlines()[-1])) == 3
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert (outcome["verdict"], outcome["reason"]) == ("passed", ""), outcome
 
 
 def test_a_random_batch_of_a_true_shape_is_one_that_the_model_takes():
