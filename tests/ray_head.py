@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,3 +40,15 @@ def ray_head(python, folder, environment):
         # asked politely it takes 30 s; what it started in other groups ends with its raylet
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def wait_for_head(address, folder, seconds=90):
+    """Until its job server answers."""
+    deadline, port = time.monotonic() + seconds, int(address.rpartition(":")[2])
+    while time.monotonic() < deadline:
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                time.sleep(5)  # the job server answers a little later than its port
+                return
+        time.sleep(1)
+    raise AssertionError((Path(folder) / "head.log").read_text()[-3000:])

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smolray.cli.options import ConfigFile, Overrides, console, job_client, plain
+from smolray.cli.options import ConfigFile, Overrides, console, errors, job_client, plain
 from smolray.config import RunConfig, load_config
 from smolray.run.status import clear_stop, run_status
 
@@ -66,9 +66,13 @@ def submit_run(client: Any, run: RunConfig, arguments: list[str], follow: bool) 
     if not follow:
         return
 
+    printed = False
     for text in jobs.follow(client, job_id):
         typer.echo(text, nl=False)
-    final = client.get_job_status(job_id).value
-    console.print(f"{job_id} {final}")
-    if final != "SUCCEEDED":
+        printed = True
+    job = client.get_job_info(job_id)
+    console.print(f"{job_id} {job.status.value}")
+    if job.status.value != "SUCCEEDED":
+        if not printed:  # it did not begin, and Ray knows why
+            errors.print(plain((job.message or "").strip()[-2000:]), soft_wrap=True)
         raise typer.Exit(1)

@@ -73,7 +73,7 @@ def submit(client: "JobSubmissionClient", config: RunConfig, arguments: Sequence
             "stop it, or take another name"
         )
     try:
-        with job_environment(working_dir, arguments) as (environment, words):
+        with job_environment(working_dir, arguments, config.resources.uv) as (environment, words):
             named = {RUN_KEY: config.name, STORAGE_KEY: config.storage}
             return _submitted(client, entrypoint=shlex.join([*ENTRY, *words]), runtime_env=environment, metadata=named)
     except (RuntimeError, ValueError) as error:

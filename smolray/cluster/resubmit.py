@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 2.0
 NODES_SECONDS = 60.0  # how long a cluster that restarted may take to be as large as it was
 MOVED_SECONDS = 60.0  # a run that is stopped to leave a node is submitted again within
+NOT_INSTALLED = "RUNTIME_ENV_SETUP_FAILURE"  # Ray's word where packages or code did not get onto the node
 LOSSES = 5  # in a row, without a step in between
 
 
@@ -86,6 +87,8 @@ def _ended_of_its_own(client: "JobSubmissionClient", job_id: str) -> bool:
     job = client.get_job_info(job_id)
     if jobs_client.is_lost(client, job):
         return False
+    if job.status.value == "FAILED" and job.error_type == NOT_INSTALLED:
+        raise JobsError(f"job {job_id} could not begin: {(job.message or '').strip()[-1000:]}")
     if job.status.value == "FAILED" and (job.driver_exit_code or 0) > 0 and job.driver_exit_code != 137:  # not killed
         raise JobsError(
             f"job {job_id} failed, and its run could not say why: {client.get_job_logs(job_id).strip()[-1000:]}"

@@ -209,6 +209,8 @@ class ResourcesConfig(Section):
     """in the queue: higher ones first; among equal ones users take turns"""
     user: str = ""
     """in the queue: whose run it is; `smolray submit` fills in who calls it, else it is who starts the driver"""
+    uv: bool = False
+    """whether Ray installs smolray's packages for a submitted run, with uv: for nodes that have Ray alone"""
 
     @property
     def workers(self) -> tuple[int, int]:

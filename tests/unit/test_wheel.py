@@ -7,11 +7,9 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -19,7 +17,7 @@ import pytest
 
 from smolray.config.recipes import recipes
 from tests.offline import picture
-from tests.ray_head import ray_head
+from tests.ray_head import ray_head, wait_for_head
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("smolray", "cluster", "k8s", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
@@ -169,18 +167,7 @@ def test_a_run_is_submitted_without_a_checkout(python, folder):
         tempfile.TemporaryDirectory(prefix="sw", ignore_cleanup_errors=True) as home,
         ray_head(python, home, environment(python, **token)) as address,
     ):
-        wait_for_port(int(address.rsplit(":", 1)[1]), Path(home) / "head.log")
+        wait_for_head(address, home)
         options = ["--address", address, "--follow", *settings(folder, "submitted")]
         assert "SUCCEEDED" in smolray(python, folder, "submit", *options, **token)
     assert "finished" in smolray(python, folder, "status", "submitted", "--storage", str(folder / "runs"))
-
-
-def wait_for_port(port, log, seconds=90):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(5)  # the job server answers a little later than its port
-                return
-        time.sleep(1)
-    raise AssertionError(log.read_text()[-3000:])

@@ -1,11 +1,17 @@
 """A job gets the code of a checkout without what it does not need, and elsewhere nothing but its config file."""
 
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from smolray.cluster.upload import EXCLUDES, job_environment
+from smolray.cluster.deploy import node_packages
+from smolray.cluster.upload import EXCLUDES, PACKAGE, job_environment
 from smolray.config.recipes import recipe_text
 
 ROOT = Path(__file__).parents[3]
@@ -38,6 +44,55 @@ def test_elsewhere_the_config_file_alone_is_uploaded(tmp_path, file):
 def test_settings_that_the_cluster_reads_itself_are_not_uploaded(tmp_path, arguments):
     with job_environment(str(tmp_path), arguments) as (environment, words):
         assert environment == {} and words == arguments
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_nodes_that_have_ray_alone_get_the_packages_and_the_code(tmp_path, checkout):
+    if checkout:
+        (tmp_path / "smolray").mkdir()
+        (tmp_path / "smolray" / "__main__.py").touch()
+    with job_environment(str(tmp_path), ["--config", "vqa_lora"], uv=True) as (environment, _):
+        assert {"ray", "torch", "deepspeed"} <= {line.partition("==")[0] for line in environment["uv"]["packages"]}
+        assert environment.get("py_modules") == (None if checkout else [str(PACKAGE)])
+        assert (environment["working_dir"] == str(tmp_path)) is checkout
+    with job_environment(str(tmp_path), [], uv=True) as (environment, _):
+        assert "uv" in environment
+
+
+def needed_by(requirements):
+    """Names of the packages that these need on Linux, and those that these need, by what is installed here."""
+    linux = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
+    seen, names, todo = set(), set(), [Requirement(text) for text in requirements]
+    while todo:
+        one = todo.pop()
+        names.add(name := canonicalize_name(one.name))
+        for extra in {"", *one.extras} - {e for n, e in seen if n == name}:
+            seen.add((name, extra))
+            try:
+                more = [Requirement(text) for text in requires(name) or ()]
+            except PackageNotFoundError:
+                continue
+            todo += [r for r in more if r.marker is None or r.marker.evaluate(linux | {"extra": extra})]
+    return names
+
+
+def test_every_package_that_a_node_or_the_tests_need_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^=]+", line) for line in lines) and set(node_packages()) < set(lines)
+    pinned = [canonicalize_name(line.partition("==")[0]) for line in lines]
+    assert len(set(pinned)) == len(pinned)
+    on_nodes = set(pinned[: len(node_packages())])
+
+    # not in the tested set: two trackers, pip's own tool, and what a CUDA build of torch brings along
+    free = {"trackio", "swanlab", "setuptools", "triton", "smolray"}
+    used = [*project["dependencies"], *(r for name in extras.keys() - {"dev", "demo"} for r in extras[name])]
+    needed = {name for name in needed_by(used) - free if not name.startswith(("nvidia-c", "cuda-"))}
+    assert needed <= on_nodes, "constraints.txt has no version, in its first part, of these"
+    tools = needed_by([*extras["dev"], *extras["demo"]]) - free - needed
+    assert {name for name in tools if not name.startswith(("nvidia-c", "cuda-"))} <= set(pinned)
+    assert not on_nodes & {"pytest", "mypy", "ansible-core"}
 
 
 @pytest.mark.parametrize("excludes", [list(EXCLUDES), None], ids=["smolray submit", "ray job submit"])
