@@ -66,13 +66,7 @@ class Meter:
 
 def serve(connection: Connection, way: str, task: Task) -> None:
     """Run a way in this process until the other side says stop."""
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
     if not torch.cuda.is_available():
@@ -104,6 +98,8 @@ def ours(task: Task, meter: Meter, options: dict[str, str]) -> None:
     from smolray.train.loop import TrainLoop
 
     device = training_device()
+    # for DeepSpeed, and for it alone: accelerate would take them for a launcher's, and on a GPU look for its port
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/init", rank=0, world_size=1

@@ -1,8 +1,13 @@
 """The benchmark of a true shape runs to its end on a machine without a GPU: each case is skipped, and why is said."""
 
 import json
+import multiprocessing
+import os
+
+import torch
 
 from jobs import benchmark
+from jobs.bench import peers
 from jobs.gpu.check import Machine
 
 
@@ -16,3 +21,17 @@ def test_without_a_gpu_true_shapes_are_skipped_with_the_reason(tmp_path, monkeyp
     assert reasons["sft_multi_question"] == "random-256m needs a GPU: torch is built without CUDA"
     assert reasons["launch"] == "it is the same for every shape"
     assert "sft_multi_question: skipped: random-256m needs a GPU" in capsys.readouterr().out
+
+
+def test_trl_is_started_as_a_user_starts_it_without_a_launcher(monkeypatch):
+    """Where a rank is set, accelerate looks on a GPU for a launcher's port, and TRL's trainer does not start."""
+    launcher, seen = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"), {}
+    for name in launcher:
+        monkeypatch.setenv(name, "")  # put back as it was
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setitem(peers.WAYS, "trl", lambda task, meter, options: seen.update(os.environ))
+
+    _, there = multiprocessing.Pipe()
+    peers.serve(there, "trl", peers.Task("", (), 1, 1, threads=torch.get_num_threads()))
+    assert seen and not seen.keys() & set(launcher)
