@@ -22,7 +22,7 @@ from smolray.objectives.base import Normalisers
 from smolray.objectives.sft import sft
 
 LENGTHS = (1200, 1500, 1999)  # after the first one
-MOST_GRAPHS = 25  # as tests/proofs/test_layers.py has them
+MOST_GRAPHS = 25  # as on a CPU (tests/recipes/test_compile.py)
 
 
 def passes(model: nn.Module, batch: Batch) -> list[float]:

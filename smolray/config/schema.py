@@ -46,9 +46,9 @@ class ModelConfig(Section):
     decoded token is another shape; false: its flash and memory-efficient kernels"""
     compile: bool = False
     """true: torch.compile of every layer of the vision tower and of the text model, around attention, while training:
-    one compilation for all layers of a kind and all lengths, in the first steps (minutes); on a CPU it needs g++. Not
-    on ZeRO-3, nor with load_in_8bit. Plans are without it. Nothing has run on a GPU yet: off until `make gpu` has shown
-    what it saves"""
+    one compilation for all layers of a kind and all lengths, in the first steps (minutes); on a CPU it needs g++. The
+    losses stay the same, but dropout draws other numbers. Not on ZeRO-3, nor with load_in_8bit. Plans are without it.
+    Nothing has run on a GPU yet: off until `make gpu` has shown what it saves"""
     use_liger_kernel: bool = False
     """true: Liger's Triton kernels (`pip install 'smolray[liger]'`, a CUDA GPU) for RMSNorm, SwiGLU, rotary embedding
     and the loss of the head, whose logits then never exist together; gradients and losses are ours to 1e-5 in fp32.

@@ -11,8 +11,6 @@ from torch import nn
 from smolray.config import ConfigError, ModelConfig
 from smolray.model.load import base_model
 
-# Dropout then draws the numbers that it draws uncompiled.
-OPTIONS = {"fallback_random": True}
 torch._dynamo.config.specialize_float = True  # epsilons and scales are constants, whatever the lengths
 
 
@@ -38,7 +36,7 @@ def compile_layers(model: nn.Module) -> None:
     tower, text = getattr(inner.vision_model, "encoder", None), getattr(inner.text_model, "layers", ())
     last = [part for layer in text[-1:] for part in layer.children()]
     for module in [*(tower.layers if tower is not None else ()), *text, *last]:
-        module.compile(dynamic=True, options=OPTIONS)
+        module.compile(dynamic=True)
 
 
 def check_kernels(config: ModelConfig, device: torch.device) -> None:

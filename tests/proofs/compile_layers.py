@@ -10,7 +10,6 @@ from itertools import cycle
 
 import torch
 from torch import nn
-from torch._inductor import config as inductor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
@@ -18,7 +17,7 @@ from jobs.gpu.shapes import random_model
 from smolray.model.adapters import checkpoint_layers
 from smolray.model.attention import Layout
 from smolray.model.forward import run_layers
-from smolray.model.kernels import OPTIONS, compile_layers
+from smolray.model.kernels import compile_layers
 from smolray.model.tiny import SHAPES
 from tests.proofs.pretended import Compiled
 
@@ -57,8 +56,6 @@ def main() -> None:
         parser.add_argument(name)
     asked = parser.parse_args()
     lengths, compiled, found = [*map(int, asked.lengths.split(","))], Compiled(asked.card), {}
-    for option, value in OPTIONS.items():
-        setattr(inductor, option, value)
     # the tower's attention: torch chooses its kernel by asking the driver
     F.scaled_dot_product_attention = lambda query, key, value, **_: query + key + value
 

@@ -112,7 +112,7 @@ class Compiled:
         torch._functorch.config.enable_autograd_cache = False
         torch._inductor.async_compile.AsyncCompile.triton = self._keep
         torch._inductor.async_compile.AsyncCompile.wait = lambda *_: None
-        torch.compile = lambda function, options=None, **named: REAL_COMPILE(function, backend=self._backend, **named)
+        torch.compile = lambda function, **options: REAL_COMPILE(function, backend=self._backend, **options)
 
     def _keep(self, name: str, source: str, device_str: str = "cuda") -> object:
         self.kernels.append((name, source))

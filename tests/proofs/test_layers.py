@@ -9,11 +9,11 @@ import pytest
 from tests.proofs.cuda_torch import CUDA_TORCH, NEEDED, run
 
 pytestmark = NEEDED
-MOST_GRAPHS = 40  # forward and backward are two
+MOST_GRAPHS = 55  # of training, evaluation and checkpointed training; forward and backward are two
 
 
 def test_lengths_and_numbers_of_tiles_share_the_graphs_of_the_layers(runtime):
-    lengths = [1000, 431, 700, 80, 127, 128, 1]
+    lengths = [1000, 431, 700, 80, 127, 128, 129, 256, 999, 3]
     arguments = ("rtx3090", "random-256m", ",".join(map(str, lengths)), "3,17,1")
     graphs = json.loads(run(runtime, "-m", "tests.proofs.compile_layers", *arguments).splitlines()[-1])
     print(f"graphs for {len(lengths)} lengths with 3 numbers of tiles: {graphs}")

@@ -1,5 +1,5 @@
-"""Layers that Inductor compiles (model.compile) give the losses and gradients of the same layers uncompiled: on a CPU,
-where it needs g++.
+"""Layers that Inductor compiles (model.compile) give the losses and gradients of the same layers uncompiled, also under
+ZeRO: on a CPU, where it needs g++.
 """
 
 import pytest
@@ -15,11 +15,13 @@ from smolray.model.kernels import use_kernels
 from smolray.model.load import base_model, load_model
 from smolray.objectives.base import Normalisers
 from smolray.objectives.sft import sft
+from tests.gloo import run_workers
+from tests.recipes.curves import curves
 
 pytestmark = pytest.mark.slow
 KINDS = {
     "full": ["model.gradient_checkpointing=1"],
-    "lora": ["lora={r: 4, lora_dropout: 0.1, groups: [vision, text]}", "model.train=[]", "model.load_in_4bit=true"],
+    "lora": ["lora={r: 4, groups: [vision, text]}", "model.train=[]", "model.load_in_4bit=true"],
 }
 BATCHES = [(3, 200, 2), (2, 150, 1), (3, 260, 3), (4, 301, 2)]  # groups, tokens, tiles
 TRAINED = 12  # tokens
@@ -31,7 +33,6 @@ def passes(model: nn.Module) -> list[float]:
     found = []
     for groups, tokens, tiles in BATCHES:
         batch = random_batch(model, groups, tokens, tiles, TRAINED, flat=True)
-        torch.manual_seed(5)  # dropout's
         hidden = hidden_states(model, batch, batch.target_positions)
         loss, _ = sft(base_model(model).lm_head, hidden, batch, Normalisers(groups, TRAINED))
         model.zero_grad()
@@ -54,3 +55,29 @@ def test_compiled_layers_train_as_they_do_uncompiled(tiny_path, kind):
     print(f"{kind}: {graphs} graphs, {plain}, {compiled}")
     assert compiled == pytest.approx(plain, rel=1e-5)
     assert 0 < graphs <= MOST_GRAPHS, "batches of different lengths share them"
+
+
+def test_a_run_with_compiled_layers_has_the_curve_of_one_without(recipe):
+    shards, overrides = recipe
+    jobs = {name: ([*overrides, "engine.stage=2", f"model.compile={name}"], 2) for name in ("false", "true")}
+    found = run_workers(curves, 1, shards, jobs)
+    print(found)
+    assert len(found["true"]) == 2
+    for compiled, plain in zip(found["true"], found["false"], strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+def test_dropout_of_a_compiled_layer_is_the_same_with_and_without_gradients():
+    """A contrastive step runs each micro-batch twice, first without gradients (objectives/contrastive.py)."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.3), nn.Linear(8, 8))
+    layer.compile(dynamic=True)
+    for rows in (5, 1):
+        values, passes = torch.randn(rows, 7, 8, requires_grad=True), []
+        for gradients in (False, True, True):
+            torch.manual_seed(3)
+            with torch.set_grad_enabled(gradients):
+                passes.append(layer(values).detach())
+        assert torch.equal(passes[0], passes[1]) and torch.equal(passes[1], passes[2])
+        torch.manual_seed(4)
+        assert not torch.equal(layer(values).detach(), passes[0])

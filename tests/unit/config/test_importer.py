@@ -29,6 +29,7 @@ eval_steps: 100
 save_steps: 100
 load_best_model_at_end: true
 optim: adamw_torch_fused
+torch_compile: true
 report_to: [wandb, trackio]
 push_to_hub: true
 """
@@ -49,6 +50,7 @@ warmup_ratio: 0.1
 deepspeed: examples/deepspeed/ds_z2_config.json
 quantization_bit: 4
 loraplus_lr_ratio: 16
+enable_liger_kernel: true
 """
 AXOLOTL = """
 base_model: HuggingFaceTB/SmolVLM-500M-Instruct
@@ -95,7 +97,7 @@ def test_a_yaml_of_trl(tmp_path):
     assert (run.optimizer.name, run.optimizer.learning_rate, run.model.dtype) == ("adamw", 2e-5, "bfloat16")
     assert run.lora is not None and (run.lora.r, run.lora.target_modules) == (16, ("all-linear",))
     assert (run.train.gradient_accumulation_steps, run.evaluate.eval_steps, run.evaluate.eval_epochs) == (8, 100, 0)
-    assert run.model.train == () and run.checkpoint.keep_best
+    assert run.model.train == () and run.model.compile and run.checkpoint.keep_best
     assert missing == {"push_to_hub": "no counterpart"}
     done = smolray("config", "import", str(tmp_path / "theirs.yaml"))
     assert "# to mend: evaluate.eval_steps = 100 without data.validation" in done.output
@@ -104,7 +106,7 @@ def test_a_yaml_of_trl(tmp_path):
 def test_a_yaml_of_llama_factory(tmp_path):
     run, missing = imported(tmp_path, FACTORY)
     assert (run.method, run.dpo.beta, run.engine.stage, run.model.load_in_4bit) == ("dpo", 0.2, 2, True)
-    assert (run.data.train, run.data.max_length) == ("rlhf_v", 2048)
+    assert (run.data.train, run.data.max_length, run.model.use_liger_kernel) == ("rlhf_v", 2048, True)
     assert (run.optimizer.learning_rate, run.optimizer.loraplus_lr_ratio) == (5e-6, 16)
     assert missing.keys() == {"do_train", "template"} and missing["do_train"] == "always so here"
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from smolray.config import ConfigError, ModelConfig
+from smolray.config import ConfigError, ModelConfig, load_config
 from smolray.data.collate import Group, collate_prompts
 from smolray.model.decoding import greedy
 from smolray.model.kernels import check_kernels, compile_layers, use_kernels
 from smolray.model.load import load_model
 from smolray.model.parts import drop_submodules
+from smolray.train.setup import check_device
 from tests.offline import asked, encoder_of, picture, shard_row
 
 
@@ -62,8 +63,8 @@ def test_decoding_compiles_nothing(model, processor):
 
 def test_liger_is_refused_on_a_cpu():
     with pytest.raises(ConfigError, match=r"needs a CUDA device .*nearest: model.use_liger_kernel=false"):
-        check_kernels(ModelConfig(use_liger_kernel=True), torch.device("cpu"))
-    check_kernels(ModelConfig(compile=True), torch.device("cpu"))
+        check_device(load_config(None, ["model.use_liger_kernel=true"]), torch.device("cpu"))
+    check_device(load_config(None, ["model.compile=true"]), torch.device("cpu"))
 
 
 @pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="liger-kernel is installed here")
