@@ -26,14 +26,16 @@ MOST_GRAPHS = 25  # as on a CPU (tests/recipes/test_compile.py)
 
 
 def passes(model: nn.Module, batch: Batch) -> list[float]:
-    """The loss, and the norm of the gradient of a text layer in the middle, of a forward and backward pass."""
+    """The loss, and the norms of the gradients of the tower and of the text model, of a forward and backward pass."""
     model.zero_grad(set_to_none=True)
     hidden = hidden_states(model, batch, batch.target_positions)
     loss, _ = sft(base_model(model).lm_head, hidden, batch, Normalisers(1, len(batch.target_ids)))
     loss.backward()
-    layers = base_model(model).model.text_model.layers
-    middle = layers[len(layers) // 2].mlp.up_proj.weight.grad
-    return [float(loss.detach()), float(middle.float().norm())]
+    inner = base_model(model).model
+    gradients = (
+        [p.grad for p in part.parameters() if p.grad is not None] for part in (inner.vision_model, inner.text_model)
+    )
+    return [float(loss.detach()), *(float(nn.utils.get_total_norm(each)) for each in gradients)]
 
 
 def on_and_off(settings: ModelConfig, device: torch.device) -> Figures:
@@ -43,12 +45,14 @@ def on_and_off(settings: ModelConfig, device: torch.device) -> Figures:
     """
     model = random_model("random-256m", torch.bfloat16, device).train()
     batch = random_batch(model, 3, TOKENS, TILES, TRAINED, flat=True).to(device)
+    alone = random_batch(model, 3, 300, 1, TRAINED, flat=True).to(device)
     figures, found = {}, {}
     for name in ("off", "on"):
         if name == "on":
             use_kernels(model, settings)
         began = time.perf_counter()
         found[name] = passes(model, batch)
+        found[name] += passes(model, alone)  # a single tile is compiled by itself
         figures[f"{name}_first_seconds"] = round(time.perf_counter() - began, 2)
         torch.cuda.reset_peak_memory_stats(device)
         figures[f"{name}_ms"] = round(timed(lambda: passes(model, batch), device) * 1000, 2)

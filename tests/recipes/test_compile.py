@@ -23,7 +23,7 @@ KINDS = {
     "full": ["model.gradient_checkpointing=1"],
     "lora": ["lora={r: 4, groups: [vision, text]}", "model.train=[]", "model.load_in_4bit=true"],
 }
-BATCHES = [(3, 200, 2), (2, 150, 1), (3, 260, 3), (4, 301, 2)]  # groups, tokens, tiles
+BATCHES = [(3, 200, 2), (2, 150, 1), (3, 260, 3), (4, 301, 2)]  # groups, tokens, tiles: one alone is a case of its own
 TRAINED = 12  # tokens
 MOST_GRAPHS = 25  # forward; backward are as many
 

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from smolray.config import ConfigError, ModelConfig, load_config
 from smolray.data.collate import Group, collate_prompts
 from smolray.model.decoding import greedy
+from smolray.model.forward import tile_features
 from smolray.model.kernels import check_kernels, compile_layers, use_kernels
 from smolray.model.load import load_model
 from smolray.model.parts import drop_submodules
@@ -48,6 +49,18 @@ def test_every_layer_is_compiled_and_nothing_else(model):
 def test_a_model_without_its_tower_compiles_its_text_layers(model):
     compile_layers(drop_submodules(model, ("vision", "connector")))
     assert compiled(model) == {name for name in layers_of(model) if "text_model" in name}
+
+
+def test_compiled_layers_of_the_tower_are_given_tiles_in_the_order_of_their_dimensions(model):
+    """From a transposed input Inductor makes a wrong backward pass (tests/recipes/test_compile.py)."""
+    compile_layers(model)
+    seen = []
+    first = model.model.vision_model.encoder.layers[0]
+    first.layer_norm1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    with torch.compiler.set_stance("force_eager"):
+        for tiles in (1, 2):
+            tile_features(model, torch.zeros(tiles, 3, 64, 64, dtype=torch.uint8))
+    assert seen == [True, True]
 
 
 def test_decoding_compiles_nothing(model, processor):
