@@ -16,4 +16,9 @@ def runtime(tmp_path_factory) -> Path:
     for name in ("cudart.so", "libcuda.so.1"):
         command = ["gcc", "-w", "-shared", "-fPIC", "-I", headers, f"-Wl,-soname,{name}", "-o", folder / name, source]
         subprocess.run(command, check=True)
+
+    plugin = folder / "plugin/null_card-1.dist-info"  # what torch loads in every process that has it in its path
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: null-card\nVersion: 1\n")
+    (plugin / "entry_points.txt").write_text("[torch.backends]\nnull_card = tests.proofs.null_process:prepare\n")
     return folder

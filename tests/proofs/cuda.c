@@ -110,7 +110,11 @@ LAUNCHES(cuLaunchCooperativeKernel)
 
 /* --- the card */
 
-cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return 0; }
+cudaError_t cudaGetDeviceCount(int *count) {
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  *count = !visible || *visible;
+  return *count ? cudaSuccess : cudaErrorNoDevice;
+}
 cudaError_t cudaGetDevice(int *device) { *device = 0; return 0; }
 cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int *version) { *version = 13000; return 0; }
@@ -201,7 +205,7 @@ int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = 0; *active = 1; return 0; }
 int cuCtxGetCurrent(pointer *context) { static char one; *context = &one; return 0; }
 int cuDeviceGet(int *device, int number) { *device = 0; return 0; }
-int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDeviceGetCount(int *count) { return cudaGetDeviceCount(count); }
 int cuDeviceGetAttribute(int *told, int asked, int device) { return cudaDeviceGetAttribute(told, asked, device); }
 int cuFuncGetAttribute(int *told, int asked, pointer kernel) { *told = asked ? 0 : 1024; return 0; }
 int cuGetErrorString(int error, const char **text) { *text = "no card"; return 0; }
