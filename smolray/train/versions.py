@@ -3,8 +3,9 @@
 import platform
 from importlib.metadata import version
 
+from smolray import __version__
+
 PACKAGES = (
-    "smolray",
     "ray",
     "torch",
     "transformers",
@@ -18,5 +19,6 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, and that of Python."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    """Package -> version, and that of Python. Where a job brought the code along, smolray itself is not installed."""
+    own = {"python": platform.python_version(), "smolray": __version__}
+    return own | {name: version(name) for name in PACKAGES}
