@@ -1,4 +1,4 @@
-"""Checks of `make gpu` on the card of cuda.c: each must come to its end.
+"""Checks of `make gpu`, and whole runs through Ray, on the card of cuda.c: each must come to its end.
 
 Nothing is computed there, so the figures mean nothing: a check may fail for its figures, but none may break.
 """
@@ -43,3 +43,24 @@ def test_the_checks_of_make_gpu_come_to_their_end(runtime, tmp_path, section):
 
 def broken_by_numbers(outcome):
     return outcome["name"] in NUMBERS_MATTER and outcome["reason"].startswith(NUMBERS_MATTER[outcome["name"]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["engine.stage=2"], ["engine.stage=0", "lora={r: 4}", "model.train=[]"]],
+    ids=["stage 2", "lora, stage 0"],
+)
+def test_a_run_through_ray_comes_to_its_end(runtime, tmp_path, settings):
+    """It trains, saves, evaluates and writes its result, on a worker to which Ray has given the GPU."""
+    done = started(runtime, "-m", "tests.proofs.null_run", str(tmp_path / "run"), *settings)
+    assert done.stdout, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    result, events = told["result"], told["events"]
+
+    kinds = [event["event"] for event in events]
+    start, (worker,) = events[kinds.index("start")], events[kinds.index("inventory")]["workers"]
+    assert (start["device"], start["workers"], worker["gpu"]) == ("no card", 1, "no card")
+    assert result["status"] == "finished" and kinds.count("start") == 1 and kinds[-1] == "end"
+    assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, result["steps"] + 1))
+    assert {"checkpoint", "evaluate"} <= set(kinds)
+    assert result["accuracy_counts"]["overall"] > 0
