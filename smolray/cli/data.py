@@ -22,12 +22,14 @@ def prepare(overrides: Overrides = None, config: ConfigFile = None) -> None:
         raise ConfigError("data.train = '': nothing to prepare; give data.train=PATH, a URI or a hub data set id")
 
     from smolray.cli.tables import manifests_table
-    from smolray.cluster.connect import connect
-    from smolray.data.prepare import parts_of, prepare_run, shard_folder, with_leak
+    from smolray.data.prepare import check_sources, parts_of, prepare_run, shard_folder, with_leak
     from smolray.data.shards import prepared_account
 
-    # Found before Ray starts, so that a wrong path is reported at once.
+    check_sources(run)
     folders = {part: shard_folder(run, part) for part in parts_of(run)}
+
+    from smolray.cluster.connect import connect  # Ray and torch
+
     connect()
     began = time.monotonic()
     manifests = prepare_run(run, _show_progress)

@@ -25,7 +25,11 @@ from smolray.storage import join
 
 def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Train, evaluate and report; re-run with the same name to resume."""
-    launch(load_config(config, overrides or ()))
+    from smolray.data.prepare import check_sources
+
+    run = load_config(config, overrides or ())
+    check_sources(run)
+    launch(run)
 
 
 def resume(
@@ -100,7 +104,10 @@ def plan(
 
 def tune(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Search for hyperparameters; re-run with the same name to resume."""
+    from smolray.data.prepare import check_sources
+
     run = load_config(config, overrides or ())
+    check_sources(run)
 
     from smolray.tune.console import result_lines
     from smolray.tune.run import search_run

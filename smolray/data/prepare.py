@@ -63,6 +63,17 @@ def prepare_run(config: RunConfig, progress: ReportProgress | None = None) -> di
     return manifests
 
 
+def check_sources(config: RunConfig) -> None:
+    """Look for the data of a run, without Ray and torch, so that a wrong path is told at once.
+
+    Raises SourceError where a source is not there or cannot be mixed.
+    """
+    for part in parts_of(config) if config.data.train else ():
+        data = _data_of(config, part)
+        if not (isinstance(data.train, str) and is_prepared(data.train, data)):
+            find_sources(data)
+
+
 def parts_of(config: RunConfig) -> tuple[str, ...]:
     """The parts that a run has, "train" first."""
     return ("train", "validation") if config.data.evaluates else ("train",)
