@@ -162,7 +162,7 @@ def kernel_options(capability: tuple[int, int], dtype: torch.dtype) -> dict[str,
 
 @cache
 def _compiled_flex() -> Callable[..., torch.Tensor]:
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def group_by_group(

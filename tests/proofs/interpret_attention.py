@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,7 @@ ON_CPU = {
     r"with torch\.cuda\._DeviceGuard\(0\):": "if True:",
     r"torch\.cuda\.set_device\(0\)": "pass",
     r"get_raw_stream\(0\)": "0",
+    r"device='cuda:0'": "device='cpu'",
     r"^from torch\._C import _cuda_getCurrentRawStream as get_raw_stream$": "",
     r"^empty_strided_cuda = .*$": "empty_strided_cuda = torch._C._dynamo.guards._empty_strided_cpu",
 }
@@ -87,6 +89,17 @@ def on_cpu(source: str) -> ModuleType:
     return module_of(source)
 
 
+def arguments(module: ModuleType, tensors: list[torch.Tensor]) -> list[torch.Tensor | int]:
+    """What a module is called with: the lengths that it was written with, and tensors in its order."""
+    left = iter(tensors)
+    return [one if isinstance(one, int) else next(left) for one in module.get_args()]
+
+
+def tensors_of(values: Iterable[object]) -> list[torch.Tensor]:
+    """Without lengths, and without the gradients that nobody asked for."""
+    return [one for one in values if isinstance(one, torch.Tensor)]
+
+
 def written(heads: tuple[int, int, int], length: int) -> list[str]:
     """The modules that Inductor writes for the forward pass and the backward pass, in this order."""
     from smolray.model.attention import Layout, flex
@@ -139,8 +152,8 @@ def main(heads: tuple[int, int, int]) -> None:
         *(mask.kv_indices, mask.kv_num_blocks, own, prefix, mask.full_kv_num_blocks, mask.full_kv_indices),
         *(mask.q_num_blocks, mask.q_indices, mask.full_q_num_blocks, mask.full_q_indices),
     ]
-    out, sums = forward.call(list(inputs))[-2:]
-    found = [out, *backward.call([*inputs, out, sums, gradient])[:3]]
+    out, *_, sums = tensors_of(forward.call(arguments(forward, inputs)))
+    found = [out, *tensors_of(backward.call(arguments(backward, [*inputs, out, sums, gradient])))]
     wanted = [expected.detach(), query.grad, key.grad, value.grad]
     errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)]
     print(json.dumps(dict(zip(("output", "query", "key", "value"), errors, strict=True))))
