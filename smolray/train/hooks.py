@@ -19,15 +19,13 @@ from smolray.evaluate.validation import evaluate_shards, headline, validation_lo
 from smolray.run import checkpoint
 from smolray.run.checkpoint import Checkpoint, Progress
 from smolray.run.events import Event, EventLog
-from smolray.run.lease import require_owner
 from smolray.run.predictions import write_predictions
 from smolray.run.rates import ETA_STEPS, seconds_left
-from smolray.run.state import EngineState
 from smolray.train.audit import Audit
 from smolray.train.collective import agree
 from smolray.train.early_stopping import EarlyStopping
+from smolray.train.saving import CheckpointWriter, prune
 from smolray.train.step import Hook, StepInfo, metrics_fields
-from smolray.train.versions import versions
 
 if TYPE_CHECKING:
     from smolray.train.trl import TrlRun
@@ -81,7 +79,7 @@ class RunHooks:
         engine: "Engine | TrlRun",
         log: RunLog,
         audit: Audit | None,
-        owner: str = "",
+        writer: CheckpointWriter,
         earlier: Sequence[float] = (),
     ):
         """`earlier`: the headlines of the evaluations of earlier attempts, the same on every worker."""
@@ -89,7 +87,7 @@ class RunHooks:
         self.early_stopping = EarlyStopping(settings.early_stopping_patience, settings.early_stopping_threshold)
         self.early_stopping.add_history(earlier)
         self.config, self.folders, self.device, self.engine = config, folders, device, engine
-        self.log, self.audit, self.owner = log, audit, owner
+        self.log, self.audit, self.writer = log, audit, writer
         self.report = EvalReport()
         self.stopped = False
 
@@ -107,15 +105,18 @@ class RunHooks:
 
         metrics: dict[str, float] = {"loss": step_info.metrics.loss}
         # Save first: an evaluation may need more memory than there is.
-        saved = self._save(step_info.progress, metrics) if saving else None
+        if saving:
+            self._start_saving(step_info.progress, metrics)
+        elif self.writer.ready():
+            self._announce(self.writer.collect())
         if evaluating:
             metrics["accuracy"] = headline(self.evaluate(step), config)
             self.early_stopping.add(metrics["accuracy"])
             if config.evaluate.loss and config.traits.validation_loss:
                 with self.engine.gathered():
                     metrics["validation_loss"] = validation_loss(self.engine.model, config, self.folders, self.device)
-        if saving:
-            agree(lambda: self._announce(saved, metrics))
+        if evaluating or step_info.stopping or step_info.last:
+            self._finish_saving(metrics)
         self.stopped = step_info.stopping and not step_info.last
         if self.enough() and evaluating and not step_info.last:
             self.log.event("early_stopping", step=step, best=self.early_stopping.best, worse=self.early_stopping.worse)
@@ -131,6 +132,7 @@ class RunHooks:
         metrics = found.metrics | {"accuracy": headline(self.evaluate(found.step), self.config)}
         self.early_stopping.add(metrics["accuracy"])
         agree(lambda: self._announce(found if dist.get_rank() == 0 else None, metrics))
+        agree(self.log.flush)
 
     def enough(self) -> bool:
         """Whether the evaluations say that further training is not worth it. The same on every worker."""
@@ -172,29 +174,29 @@ class RunHooks:
         of_steps = step_info.progress.step > 0 and not step_info.metrics.skipped
         return step_info.last or evaluates_at(self.config, step_info.progress, of_steps)
 
-    def _save(self, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
-        """The checkpoint on rank 0, None elsewhere. Collective."""
+    def _start_saving(self, progress: Progress, metrics: dict[str, float]) -> None:
+        """Have rank 0 write a checkpoint while training goes on. Collective.
+
+        The one before is whole by then. The log and the audit are written first: of a checkpoint that is found, they
+        hold every step.
+        """
+        agree(lambda: self._announce(self.writer.collect()))
         state = self.engine.state()
-        # No worker continues, and perhaps dies, before the checkpoint is whole.
-        return agree(lambda: self._write(state, progress, metrics))
-
-    def _write(self, state: EngineState, progress: Progress, metrics: dict[str, float]) -> Checkpoint | None:
-        saved = None
+        agree(self.flush)
         if dist.get_rank() == 0:
-            require_owner(self.config.run_dir, self.owner)
-            about = {"config": self.config.model_dump(mode="json"), "versions": versions()}
-            saved = checkpoint.save(self.config.run_dir, state, progress, metrics, about)
-        self.flush()
-        return saved
+            self.writer.start(state, progress, metrics)
 
-    def _announce(self, saved: Checkpoint | None, metrics: dict[str, float]) -> None:
-        """Add to a checkpoint what was measured since it was written, log it, and delete older ones. On rank 0."""
+    def _finish_saving(self, metrics: dict[str, float]) -> None:
+        """Wait for the checkpoint, and add to it what was measured meanwhile. Collective."""
+        agree(lambda: self._announce(self.writer.collect(), metrics))
+        agree(self.log.flush)
+
+    def _announce(self, saved: Checkpoint | None, metrics: dict[str, float] | None = None) -> None:
+        """Log a checkpoint that is whole; `metrics`: also what was measured since it was written. On rank 0."""
         if saved is None:
             return
 
-        settings, step = self.config.checkpoint, saved.progress.step
-        if metrics != saved.metrics:
+        if metrics is not None and metrics != saved.metrics:
             saved = checkpoint.annotate(saved, metrics)
-        checkpoint.prune(self.config.run_dir, settings.save_total_limit, settings.keep_best, step)
-        self.log.event("checkpoint", step=step, path=saved.uri, **metrics)
-        self.log.flush()
+            prune(self.config, saved)  # the best one may be another now
+        self.log.event("checkpoint", step=saved.step, path=saved.uri, **saved.metrics)

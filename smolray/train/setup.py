@@ -87,14 +87,22 @@ class WorkerSetup:
         state: EngineState | None,
         progress: Progress,
         on_balanced: OnBalanced = lambda speeds, counts: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> "tuple[TrainLoop | TrlRun, Engine | TrlRun]":
-        """The training loop without its hooks, and the engine in it. Collective."""
-        stop = stop_check(self.config.run_dir, self.owner)
+        """The training loop without its hooks, and the engine in it. Collective.
+
+        `stop`: a reason to stop beside those of `stop_check`; asked on rank 0.
+        """
+        asked = stop_check(self.config.run_dir, self.owner)
+
+        def stopping() -> bool:
+            return stop() or asked()
+
         if self.config.engine.name == "trl":
             from smolray.train.trl import TrlRun
 
             model = model.to(self.device)
-            run = TrlRun(self.config, model, state, self.plans, self.folders.train, progress, stop_requested=stop)
+            run = TrlRun(self.config, model, state, self.plans, self.folders.train, progress, stop_requested=stopping)
             return run, run
 
         engine = self._build_engine(model, state)
@@ -104,7 +112,7 @@ class WorkerSetup:
             self.plans,
             partial(self.streams.open, collate=None if engine.sees_images else "imageless"),
             progress,
-            stop_requested=stop,
+            stop_requested=stopping,
             balancer=self._balancer(engine, on_balanced),
             total_steps=count_steps(self.plans, self.config),
         )

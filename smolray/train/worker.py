@@ -26,6 +26,7 @@ from smolray.train.audit import Audit
 from smolray.train.collective import agree, broadcast, gather
 from smolray.train.early_stopping import evaluations_of
 from smolray.train.hooks import RunHooks, RunLog
+from smolray.train.saving import CheckpointWriter
 from smolray.train.setup import WorkerSetup
 from smolray.train.step import Hook, StepMetrics, peak_memory_bytes
 from smolray.train.versions import versions
@@ -49,11 +50,12 @@ def run_worker(
     setup = WorkerSetup(config, folders, device, probe_hardware(device, config.model.dtype, node), owner)
     model, state = agree(lambda: setup.load(found))
     progress = found.progress if found else Progress(data=setup.data)
-    loop, engine = setup.build_loop(model, state, progress, log.balanced)
+    writer = CheckpointWriter(config, owner)
+    loop, engine = setup.build_loop(model, state, progress, log.balanced, stop=writer.failed)
     del state  # three times the weights, which the engine has taken over
     audit = Audit(config.run_dir, attempt, dist.get_rank()) if config.train.audit else None
     progress = loop.progress  # TRL starts again
-    hooks = RunHooks(config, folders, device, engine, log, audit, owner, earlier if progress.step else ())
+    hooks = RunHooks(config, folders, device, engine, log, audit, writer, earlier if progress.step else ())
     loop.hooks, loop.enough = [*([watch] if watch else []), *hooks.in_order()], hooks.enough
 
     log_start(log, setup, loop.total_steps)
@@ -67,7 +69,10 @@ def run_worker(
     if left and found and progress.step:
         hooks.evaluate_missed(found)
     if left and not hooks.enough():
-        progress = loop.run()
+        try:
+            progress = loop.run()
+        finally:
+            writer.close()  # what was saved before a step that failed becomes whole
     elif folders.validation:
         hooks.evaluate(progress.step)  # resumed after the last step: only the report is missing
 
