@@ -186,6 +186,7 @@ def test_a_search_on_s3_saves_and_stops_at_ctrl_c_and_resumes(s3_server, tmp_pat
         str(tmp_path / "search.yaml"),
         *SETTINGS,
         *given,
+        f"data.shards=s3://bucket/{name}-shards",  # those of the run are of another source
         "evaluate.eval_epochs=1",
         "train.num_train_epochs=3",
     ]
