@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
@@ -27,7 +26,6 @@ from smolray.data.reader import ShardReader
 from smolray.data.tiles import image_size
 from smolray.evaluate.measure import shown
 from smolray.evaluate.stock import StockAnswers, stock_answers
-from smolray.model.adapter_files import write_adapter
 from smolray.model.forward import hidden_states
 from smolray.model.load import base_model, load_model
 from smolray.model.trained import merged_model, trained_model, unquantised
@@ -143,6 +141,10 @@ def _export_adapter(config: RunConfig, run_dir: str, target: str, name: str | No
     require_replaceable(target)
 
     trained = trained_model(config, chosen)
+
+    from peft import PeftModel
+
+    from smolray.model.adapter_files import write_adapter
 
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(trained, config, folder)

@@ -77,6 +77,19 @@ def check_model_folder(path: str, needs: Collection[str] = (TOKENIZER, WEIGHTS))
             raise ConfigError(f"model.path = {path}: {found}; expected a model folder, a hub id owner/name or a URI")
         return
 
+    files = ((file.name, file.stat()) for file in folder.iterdir() if file.is_file())
+    state = (str(folder), *sorted((name, found.st_size, found.st_mtime_ns) for name, found in files))
+    if not {CONFIG, *needs} <= _WHOLE.get(state, set()):
+        _check_files(folder, needs)
+        _WHOLE.setdefault(state, set()).update((CONFIG, *needs))
+
+
+# What the files of a folder have been found to hold, by their names, sizes and times: a process that loads processor,
+# weights and settings one after the other reads them once.
+_WHOLE: dict[tuple[Any, ...], set[str]] = {}
+
+
+def _check_files(folder: Path, needs: Collection[str]) -> None:
     records = {CONFIG: _json(folder, CONFIG)}
     _check_config(folder, records[CONFIG])  # first: other families have other files
     names = (name for name in (TOKENIZER, *OPTIONAL) if name in needs or (folder / name).exists())

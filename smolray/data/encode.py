@@ -286,11 +286,18 @@ def training_encoder(config: RunConfig, epoch: int) -> Encoder:
     return augmented
 
 
-@lru_cache(maxsize=2)
 def cached_encoder(model: ModelConfig, data: DataConfig, image: ImageConfig) -> Encoder:
-    """The encoder of a run, built once per process."""
-    context = model_config(model).text_config.max_position_embeddings if data.max_length == "auto" else None
-    return Encoder(load_processor(model), data, image, context or AUTO_LENGTHS[1])
+    """The encoder of a run, built once per process: which parts of a model are trained and how is nothing to it."""
+    return _encoder(ModelConfig(path=model.path, revision=model.revision), data, image)
+
+
+@lru_cache(maxsize=2)
+def _encoder(files: ModelConfig, data: DataConfig, image: ImageConfig) -> Encoder:
+    context = model_config(files).text_config.max_position_embeddings if data.max_length == "auto" else None
+    return Encoder(_processor(files), data, image, context or AUTO_LENGTHS[1])
+
+
+_processor = lru_cache(maxsize=2)(load_processor)  # encoders of two lengths share it
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:

@@ -5,18 +5,19 @@ In: a shard folder, a plan, numbers of micro-batches. Out: the same Batches that
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import pyarrow as pa
 
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.data.collate import COLLATE
-from smolray.data.encode import cached_encoder, training_encoder
+from smolray.data.encode import Encoder, cached_encoder, training_encoder
 from smolray.data.index import index_shard
 from smolray.data.max_length import chosen_length
 from smolray.data.plan import EpochPlan, EpochPlans, epoch_plans
 from smolray.data.reader import ALONE, ShardReader, Sidecars
-from smolray.data.shards import read_manifest
+from smolray.data.shards import ShardFile, read_manifest
 
 
 class LocalStream:
@@ -43,11 +44,14 @@ class LocalStream:
 
 
 def local_index(folder: str, config: RunConfig) -> pa.Table:
-    """The index of a shard folder (data/index.py), made here and not kept."""
+    """The index of a shard folder (data/index.py), made here; kept in no file, and in memory for the next plan."""
     encoder = cached_encoder(config.model, config.data, config.image)
-    return pa.concat_tables(
-        [index_shard(folder, f.name, i, encoder) for i, f in enumerate(read_manifest(folder).files)]
-    )
+    return _index(folder, read_manifest(folder).files, encoder)
+
+
+@lru_cache(maxsize=4)
+def _index(folder: str, files: tuple[ShardFile, ...], encoder: Encoder) -> pa.Table:
+    return pa.concat_tables([index_shard(folder, f.name, i, encoder) for i, f in enumerate(files)])
 
 
 def local_plan(folder: str, config: RunConfig, epoch: int = 0) -> EpochPlan:

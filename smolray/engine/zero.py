@@ -12,24 +12,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    lazy_init_hp_params_optimizer_state,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import nn
 
 from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.engine.base import LocalSums, NonFiniteGradientError, StepResult, micro_batch_seed, with_noise
 from smolray.engine.gradients import GradientSums
+from smolray.engine.lean_import import without
 from smolray.engine.optim import (
     FP32,
     build_optimizer,
@@ -48,6 +39,18 @@ from smolray.objectives.contrastive import contrast, embeddings
 from smolray.objectives.reference import Reference, reference_of
 from smolray.pretrained import DTYPES
 from smolray.run.state import EngineState, Moments, canonical_name, load_weights
+
+with without("mlflow"):  # DeepSpeed's autotuner loads it: a second at the start of every worker, and nothing uses it
+    import deepspeed
+    from deepspeed.utils import (
+        lazy_init_hp_params_optimizer_state,
+        safe_get_full_fp32_param,
+        safe_get_full_optimizer_state,
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
 
 LINEAR = nn.functional.linear  # DeepSpeed replaces it at stage 3, for the rest of the process
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 
 from smolray.inference.predictor import ModelSource
 from smolray.model.adapters import lora_config
@@ -40,13 +38,13 @@ class SharedModel:
     def __init__(self, sources: Sources, device: torch.device):
         first = next(iter(sources.values()))
         self._adapter_of: dict[str, str] = {}
+        self._layers: list[Any] = []
         if len(sources) == 1:
             self.model: Any = first.load(device)
         else:
             self.model = self._with_adapters(sources).eval()
             if not first.quantised:
                 self.model.to(device)
-        self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
         self._used = ""
         self.use(next(iter(sources)))
 
@@ -59,6 +57,9 @@ class SharedModel:
             layer.set_adapter([adapter] if adapter else [], inference_mode=True)
 
     def _with_adapters(self, sources: Sources) -> Any:
+        from peft import PeftModel, get_peft_model
+        from peft.tuners.lora import LoraLayer
+
         model: Any = load_model(next(iter(sources.values())).config.model)
         tuned = {name: source for name, source in sources.items() if source.checkpoint}
         self._adapter_of = dict.fromkeys(sources, "") | {name: f"run{number}" for number, name in enumerate(tuned)}
@@ -75,6 +76,7 @@ class SharedModel:
             checkpoint = tuned[name].checkpoint
             assert checkpoint is not None
             load_weights(trained, read_weights(checkpoint))
+        self._layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
         return model
 
 

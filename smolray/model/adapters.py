@@ -4,18 +4,17 @@ In: a loaded model and the run. Out: the model (a PeftModel with LoRA), its `req
 """
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from smolray.config import ConfigError, LoraConfig, ModelGroup, RunConfig
 from smolray.model.load import base_model, freeze, group_of
-from smolray.model.loftq import loftq
+
+if TYPE_CHECKING:  # PEFT takes two seconds at the start of every process, and only LoRA needs it
+    from peft import LoraConfig as PeftLoraConfig
 
 # How PEFT's patterns spell a group (model/load.py, group_of).
 MODULES_OF: dict[ModelGroup, str] = {
@@ -37,6 +36,10 @@ def prepare_for_training(model: nn.Module, config: RunConfig) -> nn.Module:
     if config.traits.embeds and (base := base_model(model)).lm_head.weight is not base.get_input_embeddings().weight:
         base.lm_head.requires_grad_(False)
     if config.lora is not None:
+        from peft import get_peft_model
+
+        from smolray.model.loftq import loftq
+
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -77,8 +80,11 @@ def merge(model: nn.Module) -> Any:
     base = base_model(model)
     if getattr(base, "is_quantized", False):
         raise ConfigError("adapters are not merged into 4- or 8-bit weights: load the model without model.load_in_*bit")
-    if not isinstance(model, PeftModel):
+    if model is base:
         return base
+
+    from peft.tuners.lora import LoraLayer
+
     chance = torch.Generator().manual_seed(0)
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
@@ -86,7 +92,7 @@ def merge(model: nn.Module) -> Any:
             dtype, weight.data = weight.dtype, weight.data.float()
             layer.merge(safe_merge=True)
             weight.data = stochastic_round(weight.data, dtype, chance)
-    return model.unload()
+    return model.unload()  # type: ignore[operator]  # a PeftModel
 
 
 def stochastic_round(values: torch.Tensor, dtype: torch.dtype, chance: torch.Generator) -> torch.Tensor:
@@ -116,7 +122,7 @@ def checkpoint_layers(inner: nn.Module, layers: bool | int) -> None:
             )
 
 
-def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
+def lora_config(model: nn.Module, lora: LoraConfig) -> "PeftLoraConfig":
     """PEFT's config, with targets as full module names.
 
     A model group with its own rank keeps the scale of the others, lora_alpha / r (rsLoRA: lora_alpha / sqrt(its rank)).
@@ -124,6 +130,8 @@ def lora_config(model: nn.Module, lora: LoraConfig) -> PeftLoraConfig:
     Raises:
         ConfigError: no linear layer of a group matches, or the head to adapt is tied to the embeddings.
     """
+    from peft import LoraConfig as PeftLoraConfig
+
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and lora.adapts(name)]
     targets = [name for name in linear if group_of(name) in lora.groups]
     for group in lora.groups:

@@ -106,7 +106,26 @@ def relative(path):
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def for_each(paths):
+    """A test of one file, as one test of all files that names each file that fails it."""
+
+    def all_of(test):
+        def run():
+            failed = {}
+            for path in paths:
+                try:
+                    test(path)
+                except AssertionError as error:
+                    failed[relative(path)] = str(error)
+            assert not failed, "\n".join(f"{name}: {told}" for name, told in failed.items())
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        return run
+
+    return all_of
+
+
+@for_each(SOURCES)
 def test_imports_go_one_way(path):
     package = package_of(name_of(path))
     if not package:
@@ -134,7 +153,7 @@ def test_imports_have_no_circle():
         edges = {name: targets for name, targets in edges.items() if name not in free}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
+@for_each(MODULES)
 def test_only_named_modules_import_ray_and_deepspeed(path):
     roots = {name.split(".")[0] for name in imports_of(path)}
     if not in_any(name_of(path), RAY_IMPORTERS):
@@ -154,7 +173,7 @@ UNSAFE_LOADS = {
 }
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+@for_each(SOURCES)
 def test_nothing_from_outside_is_run_as_code(path):
     imported = set(imports_of(path))
     assert not {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & {
@@ -186,7 +205,7 @@ def test_nothing_from_outside_is_run_as_code(path):
             assert not risky, f"{where}: {keyword.arg}={ast.unparse(keyword.value)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
+@for_each(MODULES)
 def test_settings_are_not_read_from_the_environment_deep_inside(path):
     if in_any(name_of(path), ENVIRONMENT_READERS):
         return
@@ -202,13 +221,13 @@ def test_settings_are_not_read_from_the_environment_deep_inside(path):
     assert not {"os.environ", "os.getenv"} & set(imports_of(path))
 
 
-@pytest.mark.parametrize("path", SOURCES + TESTS, ids=relative)
+@for_each(SOURCES + TESTS)
 def test_a_file_is_small_enough_to_hold_in_the_head(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
     assert path.name not in {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}, "name it by its idea"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+@for_each(SOURCES)
 def test_modules_and_public_functions_say_what_they_do(path):
     tree = tree_of(path)
     assert not tree.body or ast.get_docstring(tree), f"{relative(path)} opens without saying what flows in and out"
@@ -232,23 +251,48 @@ def test_modules_and_public_functions_say_what_they_do(path):
         ("smolray.run.status", {"ray", "torch", "transformers", "deepspeed"}),  # all that `status` and `logs` need
         # Ray Train's controller unpickles what is in it
         ("smolray.launch.entrypoint", {"ray", "torch", "transformers", "deepspeed"}),
-        ("smolray.data.stream", {"peft", "bitsandbytes", "deepspeed", "trl"}),  # every data task's process does
-        ("smolray.inference.image_search", {"faiss"}),  # a worker that embeds does, and the index is made elsewhere
     ],
 )
 def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
-    code = f"import sys, {module}; found = {heavy} & {{m.split('.')[0] for m in sys.modules}}; assert not found, found"
+    assert_loads([(module, heavy)])
+
+
+ADAPTERS = {"peft", "bitsandbytes", "trl"}  # two seconds that only a run with adapters needs
+
+
+def test_a_process_with_torch_loads_what_it_needs_and_no_more():
+    """One process, from what needs least to what needs most."""
+    assert_loads(
+        [
+            ("smolray.data.stream", ADAPTERS | {"deepspeed"}),  # every data task's process does
+            # a worker that embeds does, and the index is made elsewhere
+            ("smolray.inference.image_search", ADAPTERS | {"deepspeed", "faiss"}),
+            ("smolray.inference.shared", ADAPTERS | {"deepspeed"}),
+            ("smolray.export", ADAPTERS | {"deepspeed"}),
+            ("smolray.train.worker", ADAPTERS | {"mlflow"}),
+            ("smolray.engine.zero", ADAPTERS | {"mlflow"}),
+        ]
+    )
+
+
+def assert_loads(steps):
+    """Import (module, packages that must not be loaded then), one after another in a fresh process."""
+    code = "import sys\n" + "\n".join(
+        f"import {module}; found = {heavy} & {{m.split('.')[0] for m, loaded in sys.modules.items() if loaded}}; "
+        f"assert not found, ('{module}', found)"
+        for module, heavy in steps
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+@for_each(SOURCES)
 def test_settings_are_changed_by_replace_alone(path):
     copied = [n.lineno for n in nodes_of(path) if isinstance(n, ast.Attribute) and n.attr == "model_copy"]
     assert not copied, f"{relative(path)}:{copied}: model_copy checks nothing; use config.replace"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+@for_each(SOURCES)
 def test_file_names_of_a_run_are_spelt_in_one_place(path):
     names = {"config.yaml", "result.json", "events.jsonl", "report.html", "checkpoints", "predictions", "audit"}
     if name_of(path) == "run.folder":
@@ -280,7 +324,7 @@ def method_comparisons(tree):
             yield node.lineno
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+@for_each(SOURCES)
 def test_no_file_compares_the_method_with_a_name(path):
     lines = list(method_comparisons(tree_of(path)))
     assert not lines, f"{relative(path)}:{lines}: ask config.traits (smolray/config/methods.py)"

@@ -145,3 +145,27 @@ def test_commands_end_with_one_message(folder, tmp_path, command, name):
     assert done.exit_code == 2, done.output
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: model.path = ")
     assert message.partition(":")[0].replace("\\", "") in done.stderr
+
+
+def test_the_files_of_a_folder_are_read_once_until_one_changes(folder, monkeypatch):
+    opened = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or read(path))
+    check_model_folder(str(folder))
+    assert {"config.json", "tokenizer.json"} <= set(opened)
+
+    opened.clear()
+    check_model_folder(str(folder), needs=("tokenizer.json",))
+    check_model_folder(str(folder), needs=())
+    assert opened == []
+
+    change(folder / "tokenizer_config.json", chat_template="{% if %}")
+    with pytest.raises(ConfigError, match="the chat template is not Jinja"):
+        check_model_folder(str(folder), needs=())
+
+
+def test_a_folder_that_is_whole_without_weights_is_still_asked_for_them(folder):
+    (folder / "model.safetensors").unlink()
+    check_model_folder(str(folder), needs=("tokenizer.json",))
+    with pytest.raises(ConfigError, match=r"model\.safetensors: is not there"):
+        check_model_folder(str(folder))
