@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SUITES := $(wildcard tests/nodes tests/cluster tests/gpu tests/recipes)
+SUITES := $(wildcard tests/recipes tests/cluster tests/gpu)
 LOCK   := $(if $(shell command -v flock),flock .cache/venv.lock)
 TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 

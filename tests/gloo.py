@@ -24,11 +24,14 @@ from smolray.model.parts import drop_submodules, frozen_prefix
 from smolray.objectives.registry import objective_of
 from smolray.run.state import EngineState
 
+# What the workers would each load: this module with torch and DeepSpeed, what DeepSpeed loads for ZeRO, and adapters.
+PRELOADED = ["tests.gloo", "deepspeed.runtime.zero.muon.muon_optimizer", "peft", "bitsandbytes"]
+
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> Any:
     """Run `function(*args)` on `world_size` gloo workers; returns rank 0's result (JSON types)."""
-    # one process imports torch and DeepSpeed; the workers are forked from it
-    multiprocessing.set_forkserver_preload(["tests.gloo"])
+    # one process imports what is heavy; the workers are forked from it
+    multiprocessing.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_worker, (world_size, folder, function, args), nprocs=world_size, start_method="forkserver")
         return json.loads((Path(folder) / "result.json").read_text())

@@ -53,6 +53,7 @@ def drawing(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
+@lru_cache(maxsize=32)
 def picture(width: int, height: int, seed: int = 0, mode: str = "RGB", form: str = "PNG", **options) -> bytes:
     """A drawing in a file's format; `options` are those of Pillow's save."""
     sink = io.BytesIO()

@@ -53,8 +53,8 @@ def make_dpo_run(ray_cluster, small_vqa, preference_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(make_dpo_run):
-    """The uninterrupted run on two workers, its reference model a frozen copy: (config, result, step events)."""
-    config = make_dpo_run("dpo")
+    """The uninterrupted run on one worker, its reference model a frozen copy: (config, result, step events)."""
+    config = make_dpo_run("dpo", "resources.num_workers=1")
     result = launch_run(config)
     return config, result, steps(config)
 

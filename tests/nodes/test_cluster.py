@@ -1,7 +1,4 @@
-"""The role and its units on real nodes: up from nothing, and again after a power cut.
-
-The first two are quick enough for `make test`.
-"""
+"""The role and its units on real nodes: up from nothing, and again after a power cut."""
 
 import time
 
@@ -11,6 +8,7 @@ from tests.nodes.conftest import ETC, HOME
 from tests.nodes.runs import LOSS_SECONDS, SAVE_STEPS, Run
 
 
+@pytest.mark.faults
 def test_the_role_starts_a_cluster_and_a_second_run_changes_nothing(cluster):
     again = cluster.provision("head", "den")
     assert again.count("changed=0") == 2 and "failed=0" in again, again[-2000:]

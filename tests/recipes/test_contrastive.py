@@ -60,11 +60,24 @@ def test_pairs_of_one_image_or_one_text_are_no_negatives():
         assert float(losses[n]) == pytest.approx(float((of_text + of_image) / 2), rel=1e-5)
 
 
-@pytest.mark.parametrize("packing", ["full", "image", "none"])
-def test_loss_and_gradients_are_those_of_all_pairs_of_the_step_at_once(pictures, packing, tmp_path):
+PACKINGS = ("full", "image", "none")
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """(folder of the gradients of the first step by packing, its loss by packing) of one worker."""
     shards, overrides = pictures
-    overrides = [*overrides, f"data.packing={packing}"]
-    config = load_config(None, overrides)
+    folder = tmp_path_factory.mktemp("gradients")
+    jobs = {packing: [*overrides, f"data.packing={packing}"] for packing in PACKINGS}
+    run_workers(first_gradients, 1, shards, jobs, str(folder))
+    found = run_workers(curves, 1, shards, {packing: (settings, 1) for packing, settings in jobs.items()})
+    return folder, {packing: curve[0][0] for packing, curve in found.items()}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_loss_and_gradients_are_those_of_all_pairs_of_the_step_at_once(pictures, trained, packing):
+    shards, overrides = pictures
+    config = load_config(None, [*overrides, f"data.packing={packing}"])
     model = load_model(config.model).train()
     batches = list(LocalStream(shards, local_plan(shards, config), range(3), config))
     places = [torch.tensor(batch.meta["pairs"]) for batch in batches]
@@ -73,13 +86,12 @@ def test_loss_and_gradients_are_those_of_all_pairs_of_the_step_at_once(pictures,
     loss = info_nce(images, texts, torch.cat([p[:, 2:] for p in places]), config.retrieval.temperature)[0].mean()
     loss.backward()
     wanted = {canonical_name(name): p.grad for name, p in model.named_parameters()}
-    run_workers(first_gradients, 1, shards, {"alone": overrides}, str(tmp_path))
-    got = load_file(tmp_path / "alone.safetensors")
+    folder, losses = trained
+    got = load_file(folder / f"{packing}.safetensors")
     norm = torch.stack([g.norm() for g in wanted.values()]).norm()
     assert got.keys() == wanted.keys()
     assert max(float((got[name] - wanted[name]).norm() / norm) for name in got) < 1e-5
-    (curve,) = run_workers(curves, 1, shards, {"alone": (overrides, 1)}).values()
-    assert curve[0][0] == pytest.approx(float(loss), rel=1e-6)
+    assert losses[packing] == pytest.approx(float(loss), rel=1e-6)
 
 
 def saved_curve(shards: str, overrides: list[str], run_dir: str) -> list[float]:

@@ -19,7 +19,7 @@ from tests.recipes.curves import curves
 from tests.recipes.methods import METHODS, STAGES, STEPS, after_zero3, resumed, saved, whole_parts
 
 # Kin of the others, which hold the promise in `make test`.
-SLOW = ("bf16", "4-bit-dora", "loftq", "paged-8-bit-adam", "bf16-8-bit-adam", "rates")
+SLOW = ("bf16", "8-bit", "4-bit-dora", "loftq", "paged-8-bit-adam", "bf16-8-bit-adam", "rates")
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in METHODS]
 
 # Equal in fp32. Over 16-bit or quantised weights, and with 8-bit moments, a sum taken in another order is rounded to

@@ -28,6 +28,12 @@ def base(request, tmp_path_factory):
     return real_processor(request.param, tmp_path_factory.mktemp("base") / request.param)
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The same of the first model."""
+    return real_processor(MODELS[0], tmp_path_factory.mktemp("first") / "base")
+
+
 def run_config(tmp_path, base, sizes, **image) -> RunConfig:
     rows = [shard_row([picture(*size, seed=i)], asked("what?", "this")) for i, size in enumerate(sizes)]
     shards = write_shards(str(tmp_path / "shards"), rows)
@@ -76,10 +82,9 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("case", IMAGES)
-def test_a_stock_call_makes_the_tiles_that_training_saw(tmp_path, case):
+def test_a_stock_call_makes_the_tiles_that_training_saw(tmp_path, first, case):
     image, sizes, tiles_an_edge, splitting = IMAGES[case]
-    base = real_processor(MODELS[0], tmp_path / "base")
-    config = run_config(tmp_path, base, sizes, **image)
+    config = run_config(tmp_path, first, sizes, **image)
     stock, record = written(config, tmp_path)
     assert record["size"] == {"longest_edge": 512 * tiles_an_edge} and record["do_image_splitting"] == splitting
     assert stock.same == stock.images == len(sizes) and "as training did" in image_note(config, stock)
@@ -92,9 +97,8 @@ def test_a_stock_call_makes_the_tiles_that_training_saw(tmp_path, case):
         assert got.shape == want.shape and (got == want).all()
 
 
-def test_most_training_images_decide_and_the_card_names_the_rest(tmp_path):
-    base = real_processor(MODELS[0], tmp_path / "base")
-    config = run_config(tmp_path, base, [PHOTO, PHOTO, PHOTO, LARGE])
+def test_most_training_images_decide_and_the_card_names_the_rest(tmp_path, first):
+    config = run_config(tmp_path, first, [PHOTO, PHOTO, PHOTO, LARGE])
     stock, record = written(config, tmp_path)
     assert stock == StockImages(longest_edge=1024, splitting=True, images=4, same=3)
     assert record["size"] == {"longest_edge": 1024}
@@ -102,11 +106,10 @@ def test_most_training_images_decide_and_the_card_names_the_rest(tmp_path):
     assert "For 75% of 4 training images" in note and "Training did not enlarge small images" in note
 
 
-def test_data_without_images_keep_the_size_of_the_base_model(tmp_path):
-    base = real_processor(MODELS[0], tmp_path / "base")
+def test_data_without_images_keep_the_size_of_the_base_model(tmp_path, first):
     rows = [shard_row([], asked("what?", "this", images=0))]
     shards = write_shards(str(tmp_path / "shards"), rows)
-    config = RunConfig(name="run", storage=str(tmp_path), model={"path": str(base)}, data={"train": shards})
+    config = RunConfig(name="run", storage=str(tmp_path), model={"path": str(first)}, data={"train": shards})
     assert stock_images(config) == StockImages(longest_edge=2048, splitting=True, images=0, same=0)
 
 
