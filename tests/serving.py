@@ -20,9 +20,9 @@ def write_photos(folder, count=4):
     return folder
 
 
-def generated_answers(model, photos, prompts=PROMPTS):
+def generated_answers(model, photos, prompts=PROMPTS, settings=()):
     """(photo, prompt) -> what `smolray generate` says in 16 tokens."""
-    rows = asked(model, photos, Decoding(max_new_tokens=16), prompts=prompts)
+    rows = asked(model, photos, Decoding(max_new_tokens=16), prompts=prompts, settings=settings)
     found = {(row["id"].partition("/")[0], row["prompt"]): row["text"] for row in rows}
     assert len(set(found.values())) > 5, "the answers do not vary: a test would show nothing"
     return found

@@ -2,7 +2,7 @@
 
 import time
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,10 @@ def serve(
     no_key: Annotated[
         bool, typer.Option("--no-key", help="ask for no API key; on this machine's loopback only")
     ] = False,
+    backend: Annotated[
+        Literal["smolray", "vllm"],
+        typer.Option(help="what answers: smolray's engine, or vLLM, from an environment that has smolray[vllm]"),
+    ] = "smolray",
     replicas: Annotated[
         str, typer.Option(help="copies of each model or shared base, one a GPU: a number, or LOW:HIGH by the load")
     ] = "1",
@@ -50,6 +54,8 @@ def serve(
 
     Example: smolray key add laptop; smolray serve RUN
     """
+    if backend == "vllm" and not no_key:
+        raise ConfigError("--backend vllm asks for no API key: add --no-key, which serves this machine alone")
     keys = "" if no_key else str(key_path(key_file))
     check_access(host, port, keys, "infer")
     require_web_packages("serve")
@@ -59,10 +65,12 @@ def serve(
     from smolray.cluster.signals import Stopped
     from smolray.serve import deployment
     from smolray.serve.settings import ServeSettings
+    from smolray.serve.vllm import app_arguments, require_vllm
 
     settings = ServeSettings(
         models=[name for name in models if "=" not in name],
         overrides=[setting for setting in models if "=" in setting],
+        backend=backend,
         storage=storage,
         key_file=keys,
         replicas=_replicas(replicas),
@@ -74,7 +82,10 @@ def serve(
         seconds=seconds,
         image_hosts=images_from or [],
     )
-    deployment.find_sources(settings)  # what is wrong with them is told before Ray starts
+    sources = deployment.find_sources(settings)  # what is wrong with them is told before Ray starts
+    if backend == "vllm":
+        require_vllm()
+        app_arguments(settings, sources, gpu=False)
     connect()
     deployment.start(settings, host, port)
     shown = f"[{host}]" if ":" in host else host

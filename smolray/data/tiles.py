@@ -99,8 +99,10 @@ class Tiler:
     def tiles(self, image: bytes) -> np.ndarray:
         """Tiles of one encoded image: (tiles, 3, side, side) uint8, row by row, the global view last."""
         decoded = decode(image)
-        if self.augmentation:
-            decoded = self.augmentation(image, decoded)
+        return self.cut(self.augmentation(image, decoded) if self.augmentation else decoded)
+
+    def cut(self, decoded: Image.Image) -> np.ndarray:
+        """The same of an image that `decode` returned."""
         edge = self.target(*decoded.size)
 
         out = self.processor.preprocess(

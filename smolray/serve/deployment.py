@@ -28,6 +28,7 @@ from smolray.serve.http import HttpLimits, Offered, make_app
 from smolray.serve.keys import KeyRing
 from smolray.serve.model import Embedded, ServedModel
 from smolray.serve.settings import ServeSettings
+from smolray.serve.vllm import app_arguments
 
 
 class ServeError(RuntimeError):
@@ -135,25 +136,29 @@ class Ingress:
 
 def application(settings: ServeSettings) -> serve.Application:
     """The application of a service. Raises what find_model raises."""
-    bases = groups(find_sources(settings))
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    named, gpus = find_sources(settings), int(ray.cluster_resources().get("GPU", 0))
+    if settings.backend == "vllm":
+        from ray.serve.llm import build_openai_app  # it imports vLLM
+
+        return build_openai_app(app_arguments(settings, named, gpus > 0))  # type: ignore[no-any-return]
+
+    bases = groups(named)
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // len(bases))
     handles = []
     for number, sources in enumerate(bases):
         wanted = next(iter(sources.values())).config.resources.use_gpu
         gpu = wanted == "yes" or (wanted == "auto" and gpus > 0)
-        low, high = settings.replicas
         deployment: Any = serve.deployment(ModelReplica)
         model = deployment.options(
             name=f"model-{number}",
-            ray_actor_options={"num_gpus": 1} if gpu else {"num_cpus": cpus // high or 1},
+            ray_actor_options={"num_gpus": 1} if gpu else {"num_cpus": cpus // settings.replicas[1] or 1},
             max_ongoing_requests=settings.slots + settings.queue + 8,  # the engine itself says when it is full
             max_queued_requests=max(1, settings.queue),
             logging_config=QUIET,
             health_check_period_s=5.0,
             max_constructor_retry_count=1,
             graceful_shutdown_timeout_s=5.0,
-            **_replicas(low, high, settings.slots),
+            **settings.scaling,
         )
         about = {
             name: (s.config.data.max_image_pixels, s.config.data.prompt or CAPTION_PROMPT)
@@ -204,11 +209,3 @@ def start(settings: ServeSettings, host: str, port: int) -> None:
 def stop() -> None:
     """End the service; a Ray of others goes on without it."""
     serve.shutdown()
-
-
-def _replicas(low: int, high: int, slots: int) -> dict[str, Any]:
-    """Ray Serve's options: a fixed number of replicas, or as many as keep `slots` requests each."""
-    if low == high:
-        return {"num_replicas": low}
-    scaling = {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": slots}
-    return {"autoscaling_config": scaling}

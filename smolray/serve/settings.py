@@ -3,7 +3,7 @@
 In: plain values. Out: ServeSettings, with the limits of the engine and of HTTP.
 """
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,7 @@ class ServeSettings(BaseModel):
             else its best, else its newest.
         storage: where the runs are.
         overrides: KEY=VALUE settings for all models.
+        backend: what answers: smolray's own engine, or vLLM.
         key_file: the file of the API keys, the same path on every node; empty: no key is needed.
         replicas: at least and at most so many copies of each model, or of the base that runs share, one on a GPU.
         slots: answers that a replica decodes at a time.
@@ -37,6 +38,7 @@ class ServeSettings(BaseModel):
     models: Annotated[list[str], Field(min_length=1)]
     storage: str = "runs"
     overrides: list[str] = []
+    backend: Literal["smolray", "vllm"] = "smolray"
     key_file: str = ""
     replicas: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
     slots: Annotated[int, Field(ge=1)] = 32
@@ -46,6 +48,15 @@ class ServeSettings(BaseModel):
     images: Annotated[int, Field(ge=0)] = 16
     seconds: Annotated[float, Field(gt=0)] = 300.0
     image_hosts: list[str] = []
+
+    @property
+    def scaling(self) -> dict[str, Any]:
+        """Ray Serve's options: a fixed number of replicas, or as many as keep `slots` requests each."""
+        low, high = self.replicas
+        if low == high:
+            return {"num_replicas": low}
+        scaling = {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": self.slots}
+        return {"autoscaling_config": scaling}
 
     @property
     def engine(self) -> EngineLimits:
