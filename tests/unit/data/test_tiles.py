@@ -141,7 +141,7 @@ def test_a_photo_is_seen_upright_whatever_its_exif_says(form, orientation):
 
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    image = picture(90, 40, form=form, exif=exif)
+    image = picture(90, 40, form=form, exif=exif.tobytes())
     want = ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB")
     assert image_size(image) == want.size == decode(image).size
     np.testing.assert_array_equal(np.asarray(decode(image)), np.asarray(want))
