@@ -1,11 +1,11 @@
-"""Optimizers. They do not depend on the number of workers.
+"""Optimizers and learning-rate schedules. Neither depends on the number of workers: the rate is a function of the step.
 
 In: parameters by name and OptimizerConfig. Out: an optimizer whose parameter groups carry the scale of their learning
 rate, and what it keeps by parameter: Adam's moments in fp32, 8-bit codes with the largest value of each block of 256,
 as bitsandbytes has them, or the state of another optimizer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +123,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Set the learning rate of the schedule. A group of optimizer.learning_rates follows it in proportion."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
+
+
+def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
+    """The learning rate as a function of the optimizer step (0, 1, …): transformers' schedule."""
+    from transformers import get_scheduler  # its module loads PEFT: 1.4 s
+
+    warmup = config.warmup_steps or round(config.warmup_ratio * total_steps)
+    # min_lr and lr_end are relative to its learning rate
+    carrier = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate or 1.0)
+    scheduler = get_scheduler(
+        config.lr_scheduler_type,
+        carrier,
+        num_warmup_steps=warmup,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+    )
+
+    factor = scheduler.lr_lambdas[0]
+    return lambda step: config.learning_rate * float(factor(step))
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Moments:

@@ -16,7 +16,7 @@ from smolray.config import RunConfig
 from smolray.data.batch import Batch
 from smolray.data.plan import EpochPlan
 from smolray.engine.base import Engine, LocalSums, NonFiniteGradientError, StepResult
-from smolray.engine.schedules import schedule
+from smolray.engine.optim import schedule
 from smolray.objectives.base import Normalisers
 from smolray.run.checkpoint import Progress
 from smolray.train.ahead import BatchesAhead

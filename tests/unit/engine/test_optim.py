@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from smolray.config import OptimizerConfig
+from smolray.config import OptimizerConfig, load_config
 from smolray.engine.optim import (
     CODES,
     FP32,
@@ -16,6 +16,7 @@ from smolray.engine.optim import (
     dequantised,
     moments,
     optimizer_step,
+    schedule,
     set_learning_rate,
     set_moments,
 )
@@ -63,6 +64,59 @@ def test_each_group_follows_the_schedule_with_its_own_rate_and_decay(name):
     }
     assert [pytest.approx(rate) for rate, _ in got.values()] == [2e-5, 1e-3, 2e-4, 2e-4, 2e-4]
     assert [decay for _, decay in got.values()] == [0.1, 0.1, 0.1, 0.0, 0.1]
+
+
+SCHEDULES = {
+    "linear": {},
+    "cosine": {},
+    "constant": {},
+    "constant_with_warmup": {},
+    "polynomial": {"lr_end": 1e-5, "power": 2.0},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "inverse_sqrt": {"timescale": 10},
+    "cosine_with_min_lr": {"min_lr": 1e-4},
+    "warmup_stable_decay": {"num_decay_steps": 20, "min_lr_ratio": 0.1},
+}
+LAST = {
+    "linear": 0.0,
+    "cosine": 0.0,
+    "constant": 1e-3,
+    "constant_with_warmup": 1e-3,
+    "polynomial": 1e-5,
+    "cosine_with_min_lr": 1e-4,
+    "warmup_stable_decay": 1e-4,
+    "inverse_sqrt": 1e-3 / 10**0.5,
+    "cosine_with_restarts": 0.0,
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_schedule_is_that_of_transformers_as_a_function(kind):
+    from transformers import get_scheduler
+
+    config = load_config(
+        None,
+        [
+            "optimizer.learning_rate=1e-3",
+            "optimizer.warmup_steps=10",
+            f"optimizer.lr_scheduler_type={kind}",
+            f"optimizer.lr_scheduler_kwargs={SCHEDULES[kind]}".replace("'", ""),
+        ],
+    ).optimizer
+    rate = schedule(config, STEPS)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    theirs = get_scheduler(kind, optimizer, 10, STEPS, SCHEDULES[kind])
+    for step in range(STEPS):
+        assert rate(step) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rate(STEPS) == pytest.approx(LAST[kind], abs=2e-5) and rate(10) == pytest.approx(1e-3)
+    assert rate(3) == rate(3), "asked again it is the same"
+    assert rate(3) == pytest.approx({"constant": 1e-3, "warmup_stable_decay": 3.7e-4}.get(kind, 3e-4))
+
+
+def test_a_zero_learning_rate_stays_zero():
+    assert schedule(OptimizerConfig(learning_rate=0.0, lr_scheduler_type="constant"), STEPS)(50) == 0.0
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
