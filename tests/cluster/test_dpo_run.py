@@ -9,6 +9,7 @@ import pytest
 from smolray import storage
 from smolray.config import load_config
 from smolray.data.plan import PlanError
+from smolray.export import export_run
 from smolray.launch.driver import evaluate_run, launch_run
 from smolray.objectives.base import PREFERENCE_METRICS
 from smolray.run import checkpoint
@@ -18,6 +19,8 @@ from smolray.run.status import request_stop, run_status
 from smolray.tracking.points import point_of
 from tests.cluster.test_train import assert_every_sample_once, when_step
 from tests.shards import preference_rows
+
+LORA = ("lora={r: 4}", "model.train=[]", "optimizer.learning_rate=1e-2", "train.num_train_epochs=1")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +56,8 @@ def make_dpo_run(ray_cluster, small_vqa, preference_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(make_dpo_run):
-    """The uninterrupted run on one worker, its reference model a frozen copy: (config, result, step events)."""
-    config = make_dpo_run("dpo", "resources.num_workers=1")
+    """The uninterrupted run on two workers, its reference model a frozen copy: (config, result, step events)."""
+    config = make_dpo_run("dpo")
     result = launch_run(config)
     return config, result, steps(config)
 
@@ -63,10 +66,10 @@ def steps(config):
     return [e for e in surviving(read_events(config.run_dir)) if e["event"] == "step"]
 
 
-def test_a_dpo_run_trains_evaluates_and_shows_its_rewards(reference):
-    config, result, history = reference
+def assert_trained_evaluated_and_shown(config, result, what, margin):
+    history = steps(config)
     assert result["status"] == "finished" and result["steps"] == len(history)
-    assert history[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6) and history[-1]["rewards/margins"] > 0.05
+    assert history[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6) and history[-1]["rewards/margins"] > margin
     assert_every_sample_once(config)
     assert 0.5 < result["accuracy"]["preference"] <= 1 and result["accuracy_counts"]["preference"] > 32
     evaluated = next(e for e in reversed(read_events(config.run_dir)) if e["event"] == "evaluate")
@@ -78,9 +81,25 @@ def test_a_dpo_run_trains_evaluates_and_shows_its_rewards(reference):
         and status.accuracy["preference"] == result["accuracy"]["preference"]
     )
     report = storage.read_bytes(storage.join(config.run_dir, "report.html")).decode()
-    assert "Reward margin" in report and "dpo, full weights" in report
+    assert "Reward margin" in report and what in report
     tagged = {name for event in history for name in point_of(event).values}
     assert {f"train/{name}" for name in PREFERENCE_METRICS} <= tagged
+
+
+def test_a_dpo_run_in_a_pipeline_trains_evaluates_shows_its_rewards_and_is_exported(make_dpo_run, tmp_path):
+    """Two stages through Ray, their adapters switched off for the reference.
+
+    export_run compares the logits of the folder with the trained model's and refuses otherwise.
+    """
+    config = make_dpo_run("dpo-piped", "engine.name=pipeline", *LORA)
+    assert_trained_evaluated_and_shown(config, launch_run(config), "dpo, LoRA r=4", 0.02)
+    export_run(config.run_dir, out=str(tmp_path / "export"), name="latest")
+    assert (tmp_path / "export" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_dpo_run_of_all_weights_trains_evaluates_and_shows_its_rewards(reference):
+    assert_trained_evaluated_and_shown(*reference[:2], "dpo, full weights", 0.05)
 
 
 @pytest.mark.slow
@@ -112,13 +131,10 @@ def test_a_checkpoint_evaluated_again_prefers_the_same(reference):
 def test_lora_with_the_adapter_switched_off_through_ray(make_dpo_run):
     config = make_dpo_run(
         "dpo-lora",
-        "lora={r: 4}",
-        "model.train=[]",
+        *LORA,
         "engine.stage=3",
-        "optimizer.learning_rate=1e-2",
         "dpo.loss_type=[sigmoid,sft]",
         "dpo.loss_weights=[1,0.2]",
-        "train.num_train_epochs=1",
     )
     assert launch_run(config)["status"] == "finished"
     history = steps(config)

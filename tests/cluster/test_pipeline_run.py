@@ -27,6 +27,8 @@ def piped(ray_cluster, small_vqa, tmp_path_factory):
     return config, result, losses(config)
 
 
+# tests/cluster/test_dpo_run.py holds it in every make test
+@pytest.mark.slow
 def test_a_pipeline_trains_and_evaluates_and_counts_every_sample_once(piped):
     config, result, curve = piped
     assert result["status"] == "finished" and result["steps"] == len(curve)
@@ -42,6 +44,7 @@ def test_its_checkpoint_says_in_one_process_what_the_gathered_stages_said(piped)
     assert again["accuracy"] == result["accuracy"] and again["step"] == result["steps"]
 
 
+@pytest.mark.slow
 def test_its_export_loads_in_plain_transformers(piped, tmp_path):
     """export_run compares the logits of the folder with the trained model's and refuses otherwise."""
     folder = export_run(piped[0].run_dir, out=str(tmp_path / "export"), name="latest")

@@ -18,8 +18,8 @@ FRONTS = {
     "tower": ["model.train=[text,connector]"],
     "lora": ["model.train=[]", "lora={r: 4, groups: [text, connector]}"],
 }
-STAGES = {"tower and connector": 3, "tower": 2, "lora": 2}
-OTHERS = {"tower and connector": 0, "tower": 3}
+STAGES = [("tower and connector", 3), ("lora", 2)]
+OTHERS = [("tower and connector", 0), ("tower", 2), ("tower", 3)]
 BF16 = {
     f"{front}, bf16": [*FRONTS[front], "engine.stage=2", "model.dtype=bfloat16"]
     for front in ("tower and connector", "tower")
@@ -28,7 +28,7 @@ ONCE = "model.vision_features=precompute"
 
 
 def under(stages):
-    return {f"{front}, ZeRO-{stage}": [*FRONTS[front], f"engine.stage={stage}"] for front, stage in stages.items()}
+    return {f"{front}, ZeRO-{stage}": [*FRONTS[front], f"engine.stage={stage}"] for front, stage in stages}
 
 
 @pytest.fixture(scope="module")
