@@ -12,27 +12,16 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from smolray.config import ModelConfig, load_config
-from smolray.data.answers import count_answers
 from smolray.data.sample import ShardRow
-from smolray.data.shards import read_manifest
-from smolray.evaluate.baseline import blind_baseline
 from smolray.export import export_run
 from smolray.model.load import load_model
 from tests.gloo import run_workers
+from tests.recipes.sighted import ENGLISH, text_loss, without_looking
 from tests.recipes.test_methods import trained
 from tests.shards import captioned, vqa_rows, write_shards
 from tests.smollm2 import install, own_answers, seeing_model, told_by_the_tower, with_sight
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-ENGLISH = (
-    "Four score and seven years ago our fathers brought forth on this continent, a new nation, conceived in Liberty, "
-    "and dedicated to the proposition that all men are created equal. Now we are engaged in a great civil war, testing "
-    "whether that nation, or any nation so conceived and so dedicated, can long endure. We are met on a great "
-    "battle-field of that war.",
-    "The old lighthouse stood at the end of a narrow road that ran along the cliffs. Every evening, an hour before "
-    "sunset, Martha climbed the stairs to light the lamp. She had done this for thirty years, first with her father, "
-    "and then alone. The ships that passed at night never knew her name, but the captains looked for her light.",
-)
 QUESTION = "<|im_start|>user\nWhat is the capital of Italy?<|im_end|>\n<|im_start|>assistant\n"
 ANSWER = "The capital of Italy is Rome."
 
@@ -41,18 +30,6 @@ ANSWER = "The capital of Italy is Rome."
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained")
     return seeing_model(install(folder / "site"), folder / "base")
-
-
-def text_loss(model: torch.nn.Module, folder: Path) -> float:
-    """Mean cross entropy of a token of ENGLISH, in nats."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    total, count = 0.0, 0
-    for text in ENGLISH:
-        ids = torch.tensor([tokenizer("<|im_start|>" + text, add_special_tokens=False)["input_ids"]])
-        with torch.no_grad():
-            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
-        count += ids.shape[1] - 1
-    return total / count
 
 
 def completed(model: torch.nn.Module, folder: Path) -> str:
@@ -142,25 +119,17 @@ def learn_to_see(folder: str) -> dict[str, float]:
     return trained(config, config.data.train, vqa_rows("test", TESTED_IMAGES))
 
 
-def without_looking(folder: str) -> float:
-    """The accuracy of the most frequent answer to the same words, on the questions that `learn_to_see` is asked."""
-    names = [file.name for file in read_manifest(folder).files]
-    asked = [c for row in vqa_rows("test", TESTED_IMAGES) for c in row.conversations]
-    records = [{"question": c.messages[0].text, "answers": list(c.answers)} for c in asked]
-    return blind_baseline([count_answers(folder, name, n) for n, name in enumerate(names)], records)
-
-
 @pytest.mark.timeout(7200)
 def test_it_learns_to_see_and_still_speaks_english(base, tmp_path):
     began, rows = time.process_time(), vqa_rows("train", 4000)
     sighted = with_sight(base, tmp_path / "sighted", captioned(rows), steps=1000)
     print(f"\n{told_by_the_tower(sighted, captioned(vqa_rows('test', 200)))}, {time.process_time() - began:.0f} CPU-s")
-    write_shards(str(tmp_path / "questions"), rows)
+    shards = write_shards(str(tmp_path / "questions"), rows)
     taught = lessons(base)
     write_shards(str(tmp_path / "lessons"), taught)
     prepared = time.process_time() - began
     found = run_workers(learn_to_see, 1, str(tmp_path))
-    blind = without_looking(str(tmp_path / "questions"))
+    blind = without_looking(shards, vqa_rows("test", TESTED_IMAGES))
 
     export = Path(export_run(str(tmp_path / "answers")))
     models = [AutoModelForImageTextToText.from_pretrained(f, dtype=torch.float32).eval() for f in (base, export)]
