@@ -54,14 +54,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "lora": (LORA, []),
     "lora 3e-4": (LORA, ["optimizer.learning_rate=3e-4"]),
     "lora 1e-3": (LORA, ["optimizer.learning_rate=1e-3"]),
-    "lora 3e-3": (LORA, ["optimizer.learning_rate=3e-3"]),
-    "lora 1e-3, rank 64": (LORA, ["optimizer.learning_rate=1e-3", "lora.r=64"]),
-    "lora 1e-3, rank 64, alpha 64": (LORA, ["optimizer.learning_rate=1e-3", "lora.r=64", "lora.lora_alpha=64"]),
     "qlora-8 1e-3": (QLORA, ["optimizer.learning_rate=1e-3"]),
     "qlora-4 1e-3": (QLORA, ["optimizer.learning_rate=1e-3", *FOUR_BITS]),
     "full": (FULL, []),
-    "full 2e-4": (FULL, ["optimizer.learning_rate=2e-4"]),
-    "full 1e-3": (FULL, ["optimizer.learning_rate=1e-3"]),
 }
 
 ENGLISH = (
