@@ -5,14 +5,19 @@ import tomllib
 
 import openai
 import pytest
+import torch
 
+from smolray.data.collate import Group, collate_prompts
+from smolray.data.sample import Conversation, Message, Part, ShardRow
+from smolray.inference.predictor import Decoding, Predictor, find_model
 from tests.offline import picture
 from tests.own_environment import ROOT, own_python, served
 from tests.serving import client_of, generated_answers, question
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-# One tile, which vLLM's own processor fails on; and more, without being enlarged.
-SIZES = {"one.png": (64, 40), "wide.png": (640, 480), "tall.png": (500, 900)}
+# One tile, which vLLM's own processor fails on; five; and seven, of which the settings allow fewer.
+SIZES = {"one.png": (64, 40), "five.png": (640, 480), "seven.png": (1500, 700)}
+SETTINGS = ["model.dtype=float32", "image.max_tiles=5"]
 CAPTURED = {"capture_output": True, "text": True, "timeout": 600}
 PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "how many?\n\n1 bus, 22 cars")
 
@@ -39,18 +44,34 @@ def photos(tmp_path_factory):
     return folder
 
 
+def answer_about_both(path, images, prompt):
+    """What smolray says in 16 tokens of two images in one question."""
+    source = find_model(path, "runs", SETTINGS)
+    message = Message("user", (Part("image"), Part("image"), Part("text", prompt)))
+    ending = Message("assistant", (Part("text", "?"),))
+    row = ShardRow("both", tuple(images), (Conversation(id="both", messages=(message, ending)),))
+    batch = collate_prompts([Group(row, (0,))], source.encoder())
+    [said] = Predictor(source, Decoding(max_new_tokens=16), torch.device("cpu")).answers(batch, ["both"])
+    return said
+
+
 def test_its_answers_are_those_of_generate(python, published_path, photos, tmp_path):
-    want = generated_answers(published_path, photos, prompts=PROMPTS, settings=["model.dtype=float32"])
-    settings = ["model.dtype=float32", "--backend", "vllm", "--kv-gib", "0.25", "--slots", "4", "--images", "2"]
+    want = generated_answers(published_path, photos, prompts=PROMPTS, settings=SETTINGS)
+    both = [(photos / name).read_bytes() for name in ("one.png", "five.png")]
+    wanted_of_both = answer_about_both(published_path, both, PROMPTS[0])
+
+    settings = [*SETTINGS, "--backend", "vllm", "--kv-gib", "0.25", "--slots", "4", "--images", "2"]
     with served(python, tmp_path, published_path, *settings, VLLM_NO_USAGE_STATS="1") as address:
         client = client_of(address).with_options(timeout=900)
 
-        def ask(photo, prompt):
-            messages = question(prompt, (photos / photo).read_bytes())
-            said = client.chat.completions.create(model=published_path, messages=messages, max_tokens=16, temperature=0)
+        def ask(prompt, *images):
+            said = client.chat.completions.create(
+                model=published_path, messages=question(prompt, *images), max_tokens=16, temperature=0
+            )
             return said.choices[0].message.content.strip()
 
-        assert {asked: ask(*asked) for asked in want} == want
+        assert {(name, prompt): ask(prompt, (photos / name).read_bytes()) for name, prompt in want} == want
+        assert ask(PROMPTS[0], *both) == wanted_of_both
 
         url = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/photo.png"}}
         with pytest.raises(openai.APIStatusError, match="domain"):
