@@ -55,7 +55,7 @@ lint: venv  ## style of the code: ruff check and ruff format
 	$(BIN)/ruff format --check .
 
 types: venv  ## mypy
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 bench: venv  ## the benchmarks of jobs/README.md
 	$(BIN)/python jobs/benchmark.py $(ARGS)

@@ -25,7 +25,13 @@ from smolray.objectives.registry import objective_of
 from smolray.run.state import EngineState
 
 # What the workers would each load: this module with torch and DeepSpeed, what DeepSpeed loads for ZeRO, and adapters.
-PRELOADED = ["tests.gloo", "deepspeed.runtime.zero.muon.muon_optimizer", "peft", "bitsandbytes"]
+PRELOADED = [
+    "tests.gloo",
+    "transformers.optimization",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "peft",
+    "bitsandbytes",
+]
 
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> Any:
