@@ -52,7 +52,6 @@ FOUR_BITS = ["model.load_in_8bit=false", "model.load_in_4bit=true"]
 # the recipe's own rate where none is named; so few steps need a larger one
 CASES: dict[str, tuple[str, list[str]]] = {
     "lora": (LORA, []),
-    "lora 3e-4": (LORA, ["optimizer.learning_rate=3e-4"]),
     "lora 1e-3": (LORA, ["optimizer.learning_rate=1e-3"]),
     "qlora-8 1e-3": (QLORA, ["optimizer.learning_rate=1e-3"]),
     "qlora-4 1e-3": (QLORA, ["optimizer.learning_rate=1e-3", *FOUR_BITS]),
