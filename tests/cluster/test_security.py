@@ -30,7 +30,9 @@ def start(settings, enter=enter):
 told_by_us = "a head that runs asks for its token: copy its ~/.ray/auth_token here"
 strangers = {
     "without": (start({"RAY_AUTH_MODE": "disabled"}), "AuthenticationError"),
+    "wrong": (start(wrong), "AuthenticationError"),
     "ours, wrong": (start(wrong | {"RAY_ADDRESS": address}, by_us), told_by_us),
+    "ours, without": (start({"HOME": os.environ["HOME"] + "/empty", "RAY_ADDRESS": address}, by_us), told_by_us),
 }
 for name, (stranger, told) in strangers.items():
     out, err = stranger.communicate(timeout=150)
@@ -46,8 +48,8 @@ def test_a_ray_that_smolray_starts_lets_in_nobody_without_its_token():
         }
         done = subprocess.run([sys.executable, "-c", START], env=own, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
-        expected = ["without", "ours, wrong"]
-        assert done.stdout.splitlines()[-2:] == [f"{name}: refused" for name in expected], done.stdout
+        expected = ["without", "wrong", "ours, wrong", "ours, without"]
+        assert done.stdout.splitlines()[-4:] == [f"{name}: refused" for name in expected], done.stdout
 
 
 def test_an_open_head_is_refused_where_others_could_reach_it():
