@@ -85,7 +85,8 @@ def test_every_package_that_a_node_or_the_tests_need_is_pinned():
     assert len(set(pinned)) == len(pinned)
     on_nodes = set(pinned[: len(node_packages())])
 
-    # not in the tested set: vLLM, which has pins of its own, two trackers, pip's own tool, and what a CUDA build of torch brings along
+    # not in the tested set: vLLM, which has pins of its own, two trackers, pip's own tool, and what a CUDA build of
+    # torch brings along
     free = {"trackio", "swanlab", "setuptools", "triton", "smolray"}
     used = [*project["dependencies"], *(r for name in extras.keys() - {"dev", "demo", "vllm"} for r in extras[name])]
     needed = {name for name in needed_by(used) - free if not name.startswith(("nvidia-c", "cuda-"))}
