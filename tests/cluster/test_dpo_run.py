@@ -86,7 +86,7 @@ def assert_trained_evaluated_and_shown(config, result, what, margin):
     assert {f"train/{name}" for name in PREFERENCE_METRICS} <= tagged
 
 
-def test_a_dpo_run_in_a_pipeline_trains_evaluates_shows_its_rewards_and_is_exported(make_dpo_run, tmp_path):
+def test_a_dpo_run_in_a_pipeline_shows_its_rewards_and_is_exported(make_dpo_run, tmp_path):
     """Two stages through Ray, their adapters switched off for the reference.
 
     export_run compares the logits of the folder with the trained model's and refuses otherwise.

@@ -137,7 +137,7 @@ def stopped_at(config, step, launch=launch_run):
     return saved.step
 
 
-def test_a_run_that_is_killed_then_stopped_resumes_with_other_workers_and_another_stage(make_run, reference):
+def test_a_killed_then_stopped_run_resumes_with_other_workers_and_stage(make_run, reference):
     """Killed in the middle of an epoch, it goes on with the workers that are left."""
     config = make_run("killed", "resources.num_workers=[1,2]")
     stopped = stopped_at(config, 22, lambda config: launched_with_a_killed_worker(config, 0))
