@@ -41,8 +41,12 @@ def require_vllm() -> None:
 def app_arguments(settings: ServeSettings, sources: Mapping[str, ModelSource], gpu: bool) -> dict[str, Any]:
     """The arguments of Ray Serve LLM's app: one LLMConfig for each model.
 
-    Raises ConfigError for runs, which are not whole models.
+    Raises ConfigError for runs, which are not whole models, and for limits that this app does not know.
     """
+    for limit in ("request_mib", "seconds"):
+        if getattr(settings, limit) != ServeSettings.model_fields[limit].default:
+            raise ConfigError(f"--{limit.replace('_', '-')} is no limit of --backend vllm: leave it out")
+
     return {
         "llm_configs": [_llm_config(settings, name, source, gpu) for name, source in sources.items()],
         # else it waits for a CPU that the models may have taken

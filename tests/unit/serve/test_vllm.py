@@ -40,6 +40,13 @@ def test_the_limits_of_the_service_are_those_of_the_engine(tiny_path):
     assert told(tiny_path, replicas=(2, 2))["deployment_config"]["num_replicas"] == 2
 
 
+def test_a_limit_that_it_does_not_know_is_refused(tiny_path):
+    with pytest.raises(ConfigError, match="--request-mib is no limit of --backend vllm"):
+        told(tiny_path, request_mib=8)
+    with pytest.raises(ConfigError, match="--seconds is no limit of --backend vllm"):
+        told(tiny_path, seconds=10)
+
+
 def test_no_image_is_fetched_from_a_host_that_nobody_named(tiny_path):
     assert told(tiny_path)["engine_kwargs"]["allowed_media_domains"] == ["none.invalid"]  # [] would be every host
 
