@@ -104,7 +104,7 @@ class RunHooks:
         saving = step_info.stopping or step_info.last or step_info.end_of_epoch or periodic or evaluating
 
         metrics: dict[str, float] = {"loss": step_info.metrics.loss}
-        # Save first: an evaluation may need more memory than there is.
+        # Save first: an evaluation may need more memory than there is. Its error waits for the write (run_worker).
         if saving:
             self._start_saving(step_info.progress, metrics)
         elif self.writer.ready():

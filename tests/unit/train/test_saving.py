@@ -1,18 +1,28 @@
 """Training goes on while a checkpoint is written; what goes wrong there is told, and costs no older checkpoint."""
 
 import threading
+import time
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from smolray import storage
-from smolray.config import RunConfig
+from smolray.config import ConfigError, RunConfig
+from smolray.data.reader import Folders
+from smolray.engine.base import LocalSums
 from smolray.run import checkpoint
 from smolray.run.checkpoint import CheckpointError, Progress
 from smolray.run.lease import LeaseLostError, owning
 from smolray.run.state import EngineState
+from smolray.train.collective import gather
+from smolray.train.hooks import RunHooks, RunLog
 from smolray.train.saving import CheckpointWriter
+from smolray.train.step import StepInfo, StepMetrics
+from tests.gloo import run_workers
 
 PROGRESS = Progress(step=1, epoch=0, consumed=3, samples=10, tokens=100, data="abc")
 
@@ -106,3 +116,34 @@ def test_checkpoints_that_the_run_does_not_keep_are_deleted_with_the_writing(wri
         save(writer, step)
         writer.collect()
     assert checkpoint.list_steps(config.run_dir) == [3, 4]
+
+
+def save_a_nan(run):
+    """Two workers save after two steps; what rank 0 writes first is not finite."""
+    config = RunConfig.model_validate(run | {"checkpoint": {"save_steps": 1}})
+    with owning(config.run_dir, "train") if dist.get_rank() == 0 else nullcontext(SimpleNamespace(id="")) as lease:
+        writer, engine = CheckpointWriter(config, lease.id), SimpleNamespace(state=lambda: state_of(float("nan")))
+        hooks = RunHooks(config, Folders(""), torch.device("cpu"), engine, RunLog(config.run_dir), None, writer)
+        hooks.save_and_evaluate(step_of(1))  # it goes on
+        deadline = time.monotonic() + 20
+        while dist.get_rank() == 0 and not writer.failed() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            hooks.save_and_evaluate(step_of(2))
+            told = ""
+        except ConfigError as error:
+            told = str(error)
+        return gather(told)
+
+
+def step_of(step):
+    metrics = StepMetrics(step, 9, (0, step), 0.1, 1.0, 1.0, 1e-3, 1, 1, 1, 0.1, 0.0, 1)
+    return StepInfo(
+        replace(PROGRESS, step=step), metrics, LocalSums(torch.zeros(()), torch.zeros(0)), False, False, False
+    )
+
+
+def test_a_write_that_failed_ends_the_run_on_every_worker(tmp_path):
+    told = run_workers(save_a_nan, 2, {"name": "run", "storage": str(tmp_path)})
+    assert len(told) == 2 and all("worker 0" in one and "holds nan or infinite values" in one for one in told)
+    assert checkpoint.list_steps(str(tmp_path / "run")) == []
