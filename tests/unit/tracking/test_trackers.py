@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,22 @@ def board(folder):
     return found
 
 
+def ended_wandb_runs(folder):
+    """The records of each run of wandb in a folder. A file is whole shortly after `finish` returns."""
+    from wandb.proto import wandb_internal_pb2
+
+    for file in sorted(Path(folder).glob("offline-run-*/*.wandb")):
+        records = []
+        for _ in range(100):
+            records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(file)]
+            if records and records[-1].WhichOneof("record_type") == "exit":
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"10 seconds after its run, {file} has {len(records)} records and no exit")
+        yield records
+
+
 def wandb_records(file):
     """The records of a file that wandb keeps to send later: LevelDB's log format, behind 7 bytes of its own."""
     data, at, parts = file.read_bytes(), 7, b""
@@ -57,6 +74,8 @@ def wandb_records(file):
             at += room
             continue
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + 7 + size > len(data):  # is being written
+            return
         parts += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or the last part
@@ -125,8 +144,6 @@ def test_a_run_that_mlflow_does_not_know_is_sent_anew(tmp_path, send, monkeypatc
 
 
 def test_wandb_offline_has_the_run_under_one_id(tmp_path, send, monkeypatch):
-    from wandb.proto import wandb_internal_pb2
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "colours")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
@@ -137,9 +154,8 @@ def test_wandb_offline_has_the_run_under_one_id(tmp_path, send, monkeypatch):
     send(config, "wandb")
 
     runs, losses, summary, tables = [], [], {}, 0
-    for file in sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb")):
-        for data in wandb_records(file):
-            record = wandb_internal_pb2.Record.FromString(data)
+    for records in ended_wandb_runs(tmp_path / "wandb"):
+        for record in records:
             if record.WhichOneof("record_type") == "run":
                 runs.append(record.run)
             values = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
@@ -175,6 +191,7 @@ def other_packages(tmp_path_factory):
 
 SENDER = """
 import sys
+import time
 from pathlib import Path
 from smolray.tracking.feed import fed
 from smolray.tracking.registry import require_trackers, tracker_consumers
