@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SUITES := $(wildcard tests/docs tests/unit tests/cluster tests/gpu tests/recipes/test_unequal_workers.py tests/recipes)
+TESTS := $(wildcard tests/docs tests/unit tests/cluster tests/gpu tests/recipes/test_unequal_workers.py tests/recipes)
 LOCK   := $(if $(shell command -v flock),flock .cache/venv.lock)
 TORCH  := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 
@@ -40,9 +40,9 @@ unit: venv  ## the fast loop: unit tests, two at a time
 test: lint  ## lint, types and the tests that take seconds
 	+$(MAKE) --no-print-directory -j 2 types suites
 
-# Two files at a time, in the order of SUITES, which ends with short ones: both processes end together.
+# Two files at a time, in the order of TESTS, which ends with short ones: both processes end together.
 suites: venv
-	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile --no-loadscope-reorder $(SUITES) $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
 
 slow: venv  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)
