@@ -48,6 +48,9 @@ def generate(
 
     Example: smolray generate MODEL INPUT --prompt 'Describe the image.' --out answers.parquet
     """
+    from smolray.inference.names import find_run
+
+    find_run(model, storage)  # a mistyped name is told before torch is loaded
     from smolray.inference.generate import answers, require_suffix
     from smolray.inference.predictor import Decoding, find_model
     from smolray.inference.questions import PromptSettings, check_question_tasks, find_question_tasks

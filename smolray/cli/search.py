@@ -32,6 +32,9 @@ def build(
     storage: Storage = "runs",
 ) -> None:
     """Embed images and write their index."""
+    from smolray.inference.names import find_run
+
+    find_run(model, storage)  # a mistyped name is told before torch is loaded
     from smolray.data.formats.layouts import CAPTION_PROMPT
     from smolray.inference.image_search import build_index
     from smolray.inference.predictor import find_model

@@ -15,6 +15,7 @@ from smolray import storage
 from smolray.config import ConfigError, ModelConfig, RunConfig, load_config
 from smolray.data.batch import Batch
 from smolray.data.encode import Encoder, cached_encoder
+from smolray.inference.names import find_run
 from smolray.inference.questions import PlacedQuestion
 from smolray.model.decoding import Choose, decode, most_likely, stop_ids_of
 from smolray.model.load import check_weights, load_model
@@ -23,7 +24,6 @@ from smolray.model.trained import trained_model
 from smolray.pretrained import DTYPES, model_config
 from smolray.run.checkpoint import Checkpoint, chosen_checkpoint
 from smolray.run.folder import RunFolder
-from smolray.run.status import require_run
 
 # The data settings of a run that are kept. The others describe its own data; new data may have another layout.
 KEPT_DATA = ("prompt", "max_image_pixels", "num_cpus_per_task")
@@ -77,16 +77,15 @@ def find_model(
 
     Raises ConfigError, CheckpointError, RunNotFoundError, OSError.
     """
-    run_dir = next((d for d in (storage.join(storage_uri, name), name) if storage.exists(RunFolder(d).config)), None)
+    run_dir = find_run(name, storage_uri)
     if run_dir is None:
         if checkpoint:
             raise ConfigError(
                 f"checkpoint {checkpoint}: {name} is not a run under {storage_uri}; only runs have checkpoints"
             )
-        model = {"path": name, "dtype": _dtype_of(name, storage_uri)}
+        model = {"path": name, "dtype": _dtype_of(name)}
         return _with_whole_context(load_config(None, overrides, {"model": model}))
 
-    run_dir = storage.absolute(run_dir)
     chosen = chosen_checkpoint(run_dir, checkpoint)
     stored = load_config(RunFolder(run_dir).config).model_dump(mode="json")
     base = {part: stored[part] for part in ("seed", "method", "model", "lora", "image")}
@@ -159,21 +158,8 @@ def _with_whole_context(config: RunConfig, chosen: Checkpoint | None = None) -> 
     return ModelSource(config.replace({"model.path": path, "data.max_length": longest}), chosen)
 
 
-def _dtype_of(path: str, storage_uri: str) -> str:
-    """The dtype in which a folder or hub id was saved.
-
-    Raises RunNotFoundError or ConfigError where the name is neither of them and no run.
-    """
-    if "://" not in path:
-        folder = Path(path).expanduser()
-        if folder.is_dir() and not (folder / "config.json").exists():
-            hint = ""
-            if (folder / "adapter_config.json").exists():
-                hint = " It holds adapters alone: name the run, or export it without --adapter."
-            raise ConfigError(f"{path} is neither a run (config.yaml) nor a model (config.json).{hint}")
-        if not folder.is_dir() and path.count("/") != 1:
-            require_run(storage_uri, path)
-
+def _dtype_of(path: str) -> str:
+    """The dtype in which a folder or hub id was saved. Raises ConfigError or OSError where it is no model."""
     saved = model_config(ModelConfig(path=path))
     name = str(getattr(saved, "dtype", None)).removeprefix("torch.")
     return name if name in DTYPES else "bfloat16"

@@ -21,7 +21,6 @@ from smolray.inference.job import run_locally
 from smolray.inference.predictor import Decoding, find_model
 from smolray.inference.questions import PromptSettings, find_question_tasks
 from smolray.model.sampling import Sampler, probabilities
-from smolray.run.status import RunNotFoundError
 from tests.offline import picture
 from tests.shards import vqa_rows, write_shards
 from tests.unit.test_export import write_run
@@ -181,14 +180,7 @@ def test_a_file_that_is_not_finished_is_not_there(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "a.parquet"]
 
 
-def test_what_is_no_model_is_named_with_what_is_there(run, tmp_path):
-    with pytest.raises(RunNotFoundError, match="there: my-run"):
-        find_model("nope", str(run.parent))
-    with pytest.raises(ConfigError, match="neither a run"):
-        find_model(str(tmp_path), str(run.parent))
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds adapters alone"):
-        find_model(str(tmp_path), str(run.parent))
+def test_only_runs_have_checkpoints(run):
     with pytest.raises(ConfigError, match="only runs have checkpoints"):
         find_model(str(run / "export"), str(run.parent), checkpoint="latest")
 
