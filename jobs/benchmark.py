@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--shape", choices=SHAPES, default="30m", help="of the model that is trained; 256m, 500m and 2.2b need a GPU"
     )
+    parser.add_argument("--cpu", action="store_true", help="run such a shape without a GPU: a step may take minutes")
     options = parser.parse_args(arguments)
 
     model = options.shape if options.shape == "tiny" else f"random-{options.shape}"
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     records: dict[str, dict[str, Any]] = {}
     for name in options.only or names:
         began = time.monotonic()
-        if why := skipped(name, model):
+        if why := skipped(name, model, options.cpu):
             records[name] = {"name": name, "skipped": why}
         else:
             if name in with_ray:
@@ -75,14 +76,14 @@ def main(arguments: list[str] | None = None) -> None:
     _print(list(records.values()))
 
 
-def skipped(name: str, model: str) -> str:
-    """Why a case is not run here; empty: it is. `model`: the shape that is trained."""
+def skipped(name: str, model: str, on_cpu: bool) -> str:
+    """Why a case is not run here; empty: it is. `model`: the shape that is trained; `on_cpu`: no GPU is needed."""
     if model not in TRUE_SHAPES:
         return ""
     if name in SHAPELESS:
         return "it is the same for every shape"
     machine = Machine.here()
-    return "" if machine.gpus else f"{model} needs a GPU: {machine.why_not}"
+    return "" if machine.gpus or on_cpu else f"{model} needs a GPU: {machine.why_not} (--cpu: without one)"
 
 
 def start_ray() -> None:

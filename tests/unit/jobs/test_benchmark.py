@@ -18,9 +18,10 @@ def test_without_a_gpu_true_shapes_are_skipped_with_the_reason(tmp_path, monkeyp
     records = json.loads(file.read_text())
     reasons = {name: record.pop("skipped") for name, record in records.items()}
     assert reasons.keys() == {name for cases in benchmark.all_cases("") for name in cases}
-    assert reasons["sft_multi_question"] == "random-256m needs a GPU: torch is built without CUDA"
+    assert reasons["sft_multi_question"] == "random-256m needs a GPU: torch is built without CUDA (--cpu: without one)"
     assert reasons["launch"] == "it is the same for every shape"
     assert "sft_multi_question: skipped: random-256m needs a GPU" in capsys.readouterr().out
+    assert benchmark.skipped("lora_steps", "random-256m", on_cpu=True) == ""
 
 
 def test_trl_is_started_as_a_user_starts_it_without_a_launcher(monkeypatch):
