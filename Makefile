@@ -34,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv  ## the whole flow on a real data set: prepare, train, evaluate, export
 	$(BIN)/python -m jobs.demo
 
-unit: venv  ## the fast loop: unit tests, two at a time
-	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist worksteal tests/unit $(ARGS)
+unit: venv  ## the fast loop: unit tests that load no model, two at a time
+	$(BIN)/python -m pytest -m "not slow and not faults and not seconds" -n 2 --dist worksteal tests/unit $(ARGS)
 
 test: lint  ## lint, types and the tests that take seconds
 	+$(MAKE) --no-print-directory -j 2 types suites

@@ -27,6 +27,8 @@ from tests.losses import sft_sum
 from tests.offline import files_under
 from tests.shards import vqa_rows, write_shards
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):

@@ -20,6 +20,8 @@ from tests.shards import write_shards
 from tests.unit.data.test_tiles import decode
 from tests.unit.test_export import run_config, write_run
 
+pytestmark = pytest.mark.seconds
+
 PHOTO = picture(640, 480)
 QUESTION = asked("What are these?\n\n1 bus, 22 cars", "right")
 

@@ -20,6 +20,8 @@ from tests.real import MODELS, real_model
 from tests.shards import write_shards
 from tests.unit.test_export import run_config, write_run
 
+pytestmark = pytest.mark.seconds
+
 PUBLISHED = {"Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration"}  # in vLLM's registry
 TEXTS = {"LlamaForCausalLM", "VLlama3ForCausalLM"}  # llama.cpp's LlamaModel, by text_config.architectures
 

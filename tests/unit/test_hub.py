@@ -19,6 +19,8 @@ from tests.commands import smolray
 from tests.unit.test_export import RUNS, run_config, write_run
 from tests.unit.test_export import shards as shards  # the fixture
 
+pytestmark = pytest.mark.seconds
+
 TOKEN = "hf_of_this_test"
 
 

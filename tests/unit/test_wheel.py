@@ -19,6 +19,8 @@ from smolray.config.recipes import recipes
 from tests.offline import picture
 from tests.ray_head import ray_head, wait_for_head
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ("smolray", "cluster", "k8s", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 QUESTIONS = 24

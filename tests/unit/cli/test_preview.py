@@ -25,6 +25,8 @@ from smolray.model.tiny import build_tokenizer
 from tests.offline import files_under, picture
 from tests.previews import config_of, items_of, printed
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parents[3]
 
 

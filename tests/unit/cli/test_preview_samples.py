@@ -12,6 +12,8 @@ from tests.offline import message, picture, shard_row
 from tests.previews import config_of, items_of, printed
 from tests.shards import write_shards
 
+pytestmark = pytest.mark.seconds
+
 
 def test_items_are_what_training_gets(shards, rows, model_path):
     config = config_of(model_path, shards, data={"max_length": 4096})

@@ -9,6 +9,8 @@ import pytest
 from smolray.cli import train as train_commands
 from tests.commands import smolray
 
+pytestmark = pytest.mark.seconds
+
 
 def test_a_plan_says_what_fits_and_why(tmp_path):
     done = smolray(

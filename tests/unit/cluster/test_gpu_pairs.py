@@ -6,6 +6,8 @@ import pytest
 
 from smolray.cluster.gpu_pairs import ADD, PairOutcome, try_pairs
 
+pytestmark = pytest.mark.seconds
+
 HANGS_WITH_P2P = "import os, time; time.sleep(0 if os.environ.get('NCCL_P2P_DISABLE') == '1' else 60)"
 SHOWS = "import os, sys; sys.exit(os.environ['CUDA_VISIBLE_DEVICES'] == '1,2' and 'of 1 and 2')"
 

@@ -19,6 +19,8 @@ from tests.real import MODELS, golden_ids, real_processor
 from tests.shards import write_shards
 from tests.unit.data.test_tiles import stock_tiles
 
+pytestmark = pytest.mark.seconds
+
 SMALL, PHOTO, LARGE = (64, 64), (640, 480), (2000, 1500)
 
 

@@ -15,6 +15,8 @@ from tests.real import MODELS, golden_ids, real_processor
 from tests.unit.data.test_encode import conversations, oracle
 from tests.unit.data.test_tiles import stock_tiles
 
+pytestmark = pytest.mark.seconds
+
 SIZES = [(512, 512), (640, 480), (320, 240), (1024, 768), (200, 900), (2048, 600), (1, 1), (1700, 2200)]
 
 

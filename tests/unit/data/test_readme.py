@@ -17,6 +17,8 @@ from smolray.data.tiles import Tiler
 from tests.offline import picture
 from tests.real import real_processor
 
+pytestmark = pytest.mark.seconds
+
 README = (Path(formats.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.search(r"```json\n(.*?)```", README, re.DOTALL)[1].splitlines()
 

@@ -27,6 +27,8 @@ from smolray.precompute.features import FeatureWriter, features_bytes, features_
 from smolray.precompute.local import local_sidecars
 from tests.offline import asked, picture, shard_row
 
+pytestmark = pytest.mark.seconds
+
 SQUARE, WIDE, SPLIT = (60, 60), (120, 60), (150, 100)
 
 

@@ -12,6 +12,8 @@ from smolray.data.processor import load_processor
 from smolray.data.tokenizer import differences, load_tokenizer
 from tests.real import MODELS, golden_ids, real_processor
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module", params=MODELS)
 def published(request, tmp_path_factory):

@@ -7,6 +7,8 @@ from smolray.engine.base import Normalisers
 from smolray.planner.shapes import Training
 from tests.gloo import build_engine, run_workers
 
+pytestmark = pytest.mark.seconds
+
 
 def copies_in_the_step(path, overrides):
     """While the optimizer steps: 16-bit and fp32 gradients that exist, trained weights, and their dtypes."""

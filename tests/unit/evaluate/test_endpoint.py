@@ -20,6 +20,8 @@ from smolray.serve.model import ServedModel
 from tests.server import serving
 from tests.shards import vqa_rows, write_shards
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, tiny_path):

@@ -13,6 +13,8 @@ from smolray.model.load import load_model
 from smolray.model.tiny import build_config
 from tests.offline import asked, encoder_of, picture, shard_row
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def model(tiny_path):

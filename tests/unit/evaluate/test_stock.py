@@ -18,6 +18,8 @@ from tests.offline import asked, hf_messages, picture, shard_row
 from tests.shards import write_shards
 from tests.unit.test_export import write_run
 
+pytestmark = pytest.mark.seconds
+
 TWO_TILES_AN_EDGE, ONE = (128, 96), (64, 48)
 QUESTIONS = ["what is it?", "which colour is the box?", "is it red?", "describe the image"]
 

@@ -25,6 +25,8 @@ from tests.offline import picture
 from tests.shards import vqa_rows, write_shards
 from tests.unit.test_export import write_run
 
+pytestmark = pytest.mark.seconds
+
 PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe the image.")
 
 

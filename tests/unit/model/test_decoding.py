@@ -16,6 +16,8 @@ from smolray.model.load import load_model
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, shard_row, words
 
+pytestmark = pytest.mark.seconds
+
 NEW_TOKENS = 6
 
 

@@ -22,6 +22,8 @@ from smolray.objectives.reference import reference_of
 from smolray.objectives.registry import objective_of
 from tests.offline import encoder_of, message, picture, shard_row
 
+pytestmark = pytest.mark.seconds
+
 SQUARE, WIDE = (64, 64), (120, 60)
 LOSSES = {
     "sigmoid": DPOConfig(),

@@ -19,6 +19,8 @@ from tests.offline import asked, encoder_of
 from tests.real import MODELS, real_processor
 from tests.shards import vqa_rows, write_shards
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory, processor):

@@ -18,6 +18,8 @@ from smolray.serve.prompt import PromptMaker
 from tests.losses import sft_sum
 from tests.offline import asked, encoder_of, message, picture, shard_row, words
 
+pytestmark = pytest.mark.seconds
+
 NEW_TOKENS = 24
 
 

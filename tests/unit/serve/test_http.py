@@ -21,6 +21,8 @@ from tests.offline import picture
 from tests.server import serving
 from tests.serving import client_of, generated_answers, image_part, question, write_photos
 
+pytestmark = pytest.mark.seconds
+
 LIMITS = HttpLimits(request_bytes=2**20, images=3, seconds=60.0)
 
 

@@ -16,6 +16,8 @@ from tests.offline import message
 from tests.serving import generated_answers, lora_run, write_photos
 from tests.unit.inference.test_predictor import exported_run
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):

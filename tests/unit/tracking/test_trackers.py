@@ -17,6 +17,8 @@ from smolray.tracking.feed import fed
 from smolray.tracking.registry import require_trackers, tracker_consumers
 from tests.tracked import IMAGES, add_events, end, step, tracked_run
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture
 def send(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ from smolray.train.collective import agree, broadcast, gather
 from smolray.train.step import StopPoll, sum_over_workers
 from tests.gloo import run_workers
 
+pytestmark = pytest.mark.seconds
+
 
 def decide():
     """All that two workers decide together; rank 1 alone has a fault, rank 0 alone is requested to stop."""

@@ -13,6 +13,8 @@ from smolray.web.run_list import RunList
 from tests.commands import append
 from tests.webpages import Browser, site_of, write_folder
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
