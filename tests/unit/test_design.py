@@ -260,6 +260,7 @@ def test_a_process_loads_what_it_needs_and_no_more(module, heavy):
 ADAPTERS = {"peft", "bitsandbytes", "trl"}  # two seconds that only a run with adapters needs
 
 
+@pytest.mark.seconds
 def test_a_process_with_torch_loads_what_it_needs_and_no_more():
     """One process, from what needs least to what needs most."""
     assert_loads(

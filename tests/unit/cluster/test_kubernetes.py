@@ -25,6 +25,8 @@ from smolray.cluster.kubernetes import (
 from smolray.config import load_config
 from tests.kubernetes import faults, operator_faults
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parents[3]
 K8S = ROOT / "k8s"
 OVERLAYS = ["autoscale", "cpu", "home", "kueue", "pool"]

@@ -16,6 +16,8 @@ from smolray.run.account import DataAccount
 from tests.offline import asked, encoder_of, message, picture, shard_row
 from tests.real import MODELS, real_processor
 
+pytestmark = pytest.mark.seconds
+
 WORDS = "word " * 300
 ROWS = [
     shard_row([], asked("short?", "yes", 0)),
