@@ -37,8 +37,9 @@ demo: venv  ## the whole flow on a real data set: prepare, train, evaluate, expo
 unit: venv  ## the fast loop: unit tests that load no model, two at a time
 	$(BIN)/python -m pytest -m "not slow and not faults and not seconds" -n 2 --dist worksteal tests/unit $(ARGS)
 
+# What mypy found stands above all tests: where something failed, it is told again below them.
 test: lint  ## lint, types and the tests that take seconds
-	+$(MAKE) --no-print-directory -j 2 types suites
+	+$(MAKE) --no-print-directory -j 2 types suites || { $(MAKE) --no-print-directory types; exit 1; }
 
 # Two files at a time, in the order of TESTS, which ends with short ones: both processes end together.
 suites: venv

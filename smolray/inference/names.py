@@ -17,9 +17,9 @@ def find_run(name: str, storage_uri: str) -> str | None:
 
     Raises RunNotFoundError or ConfigError where the name can be neither.
     """
-    for folder in (storage.join(storage_uri, name), name):
-        if storage.exists(RunFolder(folder).config):
-            return storage.absolute(folder)
+    for run_dir in (storage.join(storage_uri, name), name):
+        if storage.exists(RunFolder(run_dir).config):
+            return storage.absolute(run_dir)
 
     if "://" in name:
         return None
