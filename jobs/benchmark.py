@@ -53,9 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the usual amount of work")
     parser.add_argument(
-        "--shape", choices=SHAPES, default="30m", help="of the model that is trained; 256m, 500m and 2.2b need a GPU"
+        "--shape",
+        choices=SHAPES,
+        default="30m",
+        help="of the model that is trained; 256m, 500m and 2.2b need a GPU, or --cpu",
     )
-    parser.add_argument("--cpu", action="store_true", help="run such a shape without a GPU: a step may take minutes")
+    parser.add_argument("--cpu", action="store_true", help="run 256m, 500m or 2.2b without a GPU: minutes a step")
     options = parser.parse_args(arguments)
 
     model = options.shape if options.shape == "tiny" else f"random-{options.shape}"

@@ -193,7 +193,6 @@ def other_packages(tmp_path_factory):
 
 SENDER = """
 import sys
-import time
 from pathlib import Path
 from smolray.tracking.feed import fed
 from smolray.tracking.registry import require_trackers, tracker_consumers
