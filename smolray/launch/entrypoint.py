@@ -4,14 +4,12 @@ In: the launcher's settings. Out: rank 0's record. Ray Train's controller loads 
 workers, so what a worker needs is imported inside the function: at the top it would delay every run by five seconds.
 """
 
-import gc
 import os
 from typing import Any
 
 
 def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     """Run the task of one worker, inside an initialised process group."""
-    gc.disable()  # the collector would take a third of the CPU time of these imports, and find nothing
     import ray
     import ray.train.torch
     import torch
@@ -26,9 +24,6 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     from smolray.train.refusal import NonFiniteStepError
     from smolray.train.task import WorkerTask
     from smolray.train.worker import evaluate_worker, measure_worker, run_worker
-
-    gc.freeze()  # it does not look through what was imported in the middle of a step either
-    gc.enable()
 
     config, folders = RunConfig.model_validate(settings["config"]), Folders.from_plain(settings["folders"])
     device = ray.train.torch.get_device()

@@ -1,5 +1,6 @@
 """Packed greedy decoding says what `model.generate` says of each prompt alone, token for token."""
 
+import gc
 import random
 
 import pytest
@@ -234,3 +235,17 @@ def test_a_turn_that_ends_otherwise_than_the_text_stops_decoding(path):
     own = encoder_of(processor)
     end_of_utterance = processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
     assert own.end_of_turn == end_of_utterance != own.tokenizer.eos_token_id
+
+
+def test_answers_leave_no_tensor_to_the_garbage_collector(trained, encoder):
+    """smolray lets the collector come rarely (smolray/__init__.py)."""
+    eos = int(encoder.tokenizer.eos_token_id)
+    for keep in (0, gc.DEBUG_SAVEALL):  # once to warm up; then what would be freed is kept in gc.garbage
+        gc.collect()
+        gc.set_debug(keep)
+        greedy(trained, collate_prompts(packed(rows_of(0)), encoder), NEW_TOKENS, {eos})
+    gc.collect()
+    left = [found for found in gc.garbage if isinstance(found, torch.Tensor)]
+    gc.set_debug(0)
+    gc.garbage.clear()
+    assert not left
