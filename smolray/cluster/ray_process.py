@@ -42,6 +42,7 @@ def main() -> None:
                 closed.wait()
     finally:
         end_session(os.getsid(0))
+    os._exit(0)  # at its exit Ray would wait for the processes that were killed
 
 
 def _say(answers: TextIO, **what: Any) -> None:

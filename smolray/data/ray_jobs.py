@@ -17,7 +17,12 @@ ShardFunction = Callable[[str, str, int], pa.Table]  # folder, file name, number
 
 
 def map_shards(folder: str, manifest: ShardManifest, function: ShardFunction, num_cpus: float) -> list[pa.Table]:
-    """`function` of every shard, as Ray Data tasks; tables in shard order."""
+    """`function` of every shard, as Ray Data tasks; tables in shard order.
+
+    A single shard is read here: there is nothing to share out, and a job of Ray Data would take seconds to start.
+    """
+    if len(manifest.files) == 1:
+        return [function(folder, manifest.files[0].name, 0)]
     quiet_context()
 
     def run(batch: pa.Table) -> pa.Table:
