@@ -1,6 +1,5 @@
 """smolray: fine-tune small vision-language models on the GPUs that people already have."""
 
-import atexit
 import gc
 import logging
 
@@ -10,7 +9,6 @@ __version__ = "0.1.0"
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # Torch and transformers make a million objects that stay. By default the garbage collector looks through them after
-# every 700 new ones, and again when the process ends: a third of the CPU time of a start, in every process of a run.
-# Steps and answers leave no tensors to it (tests/recipes/test_garbage.py), so it may come rarely.
+# every 700 new ones, a sixth of the CPU time of a start, in every process of a run. Steps and answers leave no tensors
+# to it (tests/recipes/test_garbage.py), so it may come rarely.
 gc.set_threshold(50_000)
-atexit.register(gc.freeze)

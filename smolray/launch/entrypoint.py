@@ -4,6 +4,7 @@ In: the launcher's settings. Out: rank 0's record. Ray Train's controller loads 
 workers, so what a worker needs is imported inside the function: at the top it would delay every run by five seconds.
 """
 
+import gc
 import os
 from typing import Any
 
@@ -24,6 +25,8 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
     from smolray.train.refusal import NonFiniteStepError
     from smolray.train.task import WorkerTask
     from smolray.train.worker import evaluate_worker, measure_worker, run_worker
+
+    gc.freeze()  # no collection looks through what was imported: not in the middle of a step, and not at the end
 
     config, folders = RunConfig.model_validate(settings["config"]), Folders.from_plain(settings["folders"])
     device = ray.train.torch.get_device()
