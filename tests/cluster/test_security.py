@@ -24,6 +24,7 @@ wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
 
 def start(settings, enter=enter):
     own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | settings
+    own["RAY_NUM_REDIS_GET_RETRIES"] = "2"  # Ray tries a wrong token for 20 s
     told = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", enter, address], env=own, **told)
 
