@@ -30,7 +30,7 @@ def train_function(settings: dict[str, Any]) -> dict[str, Any]:
 
     config, folders = RunConfig.model_validate(settings["config"]), Folders.from_plain(settings["folders"])
     device = ray.train.torch.get_device()
-    # Set here and not in a runtime_env, so that data tasks share processes with the driver's tasks and start at once.
+    # Set here and not in a runtime_env: the data tasks of this worker would inherit it.
     torch.set_num_threads(config.resources.omp_num_threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
