@@ -181,7 +181,6 @@ def trl(task: Task, meter: Meter, options: dict[str, str]) -> None:
     from smolray.pretrained import DTYPES
 
     config = load_config(None, list(task.overrides))
-    cuda = torch.cuda.is_available()
     model = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=DTYPES["float32"])
     freeze(model, config.model.train)
     pairs = config.traits.pairs
@@ -200,24 +199,7 @@ def trl(task: Task, meter: Meter, options: dict[str, str]) -> None:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     with tempfile.TemporaryDirectory() as folder:
-        common: dict[str, Any] = {
-            "output_dir": folder,
-            "per_device_train_batch_size": task.batch,
-            "max_steps": task.steps,
-            "learning_rate": config.optimizer.learning_rate,
-            "lr_scheduler_type": "constant",
-            "weight_decay": 0.0,
-            "bf16": cuda,
-            "gradient_checkpointing": options["checkpointing"] == "1",
-            "max_length": None,
-            "report_to": [],
-            "save_strategy": "no",
-            "use_cpu": not cuda,
-            "logging_steps": 10**6,
-            "disable_tqdm": True,
-            "dataloader_num_workers": int(options["workers"]),
-            "dataloader_pin_memory": cuda,
-        }
+        common = _common_arguments(task, config, options) | {"output_dir": folder}
         arguments = DPOConfig(**common) if pairs else SFTConfig(**common, completion_only_loss=True)
         processor = load_processor(config.model)
         if config.image.longest_edge:
@@ -226,6 +208,30 @@ def trl(task: Task, meter: Meter, options: dict[str, str]) -> None:
         InOrder(
             model=model, args=arguments, train_dataset=data, processing_class=processor, callbacks=[StepCallback()]
         ).train()
+
+
+def _common_arguments(task: Task, config: Any, options: dict[str, str]) -> dict[str, Any]:
+    """What SFTConfig and DPOConfig share."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "per_device_train_batch_size": task.batch,
+        "max_steps": task.steps,
+        "learning_rate": config.optimizer.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "bf16": cuda,
+        "gradient_checkpointing": options["checkpointing"] == "1",
+        "max_length": None,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": not cuda,
+        "logging_steps": 10**6,
+        "disable_tqdm": True,
+        "dataloader_num_workers": int(options["workers"]),
+        "dataloader_pin_memory": cuda,
+    }
 
 
 def _records(task: Task, config: Any) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import time
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,30 +10,35 @@ from smolray.cli.access import KeyFile, check_access, key_path, require_web_pack
 from smolray.cli.options import Storage, console, errors, plain
 from smolray.config import ConfigError
 
+if TYPE_CHECKING:
+    from smolray.serve.settings import ServeSettings
+
 key_app = typer.Typer(no_args_is_help=True, help="Keys for `smolray serve` and `smolray web`.")
 
 KeyName = Annotated[str, typer.Argument(help="whose key it is, such as laptop")]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL…",
+        help="runs (RUN@step-00000500: a checkpoint of one; else its best), or folders or hub ids that "
+        "transformers loads; then KEY=VALUE settings",
+    ),
+]
+Backend = Annotated[
+    Literal["smolray", "vllm"],
+    typer.Option(help="what answers: smolray's engine, or vLLM, from an environment that has smolray[vllm]"),
+]
 
 
 def serve(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL…",
-            help="runs (RUN@step-00000500: a checkpoint of one; else its best), or folders or hub ids that "
-            "transformers loads; then KEY=VALUE settings",
-        ),
-    ],
+    models: Models,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
     key_file: KeyFile = "",
     no_key: Annotated[
         bool, typer.Option("--no-key", help="ask for no API key; on this machine's loopback only")
     ] = False,
-    backend: Annotated[
-        Literal["smolray", "vllm"],
-        typer.Option(help="what answers: smolray's engine, or vLLM, from an environment that has smolray[vllm]"),
-    ] = "smolray",
+    backend: Backend = "smolray",
     replicas: Annotated[
         str, typer.Option(help="copies of each model or shared base, one a GPU: a number, or LOW:HIGH by the load")
     ] = "1",
@@ -60,12 +65,7 @@ def serve(
     check_access(host, port, keys, "infer")
     require_web_packages("serve")
 
-    from smolray.cluster.connect import connect
-    from smolray.cluster.local_ray import LOCAL_RAY
-    from smolray.cluster.signals import Stopped
-    from smolray.serve import deployment
     from smolray.serve.settings import ServeSettings
-    from smolray.serve.vllm import app_arguments, require_vllm
 
     settings = ServeSettings(
         models=[name for name in models if "=" not in name],
@@ -82,8 +82,19 @@ def serve(
         seconds=seconds,
         image_hosts=images_from or [],
     )
-    sources = deployment.find_sources(settings)  # what is wrong with them is told before Ray starts
-    if backend == "vllm":
+    _serve(settings, host, port)
+
+
+def _serve(settings: "ServeSettings", host: str, port: int) -> None:
+    """Start the service and hold it until it is stopped. Raises ConfigError where Ray dies."""
+    from smolray.cluster.connect import connect
+    from smolray.cluster.local_ray import LOCAL_RAY
+    from smolray.cluster.signals import Stopped
+    from smolray.serve import deployment
+    from smolray.serve.vllm import app_arguments, require_vllm
+
+    sources = deployment.find_sources(settings)  # what is wrong with them is reported before Ray starts
+    if settings.backend == "vllm":
         require_vllm()
         app_arguments(settings, sources, gpu=False)
     connect()

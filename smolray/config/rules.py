@@ -374,5 +374,5 @@ def _batch(config: RunConfig) -> Iterator[str]:
     if train.micro_batch_tokens is not None and longest != "auto" and train.micro_batch_tokens < longest:
         yield (
             f"train.micro_batch_tokens = {train.micro_batch_tokens} is below data.max_length = "
-            f"{longest}: one sequence must fit; nearest: equal"
+            f"{longest}: one sequence must fit; nearest: train.micro_batch_tokens={longest}"
         )

@@ -44,7 +44,7 @@ def hold_out(records: np.ndarray, fraction: float) -> tuple[Part, Part]:
         fraction: above 0, below 1.
 
     Raises:
-        SourceError: all hangs together.
+        SourceError: rows link all images into one group, so that none can be held out.
     """
     pictures, picture = np.unique(records["picture"], return_inverse=True)
     group = _groups(records["order"], picture, len(pictures))[picture]

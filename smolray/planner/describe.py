@@ -14,6 +14,7 @@ from smolray.planner.candidate import Candidate
 from smolray.planner.evaluation import EvaluationBatch, evaluation_batch
 from smolray.planner.gpu_sets import Place
 from smolray.planner.idle import idle_gpus, remedies
+from smolray.planner.inventory import counted
 from smolray.planner.plan import Plan
 
 HEADER = f"{'strategy':<27} {'GB a GPU':>8} {'s/step':>8} {'samples/s':>10}  limited by"
@@ -40,7 +41,7 @@ def _numbers(row: Candidate) -> str:
 def _setup(row: Candidate) -> str:
     checkpointed = ", checkpointed" if row.checkpointing else ""
     lacking = "" if row.fits else f"; {row.limit}"
-    return f"{_counted(row.names)}: {_micro_batches(row)} of {row.micro_batch}{checkpointed}{lacking}"
+    return f"{counted(row.names)}: {_micro_batches(row)} of {row.micro_batch}{checkpointed}{lacking}"
 
 
 def words(plan: Plan) -> str:
@@ -143,7 +144,7 @@ def _choice(plan: Plan, chosen: Candidate) -> list[str]:
     checkpointed = ", layers checkpointed" if chosen.checkpointing else ""
     most, gpu = _fullest(chosen)
     lines = [
-        f"Chosen: {_engine(chosen)}{where} ({_counted(chosen.names)}): {chosen.samples_per_second:.1f} samples/s, "
+        f"Chosen: {_engine(chosen)}{where} ({counted(chosen.names)}): {chosen.samples_per_second:.1f} samples/s, "
         f"{chosen.time.total:.3g} s a step of {chosen.samples:.0f} conversations in {_micro_batches(chosen)} "
         f"of at most {chosen.micro_batch}{checkpointed}.",
         f"The fullest GPU ({chosen.names[gpu]}) holds {most / 1e9:.1f} of {chosen.capacity[gpu] / 1e9:.1f} GB that may "
@@ -206,7 +207,7 @@ def _others(plan: Plan, chosen: Candidate) -> list[str]:
     if fitting:
         second = max(fitting, key=lambda row: row.samples_per_second)
         lines.append(
-            f"Next is {second.name} on {_counted(second.names)} with {second.samples_per_second:.1f} samples/s, "
+            f"Next is {second.name} on {counted(second.names)} with {second.samples_per_second:.1f} samples/s, "
             f"limited by {second.limit}."
         )
     once = {row.limit: row for row in failed}.values()  # the last of those that fail for the same reason
@@ -215,12 +216,12 @@ def _others(plan: Plan, chosen: Candidate) -> list[str]:
 
 def _idle(plan: Plan, chosen: Candidate, idle: tuple[Place, ...]) -> list[str]:
     """The GPUs that the plan does not use, and what would make them pay."""
-    names = _counted(tuple(plan.inventory.nodes[node].gpus[gpu].name for node, gpu in idle))
+    names = counted(tuple(plan.inventory.nodes[node].gpus[gpu].name for node, gpu in idle))
     lines = [f"Left idle: {names}; no plan with more GPUs is faster by more than the prediction error."]
     for remedy in remedies(plan):
         then = remedy.candidate
         speed, times = then.samples_per_second, then.samples_per_second / chosen.samples_per_second
-        lines.append(f"  With {remedy.words}: {speed:.1f} samples/s ({times:.2f} times) on {_counted(then.names)}.")
+        lines.append(f"  With {remedy.words}: {speed:.1f} samples/s ({times:.2f} times) on {counted(then.names)}.")
     return lines
 
 
@@ -236,10 +237,6 @@ def _engine(row: Candidate) -> str:
 
 def _micro_batches(row: Candidate) -> str:
     return f"{row.micro_batches} micro-batch{'es' if row.micro_batches > 1 else ''}"
-
-
-def _counted(names: tuple[str, ...]) -> str:
-    return ", ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
 
 
 def _fullest(row: Candidate) -> tuple[float, int]:

@@ -44,9 +44,9 @@ def idle_gpus(plan: Plan) -> tuple[Place, ...]:
 
 
 def remedies(plan: Plan) -> list[Remedy]:
-    """Of each kind of change the smallest after which more GPUs are used, and faster; and the best engine on all.
+    """For each kind of change, the smallest one with which the run uses more GPUs and is faster.
 
-    Where no change of a kind does that, the largest that was tried.
+    Where no change of a kind does that, the largest that was tried. Last, the fastest engine on all GPUs.
     """
     if plan.chosen is None or not idle_gpus(plan) or len(plan.inventory.gpus) > MOST_GPUS:
         return []

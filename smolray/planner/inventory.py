@@ -5,7 +5,7 @@ In: text such as `2x rtx4090 @ 10GbE, 1x rtx3060`, YAML, or what workers report 
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,10 @@ class Inventory:
 
     def describe(self) -> str:
         """One line; `parse` reads it where all GPUs are known ones."""
-        return ", ".join(f"{_count(node.gpus)} @ {_rate(node.network.bandwidth)}" for node in self.nodes)
+        return ", ".join(
+            f"{counted([gpu.name for gpu in node.gpus], ' + ')} @ {_rate(node.network.bandwidth)}"
+            for node in self.nodes
+        )
 
     def to_json(self) -> dict[str, Any]:
         nodes = [{**asdict(node), "gpus": [_plain(gpu) for gpu in node.gpus]} for node in self.nodes]
@@ -303,9 +306,9 @@ def _plain(gpu: GPU) -> dict[str, Any]:
     return {**asdict(gpu), "capability": list(gpu.capability) if gpu.capability else None}
 
 
-def _count(gpus: tuple[GPU, ...]) -> str:
-    names = [gpu.name for gpu in gpus]
-    return " + ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
+def counted(names: Sequence[str], separator: str = ", ") -> str:
+    """Equal names as one: `2x rtx4090, 1x rtx3060`."""
+    return separator.join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
 
 
 def _rate(bandwidth: float) -> str:

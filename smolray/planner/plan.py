@@ -137,17 +137,6 @@ def choose(candidates: Sequence[Candidate], config: RunConfig) -> Candidate | No
     return min((c for c in fitting if c.samples_per_second >= NEARLY * fastest), key=lambda c: _preference(c, config))
 
 
-def predict(
-    config: RunConfig, statistics: DataStatistics, inventory: Inventory, shape: ModelShape | None = None
-) -> Candidate | None:
-    """The run exactly as its settings say, for comparison with a measurement.
-
-    None: the planner knows no such strategy.
-    """
-    config = on_all_gpus(config, inventory)
-    return candidate_as_written(PlanningProblem(config, shape or shape_of(config.model), statistics, inventory))
-
-
 def on_all_gpus(config: RunConfig, inventory: Inventory) -> RunConfig:
     """The run with `resources.num_workers: auto` as a number: a worker for each GPU of the inventory.
 

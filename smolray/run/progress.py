@@ -71,7 +71,16 @@ def _logs(event: Event) -> str:
 
 def _start(event: Event) -> str:
     workers, steps = event.get("workers", "?"), event.get("total_steps", "?")
-    return f"attempt {event.get('attempt', 1)}, {workers} worker(s), {steps} steps"
+    started = f"attempt {event.get('attempt', 1)}, {workers} worker(s), {steps} steps"
+    optimizer = event.get("config", {}).get("optimizer", {})
+    warmup = optimizer.get("warmup_steps", 0)
+    if not isinstance(steps, int) or warmup < steps:
+        return started
+
+    return (
+        f"{started}\nthe learning rate never reaches {optimizer.get('learning_rate')}: optimizer.warmup_steps = "
+        f"{warmup}, and the run has {steps} steps; optimizer.warmup_steps=0 warms up by optimizer.warmup_ratio"
+    )
 
 
 def _evaluate(event: Event) -> str:

@@ -18,7 +18,7 @@ from smolray.config import ConfigError
 from smolray.web.terminal import terminal_html
 
 SHOWN_BYTES = 40_000
-MOST_KEPT = 200  # commands of which is known what became of them
+MOST_KEPT = 200  # commands whose result is kept
 MOST_OUTPUTS = 500  # files in the folder, also those of earlier pages
 COLOURED = ["env", "FORCE_COLOR=1", "COLUMNS=100"]
 

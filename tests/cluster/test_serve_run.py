@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from smolray.serve.keys import add_key
+from tests.ray_head import free_port
 from tests.serving import client_of, generated_answers, lora_run, question, write_photos
 
 
@@ -22,12 +23,6 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generated(tiny_path, photos):
     return generated_answers(tiny_path, photos)
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

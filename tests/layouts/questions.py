@@ -83,7 +83,7 @@ QUESTIONS = [
             "fullAnswer": "Yes.",
             "isBalanced": True,
         },
-        refused="column 'imageId' is not used, and has a name of pictures",
+        refused="column 'imageId' is not used, and is named like an image column",
     ),
     Layout(
         "VizWiz-VQA", lambda n: vqa(n, ["grass", "grass", "lawn"], question_id=f"{n}.jpg", category="x"), ASKED, "grass"
@@ -290,7 +290,7 @@ QUESTIONS = [
     Layout(
         "LRV-Instruction",
         lambda n: {"image_id": f"23{n}", "question": Q, "answer": "No.", "task": "x"},
-        refused="column 'image_id' is not used, and has a name of pictures",
+        refused="column 'image_id' is not used, and is named like an image column",
         lines=True,
     ),
     Layout(

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from smolray.config import load_config
 from smolray.data.local import local_index, local_plan
-from smolray.planner.plan import predict
+from smolray.planner.plan import make_plan
 from smolray.planner.probe import HardwareProbe, probe_hardware
 from smolray.planner.statistics import DataStatistics
 from smolray.run.checkpoint import Progress
@@ -31,7 +31,8 @@ def steps_of(shards: str, overrides: list[str], seen: HardwareProbe) -> dict[str
     A pipeline is cut as planned.
     """
     config = load_config(None, overrides)
-    planned = predict(config, DataStatistics.from_index(local_index(shards, config)), seen.inventory())
+    statistics = DataStatistics.from_index(local_index(shards, config))
+    planned = make_plan(config, statistics, seen.inventory()).as_written
     if planned.partition:
         config = config.replace({"engine.partition": planned.partition})
     seconds: list[float] = []

@@ -222,8 +222,10 @@ def test_settings_are_not_read_from_the_environment_deep_inside(path):
 
 
 @for_each(SOURCES + TESTS)
-def test_a_file_is_small_enough_to_hold_in_the_head(path):
+def test_files_and_functions_are_small_enough_to_hold_in_the_head(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    functions = [n for n in nodes_of(path) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert [f.name for f in functions if f.end_lineno - f.lineno >= 60] == [], "longer than a screen"
     assert path.name not in {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}, "name it by its idea"
 
 

@@ -5,7 +5,6 @@ look, plan, start, watch, stop, resume, compare, export, try. The pages are kill
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from smolray.run.status import run_status
 from smolray.serve.keys import add_key
 from tests.browser import chromium, log_in
 from tests.offline import picture
+from tests.ray_head import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PATIENCE = 600_000  # ms
@@ -34,12 +34,6 @@ SETTINGS = {  # by the section of the form
     "evaluate": {"evaluate.max_samples": 24, "evaluate.max_new_tokens": 3},
     "resources": {"resources.use_gpu": "no", "resources.cpus_per_worker": 0.5},
 }
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 class Machine:

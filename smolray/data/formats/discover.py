@@ -193,7 +193,10 @@ def _only_format(source: str, found: list[File], by_format: dict[str, list[File]
         return there[0], by_format[there[0].name]
     if not there:
         endings = ", ".join(suffix for f in FORMATS.values() for suffix in f.suffixes)
-        images = "; images alone say nothing to learn, unless in a folder for each class" if _any_image(found) else ""
+        needed = (
+            "; images need answers or captions: add a JSONL or CSV file that names them, or a folder for each class"
+        )
+        images = needed if _any_image(found) else ""
         raise SourceError(f"{source} holds no data file ({endings}); files found: {_some(found)}{images}")
     counts = ", ".join(f"{len(files)} {name}" for name, files in by_format.items() if files)
     raise SourceError(f"{source} holds {counts} files; expected files of one format, or set data.format")

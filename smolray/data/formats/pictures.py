@@ -27,7 +27,6 @@ _IMAGE_ENDING = re.compile(
     r"[^\n\r]{1,1024}\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|ppm|pgm|pbm|jp2|avif|hei[cf]|svg|ico)(?:[?#]\S*)?\s*",
     re.IGNORECASE,
 )
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"P4", b"P5", b"P6")
 
 

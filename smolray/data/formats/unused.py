@@ -86,7 +86,7 @@ def _picture(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> U
 
     sentence = isinstance(value, str) and len(value.split()) > 1
     if not pictures and not sentence and PICTURE_NAME.fullmatch(column) and _has_no_image_column(record):
-        return UnusedColumn(column, "image", "has a name of pictures", "data.columns.image")
+        return UnusedColumn(column, "image", "is named like an image column", "data.columns.image")
     return None
 
 

@@ -15,7 +15,7 @@ from smolray.planner.gpus import KNOWN_GPUS
 from smolray.planner.inventory import Interconnect, Inventory, InventoryNode, parse
 from smolray.planner.memory import Workload, Zero, pipeline_memory, stage_memory, zero_memory
 from smolray.planner.model_files import known_shape
-from smolray.planner.plan import choose, make_plan, predict
+from smolray.planner.plan import choose, make_plan
 from smolray.planner.problem import PlanningProblem
 from smolray.planner.schedule import in_flight
 from smolray.planner.shapes import Training
@@ -237,7 +237,8 @@ def test_a_faster_gpu_takes_more_on_stage_2_and_not_on_stage_3():
     )
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
     by_stage = {
-        s: predict(config.replace({"engine.stage": s}), statistics, inventory, SHAPES["random-256m"]) for s in (2, 3)
+        s: make_plan(config.replace({"engine.stage": s}), statistics, inventory, SHAPES["random-256m"]).as_written
+        for s in (2, 3)
     }
     assert by_stage[2].shares[0] > by_stage[2].shares[1]
     assert by_stage[3].shares == (5, 5)
@@ -300,14 +301,14 @@ def test_the_run_as_written_is_predicted_for_comparison():
     )
     config = config.replace({"engine.partition": (10, 35)})
     statistics = DataStatistics.default(config, SHAPES["random-256m"])
-    found = predict(config, statistics, parse("2x rtx3090"), SHAPES["random-256m"])
+    found = make_plan(config, statistics, parse("2x rtx3090"), SHAPES["random-256m"]).as_written
     assert found.partition == (10, 35) and found.micro_batch == 4 and found.strategy == "pipeline"
-    zero = predict(
+    zero = make_plan(
         config.replace({"engine.name": "zero", "engine.stage": 3}),
         statistics,
         parse("2x rtx3090"),
         SHAPES["random-256m"],
-    )
+    ).as_written
     assert zero.strategy == "zero-3" and zero.time.total > 0
 
 

@@ -176,6 +176,14 @@ def test_counts_are_short(value, text):
     assert count(value) == text
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(0, False), (24, False), (25, True), (50, True)])
+def test_a_warm_up_that_is_longer_than_the_run_is_reported(warmup, warned):
+    config = {"optimizer": {"warmup_steps": warmup, "learning_rate": 1e-4}}
+    first, *more = event_line({"event": "start", "workers": 2, "total_steps": 25, "config": config}).splitlines()
+    assert first == "start   attempt 1, 2 worker(s), 25 steps"
+    assert [f"optimizer.warmup_steps = {warmup}, and the run has 25 steps" in line for line in more] == [True] * warned
+
+
 def test_units():
     assert [duration(s) for s in (0.4, 61, 3725, float("inf"))] == ["0s", "1m01s", "1h02m", "?"]
     assert (percent(0.8806), size(3 * 2**20), size(1.5 * 2**30)) == ("88.1 %", "3 MiB", "1.5 GiB")

@@ -41,5 +41,5 @@ def test_splits_of_classes_are_chosen(tmp_path):
 
 @pytest.mark.parametrize("names", [("a.png", "b.png"), ("train2017/a.png", "val2017/b.png"), ("images/a.png",)])
 def test_images_without_classes_are_refused(tmp_path, names):
-    with pytest.raises(SourceError, match="images alone say nothing to learn, unless in a folder for each class"):
+    with pytest.raises(SourceError, match="images need answers or captions"):
         resolve(write(tmp_path, *names), DataConfig())
