@@ -77,7 +77,7 @@ def _training_method(config: RunConfig) -> str:
 
 
 def _quick_start(config: RunConfig, details: CardDetails) -> str:
-    """A section with code that asks the model about a picture; empty where it answers no questions."""
+    """A section with code that asks the model about an image; empty where it answers no questions."""
     if config.traits.embeds:
         return ""
     name, base = details.repo or ".", _public(config.model.path)
@@ -113,7 +113,7 @@ def _score_table(config: RunConfig, run_dir: str) -> str:
         return ""
 
     if config.traits.evaluation == "search":
-        title, score, unit = "Search (texts whose picture is found first)", "found first", "texts"
+        title, score, unit = "Search (texts whose image is found first)", "found first", "texts"
     else:
         title, score, unit = "Accuracy (exact match, greedy decoding)", "accuracy", "samples"
     counts = result.get("accuracy_counts", {})

@@ -1,4 +1,4 @@
-"""Models and data made on the spot: tiny models in a temp folder, pictures of any size and mode, conversations in one
+"""Models and data made on the spot: tiny models in a temp folder, images of any size and mode, conversations in one
 line.
 
 def test_x(tiny_path): ...   # import the fixtures:"""

@@ -14,7 +14,7 @@ PROMPTS = ("what is it?", "what colour is it? Answer\nin two lines.", "Describe 
 
 
 def write_photos(folder, count=4):
-    """The folder with pictures of different sizes, 0.png and so on."""
+    """The folder with images of different sizes, 0.png and so on."""
     for number in range(count):
         (folder / f"{number}.png").write_bytes(picture(64, 40 + 8 * number, number))
     return folder

@@ -1,4 +1,4 @@
-"""A run's folder as its workers leave it: settings, a log with a resume, an evaluation with pictures, checkpoints."""
+"""A run's folder as its workers leave it: settings, a log with a resume, an evaluation with images, checkpoints."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Screenshots of the pages of `smolray web`, each in light and dark at 390 and 1440 px: `make web-shots`.
 
 In: sample runs, data, a search and a cluster's findings, made here; of a new run the real preview and plan. Out: PNG
-files in the folder given, by default `.cache/web-shots`; names behind it choose pages. readme.png is the picture of
+files in the folder given, by default `.cache/web-shots`; names behind it choose pages. readme.png is the image of
 the README, `smolray/web/docs/run.png`.
 """
 

@@ -29,7 +29,7 @@ NUMBERS = {"samples": 64, "tokens": 900, "memory_bytes": 7 * 2**30}
 def write_folder(
     root, name, steps=30, status="finished", question="what is it?", right=(True, False), wrong="blue", **settings
 ):
-    """A run that has trained `steps` steps and was evaluated, with two pictures; `status` "": it goes on."""
+    """A run that has trained `steps` steps and was evaluated, with two images; `status` "": it goes on."""
     folder = root / name
     folder.mkdir(parents=True)
     given = [f"storage={root}", *(f"{key}={value}" for key, value in settings.items())]

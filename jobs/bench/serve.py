@@ -1,6 +1,6 @@
 """Benchmark of the service: 16 clients at once over HTTP, against transformers' `generate` of one question at a time.
 
-In: random pictures of one tile, and questions. Out: Results for clients that ask about the same 4 pictures, and about
+In: random images of one tile, and questions. Out: Results for clients that ask about the same 4 images, and about
 16. Both sides decode the same tokens; images are read, cut and encoded anew in every repetition.
 """
 
@@ -60,13 +60,13 @@ def _compare(source: Any, name: str, images: int, tokens: int, repetitions: int)
         costs = in_turns({"ours": ours, "plain": plain}, repetitions)
     if answers["ours"] != answers["plain"]:
         raise RuntimeError("the service and transformers answer differently")
-    what = f"{CLIENTS} clients ask about {images} pictures of one tile, {tokens} tokens each"
+    what = f"{CLIENTS} clients ask about {images} images of one tile, {tokens} tokens each"
     peer = "transformers generate, one by one"
     return Result(name, what, CLIENTS, "answer", peer, costs["ours"], costs["plain"], "cpu")
 
 
 def _questions(repetition: int, images: int) -> list[tuple[bytes, str]]:
-    """A picture and a question for each client; no two repetitions have a picture in common."""
+    """An image and a question for each client; no two repetitions have an image in common."""
     rng = np.random.default_rng(repetition)
     pictures = [jpeg(rng) for _ in range(images)]
     return [(pictures[n % images], f"{TEXTS[n % len(TEXTS)]} {n}") for n in range(CLIENTS)]

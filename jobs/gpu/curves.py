@@ -1,6 +1,6 @@
 """Losses of a few steps of a tiny model, on any device, without Ray.
 
-In: settings of a run. Out: the loss of each step. The pictures are drawn here: coloured discs and boxes. `python -m
+In: settings of a run. Out: the loss of each step. The images are drawn here: coloured discs and boxes. `python -m
 jobs.gpu.curves FOLDER NAME=SETTINGS...` writes the losses on a CPU, which the checks compare with.
 """
 
@@ -44,7 +44,7 @@ BASE = (
 
 
 def rows(count: int) -> list[ShardRow]:
-    """Pictures of one shape with two questions each; every conversation also has a wrong answer, for DPO."""
+    """Images of one shape with two questions each; every conversation also has a wrong answer, for DPO."""
     rng, made = random.Random(0), []
     for number in range(count):
         colour, shape = rng.choice(COLOURS), rng.choice(("circle", "box"))

@@ -89,8 +89,8 @@ class DataConfig(Section):
     validation: str = ""
     """raw data or prepared shards for evaluation; empty: no evaluation"""
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """without data.validation: this share of the training conversations is held out for evaluation, whole pictures with
-    all that is said of them, so that no picture is on both sides"""
+    """without data.validation: this share of the training conversations is held out for evaluation, whole images with
+    all that is said of them, so that no image is on both sides"""
     max_samples: int | None = Field(default=None, ge=1)
     """most training conversations of each source, the first ones; nothing behind them is read"""
     shards: str = ""
@@ -99,7 +99,7 @@ class DataConfig(Section):
     """auto: recognised by file names; or the name of one format: `smolray/data/README.md` lists them"""
     columns: ColumnsConfig = ColumnsConfig()
     ignore_columns: tuple[str, ...] = ()
-    """columns that are not read. A run stops where a column that looks like pictures, options, a system prompt or
+    """columns that are not read. A run stops where a column that looks like images, options, a system prompt or
     context is neither used nor named here"""
     option_answer: OptionAnswer = "letter"
     """what is trained as the answer of a multiple-choice question: `B`, `B. a cat` or `a cat`"""
@@ -107,7 +107,7 @@ class DataConfig(Section):
     """how the answer column names the right option: its letter, its text, or its number from 0 or from 1; auto: what
     the value fits, and a row that fits two is quarantined"""
     text_only_ok: bool = False
-    """true: rows without a picture are meant, in a data set that has pictures or columns for them; otherwise a run
+    """true: rows without an image are meant, in a data set that has images or columns for them; otherwise a run
     stops where they are more than max_bad_fraction of the rows"""
     image_root: str = ""
     """folder that image paths are relative to; default: the folder of the file that names them"""

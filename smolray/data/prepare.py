@@ -100,16 +100,16 @@ def shard_folder(config: RunConfig, part: str) -> str:
 
 
 def with_leak(account: DataAccount, train: str, validation: str) -> DataAccount:
-    """The account of validation data with the pictures that the training shards hold as well.
+    """The account of validation data with the images that the training shards hold as well.
 
-    That is known where both folders say which pictures they have.
+    That is known where both folders say which images they have.
     """
     try:
         trained, held = (
             np.frombuffer(storage.read_bytes(storage.join(folder, PICTURES)), "u8") for folder in (train, validation)
         )
     except FileNotFoundError:
-        return account  # shards of a version that kept no pictures, or the one held out of the other
+        return account  # shards of a version that kept no images, or the one held out of the other
     return replace(account, leaked=len(np.intersect1d(trained, held, assume_unique=True)), pictures=len(held))
 
 

@@ -113,21 +113,21 @@ class ShardRow:
 
 def image_key(images: Sequence[bytes], conversation: Conversation) -> str:
     """What rows are gathered by: a hash of the ordered image hashes, or of the conversation where there is no image."""
-    return key_of(picture_digests(images), conversation)
+    return key_of(image_digests(images), conversation)
 
 
-def picture_digests(images: Sequence[bytes]) -> list[bytes]:
+def image_digests(images: Sequence[bytes]) -> list[bytes]:
     """What identifies each image: a hash of its bytes."""
     return [hashlib.blake2b(image, digest_size=16).digest() for image in images]
 
 
-def key_of(pictures: Sequence[bytes], conversation: Conversation) -> str:
+def key_of(digests: Sequence[bytes], conversation: Conversation) -> str:
     """`image_key` of images with these digests."""
     digest = hashlib.blake2b(digest_size=16)
-    if not pictures:
+    if not digests:
         digest.update(b"text" + conversation.to_json().encode())
-    for picture in pictures:
-        digest.update(picture)
+    for image in digests:
+        digest.update(image)
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from smolray.run.account import DataAccount
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-PICTURES = "pictures.bin"  # hashes of the pictures, sorted: (n,) uint64
+PICTURES = "pictures.bin"  # hashes of the images, sorted: (n,) uint64
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

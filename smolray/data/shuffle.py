@@ -134,7 +134,7 @@ def duplicates(staging: Staging, tasks: int, rows_at_once: int = 2**24) -> int:
 
 
 def pictures(staging: Staging, tasks: int) -> np.ndarray:
-    """The hashes of all distinct pictures, sorted: (n,) uint64."""
+    """The hashes of all distinct images, sorted: (n,) uint64."""
     each = (np.frombuffer(storage.read_bytes(staging.task(n, "pictures")), "u8") for n in range(tasks))
     return np.unique(np.concatenate([np.empty(0, "u8"), *each]))
 

@@ -1,6 +1,6 @@
-"""Which conversations are held out for validation: whole groups of pictures that no row links with another group.
+"""Which conversations are held out for validation: whole groups of images that no row links with another group.
 
-In: for each conversation, its order key and its pictures. Out: the two Parts of the rows. The choice depends on the
+In: for each conversation, its order key and its images. Out: the two Parts of the rows. The choice depends on the
 data, the seed and the fraction alone.
 """
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from smolray.data.formats.source import SourceError
 
-# One record for each picture of each conversation. `order`: the order key of its row; `first`: 1 for the first of a
-# conversation. A conversation without a picture has one record, with a hash of its text.
+# One record for each image of each conversation. `order`: the order key of its row; `first`: 1 for the first of a
+# conversation. A conversation without an image has one record, with a hash of its text.
 PICTURE_DTYPE = np.dtype([("order", "u8"), ("picture", "u8"), ("first", "u1")])
 
 
@@ -37,7 +37,7 @@ WHOLE = Part()
 def hold_out(records: np.ndarray, fraction: float) -> tuple[Part, Part]:
     """What is held out, about `fraction` of the conversations, and the rest.
 
-    Pictures that one row holds together are on the same side, and so is everything that hangs together by such rows.
+    Images that one row holds together are on the same side, and so is everything that hangs together by such rows.
 
     Args:
         records: (n,) of PICTURE_DTYPE.
@@ -60,8 +60,8 @@ def _choose(sizes: np.ndarray, fraction: float) -> np.ndarray:
     present = np.flatnonzero(sizes)
     if len(present) < 2:
         raise SourceError(
-            f"data.validation_fraction = {fraction}: all {total:,} conversations are about one picture, or about "
-            "pictures that hang together by rows with several of them; name validation data with data.validation"
+            f"data.validation_fraction = {fraction}: all {total:,} conversations are about one image, or about "
+            "images that hang together by rows with several of them; name validation data with data.validation"
         )
 
     left = max(1, round(fraction * total))
@@ -78,7 +78,7 @@ def _choose(sizes: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def _groups(orders: np.ndarray, picture: np.ndarray, pictures: int) -> np.ndarray:
-    """The group of each picture, by its smallest picture: (pictures,) int64."""
+    """The group of each image, by its smallest image: (pictures,) int64."""
     parent = np.arange(pictures)
     by_order = np.argsort(orders, kind="stable")
     same_row = orders[by_order][1:] == orders[by_order][:-1]

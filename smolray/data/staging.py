@@ -1,7 +1,7 @@
 """Staged rows: a read task on its way to sorted runs, and the small tables that say what is in them.
 
 In: samples. Out: runs (rows sorted by order key, in indexed blocks), and for each read task the hashes of its ids,
-contents and pictures, and a sketch of its sizes.
+contents and images, and a sketch of its sizes.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from smolray import storage
-from smolray.data.sample import Sample, key_of, picture_digests
+from smolray.data.sample import Sample, image_digests, key_of
 from smolray.data.split import PICTURE_DTYPE
 
 RUN_BYTES = 32 * 2**20  # payload held in memory before a run is written
@@ -65,8 +65,8 @@ def hash64(data: bytes, seed: int = 0) -> int:
     return int.from_bytes(blake2b(data, digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big")
 
 
-def picture_hash(digest: bytes) -> int:
-    """What identifies a picture among those of all data sets, from its digest."""
+def image_hash(digest: bytes) -> int:
+    """What identifies an image among those of all data sets, from its digest."""
     return int.from_bytes(digest[:8], "big")
 
 
@@ -102,13 +102,13 @@ class Runs:
 
     def add(self, sample: Sample, origin: str, place: str) -> None:
         """Add a sample: where it stands among all rows (`origin`), and the same in words (`place`)."""
-        digests, text = picture_digests(sample.images), sample.conversation.to_json()
+        digests, text = image_digests(sample.images), sample.conversation.to_json()
         key = key_of(digests, sample.conversation)
         order, size = hash64(key.encode(), self.seed), sum(map(len, sample.images))
         content = sample.conversation.content
         self.ids.add(sample.conversation.id)
         self.contents.add((key if sample.images else "") + content)
-        self.pictures.update(picture_hash(digest) for digest in digests)
+        self.pictures.update(image_hash(digest) for digest in digests)
         if self.records is not None:
             for number, one in enumerate(digests or [content.encode()]):
                 self.records.append((order, hash64(one, self.seed), number == 0))

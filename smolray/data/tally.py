@@ -9,7 +9,7 @@ from typing import Any
 
 from smolray.config import DataConfig
 from smolray.data.formats.columns import RawRecord
-from smolray.data.formats.pictures import IMAGE_COLUMNS
+from smolray.data.formats.image_columns import IMAGE_COLUMNS
 from smolray.data.formats.unused import ParsedRow, unused_columns
 from smolray.data.formats.values import is_empty
 from smolray.run.account import RowAccount

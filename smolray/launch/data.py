@@ -31,7 +31,7 @@ def prepare_data(config: RunConfig) -> tuple[RunConfig, Folders, dict[str, DataA
     Each is made once, and found by later runs. The accounts are by "train" and "validation".
 
     Raises ConfigError where data.train is not set, PlanError where too many conversations are left out
-    or too many rows of a picture data set have no picture, or the data are not what the method learns from.
+    or too many rows of an image data set have no image, or the data are not what the method learns from.
     """
     if not config.data.train:
         raise ConfigError("data.train is not set; expected a path, URI or hub data set id with training data")
@@ -96,9 +96,9 @@ def data_account(folder: str, config: RunConfig) -> DataAccount:
 
 
 def require_images(part: str, account: DataAccount, config: RunConfig) -> None:
-    """Raise PlanError where a picture data set has too many rows without a picture.
+    """Raise PlanError where an image data set has too many rows without an image.
 
-    data.max_bad_fraction is the limit. A model that is trained without its pictures looks like success.
+    data.max_bad_fraction is the limit. A model that is trained without its images looks like success.
     """
     rows, data = account.rows, config.data
     if rows is None or data.text_only_ok or not (rows.with_images or rows.without_image):
@@ -108,9 +108,9 @@ def require_images(part: str, account: DataAccount, config: RunConfig) -> None:
         return
     what = f" ({rows.without_image:,} of them with an empty image column)" if rows.without_image else ""
     raise PlanError(
-        f"{blind:,} of {rows.rows:,} rows of {account.source}, the {part} data, have no picture{what}: more than "
-        f"data.max_bad_fraction = {data.max_bad_fraction} allows in a picture data set. Mend the source, name the "
-        "column of the pictures with data.columns.image, or set data.text_only_ok=true where rows without pictures are "
+        f"{blind:,} of {rows.rows:,} rows of {account.source}, the {part} data, have no image{what}: more than "
+        f"data.max_bad_fraction = {data.max_bad_fraction} allows in an image data set. Mend the source, name the "
+        "column of the images with data.columns.image, or set data.text_only_ok=true where rows without images are "
         "meant"
     )
 

@@ -81,7 +81,7 @@ class DataAccount:
         cut: conversations whose text was cut at `max_length`.
         gone: how many files fewer the source had than when it was prepared before.
         held_out: conversations of these sources that are the validation data.
-        leaked: of validation data, the pictures that the training data have as well; None: not known.
+        leaked: of validation data, the images that the training data have as well; None: not known.
         pictures: distinct ones, where `leaked` is known.
         sources: each of them, where there are several.
         longest: lengths of the longest conversations that were left out or cut.
@@ -175,11 +175,11 @@ class DataAccount:
             said.append(f"{part}: {one.path}: {one.conversations:,} conversations{share}")
         if self.held_out:
             said.append(
-                f"{part}: {self.held_out:,} conversations more are held out for validation; no picture is on both sides"
+                f"{part}: {self.held_out:,} conversations more are held out for validation; no image is on both sides"
             )
         if self.leaked is not None:
             told = "; their scores say less than they seem to" if self.leaked else ""
-            said.append(f"{part}: {self.leaked:,} of {self.pictures:,} pictures are also in the training data{told}")
+            said.append(f"{part}: {self.leaked:,} of {self.pictures:,} images are also in the training data{told}")
         return said
 
 

@@ -33,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sample:
-    """An answered validation question. `image`: the bytes of its picture's file; None where it has none."""
+    """An answered validation question. `image`: the bytes of its image file; None where it has none."""
 
     question: str
     answer: str
@@ -57,7 +57,7 @@ class Tracker(Protocol):
         ...
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Show answered questions of the evaluation at `step`, with their pictures."""
+        """Show answered questions of the evaluation at `step`, with their images."""
         ...
 
     def checkpoint(self, step: int, uri: str) -> None:

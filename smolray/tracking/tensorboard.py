@@ -21,7 +21,7 @@ def logging_dir(run_dir: str) -> str:
 
 
 class TensorBoard:
-    """Scalars, pictures with their answers, and the settings as text. The id of a run is its folder."""
+    """Scalars, images with their answers, and the settings as text. The id of a run is its folder."""
 
     def start(self, run: TrackedRun, known: str) -> tuple[str, str]:
         from tensorboardX import SummaryWriter

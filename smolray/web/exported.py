@@ -1,4 +1,4 @@
-"""The pages as files, to be read without a server: the list of runs, and each run with its pictures and its report.
+"""The pages as files, to be read without a server: the list of runs, and each run with its images and its report.
 
 In: the runs of a storage folder. Out: files in a folder or bucket, which lead to each other, hold no form and run no
 script.

@@ -1,6 +1,6 @@
-"""The page of one run, live: state, curves, answers with pictures, events and log; and its buttons.
+"""The page of one run, live: state, curves, answers with images, events and log; and its buttons.
 
-In: a run's name. Out: the page, its changes, its report and pictures; a request to stop, or a command that was started.
+In: a run's name. Out: the page, its changes, its report and images; a request to stop, or a command that was started.
 """
 
 import time

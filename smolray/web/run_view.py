@@ -1,6 +1,6 @@
 """What the page of a run shows, read as it grows: only what is new in its log, its newest answers once.
 
-In: the folder of a run. Out: RunContents (report/sections.py), and pictures of validation images.
+In: the folder of a run. Out: RunContents (report/sections.py), and validation images.
 """
 
 import threading

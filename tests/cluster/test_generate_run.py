@@ -21,7 +21,7 @@ DECODING = Decoding(max_new_tokens=5, temperature=0.7, seed=1)
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Two files of one row group each: twelve pictures with one to three questions, a broken picture, a row without
+    """Two files of one row group each: twelve images with one to three questions, a broken image, a row without
     any; and a torn file.
     """
     folder = tmp_path_factory.mktemp("rows")

@@ -29,7 +29,7 @@ QUESTIONS = 96
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Questions without pictures, with ids."""
+    """Questions without images, with ids."""
     file = tmp_path_factory.mktemp("rows") / "train.jsonl"
     lines = [{"id": f"q{i}", "question": f"what is {i} and {i % 7}?", "answer": str(i % 7)} for i in range(QUESTIONS)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,4 +1,4 @@
-"""A run of method=retrieval through Ray Data and Ray Train, and a search with it: captions of easy-vqa's pictures as a
+"""A run of method=retrieval through Ray Data and Ray Train, and a search with it: captions of easy-vqa's images as a
 person would give them.
 """
 
@@ -20,7 +20,7 @@ from tests.shards import captioned, vqa_rows
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory):
-    """Folder with train.parquet and test.parquet (image, caption) and the test pictures as files."""
+    """Folder with train.parquet and test.parquet (image, caption) and the test images as files."""
     folder = tmp_path_factory.mktemp("captions")
     (folder / "photos").mkdir()
     for split, images in (("train", 90), ("test", 30)):

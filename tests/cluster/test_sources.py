@@ -22,7 +22,7 @@ from tests.cluster.test_train import assert_same_curve, losses, when_step
 
 
 def write_pictures(folder, numbers, questions=2, name="x.jsonl"):
-    """A source of some pictures, each with some questions; the same number is the same picture in every source."""
+    """A source of some images, each with some questions; the same number is the same image in every source."""
     folder.mkdir(exist_ok=True)
     records = []
     for n in numbers:
@@ -108,7 +108,7 @@ def test_validation_data_are_held_out_without_a_picture_on_both_sides(ray_cluste
     assert manifests["validation"].conversations == 12 and manifests["train"].conversations == 108
     assert not pictures_of(train) & pictures_of(validation) and len(pictures_of(train) | pictures_of(validation)) == 60
     lines = prepared_account(manifests["train"]).lines("train")
-    assert "train: 12 conversations more are held out for validation; no picture is on both sides" in lines
+    assert "train: 12 conversations more are held out for validation; no image is on both sides" in lines
 
     whole = run_of(tmp_path, f"data.train=[{first},{second}]")
     assert shard_folder(whole, "train") != train
@@ -153,7 +153,7 @@ def test_a_picture_on_both_sides_is_told(ray_cluster, tmp_path):
     )
     accounts = prepare_data(run)[2]
     assert accounts["validation"].leaked == 2 and accounts["train"].leaked is None
-    told = "validation: 2 of 4 pictures are also in the training data; their scores say less than they seem to"
+    told = "validation: 2 of 4 images are also in the training data; their scores say less than they seem to"
     assert told in accounts["validation"].lines("validation")
 
     train, validation = (shard_folder(run, part) for part in ("train", "validation"))
@@ -169,7 +169,7 @@ def test_the_same_conversation_in_two_sources_is_a_duplicate(ray_cluster, tmp_pa
 
 def test_held_out_data_of_sources_that_hang_together_are_refused(ray_cluster, tmp_path):
     source = write_pictures(tmp_path / "a", [1], questions=5)
-    with pytest.raises(SourceError, match="all 5 conversations are about one picture"):
+    with pytest.raises(SourceError, match="all 5 conversations are about one image"):
         prepare_run(run_of(tmp_path, f"data.train={source}", "data.validation_fraction=0.2"))
 
 

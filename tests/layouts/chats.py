@@ -223,7 +223,7 @@ CHATS = [
         "Conceptual Captions",
         lambda n: {"image_url": f"https://example.org/{n}.jpg", "caption": "a cat"},
         refused="URL",
-        why="its pictures are URLs, which are not fetched",
+        why="its images are URLs, which are not fetched",
     ),
     Layout(
         "WebSight",

@@ -302,7 +302,7 @@ QUESTIONS = [
             "answer": "A cat.",
         },
         refused="URL",
-        why="its pictures are URLs, which are not fetched",
+        why="its images are URLs, which are not fetched",
     ),
     Layout(
         "SQuAD",

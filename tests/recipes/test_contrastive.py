@@ -29,7 +29,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """(shard folder, overrides): captions of easy-vqa's pictures, seven pairs in a micro-batch, three of those in a
+    """(shard folder, overrides): captions of easy-vqa's images, seven pairs in a micro-batch, three of those in a
     step.
     """
     folder = tmp_path_factory.mktemp("contrastive")
@@ -179,7 +179,7 @@ def test_a_search_on_two_workers_finds_what_one_finds_and_tells_both(pictures):
 
 
 def train_and_search(shards: str, tested: str, overrides: list[str]) -> list[float]:
-    """Mean average precision of a search among unseen pictures by their captions, before and after training.
+    """Mean average precision of a search among unseen images by their captions, before and after training.
 
     Collective.
     """

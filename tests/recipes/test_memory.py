@@ -69,7 +69,7 @@ def peak(shards, overrides):
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """Shards with 5.4 questions a picture, and the model of 30 million parameters with SmolVLM's vocabulary."""
+    """Shards with 5.4 questions an image, and the model of 30 million parameters with SmolVLM's vocabulary."""
     return make_task(tmp_path_factory.mktemp("memory"), Case("", QUESTIONS), "random-30m", 64, 6)
 
 

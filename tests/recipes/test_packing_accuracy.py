@@ -38,7 +38,7 @@ def accuracies(folder: str) -> dict[str, list[list[float]]]:
                     "engine.stage=0",
                     f"data.packing={packing}",
                     f"seed={seed}",
-                    # five tiles: 80 tokens a picture, as many as SmolVLM's 64 and its markers
+                    # five tiles: 80 tokens an image, as many as SmolVLM's 64 and its markers
                     "image.longest_edge=128",
                     "image.upscale=true",
                     f"train.num_train_epochs={EPOCHS}",

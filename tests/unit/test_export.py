@@ -221,7 +221,7 @@ def test_the_model_card_of_a_search_has_its_scores(tmp_path, tiny_path, shards):
         json.dumps({"accuracy": {"overall": 0.5}, "accuracy_counts": {"overall": 24}})
     )
     card = model_card(config, run, checkpoint.latest(run), CardDetails(), "")
-    assert "texts whose picture is found first" in card and "| overall | 0.5000 | 24 |" in card
+    assert "texts whose image is found first" in card and "| overall | 0.5000 | 24 |" in card
     assert "exact match" not in card.split("## Settings")[0] and "decoding" not in card.split("## Settings")[0]
 
 

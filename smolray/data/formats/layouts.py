@@ -27,14 +27,14 @@ from smolray.data.formats.columns import (
     question_column,
     type_of,
 )
+from smolray.data.formats.image_columns import IMAGE_COLUMNS, has_image, image_values
 from smolray.data.formats.images import ImageReader
 from smolray.data.formats.markers import place_images
 from smolray.data.formats.options import KEY_COLUMNS, chosen_option, key_column, take_options
-from smolray.data.formats.pictures import IMAGE_COLUMNS, has_image, image_values
 from smolray.data.formats.preference import is_preference, parse_preference
 from smolray.data.formats.question import earlier_turns, ending_messages, prompt_messages, question_text, with_system
 from smolray.data.formats.turns import assistant_turn, check_text, read_messages, user_turn
-from smolray.data.formats.unused import PICTURE_NAME, ParsedRow
+from smolray.data.formats.unused import IMAGE_NAME, ParsedRow
 from smolray.data.formats.values import is_missing, list_of, shown, text_of
 from smolray.data.sample import Conversation, Message, Sample, SampleError, check_sample
 
@@ -220,7 +220,7 @@ def _pairs(row: Row) -> Parsed:
         own = Row(pair if isinstance(pair, Mapping) else {}, row.data)
         if not question_column(own) or own.lacks(ANSWER_COLUMNS):
             raise SampleError("wrong_type", f"{column} holds {shown(pair)}; expected {{question, answer}}")
-        if not has_image(row) and (named := next(filter(PICTURE_NAME.fullmatch, map(str, own.record)), "")):
+        if not has_image(row) and (named := next(filter(IMAGE_NAME.fullmatch, map(str, own.record)), "")):
             raise SampleError("wrong_columns", f"the row has no image, and {column} names one in {named!r}")
         conversations += _vqa(own)[0]
     return conversations, []

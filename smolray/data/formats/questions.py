@@ -9,6 +9,7 @@ from typing import Any
 
 from smolray.config import DataConfig
 from smolray.data.formats.columns import CAPTION_COLUMNS, LABEL_COLUMNS, RawRecord, Row, own_id, question_column
+from smolray.data.formats.image_columns import IMAGE_COLUMNS, has_image, image_values
 from smolray.data.formats.images import ImageReader
 from smolray.data.formats.layouts import (
     CAPTION_PROMPT,
@@ -18,7 +19,6 @@ from smolray.data.formats.layouts import (
     with_images,
 )
 from smolray.data.formats.options import take_options
-from smolray.data.formats.pictures import IMAGE_COLUMNS, has_image, image_values
 from smolray.data.formats.question import earlier_turns, prompt_messages, question_text
 from smolray.data.formats.turns import assistant_turn, check_text, read_messages, user_turn
 from smolray.data.sample import Conversation, Message, Sample, SampleError

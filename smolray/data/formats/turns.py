@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from smolray.data.formats.image_columns import image_kind
 from smolray.data.formats.markers import Place
-from smolray.data.formats.pictures import picture_kind
 from smolray.data.formats.values import is_missing, list_of, shown, text_of
 from smolray.data.sample import ROLES, Conversation, Message, Part, SampleError
 
@@ -111,7 +111,7 @@ def _text(text: str, role: str) -> Iterator[tuple[Part, Any]]:
         yield Part("text", text), None
         return
     pieces = _PATH_IN_TEXT.split(text)
-    if not all(map(picture_kind, pieces[1::2])):
+    if not all(map(image_kind, pieces[1::2])):
         yield Part("text", text), None
         return
     for number, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""Columns that matter and stand unused: pictures, options, a system prompt or context that training would not see.
+"""Columns that matter and stand unused: images, options, a system prompt or context that training would not see.
 
 In: a record and what its columns were used as. Out: the columns that stand unused, with what they look like and the
 setting that uses them or leaves them out on purpose.
@@ -12,14 +12,14 @@ from typing import Any
 
 from smolray.config import DataConfig
 from smolray.data.formats.columns import RawRecord
+from smolray.data.formats.image_columns import IMAGE_COLUMNS, image_kind
 from smolray.data.formats.options import OPTION_COLUMNS, option_columns
-from smolray.data.formats.pictures import IMAGE_COLUMNS, picture_kind
 from smolray.data.formats.question import CONTEXT_COLUMNS, HISTORY_COLUMNS, SYSTEM_COLUMNS
 from smolray.data.formats.values import is_empty, is_nan_text, parsed_list
 from smolray.data.sample import Sample
 
 GOOD_COLUMNS = ("label", "kto_tag")  # KTO: answers that are good or bad, without pairs
-PICTURE_NAME = re.compile(r"(?:image|img|picture|photo|pic|screenshot)s?(?:[_\d-].*|id)?|file_?names?", re.IGNORECASE)
+IMAGE_NAME = re.compile(r"(?:image|img|picture|photo|pic|screenshot)s?(?:[_\d-].*|id)?|file_?names?", re.IGNORECASE)
 _VIDEO_NAME = re.compile(r"(?:video|audio)s?(?:_(?:path|file|url)s?)?", re.IGNORECASE)
 _VIDEO_ENDING = re.compile(r"[^\n]{1,1024}\.(?:mp4|webm|avi|mov|mkv|m4v|mpe?g|wav|mp3|flac)(?:[?#]\S*)?", re.IGNORECASE)
 
@@ -57,7 +57,7 @@ def unused_columns(record: RawRecord, parsed: ParsedRow, data: DataConfig) -> li
             continue
         if value is False and column.lower() not in GOOD_COLUMNS:
             continue
-        if unused := _picture(column, value, record, parsed) or _text(column, value, record, parsed):
+        if unused := _image(column, value, record, parsed) or _text(column, value, record, parsed):
             found.append(unused)
     return found
 
@@ -67,16 +67,16 @@ def unused_message(where: str, unused: Sequence[UnusedColumn]) -> str:
     return f"{where}: " + "\n".join(map(str, unused))
 
 
-def _picture(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> UnusedColumn | None:
-    """A picture, or what names one where the row has none. A path or URL of a picture that was used is none."""
+def _image(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> UnusedColumn | None:
+    """An image, or what names one where the row has none. A path or URL of an image that was used is none."""
     if _VIDEO_NAME.fullmatch(column) or (isinstance(value, str) and _VIDEO_ENDING.fullmatch(value)):
         return UnusedColumn(column, "video", "holds video or audio, which is not supported")
 
-    kind, pictures = picture_kind(value), parsed.samples[0].images if parsed.samples else ()
+    kind, images = image_kind(value), parsed.samples[0].images if parsed.samples else ()
     if kind in ("image bytes", "a data URI"):
-        known = all(inner in pictures for inner in _bytes_of(value)) and kind == "image bytes"
+        known = all(inner in images for inner in _bytes_of(value)) and kind == "image bytes"
         return None if known else UnusedColumn(column, "image", f"holds {kind}", "data.columns.image")
-    if kind and not pictures:
+    if kind and not images:
         return UnusedColumn(column, "image", f"holds {kind}", "data.columns.image")
     if kind == "a path of an image":
         stems = {s for c, use in parsed.used.items() if use == "image" for s in _stems(record.get(c))}
@@ -85,7 +85,7 @@ def _picture(column: str, value: Any, record: RawRecord, parsed: ParsedRow) -> U
         return None
 
     sentence = isinstance(value, str) and len(value.split()) > 1
-    if not pictures and not sentence and PICTURE_NAME.fullmatch(column) and _has_no_image_column(record):
+    if not images and not sentence and IMAGE_NAME.fullmatch(column) and _has_no_image_column(record):
         return UnusedColumn(column, "image", "is named like an image column", "data.columns.image")
     return None
 

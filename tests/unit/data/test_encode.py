@@ -24,7 +24,7 @@ def grids_of(encoder, images):
 
 
 def oracle(processor, conversation, images, generation_prompt=False):
-    """What the stock processor makes of the conversation: template, then text and pictures together."""
+    """What the stock processor makes of the conversation: template, then text and images together."""
     text = processor.apply_chat_template(hf_messages(conversation), add_generation_prompt=generation_prompt)
     pictures = [[Image.open(io.BytesIO(i)) for i in images]] if images else None
     return processor(text=[text], images=pictures, return_tensors="np")["input_ids"][0].tolist()

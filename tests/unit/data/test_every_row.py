@@ -1,4 +1,4 @@
-"""Whatever the rows are: rows in = kept + quarantined, conversations = trained + left out, pictures in = placed + told,
+"""Whatever the rows are: rows in = kept + quarantined, conversations = trained + left out, images in = placed + told,
 and what `preview` shows is what is trained.
 """
 
@@ -79,7 +79,7 @@ def prepared(source: str, folder: Path):
 
 
 def values_of(record: dict) -> list:
-    """The pictures that a record names."""
+    """The images that a record names."""
     value = record.get("images", record.get("image"))
     return [v for v in (value if isinstance(value, list) else [value]) if v]
 

@@ -1,4 +1,4 @@
-"""Packed sequences say exactly what their conversations say apart: the same loss, the same gradients, each picture
+"""Packed sequences say exactly what their conversations say apart: the same loss, the same gradients, each image
 looked at once.
 """
 

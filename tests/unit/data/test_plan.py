@@ -283,7 +283,7 @@ def photos(tmp_path_factory, tiny_path):
 
 @pytest.fixture(scope="module")
 def thumbnails(tmp_path_factory, tiny_path):
-    """200 pictures of half a kilobyte, eight in a row group, ten questions each: (folder, index)."""
+    """200 images of half a kilobyte, eight in a row group, ten questions each: (folder, index)."""
     folder = write_shards(str(tmp_path_factory.mktemp("thumbnails")), vqa_rows("train", 200), rows_per_file=100)
     return folder, local_index(folder, run_config(tiny_path, 8))
 

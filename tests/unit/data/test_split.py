@@ -1,4 +1,4 @@
-"""Validation data that are held out: whole pictures, the fraction that is asked for, the same however it is cut."""
+"""Validation data that are held out: whole images, the fraction that is asked for, the same however it is cut."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from smolray.data.split import PICTURE_DTYPE, WHOLE, hold_out
 
 
 def records(*conversations):
-    """One (order key, pictures) for each conversation."""
+    """One (order key, images) for each conversation."""
     return np.array(
         [(order, picture, n == 0) for order, pictures in conversations for n, picture in enumerate(pictures)],
         PICTURE_DTYPE,
@@ -16,7 +16,7 @@ def records(*conversations):
 
 
 def many(seed=0, pictures=4000):
-    """Conversations about one to three pictures, of which neighbours share some."""
+    """Conversations about one to three images, of which neighbours share some."""
     rng = np.random.default_rng(seed)
     names = rng.integers(0, 2**63, pictures)
     found = []
@@ -62,7 +62,7 @@ def test_the_smallest_group_is_held_out_where_all_are_larger_than_the_fraction()
 
 
 def test_pictures_that_all_hang_together_are_refused():
-    with pytest.raises(SourceError, match="all 3 conversations are about one picture"):
+    with pytest.raises(SourceError, match="all 3 conversations are about one image"):
         hold_out(records((1, (1, 2)), (2, (2, 3)), (3, (3, 1))), 0.1)
 
 

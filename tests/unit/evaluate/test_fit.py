@@ -23,7 +23,7 @@ def model(tiny_path):
 
 @pytest.fixture
 def batch(processor):
-    """Seven sequences: of two pictures of several tiles, of one in two rows, of none; one to three questions each."""
+    """Seven sequences: of two images of several tiles, of one in two rows, of none; one to three questions each."""
     encoder = encoder_of(processor, {"longest_edge": 128}, max_length=4096)
     shared = picture(64, 64, 9)
     pictures = [[picture(120, 90, 1), picture(40, 40, 2)], [shared], [], [picture(120, 60, 4)], [shared], [], [shared]]

@@ -111,7 +111,7 @@ def test_predictions_do_not_depend_on_which_worker_has_a_record():
 
 
 def test_exact_match_is_recall_at_1_with_ties_too():
-    # of two equal pictures the wrong one counts against the text that asks for the other
+    # of two equal images the wrong one counts against the text that asks for the other
     images = np.repeat(vectors(10, 1), 2, axis=0)
     for texts in (images + vectors(20, 0) / 2, np.zeros_like(images)):
         report = report_of(embedded(texts, images))

@@ -25,7 +25,7 @@ QUESTIONS = ["what is it?", "which colour is the box?", "is it red?", "describe 
 
 
 def settings_of(tmp_path, tiny_path, validation, **sections) -> RunConfig:
-    """A run over three large pictures and no small one: an export scales all to 128 pixels."""
+    """A run over three large images and no small one: an export scales all to 128 pixels."""
     train = [shard_row([picture(*TWO_TILES_AN_EDGE, seed=n)], asked("what is it?", "red")) for n in range(3)]
     return RunConfig(
         name="my-run",
@@ -41,7 +41,7 @@ def settings_of(tmp_path, tiny_path, validation, **sections) -> RunConfig:
 
 
 def rows_of(answers: dict[tuple[int, str], str]) -> list:
-    """Pictures 0 and 1 are small, 2 and 3 large; `answers` by picture and question."""
+    """Pictures 0 and 1 are small, 2 and 3 large; `answers` by image and question."""
     rows = []
     for n, size in enumerate((ONE, ONE, TWO_TILES_AN_EDGE, TWO_TILES_AN_EDGE)):
         conversations = [asked(q, answers.get((n, q), "?"), name=f"{n}{q}") for q in QUESTIONS]
@@ -50,7 +50,7 @@ def rows_of(answers: dict[tuple[int, str], str]) -> list:
 
 
 def by_transformers(folder: str, rows, small: int) -> dict[tuple[int, str], str]:
-    """The answers of plain transformers; small pictures are scaled to `small` pixels."""
+    """The answers of plain transformers; small images are scaled to `small` pixels."""
     processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
     found = {}
     for n, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""`smolray search`: an index of pictures answers texts with the pictures that are nearest, as a comparison with all of
+"""`smolray search`: an index of images answers texts with the images that are nearest, as a comparison with all of
 them would.
 """
 
@@ -27,7 +27,7 @@ SETTINGS = ["model.dtype=float32", "resources.use_gpu=no"]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Six pictures and a broken one; more than a batch would go over Ray."""
+    """Six images and a broken one; more than a batch would go over Ray."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(6):
         (folder / f"{number}.png").write_bytes(picture(64, 48, number))

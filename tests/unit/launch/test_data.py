@@ -39,9 +39,9 @@ def test_up_to_the_share_it_trains_and_is_told(account, allowed):
     [
         (
             RowAccount(with_images=98, text_only=2, without_image=2),
-            r"2 of 100 rows of s, the train data, have no picture \(2 of them with an empty image",
+            r"2 of 100 rows of s, the train data, have no image \(2 of them with an empty image",
         ),
-        (RowAccount(with_images=98, text_only=2), "2 of 100 rows of s, the train data, have no picture: more"),
+        (RowAccount(with_images=98, text_only=2), "2 of 100 rows of s, the train data, have no image: more"),
         (RowAccount(with_images=0, text_only=50, without_image=50), "50 of 50 rows"),
         (RowAccount(with_images=99, text_only=1, without_image=1), ""),
         (RowAccount(text_only=50), ""),

@@ -23,7 +23,7 @@ NEW_TOKENS = 6
 
 
 def rows_of(seed, count=6):
-    """Rows of one to three pictures and of none, with questions of all lengths, some of them twice, and answers of
+    """Rows of one to three images and of none, with questions of all lengths, some of them twice, and answers of
     several words.
     """
     rng = random.Random(seed)

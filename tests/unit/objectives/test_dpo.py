@@ -199,7 +199,7 @@ def assert_as_single_answers(model, reference, encoder, rows, settings):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_pair_shares_its_prompt_and_its_images(encoder, case):
-    """One pass of the vision tower a picture, the prompt's tokens once."""
+    """One pass of the vision tower an image, the prompt's tokens once."""
     rows = CASES[case]
     (batch,) = batches_of(rows, encoder)
     assert len(batch.ends) == 2 * batch.samples and batch.samples == sum(len(r.conversations) for r in rows)

@@ -30,7 +30,7 @@ def encoder(tiny_path):
 
 @pytest.fixture(scope="module")
 def samples():
-    """40 questions about five pictures of several sizes, one about two pictures, one about none, and a longer talk."""
+    """40 questions about five images of several sizes, one about two images, one about none, and a longer talk."""
     rng = random.Random(0)
     pictures = [
         picture(*size, seed) for seed, size in enumerate([(64, 64), (120, 64), (40, 120), (128, 128), (50, 60)])
@@ -134,7 +134,7 @@ def test_an_image_is_encoded_once_and_its_tokens_are_computed_once_for_all_quest
 
 
 def test_pages_are_shared_only_by_the_same_pictures(model, encoder, samples, want):
-    """Two pictures of one size have the same tokens."""
+    """Two images of one size have the same tokens."""
     engine = engine_of(model, encoder)
     for seed in range(3):
         sample = Sample((picture(64, 64, 100 + seed),), samples[0].conversation)

@@ -37,7 +37,7 @@ def send(tmp_path, monkeypatch):
 
 
 def board(folder):
-    """(tag, step, value or text or picture) of each value in TensorBoard's files"""
+    """(tag, step, value or text or image) of each value in TensorBoard's files"""
     found = []
     for file in sorted(Path(folder).iterdir()):
         data = file.read_bytes()

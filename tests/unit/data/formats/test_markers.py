@@ -1,4 +1,4 @@
-"""Markers of images in the text stand where the picture goes; what does not match is quarantined with both numbers."""
+"""Markers of images in the text stand where the image goes; what does not match is quarantined with both numbers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A row with several questions about its picture: ST-VQA, OCR-VQA, Visual Genome."""
+"""A row with several questions about its image: ST-VQA, OCR-VQA, Visual Genome."""
 
 import json
 import re

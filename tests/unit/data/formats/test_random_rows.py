@@ -1,4 +1,4 @@
-"""Random mixtures of columns, nulls, markers and turns: a row becomes samples with all its pictures, or is told why."""
+"""Random mixtures of columns, nulls, markers and turns: a row becomes samples with all its images, or is told why."""
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,10 +11,10 @@ from smolray.data.formats.columns import (
     QUESTION_COLUMNS,
     TYPE_COLUMNS,
 )
+from smolray.data.formats.image_columns import IMAGE_COLUMNS, WEAK_COLUMNS
 from smolray.data.formats.images import ImageReader
 from smolray.data.formats.layouts import parse
 from smolray.data.formats.options import KEY_COLUMNS, OPTION_COLUMNS
-from smolray.data.formats.pictures import IMAGE_COLUMNS, WEAK_COLUMNS
 from smolray.data.formats.preference import CHOSEN_COLUMNS, REJECTED_COLUMNS
 from smolray.data.formats.question import CONTEXT_COLUMNS, HISTORY_COLUMNS, SYSTEM_COLUMNS
 from smolray.data.formats.questions import parse_questions

@@ -1,4 +1,4 @@
-"""No column with pictures, options, a system prompt or context is left out in silence."""
+"""No column with images, options, a system prompt or context is left out in silence."""
 
 import json
 

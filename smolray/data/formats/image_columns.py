@@ -1,4 +1,4 @@
-"""The columns of a record that hold its pictures, and what a value that may be a picture looks like.
+"""The columns of a record that hold its images, and what a value that may be an image looks like.
 
 In: a Row. Out: its image values (bytes, {bytes, path}, a path, a URI) in order, which ImageReader reads.
 """
@@ -16,7 +16,7 @@ IMAGE_COLUMNS = (
     *("pic", "pics", "decoded_image", "image_path", "image_paths", "img_path", "img_paths", "image_file"),
     *("image_files", "image_filename", "image_bytes", "image_base64", "image_url", "image_urls", "img_url"),
 )
-# Names that often hold other things: taken where the value looks like a picture.
+# Names that often hold other things: taken where the value looks like an image.
 WEAK_COLUMNS = ("file_name", "filename", "file_path", "filepath", "image_name", "path", "file", "url", "screenshot")
 SIDES = (("left", "right"), ("before", "after"), ("a", "b"), ("first", "second"))
 
@@ -30,18 +30,18 @@ _IMAGE_ENDING = re.compile(
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"P4", b"P5", b"P6")
 
 
-def picture_kind(value: Any) -> str:
-    """What makes a value look like one or more pictures; empty where nothing does.
+def image_kind(value: Any) -> str:
+    """What makes a value look like one or more images; empty where nothing does.
 
     It is "image bytes", "a data URI", "a URL of an image" or "a path of an image".
     """
     if isinstance(value, str) and (listed := parsed_list(value)) is not None:
         value = listed
     if isinstance(value, list | tuple):
-        return next(filter(None, map(picture_kind, value[:8])), "")
+        return next(filter(None, map(image_kind, value[:8])), "")
     if isinstance(value, Mapping):
         inner = (value.get(key) for key in ("bytes", "path", "url", "image", "image_url"))
-        return next(filter(None, map(picture_kind, inner)), "")
+        return next(filter(None, map(image_kind, inner)), "")
 
     if isinstance(value, bytes | bytearray | memoryview):
         return "image bytes" if _is_image(bytes(value[:16])) else ""
@@ -59,7 +59,7 @@ def _is_image(head: bytes) -> bool:
 
 
 def image_columns(row: Row) -> list[str]:
-    """The columns that hold the row's pictures.
+    """The columns that hold the row's images.
 
     Those that data.columns.image names; else numbered or paired columns, or the first known column with a value, bytes
     before paths.
@@ -73,7 +73,7 @@ def image_columns(row: Row) -> list[str]:
     ]
     numbered = _numbered_columns(row)
     if known and not (len(known) == 1 and numbered and numbered[0][0] > 1):
-        embedded = (c for c in known if picture_kind(row.record[c]) == "image bytes")
+        embedded = (c for c in known if image_kind(row.record[c]) == "image bytes")
         return [next(embedded, known[0])]
 
     if numbered:
@@ -81,7 +81,7 @@ def image_columns(row: Row) -> list[str]:
     if sides := _paired_columns(row):
         return sides
     weak = (row.find((name,)) for name in WEAK_COLUMNS)
-    return [c for c in weak if c and picture_kind(row.record[c])][:1]
+    return [c for c in weak if c and image_kind(row.record[c])][:1]
 
 
 def _numbered_columns(row: Row) -> list[tuple[int, str]]:
@@ -94,11 +94,11 @@ def _numbered_columns(row: Row) -> list[tuple[int, str]]:
 
 
 def _paired_columns(row: Row) -> list[str]:
-    """Two columns such as `left` and `right_image`, where both hold what looks like a picture."""
+    """Two columns such as `left` and `right_image`, where both hold what looks like an image."""
     for pair in SIDES:
         for form in ("{}", "{}_image", "image_{}", "{}_img", "img_{}", "{}_image_path", "image_path_{}"):
             columns = [row.find((form.format(side),)) for side in pair]
-            if all(columns) and all(picture_kind(row.record[c]) for c in columns):
+            if all(columns) and all(image_kind(row.record[c]) for c in columns):
                 return columns
     return []
 
