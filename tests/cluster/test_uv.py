@@ -39,7 +39,9 @@ def checkout(folder, version):
 def submit(head, project, where, name):
     """`smolray submit --follow` with the code of `project`, from the folder `where`."""
     address, folder = head
-    command = [sys.executable, "-P", "-m", "smolray", "submit", "--address", address, "--follow"]
+    # not `-m smolray`: that module of the project is replaced
+    smolray = [sys.executable, "-P", "-c", "from smolray.cli.app import app; app()"]
+    command = [*smolray, "submit", "--address", address, "--follow"]
     settings = ["resources.uv=true", f"name={name}", f"storage={folder}/runs", "data.train=s3://bucket/data"]
     told = environment(str(folder), TOKEN) | {"PYTHONPATH": str(project)}
     return subprocess.run([*command, *settings], env=told, cwd=where, capture_output=True, text=True, timeout=400)
