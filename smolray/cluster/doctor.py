@@ -49,8 +49,9 @@ def join_running(address: str | None = None) -> None:
     except (OSError, ray.exceptions.AuthenticationError, RuntimeError, ValueError) as error:
         raise DoctorError(
             f"no cluster to look at: {str(error).strip().splitlines()[0]}; "
-            "run it on a node of the cluster with its token; for a single machine start a Ray first: ray start --head; "
-            "from elsewhere: ray job submit --address http://HEAD:8265 -- smolray doctor"
+            "run it on a node of the cluster with its token; "
+            "from elsewhere: ray job submit --address http://HEAD:8265 -- smolray doctor; for a single machine, first: "
+            "(umask 077; ray get-auth-token --generate); export RAY_AUTH_MODE=token; ray start --head"
         ) from None
 
 

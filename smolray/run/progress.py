@@ -74,7 +74,7 @@ def _start(event: Event) -> str:
     started = f"attempt {event.get('attempt', 1)}, {workers} worker(s), {steps} steps"
     optimizer = event.get("config", {}).get("optimizer", {})
     warmup = optimizer.get("warmup_steps", 0)
-    if not isinstance(steps, int) or warmup < steps:
+    if not warmup or steps == "?" or warmup < steps or optimizer.get("lr_scheduler_type") == "constant":
         return started
 
     return (

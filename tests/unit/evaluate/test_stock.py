@@ -41,7 +41,7 @@ def settings_of(tmp_path, tiny_path, validation, **sections) -> RunConfig:
 
 
 def rows_of(answers: dict[tuple[int, str], str]) -> list:
-    """Pictures 0 and 1 are small, 2 and 3 large; `answers` by image and question."""
+    """Images 0 and 1 are small, 2 and 3 large; `answers` by image and question."""
     rows = []
     for n, size in enumerate((ONE, ONE, TWO_TILES_AN_EDGE, TWO_TILES_AN_EDGE)):
         conversations = [asked(q, answers.get((n, q), "?"), name=f"{n}{q}") for q in QUESTIONS]

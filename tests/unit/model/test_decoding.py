@@ -240,12 +240,13 @@ def test_a_turn_that_ends_otherwise_than_the_text_stops_decoding(path):
 def test_answers_leave_no_tensor_to_the_garbage_collector(trained, encoder):
     """smolray lets the collector come rarely (smolray/__init__.py)."""
     eos = int(encoder.tokenizer.eos_token_id)
-    for keep in (0, gc.DEBUG_SAVEALL):  # once to warm up; then what would be freed is kept in gc.garbage
+    try:
+        for keep in (0, gc.DEBUG_SAVEALL):  # once to warm up; then what would be freed is kept in gc.garbage
+            gc.collect()
+            gc.set_debug(keep)
+            greedy(trained, collate_prompts(packed(rows_of(0)), encoder), NEW_TOKENS, {eos})
         gc.collect()
-        gc.set_debug(keep)
-        greedy(trained, collate_prompts(packed(rows_of(0)), encoder), NEW_TOKENS, {eos})
-    gc.collect()
-    left = [found for found in gc.garbage if isinstance(found, torch.Tensor)]
-    gc.set_debug(0)
-    gc.garbage.clear()
-    assert not left
+        assert not [found for found in gc.garbage if isinstance(found, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()

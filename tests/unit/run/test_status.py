@@ -176,9 +176,13 @@ def test_counts_are_short(value, text):
     assert count(value) == text
 
 
-@pytest.mark.parametrize(("warmup", "warned"), [(0, False), (24, False), (25, True), (50, True)])
-def test_a_warm_up_that_is_longer_than_the_run_is_reported(warmup, warned):
-    config = {"optimizer": {"warmup_steps": warmup, "learning_rate": 1e-4}}
+@pytest.mark.parametrize(
+    ("scheduler", "warmup", "warned"),
+    [("cosine", 0, False), ("cosine", 24, False), ("cosine", 25, True), ("cosine", 50, True), ("constant", 50, False)],
+)
+def test_a_warm_up_that_is_longer_than_the_run_is_reported(scheduler, warmup, warned):
+    """The scheduler `constant` has no warm-up."""
+    config = {"optimizer": {"lr_scheduler_type": scheduler, "warmup_steps": warmup, "learning_rate": 1e-4}}
     first, *more = event_line({"event": "start", "workers": 2, "total_steps": 25, "config": config}).splitlines()
     assert first == "start   attempt 1, 2 worker(s), 25 steps"
     assert [f"optimizer.warmup_steps = {warmup}, and the run has 25 steps" in line for line in more] == [True] * warned
